@@ -1,0 +1,100 @@
+//! Calico's chains are there, but nothing jumps to them: network policies are not enforced, and no connectivity test can show it.
+//!
+//! *Looks at* the jumps from the base chains. *Traps*: eBPF has no such chains; a living Felix writes them again with its
+//! periodic refresh, so it is waited for; without Felix nobody will (recorded: incident 04; catalogue R100, R101).
+
+use std::time::Duration;
+
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains};
+
+pub(super) const CHECK: Check = Check {
+    code: "CalicoChainsUnhooked",
+    area: Area::PacketFilter,
+    severity: Severity::Critical,
+    why: "policies are NOT enforced on this node, and traffic goes on as if nothing had happened",
+    next_step: "check that Felix is alive on this node (`curl -s localhost:9099/liveness`) and delete the calico-node pod; then find who removed the jumps",
+    raise_after: Duration::from_secs(1),
+    clear_after: Duration::from_secs(2),
+    run,
+};
+
+/// `IptablesRefreshInterval` of Felix is 90 s up to 3.21 and 180 s today, plus a margin.
+const FELIX_REFRESH: Duration = Duration::from_secs(200);
+
+fn run(look: &Look<'_>) -> Outcome {
+    let Some(dataplane) = look.expected.calico else {
+        return Outcome::NotApplicable("no Calico on this node".into());
+    };
+    let Some(plan) = chains::calico(dataplane) else {
+        return Outcome::NotApplicable("Calico uses its eBPF dataplane here, which has no chains".into());
+    };
+    let gaps = match chains::gaps(look, plan, &look.before.calico) {
+        Ok(gaps) => gaps,
+        Err(error) => return Outcome::unknown(error),
+    };
+    let felix = look.now.health.felix.get().is_some_and(|answer| answer.status < 300);
+    let unhooked = gaps.iter().filter(|gaps| !gaps.unhooked.is_empty());
+    let findings = unhooked.map(|gaps| {
+        let what = gaps.unhooked.join(", ");
+        let detail =
+            format!("Jumps to Calico's chains are gone ({}), so policies are NOT enforced: {what}", gaps.place());
+        let finding = Finding::new(gaps.family.to_string(), detail);
+        if felix { finding.repaired_within(FELIX_REFRESH) } else { finding }
+    });
+    Outcome::from_findings(findings.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, Node};
+    use super::*;
+    use crate::facts::Backend;
+
+    fn broken(backend: Backend) -> Node {
+        Node::worker().calico(backend).edit_chains(backend, "filter", |chains| {
+            for chain in chains.iter_mut() {
+                chain.jumps.retain(|jump| jump.target != "cali-FORWARD");
+            }
+        })
+    }
+
+    #[test]
+    fn fires_in_either_backend() {
+        for backend in [Backend::Nftables, Backend::Legacy] {
+            let details = testing::details(&run(&broken(backend).look()));
+            assert!(details[0].contains("cali-FORWARD"), "{details:?}");
+            assert!(details[0].contains("policies are NOT enforced"), "{details:?}");
+        }
+    }
+
+    #[test]
+    fn trap_a_living_felix_is_waited_for_and_a_hung_one_is_not() {
+        let node = broken(Backend::Nftables).edit(|now| now.health.felix = testing::answers(200));
+        let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
+        assert_eq!(findings[0].owner_repairs_within, Some(FELIX_REFRESH));
+        let node = node.edit(|now| now.health.felix = testing::timed_out("Felix health port"));
+        let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
+        assert_eq!(findings[0].owner_repairs_within, None);
+    }
+
+    #[test]
+    fn trap_ebpf_has_no_chains() {
+        let node = broken(Backend::Nftables).routing(|routing| routing.links[0].name = "bpfin.cali".into());
+        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn healthy_and_clears() {
+        for backend in [Backend::Nftables, Backend::Legacy] {
+            assert_eq!(run(&Node::worker().calico(backend).look()), Outcome::Healthy);
+        }
+        assert!(matches!(run(&Node::worker().look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn unknown_when_the_rules_cannot_be_read() {
+        let node = Node::worker().calico(Backend::Legacy).edit(|now| now.legacy = testing::denied("ip_tables"));
+        let node = node.remember(|before| _ = before.calico.insert((Backend::Legacy, crate::facts::Family::V4)));
+        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+    }
+}

@@ -1,0 +1,76 @@
+//! A plugin that the CNI configuration names cannot be run.
+//!
+//! *Looks at* every `type` of the chain and every `ipam.type`, in the runtime's plugin directories. The node stays Ready:
+//! nobody tells before a pod fails (recorded: incident 06 C). *Trap*: an installation in progress removes and copies the
+//! file (catalogue R066).
+
+use std::time::Duration;
+
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error};
+use crate::facts::{Binary, Seen};
+
+pub(super) const CHECK: Check = Check {
+    code: "CniBinaryMissing",
+    area: Area::Cni,
+    severity: Severity::Critical,
+    why: "no pod can be started or removed here, while the node stays Ready",
+    next_step: "install it again: delete the CNI's agent pod (calico-node runs install-cni at its start), or reinstall the CNI plugins package",
+    raise_after: Duration::from_secs(1),
+    clear_after: Duration::from_secs(2),
+    run,
+};
+
+fn run(look: &Look<'_>) -> Outcome {
+    let cni = &look.now.cni;
+    if !look.expected.worker || cni.config().is_none() {
+        return Outcome::NotApplicable("no CNI configuration names a plugin".into());
+    }
+    let dirs = cni.bin_dirs.join(", ");
+    let findings = cni.binaries.iter().filter_map(|(plugin, seen)| {
+        let what = match seen {
+            Seen::Absent => format!("is in none of the plugin directories ({dirs})"),
+            Seen::Yes(Binary { size: 0, path, .. }) => format!("is an empty file ({path})"),
+            Seen::Yes(Binary { executable: false, path, .. }) => format!("is not executable ({path})"),
+            Seen::Yes(_) | Seen::Unreadable(_) => return None,
+        };
+        Some(Finding::new(plugin.clone(), format!("The CNI plugin `{plugin}` {what}")))
+    });
+    findings_or_unknown(findings.collect(), first_error(cni.binaries.values().map(Seen::error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, Node};
+    use super::*;
+
+    fn plugin(seen: &Seen<Binary>) -> Node {
+        Node::worker().edit(|now| _ = now.cni.binaries.insert("calico".into(), seen.clone()))
+    }
+
+    fn binary(size: u64, executable: bool) -> Seen<Binary> {
+        Seen::Yes(Binary { path: "/opt/cni/bin/calico".into(), size, executable })
+    }
+
+    #[test]
+    fn absent_empty_or_not_executable() {
+        for seen in [Seen::Absent, binary(0, true), binary(9, false)] {
+            assert_eq!(testing::subjects(&run(&plugin(&seen).look())), ["calico"]);
+        }
+    }
+
+    #[test]
+    fn healthy_and_clears() {
+        assert_eq!(run(&plugin(&binary(9, true)).look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_no_configuration_names_a_plugin() {
+        let node = plugin(&Seen::Absent).edit(|now| now.cni.files = Seen::Yes(vec![]));
+        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn unknown_when_it_cannot_be_looked_at() {
+        assert!(matches!(run(&plugin(&testing::denied("/opt/cni/bin/calico")).look()), Outcome::Unknown(_)));
+    }
+}

@@ -1,0 +1,85 @@
+//! The connection tracking table is full: new connections are dropped, even to localhost.
+//!
+//! *Looks at* `nf_conntrack_count` against `nf_conntrack_max`, and at the kernel's drop counter. *Trap*: max 0 means no
+//! limit; a counter that grew long ago is no fault now (catalogue R039).
+
+use std::time::Duration;
+
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
+use crate::facts::Conntrack;
+
+pub(super) const CHECK: Check = Check {
+    code: "ConntrackFull",
+    area: Area::PacketFilter,
+    severity: Severity::Critical,
+    why: "every new connection of every pod and of the node itself, even to localhost, is dropped while the node stays Ready",
+    next_step: "see who holds the entries (`conntrack -L | sort`), end or restart that workload, and raise `net.netfilter.nf_conntrack_max`",
+    raise_after: Duration::from_secs(5),
+    clear_after: Duration::from_secs(30),
+    run,
+};
+
+fn run(look: &Look<'_>) -> Outcome {
+    let conntrack = seen!(look.now.conntrack, Outcome::NotApplicable("connection tracking is not in use".into()));
+    if conntrack.max == 0 {
+        return Outcome::NotApplicable("connection tracking has no limit here".into());
+    }
+    let full = percent(conntrack) >= u64::from(look.limits.conntrack_full_percent);
+    let dropping =
+        conntrack.dropped_since > 0 && percent(conntrack) >= u64::from(look.limits.conntrack_near_full_percent);
+    if !full && !dropping {
+        return Outcome::Healthy;
+    }
+    let Conntrack { count, max, dropped_since, .. } = conntrack;
+    let drops = if *dropped_since > 0 {
+        format!(", and {dropped_since} packets were dropped since the last look")
+    } else {
+        String::new()
+    };
+    Outcome::from_findings(vec![Finding::new(
+        "nf_conntrack",
+        format!("Connection tracking holds {count} of {max} entries{drops}"),
+    )])
+}
+
+/// How full the table is, in percent.
+pub(super) fn percent(conntrack: &Conntrack) -> u64 {
+    conntrack.count.saturating_mul(100).checked_div(conntrack.max).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, Node};
+    use super::*;
+    use crate::facts::Seen;
+
+    fn with(count: u64, max: u64, dropped_since: u64) -> Outcome {
+        let seen = Seen::Yes(Conntrack { count, max, dropped: 10_000, dropped_since });
+        run(&Node::worker().edit(|now| now.conntrack = seen.clone()).look())
+    }
+
+    #[test]
+    fn full_or_dropping() {
+        assert_eq!(testing::subjects(&with(1_000, 1_000, 0)), ["nf_conntrack"]);
+        assert!(testing::details(&with(900, 1_000, 7))[0].contains("7 packets were dropped"));
+    }
+
+    #[test]
+    fn healthy_and_clears() {
+        assert_eq!(with(100, 1_000, 0), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_no_limit_and_old_drops_and_no_module() {
+        assert!(matches!(with(5, 0, 0), Outcome::NotApplicable(_)));
+        assert_eq!(with(100, 1_000, 3), Outcome::Healthy, "drops with room to spare have another cause");
+        let node = Node::worker().edit(|now| now.conntrack = Seen::Absent);
+        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn unknown_when_it_cannot_be_read() {
+        let node = Node::worker().edit(|now| now.conntrack = testing::denied("nf_conntrack_count"));
+        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+    }
+}

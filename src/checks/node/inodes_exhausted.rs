@@ -1,0 +1,73 @@
+//! Inodes of a file system are used up.
+//!
+//! *Looks at* what is left against the kubelet's eviction threshold, or 1 % where the kubelet has none. *Trap*: a file system that does not count inodes (btrfs, `f_files` 0)
+//! (catalogue R031, H9).
+
+use std::time::Duration;
+
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error, seen, space};
+
+pub(super) const CHECK: Check = Check {
+    code: "InodesExhausted",
+    area: Area::Capacity,
+    severity: Severity::Critical,
+    why: "no file can be created though there are free bytes, which looks like a full disk, and the kubelet evicts pods",
+    next_step: "find the producer of small files (`du --inodes -x --max-depth=2 MOUNT | sort -n`) and remove them",
+    raise_after: Duration::from_secs(10),
+    clear_after: Duration::from_secs(60),
+    run,
+};
+
+fn run(look: &Look<'_>) -> Outcome {
+    let filesystems = seen!(look.now.filesystems, Outcome::NotApplicable("no file systems to look at".into()));
+    let in_use = || filesystems.iter().filter(|filesystem| !filesystem.roles.is_empty());
+    let findings = in_use().filter_map(|filesystem| {
+        let supply = space::inodes(look, filesystem)?;
+        supply.full().then(|| {
+            let detail = format!("Inodes on {}: {}", space::name(filesystem), supply.describe(space::human_inodes));
+            Finding::new(filesystem.mount_point.clone(), detail)
+        })
+    });
+    findings_or_unknown(findings.collect(), first_error(in_use().map(|filesystem| filesystem.space.error())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, Node};
+    use super::*;
+    use crate::facts::Seen;
+
+    fn left(percent: u64) -> Node {
+        Node::worker().filesystem(move |filesystem| {
+            let Seen::Yes(space) = &mut filesystem.space else { panic!("seen") };
+            space.inodes_available = space.inodes / 100 * percent;
+        })
+    }
+
+    #[test]
+    fn fires_by_the_kubelets_threshold() {
+        assert_eq!(testing::subjects(&run(&left(3).look())), ["/"]);
+    }
+
+    #[test]
+    fn healthy_and_clears() {
+        assert_eq!(run(&Node::worker().look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_a_file_system_without_inode_numbers() {
+        let node = left(0).filesystem(|filesystem| {
+            let Seen::Yes(space) = &mut filesystem.space else { panic!("seen") };
+            space.inodes = 0;
+        });
+        assert_eq!(run(&node.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn unknown_when_a_file_system_does_not_answer() {
+        let node = Node::worker().filesystem(|filesystem| filesystem.space = testing::timed_out("statvfs /"));
+        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+        let node = Node::worker().edit(|now| now.filesystems = testing::denied("mountinfo"));
+        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+    }
+}

@@ -1,0 +1,99 @@
+//! kube-proxy's chains are not there.
+//!
+//! *Looks at* the chains that every kube-proxy makes, in the backend where it has most; each family that it programs.
+//! *Traps*: a kube-proxy that has just started has not synced yet; leftovers in the other backend after a switch; a node
+//! without kube-proxy (Cilium, Calico eBPF) is healthy (catalogue R102).
+
+use std::time::Duration;
+
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains};
+
+pub(super) const CHECK: Check = Check {
+    code: "KubeProxyChainsMissing",
+    area: Area::PacketFilter,
+    severity: Severity::Critical,
+    why: "Services are dead on this node: no ClusterIP or NodePort is translated",
+    next_step: "restart kube-proxy on this node (delete its pod); if they do not come back in 10 s, read its log for iptables-restore errors",
+    raise_after: Duration::from_secs(10),
+    clear_after: Duration::from_secs(2),
+    run,
+};
+
+fn run(look: &Look<'_>) -> Outcome {
+    let Some(mode) = look.expected.kube_proxy else {
+        return Outcome::NotApplicable("no kube-proxy on this node".into());
+    };
+    let gaps = match chains::gaps(look, chains::kube_proxy(mode), &look.before.kube_proxy) {
+        Ok(gaps) => gaps,
+        Err(error) => return Outcome::unknown(error),
+    };
+    let missing = gaps.iter().filter(|gaps| !gaps.missing.is_empty());
+    Outcome::from_findings(
+        missing
+            .map(|gaps| {
+                let detail = format!("kube-proxy's chains are missing ({}): {}", gaps.place(), gaps.missing.join(", "));
+                Finding::new(gaps.family.to_string(), detail)
+            })
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, Node};
+    use super::*;
+    use crate::facts::{Backend, Family, Seen};
+
+    #[test]
+    fn one_chain_gone_in_either_backend() {
+        for backend in [Backend::Nftables, Backend::Legacy] {
+            let node = Node::worker().kube_proxy(backend).edit_chains(backend, "nat", |chains| {
+                chains.retain(|chain| chain.name != "KUBE-POSTROUTING");
+            });
+            let details = testing::details(&run(&node.look()));
+            assert!(details[0].contains("nat KUBE-POSTROUTING"), "{details:?}");
+            assert!(details[0].contains(&backend.to_string()), "{details:?}");
+        }
+    }
+
+    #[test]
+    fn a_flushed_table_is_remembered() {
+        let node = Node::worker().edit(|now| now.nftables = testing::no_tables(Backend::Nftables));
+        let node = node.remember(|before| _ = before.kube_proxy.insert((Backend::Nftables, Family::V6)));
+        assert_eq!(testing::subjects(&run(&node.look())), ["IPv4", "IPv6"]);
+    }
+
+    #[test]
+    fn healthy_and_clears_in_every_mode() {
+        for backend in [Backend::Nftables, Backend::Legacy] {
+            assert_eq!(run(&Node::worker().kube_proxy(backend).look()), Outcome::Healthy, "{backend}");
+        }
+        assert_eq!(run(&Node::worker().kube_proxy_native().look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_leftovers_in_the_other_backend() {
+        let node = Node::worker().kube_proxy(Backend::Nftables).and_kube_proxy(Backend::Legacy);
+        let node =
+            node.edit_chains(Backend::Legacy, "nat", |chains| chains.retain(|chain| chain.name == "KUBE-MARK-MASQ"));
+        assert_eq!(run(&node.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_the_kubelets_own_chains_are_not_kube_proxys() {
+        let node = Node::worker().without_kube_proxy().edit(|now| {
+            now.nftables = testing::chains(Backend::Nftables, "mangle", &["KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT"]);
+        });
+        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn unknown_when_the_rules_cannot_be_read() {
+        let node = Node::worker().edit(|now| now.nftables = testing::denied("nf_tables"));
+        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+        let node = Node::worker().kube_proxy(Backend::Nftables).edit(|now| now.legacy = testing::denied("ip_tables"));
+        assert_eq!(run(&node.look()), Outcome::Healthy, "whole in the backend that can be read");
+        let node = node.edit(|now| now.nftables = Seen::Absent);
+        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+    }
+}

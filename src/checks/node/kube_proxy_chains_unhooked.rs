@@ -1,0 +1,92 @@
+//! kube-proxy's chains are there, but nothing jumps to them.
+//!
+//! *Looks at* the jumps from the base chains. A living kube-proxy does not repair them for up to an hour, and its health
+//! port stays 200 (recorded: incidents 05 D and 05 E), so nobody is waited for. *Trap*: a start of kube-proxy makes
+//! chain and jump one after the other (catalogue R102).
+
+use std::time::Duration;
+
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains};
+
+pub(super) const CHECK: Check = Check {
+    code: "KubeProxyChainsUnhooked",
+    area: Area::PacketFilter,
+    severity: Severity::Critical,
+    why: "Services are dead on this node though kube-proxy's health port says 200, and a living kube-proxy may not repair it for an hour",
+    next_step: "restart kube-proxy on this node (delete its pod), which puts the jumps back within a second; then find who removed them (firewalld, a script)",
+    // Chain and jump are made in one go at a start of kube-proxy; half a second lets it finish.
+    raise_after: Duration::from_millis(500),
+    clear_after: Duration::from_secs(2),
+    run,
+};
+
+fn run(look: &Look<'_>) -> Outcome {
+    let Some(mode) = look.expected.kube_proxy else {
+        return Outcome::NotApplicable("no kube-proxy on this node".into());
+    };
+    let gaps = match chains::gaps(look, chains::kube_proxy(mode), &look.before.kube_proxy) {
+        Ok(gaps) => gaps,
+        Err(error) => return Outcome::unknown(error),
+    };
+    let unhooked = gaps.iter().filter(|gaps| !gaps.unhooked.is_empty());
+    Outcome::from_findings(
+        unhooked
+            .map(|gaps| {
+                let detail =
+                    format!("Jumps to kube-proxy's chains are gone ({}): {}", gaps.place(), gaps.unhooked.join(", "));
+                Finding::new(gaps.family.to_string(), detail)
+            })
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, Node};
+    use super::*;
+    use crate::facts::Backend;
+
+    fn without_jump(backend: Backend) -> Node {
+        Node::worker().kube_proxy(backend).edit_chains(backend, "nat", |chains| {
+            let base = chains.iter_mut().find(|chain| chain.name == "PREROUTING").expect("there");
+            base.jumps.retain(|jump| jump.target != "KUBE-SERVICES");
+        })
+    }
+
+    #[test]
+    fn a_jump_gone_in_either_backend() {
+        for backend in [Backend::Nftables, Backend::Legacy] {
+            let details = testing::details(&run(&without_jump(backend).look()));
+            assert!(details[0].contains("nat PREROUTING -> KUBE-SERVICES"), "{details:?}");
+        }
+    }
+
+    #[test]
+    fn trap_a_healthy_health_port_does_not_silence_it() {
+        let node = without_jump(Backend::Nftables).edit(|now| now.health.kube_proxy = testing::answers(200));
+        assert_eq!(testing::subjects(&run(&node.look())), ["IPv4"]);
+    }
+
+    #[test]
+    fn trap_a_missing_chain_is_told_by_the_other_check() {
+        let node = Node::worker().kube_proxy(Backend::Nftables).edit_chains(Backend::Nftables, "nat", |chains| {
+            chains.retain(|chain| chain.name != "KUBE-SERVICES");
+            for chain in chains.iter_mut() {
+                chain.jumps.retain(|jump| jump.target != "KUBE-SERVICES");
+            }
+        });
+        assert_eq!(run(&node.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn healthy_and_clears() {
+        assert_eq!(run(&Node::worker().kube_proxy(Backend::Nftables).look()), Outcome::Healthy);
+        assert!(matches!(run(&Node::plain_machine().look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn unknown_when_the_rules_cannot_be_read() {
+        let node = Node::worker().edit(|now| now.nftables = testing::denied("nf_tables"));
+        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+    }
+}

@@ -1,0 +1,112 @@
+//! The checks of one node: one file each, and one row each in [`ALL`].
+
+mod calico_chains_missing;
+mod calico_chains_unhooked;
+mod cni_binary_missing;
+mod cni_config_conflict;
+mod cni_config_invalid;
+mod cni_config_missing;
+mod cni_not_initialized;
+mod conntrack_full;
+mod conntrack_near_full;
+mod containerd_down;
+mod containerd_unresponsive;
+mod default_route_missing;
+mod disk_full;
+mod disk_pressure_imminent;
+mod filesystem_read_only;
+mod gateway_unreachable;
+mod inodes_exhausted;
+mod inodes_exhaustion_imminent;
+mod ip_forward_disabled;
+mod kube_proxy_chains_missing;
+mod kube_proxy_chains_unhooked;
+mod kubelet_down;
+mod kubelet_unhealthy;
+mod master_unreachable;
+mod memory_pressure_imminent;
+mod pod_route_missing;
+mod runtime_not_ready;
+#[cfg(test)]
+mod testing;
+
+use super::Check;
+
+/// Every check, causes before consequences (catalogue R040): among findings of one severity the first takes the headline.
+pub const ALL: &[&Check] = &[
+    &filesystem_read_only::CHECK,
+    &disk_full::CHECK,
+    &inodes_exhausted::CHECK,
+    &disk_pressure_imminent::CHECK,
+    &inodes_exhaustion_imminent::CHECK,
+    &memory_pressure_imminent::CHECK,
+    &kubelet_down::CHECK,
+    &kubelet_unhealthy::CHECK,
+    &default_route_missing::CHECK,
+    &gateway_unreachable::CHECK,
+    &master_unreachable::CHECK,
+    &containerd_down::CHECK,
+    &containerd_unresponsive::CHECK,
+    &runtime_not_ready::CHECK,
+    &cni_config_missing::CHECK,
+    &cni_config_invalid::CHECK,
+    &cni_binary_missing::CHECK,
+    &cni_config_conflict::CHECK,
+    &cni_not_initialized::CHECK,
+    &ip_forward_disabled::CHECK,
+    &pod_route_missing::CHECK,
+    &conntrack_full::CHECK,
+    &calico_chains_missing::CHECK,
+    &calico_chains_unhooked::CHECK,
+    &kube_proxy_chains_missing::CHECK,
+    &kube_proxy_chains_unhooked::CHECK,
+    &conntrack_near_full::CHECK,
+];
+
+/// The position of a code in [`ALL`]: its rank among causes. Codes that are not there come last.
+pub(crate) fn rank(code: &str) -> usize {
+    ALL.iter().position(|check| check.code == code).unwrap_or(ALL.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_file_in_this_folder_is_in_the_table() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/checks/node");
+        let files: BTreeSet<String> = std::fs::read_dir(folder)
+            .expect("this folder")
+            .filter_map(|entry| Some(entry.expect("an entry").path().file_stem()?.to_str()?.to_owned()))
+            .filter(|name| name != "mod" && name != "testing")
+            .collect();
+        let snake = |code: &str| {
+            let mut name = String::new();
+            for letter in code.chars() {
+                if letter.is_uppercase() && !name.is_empty() {
+                    name.push('_');
+                }
+                name.extend(letter.to_lowercase());
+            }
+            name
+        };
+        let table: BTreeSet<String> = ALL.iter().map(|check| snake(check.code)).collect();
+        assert_eq!(table.len(), ALL.len(), "codes are unique");
+        assert_eq!(files, table);
+    }
+
+    #[test]
+    fn causes_come_before_consequences() {
+        let areas: Vec<_> = ALL.iter().map(|check| check.area).collect();
+        assert!(areas.is_sorted(), "{areas:?}");
+    }
+
+    #[test]
+    fn texts_fit_into_a_sentence() {
+        for check in ALL {
+            assert!(!check.why.ends_with('.') && !check.next_step.ends_with('.'), "{}", check.code);
+            assert!(check.why.len() + check.next_step.len() < 600, "{}", check.code);
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! A healthy worker, and ways to break it, for the table tests of the checks.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::super::{Limits, Look, Outcome};
+use crate::facts::*;
+
+/// Index of the uplink.
+pub(super) const UPLINK: u32 = 2;
+/// Index of the link to the pod.
+pub(super) const POD_LINK: u32 = 5;
+
+/// A node under test.
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    now: Snapshot,
+    before: Remembered,
+    expected: Expected,
+    limits: Limits,
+}
+
+/// What could not be looked at for lack of permission.
+pub(super) fn denied<T>(what: &str) -> Seen<T> {
+    error(what, Reason::Denied)
+}
+
+/// What did not answer.
+pub(super) fn timed_out<T>(what: &str) -> Seen<T> {
+    Seen::Unreadable(LookError::timed_out(what, 2.0))
+}
+
+/// Any error.
+pub(super) fn error<T>(what: &str, reason: Reason) -> Seen<T> {
+    Seen::Unreadable(LookError::new(what, reason, "for this test"))
+}
+
+/// A health port that answers.
+pub(super) fn answers(status: u16) -> Seen<HttpAnswer> {
+    Seen::Yes(HttpAnswer { status, body: "ok".into() })
+}
+
+/// A backend without any table.
+pub(super) fn no_tables(backend: Backend) -> Seen<Ruleset> {
+    Seen::Yes(Ruleset { backend, generation: Some(1), tables: vec![] })
+}
+
+/// A backend with one IPv4 table that holds these chains.
+pub(super) fn chains(backend: Backend, table: &str, names: &[&str]) -> Seen<Ruleset> {
+    let chains = names.iter().map(|name| chain(name, &[])).collect();
+    Seen::Yes(Ruleset { backend, generation: Some(1), tables: vec![filter_table(table, chains)] })
+}
+
+/// The subjects of findings; fails when there are none.
+pub(super) fn subjects(outcome: &Outcome) -> Vec<String> {
+    let Outcome::Findings(findings) = outcome else { panic!("findings, not {outcome:?}") };
+    findings.iter().map(|finding| finding.subject.clone()).collect()
+}
+
+/// The details of findings; fails when there are none.
+pub(super) fn details(outcome: &Outcome) -> Vec<String> {
+    let Outcome::Findings(findings) = outcome else { panic!("findings, not {outcome:?}") };
+    findings.iter().map(|finding| finding.detail.clone()).collect()
+}
+
+/// A valid configuration file with one plugin.
+pub(super) fn cni_file(name: &str, plugin: &str) -> CniFile {
+    let plugins = vec![CniPlugin { kind: plugin.into(), ipam: None }];
+    CniFile {
+        name: name.into(),
+        modified: None,
+        content: Ok(CniConfig { name: "net".into(), cni_version: "1.0.0".into(), plugins }),
+    }
+}
+
+fn chain(name: &str, targets: &[&str]) -> Chain {
+    let jump = |(position, target): (usize, &&str)| Jump {
+        position: u32::try_from(position).expect("few"),
+        target: (*target).into(),
+    };
+    let hook = match name.rsplit('-').next().unwrap_or(name).to_uppercase().as_str() {
+        "PREROUTING" => Some(Hook::Prerouting),
+        "INPUT" => Some(Hook::Input),
+        "FORWARD" => Some(Hook::Forward),
+        "OUTPUT" => Some(Hook::Output),
+        "POSTROUTING" => Some(Hook::Postrouting),
+        _ => None,
+    };
+    let base = hook.filter(|_| !targets.is_empty()).map(|hook| BaseChain { hook, policy: Policy::Accept });
+    Chain { name: name.into(), base, jumps: targets.iter().enumerate().map(jump).collect() }
+}
+
+fn filter_table(name: &str, chains: Vec<Chain>) -> Table {
+    Table { family: Family::V4, name: name.into(), chains, per_object_chains: 0, foreign_chains: 0 }
+}
+
+fn kube_proxy_tables() -> Vec<Table> {
+    let nat = vec![
+        chain("PREROUTING", &["KUBE-SERVICES"]),
+        chain("OUTPUT", &["KUBE-SERVICES"]),
+        chain("POSTROUTING", &["KUBE-POSTROUTING"]),
+        chain("KUBE-SERVICES", &[]),
+        chain("KUBE-POSTROUTING", &[]),
+        chain("KUBE-MARK-MASQ", &[]),
+        chain("KUBE-NODEPORTS", &[]),
+    ];
+    let filter = vec![chain("FORWARD", &["KUBE-FORWARD"]), chain("KUBE-FORWARD", &[])];
+    vec![filter_table("nat", nat), filter_table("filter", filter)]
+}
+
+fn calico_tables() -> Vec<Table> {
+    let table = |name: &str, bases: &[&str]| {
+        let hooked = bases.iter().map(|base| chain(base, &[format!("cali-{base}").as_str()]));
+        let own = bases.iter().map(|base| chain(&format!("cali-{base}"), &[]));
+        filter_table(name, hooked.chain(own).collect())
+    };
+    vec![
+        table("filter", &["INPUT", "FORWARD", "OUTPUT"]),
+        table("nat", &["PREROUTING", "OUTPUT", "POSTROUTING"]),
+        table("raw", &["PREROUTING", "OUTPUT"]),
+        table("mangle", &["PREROUTING"]),
+    ]
+}
+
+fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
+    let loopback = name == "lo";
+    Link {
+        index,
+        name: name.into(),
+        kind: kind.map(Into::into),
+        up: true,
+        carrier: true,
+        loopback,
+        mtu: 1500,
+        master: None,
+    }
+}
+
+fn routing() -> Routing {
+    let gateway = "10.0.0.1".parse().expect("an address");
+    let pod = "10.244.0.7".parse().expect("an address");
+    let via = RouteAnswer::Via { link: POD_LINK, gateway: None, kind: RouteKind::Unicast };
+    Routing {
+        links: vec![
+            link(7, "cni9", Some("bridge")),
+            link(1, "lo", None),
+            link(UPLINK, "eth0", None),
+            link(POD_LINK, "cni0", Some("bridge")),
+        ],
+        addresses: vec![Address {
+            link: UPLINK,
+            address: "10.0.0.5".parse().expect("an address"),
+            prefix: 24,
+            global: true,
+        }],
+        defaults: vec![Route {
+            family: Family::V4,
+            table: 254,
+            protocol: 16,
+            kind: RouteKind::Unicast,
+            metric: None,
+            next_hops: vec![(Some(gateway), Some(UPLINK))],
+        }],
+        by_protocol: vec![(Family::V4, 2, 3)],
+        rules: vec![],
+        gateways: vec![Neighbour { link: UPLINK, address: gateway, state: NeighbourState::Reachable }],
+        pods: BTreeMap::from([("sandbox-1".to_owned(), vec![PodRoute { address: pod, answer: Seen::Yes(via) }])]),
+    }
+}
+
+fn runtime(now: Timestamp) -> Runtime {
+    let condition = |kind: &str| RuntimeCondition {
+        kind: kind.into(),
+        status: true,
+        reason: String::new(),
+        message: String::new(),
+    };
+    Runtime {
+        socket: Seen::Yes("/run/containerd/containerd.sock".into()),
+        status: Seen::Yes(RuntimeStatus {
+            name: "containerd".into(),
+            version: "1.6.20".into(),
+            conditions: vec![condition("RuntimeReady"), condition("NetworkReady")],
+            cni_dirs: None,
+            cni_load: None,
+        }),
+        sandboxes: Seen::Yes(vec![Sandbox {
+            id: "sandbox-1".into(),
+            namespace: "default".into(),
+            name: "web".into(),
+            created_at: i64::try_from(now.as_nanosecond()).expect("this century") - 600_000_000_000,
+            host_network: Some(false),
+            addresses: vec!["10.244.0.7".parse().expect("an address")],
+        }]),
+    }
+}
+
+fn root_filesystem() -> Filesystem {
+    let (bytes, inodes) = (100 << 30, 1_000_000);
+    Filesystem {
+        mount_point: "/".into(),
+        source: "/dev/vda1".into(),
+        kind: "ext4".into(),
+        roles: vec![Role::Root, Role::Nodefs, Role::Logs],
+        read_only: false,
+        meant_read_only: false,
+        space: Seen::Yes(Space { bytes, bytes_available: bytes / 2, inodes, inodes_available: inodes / 2 }),
+        bytes_per_second: Some(0.0),
+        inodes_per_second: Some(0.0),
+    }
+}
+
+fn kubelet() -> Kubelet {
+    Kubelet {
+        config_path: Some("/var/lib/kubelet/config.yaml".into()),
+        kubeconfig_path: Some("/etc/kubernetes/kubelet.conf".into()),
+        server: Some("https://10.0.0.9:6443".into()),
+        healthz_port: 10248,
+        runtime_endpoint: None,
+        eviction: EvictionThresholds::default(),
+        config_error: None,
+    }
+}
+
+impl Node {
+    /// A worker with kubelet, containerd, a bridge CNI, kube-proxy on nf_tables and one pod. Nothing is wrong with it.
+    pub(super) fn worker() -> Self {
+        let at = Timestamp::from_second(1_700_000_000).expect("valid");
+        let mut now = Snapshot::blank(
+            at,
+            Identity { hostname: "n1".into(), boot_id: "b".into(), machine_id: "m".into(), kernel: "6".into() },
+        );
+        let process =
+            |program, pid| Process { program, pid, state: 'S', started_at: at - SignedDuration::from_hours(1) };
+        now.routing = Seen::Yes(routing());
+        now.forwarding = Forwarding { ipv4: Seen::Yes(true), ipv6: Seen::Yes(true) };
+        now.nftables = no_tables(Backend::Nftables);
+        now.legacy = Seen::Absent;
+        now.conntrack = Seen::Yes(Conntrack { count: 10, max: 1_000, dropped: 0, dropped_since: 0 });
+        now.cni.files = Seen::Yes(vec![cni_file("10-bridge.conflist", "bridge")]);
+        let binary = Binary { path: "/opt/cni/bin/bridge".into(), size: 1, executable: true };
+        now.cni.binaries = BTreeMap::from([("bridge".to_owned(), Seen::Yes(binary))]);
+        now.runtime = runtime(at);
+        now.filesystems = Seen::Yes(vec![root_filesystem()]);
+        let total = 16 << 30;
+        now.memory = Seen::Yes(Memory {
+            total,
+            available: total / 2,
+            kubelet_available: total / 2,
+            pressure: Some(0.0),
+            bytes_per_second: None,
+        });
+        let found =
+            vec![process(Program::Kubelet, 10), process(Program::Containerd, 11), process(Program::KubeProxy, 12)];
+        now.processes = Seen::Yes(Processes { found });
+        now.kubelet = Seen::Yes(kubelet());
+        now.health =
+            Health { kubelet: answers(200), kube_proxy: answers(200), felix: error("127.0.0.1:9099", Reason::Refused) };
+        now.control_plane =
+            Seen::Yes(ControlPlanePath { server: "https://10.0.0.9:6443".into(), answer: Seen::Yes(403) });
+        let before = Remembered::default();
+        let expected = Expected::of(&now, &before);
+        Node { now, before, expected, limits: Limits::default() }.kube_proxy(Backend::Nftables)
+    }
+
+    /// A machine that has nothing to do with Kubernetes.
+    pub(super) fn plain_machine() -> Self {
+        Node::worker().edit(|now| {
+            now.kubelet = Seen::Absent;
+            now.processes = Seen::Yes(Processes::default());
+            now.nftables = no_tables(Backend::Nftables);
+            now.runtime = Runtime { socket: Seen::Absent, status: Seen::Absent, sandboxes: Seen::Absent };
+            now.cni.files = Seen::Absent;
+            now.cni.binaries.clear();
+            now.control_plane = Seen::Absent;
+        })
+    }
+
+    /// Changes what was seen.
+    pub(super) fn edit(mut self, change: impl FnOnce(&mut Snapshot)) -> Self {
+        change(&mut self.now);
+        self.expected = Expected::of(&self.now, &self.before);
+        self
+    }
+
+    /// Changes what was seen earlier.
+    pub(super) fn remember(mut self, change: impl FnOnce(&mut Remembered)) -> Self {
+        change(&mut self.before);
+        self.edit(|_| ())
+    }
+
+    /// Changes the routing state.
+    pub(super) fn routing(self, change: impl FnOnce(&mut Routing)) -> Self {
+        self.edit(|now| {
+            let Seen::Yes(routing) = &mut now.routing else { panic!("seen") };
+            change(routing);
+        })
+    }
+
+    /// Changes the root file system.
+    pub(super) fn filesystem(self, change: impl FnOnce(&mut Filesystem)) -> Self {
+        self.edit(|now| {
+            let Seen::Yes(filesystems) = &mut now.filesystems else { panic!("seen") };
+            change(&mut filesystems[0]);
+        })
+    }
+
+    /// kube-proxy's chains in this backend alone.
+    pub(super) fn kube_proxy(self, backend: Backend) -> Self {
+        self.edit(|now| {
+            now.nftables = no_tables(Backend::Nftables);
+            now.legacy = Seen::Absent;
+        })
+        .and_kube_proxy(backend)
+    }
+
+    /// kube-proxy's chains in this backend too.
+    pub(super) fn and_kube_proxy(self, backend: Backend) -> Self {
+        self.edit(|now| {
+            let seen = Seen::Yes(Ruleset { backend, generation: Some(1), tables: kube_proxy_tables() });
+            match backend {
+                Backend::Nftables => now.nftables = seen,
+                Backend::Legacy => now.legacy = seen,
+            }
+        })
+    }
+
+    /// kube-proxy's native nftables mode.
+    pub(super) fn kube_proxy_native(self) -> Self {
+        self.edit(|now| {
+            let table = filter_table(
+                "kube-proxy",
+                vec![
+                    chain("nat-prerouting", &["services"]),
+                    chain("nat-output", &["services"]),
+                    chain("nat-postrouting", &["masquerading"]),
+                    chain("services", &[]),
+                    chain("masquerading", &[]),
+                    chain("cluster-ips-check", &[]),
+                ],
+            );
+            now.nftables = Seen::Yes(Ruleset { backend: Backend::Nftables, generation: Some(1), tables: vec![table] });
+        })
+    }
+
+    /// Without kube-proxy.
+    pub(super) fn without_kube_proxy(self) -> Self {
+        self.without(Program::KubeProxy).edit(|now| now.nftables = no_tables(Backend::Nftables))
+    }
+
+    /// Calico's chains in a backend, and its CNI configuration.
+    pub(super) fn calico(self, backend: Backend) -> Self {
+        self.cni_plugin("calico").edit(|now| {
+            let seen = Seen::Yes(Ruleset { backend, generation: Some(1), tables: calico_tables() });
+            match backend {
+                Backend::Nftables => now.nftables = seen,
+                Backend::Legacy => {
+                    now.legacy = seen;
+                    now.nftables = no_tables(Backend::Nftables);
+                }
+            }
+        })
+    }
+
+    /// Changes the chains of one table.
+    pub(super) fn edit_chains(self, backend: Backend, table: &str, change: impl FnOnce(&mut Vec<Chain>)) -> Self {
+        self.edit(|now| {
+            let seen = match backend {
+                Backend::Nftables => &mut now.nftables,
+                Backend::Legacy => &mut now.legacy,
+            };
+            let Seen::Yes(ruleset) = seen else { panic!("seen") };
+            change(&mut ruleset.tables.iter_mut().find(|it| it.name == table).expect("the table").chains);
+        })
+    }
+
+    /// The CNI configuration names this plugin alone.
+    pub(super) fn cni_plugin(self, plugin: &str) -> Self {
+        self.edit(|now| {
+            now.cni.files = Seen::Yes(vec![cni_file("10-net.conflist", plugin)]);
+            now.cni.binaries.clear();
+        })
+    }
+
+    /// A condition of the runtime.
+    pub(super) fn runtime_condition(self, kind: &str, status: bool) -> Self {
+        self.edit(|now| {
+            let Seen::Yes(runtime) = &mut now.runtime.status else { panic!("seen") };
+            runtime.conditions.retain(|condition| condition.kind != kind);
+            let (reason, message) = ("TestReason".into(), "test message".into());
+            runtime.conditions.push(RuntimeCondition { kind: kind.into(), status, reason, message });
+        })
+    }
+
+    /// Without this program.
+    pub(super) fn without(self, program: Program) -> Self {
+        self.edit(|now| {
+            let Seen::Yes(processes) = &mut now.processes else { panic!("seen") };
+            processes.found.retain(|process| process.program != program);
+        })
+    }
+
+    /// The kubelet was started so many seconds ago.
+    pub(super) fn kubelet_started_ago(self, seconds: i64) -> Self {
+        self.started_ago(Program::Kubelet, seconds)
+    }
+
+    /// containerd was started so many seconds ago.
+    pub(super) fn containerd_started_ago(self, seconds: i64) -> Self {
+        self.started_ago(Program::Containerd, seconds)
+    }
+
+    fn started_ago(self, program: Program, seconds: i64) -> Self {
+        self.edit(|now| {
+            let Seen::Yes(processes) = &mut now.processes else { panic!("seen") };
+            let process = processes.found.iter_mut().find(|process| process.program == program).expect("running");
+            process.started_at = now.taken_at - SignedDuration::from_secs(seconds);
+        })
+    }
+
+    /// What a check may see of it.
+    pub(super) fn look(&self) -> Look<'_> {
+        Look { now: &self.now, before: &self.before, expected: &self.expected, limits: &self.limits }
+    }
+}
+
+#[test]
+fn a_healthy_worker_and_a_plain_machine_raise_nothing() {
+    for node in
+        [Node::worker(), Node::plain_machine(), Node::worker().calico(Backend::Nftables).without(Program::KubeProxy)]
+    {
+        for check in super::ALL {
+            let outcome = (check.run)(&node.look());
+            assert!(matches!(outcome, Outcome::Healthy | Outcome::NotApplicable(_)), "{}: {outcome:?}", check.code);
+        }
+    }
+}
+
+#[test]
+fn everything_is_unknown_or_not_applicable_before_the_first_look() {
+    let worker = Node::worker();
+    let blank = Snapshot::blank(worker.now.taken_at, worker.now.identity.clone());
+    let before = Remembered::default();
+    let expected =
+        Expected { worker: true, kube_proxy: Some(ProxyMode::Iptables), calico: Some(CalicoDataplane::Iptables) };
+    let look = Look { now: &blank, before: &before, expected: &expected, limits: &worker.limits };
+    for check in super::ALL {
+        let outcome = (check.run)(&look);
+        assert!(!matches!(outcome, Outcome::Healthy | Outcome::Findings(_)), "{}: {outcome:?}", check.code);
+    }
+}

@@ -1,0 +1,107 @@
+//! The configuration file: one tree, read once, unknown keys refused.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use crate::checks::Limits;
+
+/// Longest configuration file, in bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// What can be configured. Everything has a default; an empty file is valid.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Thresholds of the checks.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// Reads a YAML or JSON file; without a path, the defaults.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds something that is not understood. The error names file, line and key.
+    pub fn load(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Config::default()) };
+        let about = std::fs::metadata(path).with_context(|| format!("configuration file {}", path.display()))?;
+        if !about.is_file() || about.len() > LONGEST {
+            bail!("configuration file {}: is not a file of at most {LONGEST} bytes", path.display());
+        }
+        let text = std::fs::read_to_string(path).with_context(|| format!("configuration file {}", path.display()))?;
+        Config::parse(&text).with_context(|| format!("configuration file {}", path.display()))
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        if text.trim().is_empty() {
+            return Ok(Config::default());
+        }
+        let config: Config = serde_saphyr::from_str(text)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> anyhow::Result<()> {
+        let Limits {
+            conntrack_near_full_percent: near,
+            conntrack_full_percent: full,
+            imminent_points,
+            imminent_minutes,
+            full_percent,
+            sandbox_settling_seconds,
+        } = self.limits;
+        if near >= full || full > 100 {
+            bail!(
+                "limits: conntrackNearFullPercent ({near}) must be below conntrackFullPercent ({full}), and that at most 100"
+            );
+        }
+        for (key, value) in [("imminentPoints", imminent_points), ("fullPercent", full_percent)] {
+            if !(0.0..=100.0).contains(&value) {
+                bail!("limits: {key} ({value}) must be between 0 and 100");
+            }
+        }
+        if imminent_minutes.is_nan() || imminent_minutes < 0.0 || sandbox_settling_seconds < 0 {
+            bail!("limits: imminentMinutes and sandboxSettlingSeconds must not be negative");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(Config::parse("").expect("valid"), Config::default());
+    }
+
+    #[test]
+    fn a_threshold_is_taken_over() {
+        let config = Config::parse("limits:\n  conntrackNearFullPercent: 70\n").expect("valid");
+        assert_eq!(config.limits.conntrack_near_full_percent, 70);
+        assert_eq!(config.limits.conntrack_full_percent, Limits::default().conntrack_full_percent);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = format!("{:#}", Config::parse("limits:\n  conntrakNearFull: 70\n").expect_err("unknown"));
+        assert!(error.contains("conntrakNearFull") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        for text in
+            ["limits: {conntrackNearFullPercent: 99}", "limits: {fullPercent: 200}", "limits: {imminentMinutes: -1}"]
+        {
+            assert!(Config::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_not_a_configuration() {
+        let error = Config::load(Some(Path::new("/"))).expect_err("a directory").to_string();
+        assert!(error.contains("configuration file /"), "{error}");
+    }
+}

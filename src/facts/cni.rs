@@ -1,0 +1,117 @@
+//! The CNI directory as the runtime sees it: which files count, in which order, and what they need.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Seen;
+
+/// CNI configuration and plugins of the node.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cni {
+    /// The directory that the runtime reads, as the runtime names it (no host root in front).
+    pub conf_dir: String,
+    /// The directories in which the runtime looks for plugins, in order.
+    pub bin_dirs: Vec<String>,
+    /// Who told these directories: the runtime itself, its configuration file, or the defaults.
+    pub told_by: String,
+    /// The files with an extension that counts (`.conf`, `.conflist`, `.json`), in the runtime's order: byte order of
+    /// the names. containerd uses the first only (go-cni `loadFromConfDir`).
+    pub files: Seen<Vec<CniFile>>,
+    /// Every plugin that the first file names, `ipam` included, and the state of its program.
+    pub binaries: BTreeMap<String, Seen<Binary>>,
+}
+
+/// One configuration file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CniFile {
+    /// Its name, without the directory.
+    pub name: String,
+    /// Its last change.
+    pub modified: Option<Timestamp>,
+    /// What it holds, or what is wrong with it.
+    pub content: Result<CniConfig, CniFault>,
+}
+
+/// The part of a network configuration that matters here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CniConfig {
+    /// `name`.
+    pub name: String,
+    /// `cniVersion`.
+    pub cni_version: String,
+    /// The chain of plugins; a `.conf` file is a chain of one.
+    pub plugins: Vec<CniPlugin>,
+}
+
+/// One plugin of the chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CniPlugin {
+    /// `type`: the name of the program.
+    pub kind: String,
+    /// `ipam.type`.
+    pub ipam: Option<String>,
+}
+
+/// What is wrong with a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+pub enum CniFault {
+    /// Not a regular file: a FIFO would block the runtime, a directory cannot be read.
+    #[error("is {0}, not a regular file")]
+    NotAFile(String),
+    /// Larger than the limit of 1 MiB.
+    #[error("is {0} bytes long; over 1 MiB is not read")]
+    TooLarge(u64),
+    /// No bytes at all: the mark of a crash in the middle of a rewrite.
+    #[error("is empty")]
+    Empty,
+    /// Not UTF-8.
+    #[error("is not UTF-8 (first bad byte at offset {0})")]
+    NotUtf8(usize),
+    /// Not JSON.
+    #[error("is not JSON: {0}")]
+    NotJson(String),
+    /// JSON, but a required field is missing or has the wrong type.
+    #[error("has no usable field `{0}`")]
+    Field(String),
+    /// Could not be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// A plugin's program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Binary {
+    /// Where it was found.
+    pub path: String,
+    /// Length in bytes; 0 is the mark of a crash in the middle of an installation.
+    pub size: u64,
+    /// Whether any execute bit is set.
+    pub executable: bool,
+}
+
+impl Cni {
+    /// The file that the runtime uses: the first.
+    pub fn active(&self) -> Option<&CniFile> {
+        self.files.get().and_then(|files| files.first())
+    }
+
+    /// The configuration in force, when the first file is valid.
+    pub fn config(&self) -> Option<&CniConfig> {
+        self.active().and_then(|file| file.content.as_ref().ok())
+    }
+}
+
+impl CniConfig {
+    /// Whether any plugin of the chain is of this type.
+    pub fn has(&self, kind: &str) -> bool {
+        self.plugins.iter().any(|plugin| plugin.kind == kind)
+    }
+}

@@ -1,0 +1,106 @@
+//! The kubelet, the health ports of its neighbours, and the path to the control plane.
+
+use serde::Serialize;
+
+use super::Seen;
+
+/// What the node's files say about the kubelet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kubelet {
+    /// Its configuration file, when one was found.
+    pub config_path: Option<String>,
+    /// Its kubeconfig, when one was found.
+    pub kubeconfig_path: Option<String>,
+    /// `cluster.server` of its kubeconfig: the address by which this node reaches the control plane.
+    pub server: Option<String>,
+    /// `healthzPort`; 0 means switched off. Default 10248.
+    pub healthz_port: u16,
+    /// `containerRuntimeEndpoint`, without `unix://`.
+    pub runtime_endpoint: Option<String>,
+    /// Hard eviction thresholds.
+    pub eviction: EvictionThresholds,
+    /// Why its configuration could not be used, if so: the thresholds are then the defaults.
+    pub config_error: Option<String>,
+}
+
+/// `evictionHard` (`pkg/kubelet/eviction/defaults_linux.go`): below these the kubelet evicts pods.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EvictionThresholds {
+    /// `memory.available`, default 100Mi.
+    pub memory: Quantity,
+    /// `nodefs.available`, default 10 %.
+    pub nodefs: Quantity,
+    /// `nodefs.inodesFree`, default 5 %.
+    pub nodefs_inodes: Quantity,
+    /// `imagefs.available`, default 15 %.
+    pub imagefs: Quantity,
+    /// `imagefs.inodesFree`, default 5 %.
+    pub imagefs_inodes: Quantity,
+}
+
+/// A threshold: a number of bytes or inodes, or a share of the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Quantity {
+    /// Bytes or inodes.
+    Absolute(u64),
+    /// Percent of the capacity.
+    Percent(f64),
+}
+
+impl Quantity {
+    /// The threshold for a file system or memory of this capacity.
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share")]
+    pub fn of(self, capacity: u64) -> u64 {
+        match self {
+            Quantity::Absolute(amount) => amount,
+            Quantity::Percent(percent) => (capacity as f64 * percent / 100.0) as u64,
+        }
+    }
+}
+
+impl Default for EvictionThresholds {
+    fn default() -> Self {
+        EvictionThresholds {
+            memory: Quantity::Absolute(100 << 20),
+            nodefs: Quantity::Percent(10.0),
+            nodefs_inodes: Quantity::Percent(5.0),
+            imagefs: Quantity::Percent(15.0),
+            imagefs_inodes: Quantity::Percent(5.0),
+        }
+    }
+}
+
+/// Answers of the health ports of the node's own components, asked over loopback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// `127.0.0.1:10248/healthz`: proves that the kubelet's process answers, no more.
+    pub kubelet: Seen<HttpAnswer>,
+    /// `127.0.0.1:10256/livez`.
+    pub kube_proxy: Seen<HttpAnswer>,
+    /// `127.0.0.1:9099/liveness`.
+    pub felix: Seen<HttpAnswer>,
+}
+
+/// An HTTP answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpAnswer {
+    /// Status code.
+    pub status: u16,
+    /// The first 512 bytes of the body.
+    pub body: String,
+}
+
+/// The path from this node to its control plane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlanePath {
+    /// The URL that was asked.
+    pub server: String,
+    /// The HTTP status of `GET /version`. Any status proves the path: 401 and 403 are answers too.
+    pub answer: Seen<u16>,
+}

@@ -1,0 +1,135 @@
+//! The packet filter: tables, the chains that matter, and what the base chains jump to.
+
+use serde::Serialize;
+
+use super::Family;
+
+/// Which kernel subsystem holds the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Backend {
+    /// nf_tables: `iptables-nft`, and the native nftables mode of kube-proxy and Calico.
+    Nftables,
+    /// ip_tables: `iptables-legacy`.
+    Legacy,
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Backend::Nftables => "nf_tables",
+            Backend::Legacy => "legacy iptables",
+        })
+    }
+}
+
+/// What one backend holds. A full rule set can have a hundred thousand rules; kept here are the chains whose names
+/// Kubernetes and Calico give meaning to, the base chains, and counts of the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ruleset {
+    /// The backend.
+    pub backend: Backend,
+    /// `NFTA_GEN_ID`: grows by one with each commit. None for the legacy backend, which has none.
+    pub generation: Option<u32>,
+    /// Its tables.
+    pub tables: Vec<Table>,
+}
+
+/// One table of one family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Table {
+    /// Family. Tables of family `inet` are left out: neither kube-proxy nor Calico uses them.
+    pub family: Family,
+    /// `filter`, `nat`, `mangle`, `raw` for iptables in either backend; `kube-proxy`, `calico` for the native modes.
+    pub name: String,
+    /// Base chains, and chains with names of Kubernetes or Calico that are not one per Service, endpoint or pod.
+    pub chains: Vec<Chain>,
+    /// Chains that are one per Service, endpoint, policy or pod (`KUBE-SVC-*`, `KUBE-SEP-*`, `cali-tw-*`, ...).
+    pub per_object_chains: u32,
+    /// Chains of anybody else.
+    pub foreign_chains: u32,
+}
+
+/// One chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// Set when the kernel calls it by itself.
+    pub base: Option<BaseChain>,
+    /// What its rules jump or go to, in order. Read for base chains only; empty otherwise.
+    pub jumps: Vec<Jump>,
+}
+
+/// Where and how a base chain is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BaseChain {
+    /// The hook.
+    pub hook: Hook,
+    /// The verdict for what no rule decided.
+    pub policy: Policy,
+}
+
+/// Netfilter hooks (`enum nf_inet_hooks` of `linux/netfilter.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Hook {
+    /// `NF_INET_PRE_ROUTING`, 0.
+    Prerouting,
+    /// `NF_INET_LOCAL_IN`, 1.
+    Input,
+    /// `NF_INET_FORWARD`, 2.
+    Forward,
+    /// `NF_INET_LOCAL_OUT`, 3.
+    Output,
+    /// `NF_INET_POST_ROUTING`, 4.
+    Postrouting,
+}
+
+/// A base chain's policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Policy {
+    /// `NF_ACCEPT`.
+    Accept,
+    /// `NF_DROP`.
+    Drop,
+}
+
+/// A rule of a base chain that jumps or goes to another chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Jump {
+    /// Its position among all rules of the chain, from 0.
+    pub position: u32,
+    /// The chain it names.
+    pub target: String,
+}
+
+impl Ruleset {
+    /// The table of this family and name.
+    pub fn table(&self, family: Family, name: &str) -> Option<&Table> {
+        self.tables.iter().find(|table| table.family == family && table.name == name)
+    }
+
+    /// Whether any table has a chain for which `wanted` is true.
+    pub fn any_chain(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        self.tables.iter().any(|table| table.chains.iter().any(|chain| wanted(&chain.name)))
+    }
+}
+
+impl Table {
+    /// The chain of this name.
+    pub fn chain(&self, name: &str) -> Option<&Chain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    /// Whether the chain `from` exists and has a rule that jumps to `to`.
+    pub fn jumps(&self, from: &str, to: &str) -> bool {
+        self.chain(from).is_some_and(|chain| chain.jumps.iter().any(|jump| jump.target == to))
+    }
+}

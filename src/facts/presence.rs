@@ -1,0 +1,161 @@
+//! What should be on this node: found out from what is there and what was there, never configured.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{Backend, Family, Program, Ruleset, Seen, Snapshot, Table};
+
+/// What earlier looks of this boot saw. Something that was here and is gone is a finding; something that never was is
+/// not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Remembered {
+    /// Backends and families in which kube-proxy's chains were seen.
+    pub kube_proxy: BTreeSet<(Backend, Family)>,
+    /// Backends and families in which Calico's chains were seen.
+    pub calico: BTreeSet<(Backend, Family)>,
+    /// Families that had a default route.
+    pub default_route: BTreeSet<Family>,
+    /// Programs that were seen running.
+    pub programs: BTreeSet<Program>,
+    /// Whether a CNI configuration was seen.
+    pub cni: bool,
+}
+
+/// How kube-proxy programs the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProxyMode {
+    /// Rules in `nat` and `filter`, in either backend.
+    Iptables,
+    /// Table `kube-proxy` of nf_tables.
+    Nftables,
+    /// IPVS with the device `kube-ipvs0`.
+    Ipvs,
+}
+
+/// How Calico programs the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CalicoDataplane {
+    /// Chains in the iptables tables, in either backend.
+    Iptables,
+    /// Table `calico` of nf_tables.
+    Nftables,
+    /// eBPF: device `bpfin.cali`, no policy chains.
+    Ebpf,
+}
+
+/// What should be on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Expected {
+    /// Whether this machine is a worker at all: kubelet files or process, now or earlier.
+    pub worker: bool,
+    /// kube-proxy, if it should be here.
+    pub kube_proxy: Option<ProxyMode>,
+    /// Calico, if it should be here.
+    pub calico: Option<CalicoDataplane>,
+}
+
+/// Chains of the kubelet, which say nothing about kube-proxy (`pkg/kubelet/kubelet_network_linux.go`).
+const KUBELET_CHAINS: [&str; 4] = ["KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-FIREWALL", "KUBE-MARK-DROP"];
+
+/// Whether a chain of this name is kube-proxy's own.
+pub(crate) fn is_kube_proxy_chain(name: &str) -> bool {
+    name.starts_with("KUBE-") && !KUBELET_CHAINS.contains(&name)
+}
+
+/// Whether a chain of this name is Calico's (`ChainNamePrefix` of `felix/rules/rule_defs.go`).
+pub(crate) fn is_calico_chain(name: &str) -> bool {
+    name.starts_with("cali-")
+}
+
+impl Remembered {
+    /// Adds what this look saw.
+    pub fn update(&mut self, now: &Snapshot) {
+        for ruleset in rulesets(now) {
+            for table in &ruleset.tables {
+                let key = (ruleset.backend, table.family);
+                if holds_kube_proxy(table) {
+                    self.kube_proxy.insert(key);
+                }
+                if holds_calico(table) {
+                    self.calico.insert(key);
+                }
+            }
+        }
+        if let Some(routing) = now.routing.get() {
+            self.default_route.extend(routing.defaults.iter().map(|route| route.family));
+        }
+        if let Some(processes) = now.processes.get() {
+            self.programs.extend(processes.found.iter().map(|process| process.program));
+        }
+        self.cni |= now.cni.files.get().is_some_and(|files| !files.is_empty());
+    }
+}
+
+impl Expected {
+    /// Works out what should be here.
+    pub fn of(now: &Snapshot, before: &Remembered) -> Self {
+        Expected { worker: worker(now, before), kube_proxy: kube_proxy(now, before), calico: calico(now, before) }
+    }
+}
+
+/// The rule sets that could be read.
+pub(crate) fn rulesets(now: &Snapshot) -> impl Iterator<Item = &Ruleset> {
+    [&now.nftables, &now.legacy].into_iter().filter_map(Seen::get)
+}
+
+fn holds_kube_proxy(table: &Table) -> bool {
+    table.name == "kube-proxy" || table.chains.iter().any(|chain| is_kube_proxy_chain(&chain.name))
+}
+
+fn holds_calico(table: &Table) -> bool {
+    table.name == "calico" || table.chains.iter().any(|chain| is_calico_chain(&chain.name))
+}
+
+fn running(now: &Snapshot, program: Program) -> bool {
+    now.processes.get().is_some_and(|processes| processes.of(program).is_some())
+}
+
+fn link(now: &Snapshot, wanted: impl Fn(&str) -> bool) -> bool {
+    now.routing.get().is_some_and(|routing| routing.links.iter().any(|link| wanted(&link.name)))
+}
+
+fn worker(now: &Snapshot, before: &Remembered) -> bool {
+    running(now, Program::Kubelet)
+        || before.programs.contains(&Program::Kubelet)
+        || now.kubelet.get().is_some_and(|kubelet| kubelet.config_path.is_some() || kubelet.kubeconfig_path.is_some())
+}
+
+fn kube_proxy(now: &Snapshot, before: &Remembered) -> Option<ProxyMode> {
+    let chains = rulesets(now).any(|ruleset| ruleset.tables.iter().any(holds_kube_proxy));
+    let here = running(now, Program::KubeProxy)
+        || before.programs.contains(&Program::KubeProxy)
+        || chains
+        || !before.kube_proxy.is_empty();
+    let native =
+        now.nftables.get().is_some_and(|ruleset| ruleset.tables.iter().any(|table| table.name == "kube-proxy"));
+    here.then(|| match () {
+        () if link(now, |name| name == "kube-ipvs0") => ProxyMode::Ipvs,
+        () if native => ProxyMode::Nftables,
+        () => ProxyMode::Iptables,
+    })
+}
+
+fn calico(now: &Snapshot, before: &Remembered) -> Option<CalicoDataplane> {
+    let chains = rulesets(now).any(|ruleset| ruleset.tables.iter().any(holds_calico));
+    let here = chains
+        || !before.calico.is_empty()
+        || running(now, Program::Felix)
+        || before.programs.contains(&Program::Felix)
+        || now.cni.config().is_some_and(|config| config.has("calico"));
+    let native = now.nftables.get().is_some_and(|ruleset| ruleset.tables.iter().any(|table| table.name == "calico"));
+    here.then(|| match () {
+        () if link(now, |name| name == "bpfin.cali") => CalicoDataplane::Ebpf,
+        () if native => CalicoDataplane::Nftables,
+        () => CalicoDataplane::Iptables,
+    })
+}

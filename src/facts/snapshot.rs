@@ -1,0 +1,145 @@
+//! Everything that one look saw.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Routing, Ruleset, Runtime, Seen,
+};
+
+/// One look at a node.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// When it was taken, by the node's clock.
+    pub taken_at: Timestamp,
+    /// Who the node is.
+    pub identity: Identity,
+    /// Links, addresses, routes, rules.
+    pub routing: Seen<Routing>,
+    /// Forwarding switches.
+    pub forwarding: Forwarding,
+    /// The nf_tables rule set.
+    pub nftables: Seen<Ruleset>,
+    /// The ip_tables rule set; absent when `/proc/net/ip_tables_names` and its IPv6 twin name no table.
+    pub legacy: Seen<Ruleset>,
+    /// Connection tracking; absent when the module is not loaded.
+    pub conntrack: Seen<Conntrack>,
+    /// CNI files and programs.
+    pub cni: Cni,
+    /// The container runtime.
+    pub runtime: Runtime,
+    /// File systems with a role, and local ones that could go read-only.
+    pub filesystems: Seen<Vec<Filesystem>>,
+    /// Memory.
+    pub memory: Seen<Memory>,
+    /// Processes that matter.
+    pub processes: Seen<Processes>,
+    /// The kubelet's files; absent when there are none.
+    pub kubelet: Seen<Kubelet>,
+    /// Health ports.
+    pub health: Health,
+    /// The path to the control plane; absent when no kubeconfig names one.
+    pub control_plane: Seen<ControlPlanePath>,
+}
+
+/// Who a node is and since when it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// `kernel.hostname`.
+    pub hostname: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// `kernel.osrelease`.
+    pub kernel: String,
+}
+
+/// The programs of a worker that are looked for in the process table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Program {
+    /// `kubelet`.
+    Kubelet,
+    /// `containerd`.
+    Containerd,
+    /// `crio`.
+    Crio,
+    /// `kube-proxy`.
+    KubeProxy,
+    /// `calico-node -felix`, `calico-felix`.
+    Felix,
+    /// `bird`, `bird6`.
+    Bird,
+}
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// Which program it runs.
+    pub program: Program,
+    /// Its process id, in the process namespace of the node's `/proc`.
+    pub pid: i32,
+    /// State letter of `/proc/PID/stat`: `T` is stopped by a signal, `D` is stuck in the kernel.
+    pub state: char,
+    /// When it was started.
+    pub started_at: Timestamp,
+}
+
+/// The processes that matter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Processes {
+    /// Those found.
+    pub found: Vec<Process>,
+}
+
+impl Processes {
+    /// The first process of a program.
+    pub fn of(&self, program: Program) -> Option<&Process> {
+        self.found.iter().find(|process| process.program == program)
+    }
+}
+
+impl Snapshot {
+    /// A snapshot in which nothing has been looked at yet.
+    pub fn blank(taken_at: Timestamp, identity: Identity) -> Self {
+        Snapshot {
+            taken_at,
+            identity,
+            routing: Seen::not_yet("routes"),
+            forwarding: Forwarding {
+                ipv4: Seen::not_yet("net.ipv4.ip_forward"),
+                ipv6: Seen::not_yet("net.ipv6.conf.all.forwarding"),
+            },
+            nftables: Seen::not_yet("nf_tables"),
+            legacy: Seen::not_yet("ip_tables"),
+            conntrack: Seen::not_yet("conntrack"),
+            cni: Cni {
+                conf_dir: "/etc/cni/net.d".into(),
+                bin_dirs: vec!["/opt/cni/bin".into()],
+                told_by: "default".into(),
+                files: Seen::not_yet("/etc/cni/net.d"),
+                binaries: std::collections::BTreeMap::new(),
+            },
+            runtime: Runtime {
+                socket: Seen::not_yet("CRI socket"),
+                status: Seen::not_yet("CRI status"),
+                sandboxes: Seen::not_yet("CRI sandboxes"),
+            },
+            filesystems: Seen::not_yet("file systems"),
+            memory: Seen::not_yet("memory"),
+            processes: Seen::not_yet("processes"),
+            kubelet: Seen::not_yet("kubelet files"),
+            health: Health {
+                kubelet: Seen::not_yet("kubelet health port"),
+                kube_proxy: Seen::not_yet("kube-proxy health port"),
+                felix: Seen::not_yet("Felix health port"),
+            },
+            control_plane: Seen::not_yet("control plane"),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! How fast something runs out.
+
+use std::collections::VecDeque;
+
+use jiff::Timestamp;
+
+/// Samples of a quantity, and its mean rate of loss over a window.
+///
+/// The window is long enough for a burst (an image being pulled) not to look like a trend: there is no answer before
+/// two minutes of samples.
+#[derive(Debug, Clone, Default)]
+pub struct Trend {
+    samples: VecDeque<(Timestamp, u64)>,
+}
+
+/// Samples older than this are forgotten, in seconds.
+const WINDOW: f64 = 600.0;
+/// Before the samples span this many seconds there is no trend.
+const LEAST: f64 = 120.0;
+/// Samples are kept this far apart, in seconds, so that the ring stays small.
+const SPACING: f64 = 10.0;
+
+impl Trend {
+    /// Adds a sample, and answers how much is lost per second, if that can be said. A clock that jumps back starts the
+    /// trend anew.
+    #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
+    pub fn push(&mut self, at: Timestamp, available: u64) -> Option<f64> {
+        let age = |sample: Timestamp| at.duration_since(sample).as_secs_f64();
+        if self.samples.back().is_some_and(|(last, _)| age(*last) < 0.0) {
+            self.samples.clear();
+        }
+        if self.samples.back().is_none_or(|(last, _)| age(*last) >= SPACING) {
+            self.samples.push_back((at, available));
+        }
+        while self.samples.front().is_some_and(|(first, _)| age(*first) > WINDOW) {
+            self.samples.pop_front();
+        }
+        let (first, was) = *self.samples.front()?;
+        let seconds = age(first);
+        (seconds >= LEAST).then(|| (was as f64 - available as f64) / seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).expect("a valid time")
+    }
+
+    #[test]
+    fn says_nothing_before_two_minutes() {
+        let mut trend = Trend::default();
+        assert_eq!(trend.push(at(0), 1_000), None);
+        assert_eq!(trend.push(at(119), 900), None);
+        assert!(trend.push(at(130), 870).is_some());
+    }
+
+    #[test]
+    fn a_steady_loss_is_its_rate() {
+        let mut trend = Trend::default();
+        let rate =
+            (0..=60).filter_map(|i| trend.push(at(i * 10), 10_000 - u64::try_from(i).expect("small") * 50)).last();
+        assert_eq!(rate, Some(5.0));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_starts_anew() {
+        let mut trend = Trend::default();
+        for second in (0..300).step_by(10) {
+            trend.push(at(second), 1_000);
+        }
+        assert_eq!(trend.push(at(-4_000), 10), None);
+    }
+}

@@ -1,0 +1,18 @@
+//! NodeVitals tells what is wrong with a Kubernetes worker, why, since when, and what to do next.
+//!
+//! The flow, one way:
+//!
+//! ```text
+//! kernel, CRI, CNI files ─▶ facts ─▶ checks ─▶ findings ─▶ verdict ─▶ publish ─▶ Node object ─▶ aggregator ─▶ report
+//!      agent::observe        (plain)   (pure)               (pure)     agent::publish             (reads the API)
+//! ```
+//!
+//! [`facts`], [`checks`] and [`verdict`] are pure: no clock, no files, no network.
+
+pub mod facts;
+
+pub mod checks;
+
+pub mod verdict;
+
+pub mod config;

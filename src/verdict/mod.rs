@@ -1,0 +1,109 @@
+//! Since when, and do we believe it: findings of many looks become one verdict. Pure: time comes in as [`Now`].
+
+mod state;
+mod step;
+mod told;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::checks::{Area, Severity};
+
+pub use state::{Status, WorkerState};
+pub use step::Beliefs;
+pub use told::{ANNOTATION_PREFIX, NodeCondition, Told, annotation, our_condition, told};
+
+/// Reason of conditions before the first look is complete.
+pub const SETTLING: &str = "WorkerSettling";
+/// Reason of conditions that could not be looked at.
+pub const COULD_NOT_LOOK: &str = "CouldNotLook";
+/// Reason of conditions whose questions do not arise on this node.
+pub const NOT_APPLICABLE: &str = "NotApplicable";
+/// Reason of [`crate::checks::WORKER_PROBLEM`] when nothing is wrong.
+pub const WORKER_HEALTHY: &str = "WorkerHealthy";
+/// Reason that the aggregator writes when an agent or its kubelet is gone (catalogue R157).
+pub const AGENT_STALE: &str = "AgentStale";
+
+/// The present: wall-clock time for people, and a clock that never jumps for hold-downs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Wall-clock time.
+    pub wall: Timestamp,
+    /// Time since boot, suspend included (`CLOCK_BOOTTIME`).
+    pub since_boot: Duration,
+}
+
+/// What is believed about one node.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    /// When it was reached.
+    pub at: Timestamp,
+    /// The worker's state.
+    pub state: WorkerState,
+    /// Since when it has that state.
+    pub since: Timestamp,
+    /// Whether the first look is not complete yet.
+    pub settling: bool,
+    /// The eight conditions: the roll-up first, then the areas in causal order.
+    pub conditions: Vec<ConditionVerdict>,
+    /// Findings that count, worst first.
+    pub findings: Vec<Raised>,
+    /// Findings that were seen but have not lasted long enough to count.
+    pub pending: Vec<Raised>,
+    /// Checks that could not look: code and why.
+    pub unknown: Vec<(String, String)>,
+    /// Time until a pending finding counts or a finding that is gone is over: look again then.
+    #[serde(skip)]
+    pub look_again_in: Option<Duration>,
+}
+
+/// One condition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConditionVerdict {
+    /// Its type.
+    pub kind: &'static str,
+    /// Its status: True is a problem.
+    pub status: Status,
+    /// Its reason: a finding code, or one of the reasons of this module.
+    pub reason: String,
+    /// Its message, at most 1 KiB.
+    pub message: String,
+    /// When the status last changed.
+    pub since: Timestamp,
+}
+
+/// A finding that was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Raised {
+    /// Finding code.
+    pub code: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Its area.
+    pub area: Area,
+    /// What it is about.
+    pub subject: String,
+    /// When it was first seen.
+    pub since: Timestamp,
+    /// What is wrong and where.
+    pub detail: String,
+    /// What to do next.
+    pub next: String,
+}
+
+impl Verdict {
+    /// The finding that takes the headline: the worst, and among equals the one whose area causes the others.
+    pub fn root(&self) -> Option<&Raised> {
+        self.findings.first()
+    }
+
+    /// The condition of this type.
+    pub fn condition(&self, kind: &str) -> Option<&ConditionVerdict> {
+        self.conditions.iter().find(|condition| condition.kind == kind)
+    }
+}
