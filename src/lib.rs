@@ -7,7 +7,8 @@
 //!      agent::observe        (plain)   (pure)               (pure)     agent::publish             (reads the API)
 //! ```
 //!
-//! [`facts`], [`checks`] and [`verdict`] are pure: no clock, no files, no network.
+//! [`facts`], [`checks`] and [`verdict`] are pure: no clock, no files, no network. Only [`agent`] and [`aggregator`]
+//! touch the world, each through private rooms of its own.
 
 pub mod facts;
 
@@ -16,3 +17,16 @@ pub mod checks;
 pub mod verdict;
 
 pub mod config;
+
+pub mod agent;
+
+pub mod aggregator;
+
+pub mod cli;
+
+mod api;
+mod http;
+mod telemetry;
+
+#[cfg(test)]
+mod readme;

@@ -1,3 +1,7 @@
 //! The program: parse, run, exit status.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nodevitals::cli::main()
+}

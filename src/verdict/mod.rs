@@ -14,6 +14,7 @@ use crate::checks::{Area, Severity};
 pub use state::{Status, WorkerState};
 pub use step::Beliefs;
 pub use told::{ANNOTATION_PREFIX, NodeCondition, Told, annotation, our_condition, told};
+pub(crate) use told::{parse_findings, parse_state};
 
 /// Reason of conditions before the first look is complete.
 pub const SETTLING: &str = "WorkerSettling";

@@ -1,0 +1,93 @@
+//! The pure middle of the agent: updates go in, verdicts come out.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::observe::Update;
+use crate::checks::{self, Limits, Look};
+use crate::facts::{Expected, Identity, Remembered, Snapshot};
+use crate::verdict::{Beliefs, Now, Raised, Status, Verdict, WorkerState};
+
+/// What the agent knows and believes about its node.
+#[derive(Debug)]
+pub(crate) struct Judge {
+    snapshot: Snapshot,
+    remembered: Remembered,
+    beliefs: Beliefs,
+    limits: Limits,
+    seen: [bool; Update::KINDS],
+}
+
+/// A verdict, with everything that it rests on.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Report {
+    /// What is believed.
+    pub(crate) verdict: Verdict,
+    /// What should be on this node.
+    pub(crate) expected: Expected,
+    /// What was seen.
+    pub(crate) snapshot: Snapshot,
+}
+
+impl Judge {
+    /// A judge that has seen nothing.
+    pub(crate) fn new(identity: Identity, limits: Limits, now: Now) -> Self {
+        Judge {
+            snapshot: Snapshot::blank(now.wall, identity),
+            remembered: Remembered::default(),
+            beliefs: Beliefs::default(),
+            limits,
+            seen: [false; Update::KINDS],
+        }
+    }
+
+    /// Goes on from what an earlier process of this agent wrote on the Node.
+    pub(crate) fn restore(
+        &mut self,
+        findings: &[Raised],
+        conditions: &BTreeMap<String, (Status, Timestamp)>,
+        state: Option<(WorkerState, Timestamp)>,
+        now: Now,
+    ) {
+        self.beliefs = Beliefs::restore(checks::node::ALL, findings, conditions, state, now);
+    }
+
+    /// Takes an update in; answers whether it changed anything.
+    pub(crate) fn take(&mut self, update: Update) -> bool {
+        let first = !std::mem::replace(&mut self.seen[update.kind()], true);
+        update.apply(&mut self.snapshot) || first
+    }
+
+    /// Whether every source has looked at least once.
+    pub(crate) fn complete(&self) -> bool {
+        self.seen.iter().all(|seen| *seen)
+    }
+
+    /// Judges what is known now.
+    pub(crate) fn judge(&mut self, now: Now) -> Verdict {
+        self.snapshot.taken_at = now.wall;
+        let expected = self.expected();
+        let look = Look { now: &self.snapshot, before: &self.remembered, expected: &expected, limits: &self.limits };
+        let answers = checks::run_all(&look);
+        let verdict = self.beliefs.step(&answers, now);
+        self.remembered.update(&self.snapshot);
+        verdict
+    }
+
+    /// A verdict with everything that it rests on.
+    pub(crate) fn report(&self, verdict: Verdict) -> Report {
+        Report { verdict, expected: self.expected(), snapshot: self.snapshot.clone() }
+    }
+
+    /// What was seen.
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    fn expected(&self) -> Expected {
+        Expected::of(&self.snapshot, &self.remembered)
+    }
+}

@@ -1,0 +1,177 @@
+//! The agent's metrics, made anew from the last verdict at every scrape, so that a gauge forgets what is gone.
+//!
+//! Cardinality is bounded: codes, conditions, states and sources by the tables in the code, routes by protocol, chains
+//! by table, file systems by the mounts that have a role.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::publish::Fates;
+use super::run::Watched;
+use crate::checks;
+use crate::facts::{Seen, Snapshot};
+use crate::verdict::{Status, Verdict, WorkerState};
+
+/// Label names and values.
+pub(crate) type Labels = Vec<(&'static str, String)>;
+/// A gauge with labels.
+pub(crate) type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+
+/// A registry with this product's prefix.
+pub(crate) fn registry() -> Registry {
+    Registry::with_prefix("nodevitals")
+}
+
+/// Registers a gauge with labels and gives it its values.
+pub(crate) fn gauges(registry: &mut Registry, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
+    let family = Gauges::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).set(value);
+    }
+    registry.register(name, help, family);
+}
+
+/// All metrics.
+pub(super) fn collect(watched: &Watched, fates: Option<&Fates>) -> Registry {
+    let mut registry = registry();
+    watched.read(|judge, verdict| {
+        if let Some(verdict) = verdict {
+            verdict_metrics(&mut registry, verdict);
+        }
+        snapshot_metrics(&mut registry, judge.snapshot());
+    });
+    source_metrics(&mut registry, watched);
+    if let Some(fates) = fates {
+        let values = [("written", fates.written()), ("failed", fates.failed()), ("coalesced", fates.coalesced())];
+        for (fate, count) in values {
+            let help = format!("Patches of the Node object: {fate}");
+            registry.register(format!("node_patches_{fate}"), help, ConstCounter::new(count));
+        }
+    }
+    gauges(
+        &mut registry,
+        "build_info",
+        "Version of the program",
+        [(vec![("version", env!("CARGO_PKG_VERSION").into())], 1.0)],
+    );
+    registry
+}
+
+fn verdict_metrics(registry: &mut Registry, verdict: &Verdict) {
+    let mut counts: std::collections::BTreeMap<(&str, &str, &str), f64> = std::collections::BTreeMap::new();
+    for check in checks::node::ALL {
+        counts.insert((check.code, check.severity.as_str(), check.area.condition()), 0.0);
+    }
+    for finding in &verdict.findings {
+        if let Some(check) = checks::node::ALL.iter().find(|check| check.code == finding.code) {
+            *counts.entry((check.code, check.severity.as_str(), check.area.condition())).or_default() += 1.0;
+        }
+    }
+    let values = counts.into_iter().map(|((code, severity, area), count)| {
+        (vec![("code", code.to_owned()), ("severity", severity.to_owned()), ("area", area.to_owned())], count)
+    });
+    gauges(registry, "finding", "Findings that count, by code; 0 when there is none", values);
+    let pending = verdict.pending.iter().map(|finding| (vec![("code", finding.code.clone())], 1.0));
+    gauges(registry, "finding_pending", "Findings that were seen and are held down", pending);
+    let unknown = verdict.unknown.iter().map(|(code, _)| (vec![("code", code.clone())], 1.0));
+    gauges(registry, "check_unknown", "Checks that could not look", unknown);
+    let conditions = verdict.conditions.iter().flat_map(|condition| {
+        [Status::True, Status::False, Status::Unknown].map(|status| {
+            let labels = vec![("type", condition.kind.to_owned()), ("status", status.as_str().to_owned())];
+            (labels, f64::from(u8::from(condition.status == status)))
+        })
+    });
+    gauges(registry, "condition", "Node conditions of this product", conditions);
+    let states = WorkerState::ALL
+        .map(|state| (vec![("state", state.as_str().into())], f64::from(u8::from(state == verdict.state))));
+    gauges(registry, "worker_state", "State of this worker", states);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn snapshot_metrics(registry: &mut Registry, snapshot: &Snapshot) {
+    if let Some(routing) = snapshot.routing.get() {
+        let routes = routing.by_protocol.iter().map(|(family, protocol, count)| {
+            let protocol = crate::facts::protocol_name(*protocol);
+            (vec![("family", family.to_string()), ("protocol", protocol)], f64::from(*count))
+        });
+        gauges(registry, "routes", "Routes by protocol, table local left out", routes);
+    }
+    let rulesets = [&snapshot.nftables, &snapshot.legacy].into_iter().filter_map(Seen::get);
+    let chains = rulesets.flat_map(|ruleset| {
+        ruleset.tables.iter().map(move |table| {
+            let count =
+                table.chains.len() as f64 + f64::from(table.per_object_chains) + f64::from(table.foreign_chains);
+            let backend = format!("{:?}", ruleset.backend).to_lowercase();
+            (vec![("backend", backend), ("family", table.family.to_string()), ("table", table.name.clone())], count)
+        })
+    });
+    gauges(registry, "chains", "Packet filter chains by table", chains);
+    if let Some(conntrack) = snapshot.conntrack.get() {
+        gauges(registry, "conntrack_entries", "Connection tracking entries", [(vec![], conntrack.count as f64)]);
+        gauges(
+            registry,
+            "conntrack_entries_limit",
+            "Limit of connection tracking entries",
+            [(vec![], conntrack.max as f64)],
+        );
+    }
+    if let Some(memory) = snapshot.memory.get() {
+        let (kubelet, kernel) = (memory.kubelet_available as f64, memory.available as f64);
+        let values = [(vec![("by", "kubelet".into())], kubelet), (vec![("by", "kernel".into())], kernel)];
+        gauges(
+            registry,
+            "memory_available_bytes",
+            "Memory that is available, as the kubelet and the kernel count it",
+            values,
+        );
+        let stalled = memory.pressure.map(|percent| (vec![], percent / 100.0));
+        gauges(
+            registry,
+            "memory_stalled_ratio",
+            "Share of the last 10 s in which all tasks waited for memory",
+            stalled,
+        );
+    }
+    let filesystems = snapshot.filesystems.get().map_or(&[][..], Vec::as_slice);
+    let spaces =
+        || filesystems.iter().filter_map(|it| Some((vec![("mount_point", it.mount_point.clone())], it.space.get()?)));
+    let bytes = spaces().map(|(labels, space)| (labels, space.bytes_available as f64));
+    gauges(registry, "filesystem_available_bytes", "Bytes that are available", bytes);
+    let inodes = spaces().map(|(labels, space)| (labels, space.inodes_available as f64));
+    gauges(registry, "filesystem_available_inodes", "Inodes that are available", inodes);
+    if let Some(sandboxes) = snapshot.runtime.sandboxes.get() {
+        gauges(registry, "sandboxes", "Pod sandboxes that are ready", [(vec![], sandboxes.len() as f64)]);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn source_metrics(registry: &mut Registry, watched: &Watched) {
+    let stats = watched.stats().all();
+    let label = |source: &str| vec![("source", source.to_owned())];
+    let durations = stats.iter().map(|(source, stats)| (label(source), stats.last_duration.as_secs_f64()));
+    registry_unit(registry, "source_duration", "How long the last look took", durations);
+    let successes = stats
+        .iter()
+        .filter_map(|(source, stats)| Some((label(source), stats.last_success?.as_millisecond() as f64 / 1000.0)));
+    registry_unit(registry, "source_last_success_timestamp", "When the last look succeeded", successes);
+    let looks = Family::<Labels, prometheus_client::metrics::counter::Counter>::default();
+    let errors = Family::<Labels, prometheus_client::metrics::counter::Counter>::default();
+    for (source, stats) in &stats {
+        looks.get_or_create(&label(source)).inc_by(stats.looks);
+        errors.get_or_create(&label(source)).inc_by(stats.errors);
+    }
+    registry.register("source_looks", "Looks", looks);
+    registry.register("source_errors", "Looks that failed", errors);
+}
+
+fn registry_unit(registry: &mut Registry, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
+    let family = Gauges::default();
+    for (labels, value) in values {
+        family.get_or_create(&labels).set(value);
+    }
+    registry.register_with_unit(name, help, Unit::Seconds, family);
+}

@@ -1,0 +1,18 @@
+//! One node: look, judge, believe, tell.
+
+mod judge;
+mod metrics;
+mod observe;
+mod options;
+mod pages;
+mod publish;
+mod run;
+mod watchdog;
+
+pub(crate) use judge::{Judge, Report};
+pub(crate) use observe::HostRoot;
+pub use options::Options;
+pub(crate) use pages::AgentPages;
+pub use run::run;
+pub(crate) use run::{Watched, ended, look_once, start, watch_node};
+pub(crate) use watchdog::Heart;

@@ -1,0 +1,257 @@
+//! The container runtime, asked over its CRI v1 socket.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use self::connection::Connection;
+use super::host_root::HostRoot;
+use crate::facts::{LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, Seen};
+
+mod connection;
+mod messages;
+
+/// Sockets of containerd, CRI-O, k3s and RKE2, and cri-dockerd (facts.md G.1).
+const SOCKETS: [&str; 5] = [
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/var/run/crio/crio.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/run/cri-dockerd.sock",
+];
+/// The verbose status holds the runtime's whole configuration, so it is asked for this seldom while all is well.
+const VERBOSE: Duration = Duration::from_secs(60);
+/// A full node is learned in a few looks, without a burst of calls at the runtime.
+const STATUSES: usize = 8;
+
+const VERSION: &str = "/runtime.v1.RuntimeService/Version";
+const STATUS: &str = "/runtime.v1.RuntimeService/Status";
+const LIST: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
+const SANDBOX: &str = "/runtime.v1.RuntimeService/PodSandboxStatus";
+
+/// Looks at the runtime, and keeps its connection and what does not change.
+#[derive(Debug)]
+pub(crate) struct CriSource {
+    host: HostRoot,
+    /// Kept only between looks that went well: one that is cancelled or times out leaves none.
+    connection: Option<Connection>,
+    verbose: Option<Verbose>,
+    /// By sandbox id. The network of a sandbox does not change during its life.
+    networks: HashMap<String, Network>,
+}
+
+/// What only the verbose status tells.
+#[derive(Debug, Clone)]
+struct Verbose {
+    at: Instant,
+    cni_dirs: Option<(String, Vec<String>)>,
+    cni_load: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Network {
+    host: Option<bool>,
+    addresses: Vec<IpAddr>,
+    /// How often it was asked for; those asked least are asked first.
+    asked: u32,
+}
+
+impl Network {
+    fn is_known(&self) -> bool {
+        self.host == Some(true) || !self.addresses.is_empty()
+    }
+}
+
+impl CriSource {
+    /// Nothing is asked yet.
+    pub(crate) fn new(host: HostRoot) -> Self {
+        CriSource { host, connection: None, verbose: None, networks: HashMap::new() }
+    }
+
+    /// Asks the runtime at `endpoint`, or at the first well-known socket that exists. That there is no socket is an
+    /// error only if a runtime is expected. Takes at most 11 s, when each answer comes just before its deadline,
+    /// and 2 s when the runtime hangs.
+    pub(crate) async fn look(&mut self, endpoint: Option<&str>, runtime_expected: bool) -> Runtime {
+        let socket = match self.choose(endpoint) {
+            Ok(socket) => socket,
+            Err(error) if error.reason == Reason::Missing && !runtime_expected => {
+                return Runtime { socket: Seen::Absent, status: Seen::Absent, sandboxes: Seen::Absent };
+            }
+            Err(error) => return unreadable(Seen::Unreadable(error.clone()), error),
+        };
+        match self.ask(&socket).await {
+            Ok((status, sandboxes)) => Runtime { socket: Seen::Yes(socket), status: Seen::Yes(status), sandboxes },
+            Err(error) => {
+                self.verbose = None;
+                unreadable(Seen::Yes(socket), error)
+            }
+        }
+    }
+
+    /// The socket to ask, as the node names it.
+    fn choose(&self, endpoint: Option<&str>) -> Result<String, LookError> {
+        let socket = match endpoint.map(|it| it.trim_start_matches("unix:").trim_start_matches("//")) {
+            Some(path) if path.starts_with('/') => path,
+            Some(other) => return Err(LookError::new(other, Reason::Unsupported, "is not the path of a unix socket")),
+            None => SOCKETS.into_iter().find(|path| self.host.path(path).exists()).unwrap_or(SOCKETS[0]),
+        };
+        connection::check(socket, &self.host.path(socket)).map(|()| socket.to_owned())
+    }
+
+    async fn ask(&mut self, socket: &str) -> Result<(RuntimeStatus, Seen<Vec<Sandbox>>), LookError> {
+        let kept = self.connection.take().filter(|kept| kept.socket() == socket && !kept.is_closed());
+        let (connection, version) = match kept {
+            Some(kept) => match version(&kept).await {
+                // The runtime was restarted since: that is no news about the one that runs now.
+                Err(_) if kept.is_closed() => self.open(socket).await?,
+                result => (kept, result?),
+            },
+            None => self.open(socket).await?,
+        };
+        let status = self.status(&connection, version).await?;
+        let sandboxes = self.sandboxes(&connection).await;
+        // After a call that hangs the connection may be full of unread requests.
+        let hangs = sandboxes.error().is_some_and(|error| error.reason == Reason::TimedOut);
+        self.connection = (!hangs).then_some(connection);
+        Ok((status, sandboxes))
+    }
+
+    async fn open(&mut self, socket: &str) -> Result<(Connection, messages::VersionResponse), LookError> {
+        // Another process may answer now, with another configuration.
+        self.verbose = None;
+        let connection = Connection::open(socket, &self.host.path(socket)).await?;
+        let version = version(&connection).await?;
+        Ok((connection, version))
+    }
+
+    async fn status(
+        &mut self,
+        connection: &Connection,
+        version: messages::VersionResponse,
+    ) -> Result<RuntimeStatus, LookError> {
+        let healthy = self.verbose.as_ref().filter(|it| it.cni_load.as_deref().is_none_or(|load| load == "OK"));
+        let verbose = healthy.is_none_or(|it| it.at.elapsed() >= VERBOSE);
+        let mut answer: messages::StatusResponse = connection.call(STATUS, messages::StatusRequest { verbose }).await?;
+        if !verbose
+            && conditions(&answer).any(|condition| {
+                matches!(condition.kind.as_str(), "RuntimeReady" | "NetworkReady") && !condition.status
+            })
+        {
+            answer = connection.call(STATUS, messages::StatusRequest { verbose: true }).await?;
+        }
+        if !answer.info.is_empty() {
+            self.verbose = Some(read_info(&answer.info));
+        }
+        let told = self.verbose.as_ref();
+        Ok(RuntimeStatus {
+            name: version.runtime_name,
+            version: version.runtime_version,
+            conditions: conditions(&answer).cloned().map(RuntimeCondition::from).collect(),
+            cni_dirs: told.and_then(|it| it.cni_dirs.clone()),
+            cni_load: told.and_then(|it| it.cni_load.clone()),
+        })
+    }
+
+    async fn sandboxes(&mut self, connection: &Connection) -> Seen<Vec<Sandbox>> {
+        let filter = messages::Filter { state: Some(messages::State { state: messages::READY }) };
+        let request = messages::ListPodSandboxRequest { filter: Some(filter) };
+        let items = match connection.call::<_, messages::ListPodSandboxResponse>(LIST, request).await {
+            Ok(answer) => answer.items,
+            Err(error) => return Seen::Unreadable(error),
+        };
+        let items: Vec<_> = items.into_iter().filter(|item| item.state == messages::READY).collect();
+        let alive: HashSet<&str> = items.iter().map(|item| item.id.as_str()).collect();
+        self.networks.retain(|id, _| alive.contains(id.as_str()));
+        // One that hangs (a dead shim) costs its own addresses, not the list.
+        timeout(connection::CALL, self.learn(connection, &items)).await.ok();
+        Seen::Yes(items.into_iter().map(|item| self.sandbox(item)).collect())
+    }
+
+    /// Asks for the networks of the sandboxes that are not known yet, the least asked first.
+    async fn learn(&mut self, connection: &Connection, items: &[messages::PodSandbox]) {
+        let asked = |id: &str| match self.networks.get(id) {
+            Some(network) if network.is_known() => None,
+            Some(network) => Some(network.asked),
+            None => Some(0),
+        };
+        let mut unknown: Vec<(u32, &str)> =
+            items.iter().filter_map(|item| Some((asked(&item.id)?, item.id.as_str()))).collect();
+        unknown.sort_unstable();
+        for (asked, id) in unknown.into_iter().take(STATUSES) {
+            self.networks.entry(id.to_owned()).or_default().asked = asked.saturating_add(1);
+            let request = messages::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned() };
+            match connection.call::<_, messages::PodSandboxStatusResponse>(SANDBOX, request).await {
+                Ok(answer) => {
+                    let (host, addresses) = answer.status.map(read_network).unwrap_or_default();
+                    self.networks.insert(id.to_owned(), Network { host, addresses, asked: asked.saturating_add(1) });
+                }
+                // A sandbox may end between the list and the question.
+                Err(error) if error.reason == Reason::Missing => {}
+                Err(error) => {
+                    tracing::debug!(%error, sandbox = id, "the network of a sandbox is not told");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn sandbox(&self, item: messages::PodSandbox) -> Sandbox {
+        let metadata = item.metadata.unwrap_or_default();
+        let network = self.networks.get(&item.id);
+        Sandbox {
+            namespace: metadata.namespace,
+            name: metadata.name,
+            created_at: item.created_at,
+            host_network: network.and_then(|network| network.host),
+            addresses: network.map(|network| network.addresses.clone()).unwrap_or_default(),
+            id: item.id,
+        }
+    }
+}
+
+fn unreadable(socket: Seen<String>, error: LookError) -> Runtime {
+    Runtime { socket, status: Seen::Unreadable(error.clone()), sandboxes: Seen::Unreadable(error) }
+}
+
+async fn version(connection: &Connection) -> Result<messages::VersionResponse, LookError> {
+    // The version of the kubelet's API, which runtimes ignore; the kubelet sends this.
+    connection.call(VERSION, messages::VersionRequest { version: "0.1.0".to_owned() }).await
+}
+
+fn conditions(answer: &messages::StatusResponse) -> impl Iterator<Item = &messages::Condition> {
+    answer.status.iter().flat_map(|status| &status.conditions)
+}
+
+impl From<messages::Condition> for RuntimeCondition {
+    fn from(told: messages::Condition) -> Self {
+        RuntimeCondition { kind: told.kind, status: told.status, reason: told.reason, message: told.message }
+    }
+}
+
+/// What containerd tells in its verbose status (facts.md F.2); other runtimes tell other things, which are ignored.
+fn read_info(info: &HashMap<String, String>) -> Verbose {
+    let cni: Option<serde_json::Value> = info.get("cniconfig").and_then(|text| serde_json::from_str(text).ok());
+    let cni_dirs = cni.and_then(|cni| {
+        let conf_dir = cni.get("PluginConfDir")?.as_str().filter(|path| !path.is_empty())?.to_owned();
+        let bin_dirs = cni.get("PluginDirs")?.as_array()?.iter().filter_map(|path| path.as_str().map(str::to_owned));
+        Some((conf_dir, bin_dirs.collect()))
+    });
+    let load = info.get("lastCNILoadStatus").or_else(|| info.get("lastCNILoadStatus.default"));
+    Verbose { at: Instant::now(), cni_dirs, cni_load: load.map(|text| text.trim_matches('"').to_owned()) }
+}
+
+/// Whether the sandbox uses the node's network, and its addresses.
+fn read_network(status: messages::PodSandboxStatus) -> (Option<bool>, Vec<IpAddr>) {
+    let options = status.linux.and_then(|linux| linux.namespaces).and_then(|namespaces| namespaces.options);
+    let host = options.map(|options| options.network == messages::NODE);
+    let network = status.network.unwrap_or_default();
+    let all = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|other| other.ip));
+    // CRI-O tells the node's own addresses for a sandbox in the node's network.
+    let addresses = if host == Some(true) { Vec::new() } else { all.filter_map(|ip| ip.parse().ok()).collect() };
+    (host, addresses)
+}
+
+#[cfg(test)]
+mod tests;

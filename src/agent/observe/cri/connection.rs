@@ -1,0 +1,150 @@
+//! One gRPC connection over a unix socket, without names, balancing or reconnecting: who breaks it is told at once.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Uri;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::body::Body;
+use tonic::client::Grpc;
+use tonic::{Code, Request, Status};
+
+use super::super::host_root;
+use crate::facts::{LookError, Reason};
+
+/// A local socket connects at once or not at all.
+const CONNECT: Duration = Duration::from_secs(1);
+/// The kubelet's own deadline for these calls is two minutes, that of node-problem-detector is this (facts.md G.5).
+pub(super) const CALL: Duration = Duration::from_secs(2);
+/// As the kubelet's: lists of a busy node exceed gRPC's default of 4 MiB (`cri-client/pkg/utils.go`). In bytes.
+const LARGEST: usize = 16 << 20;
+/// `sun_path` holds 108 bytes, the last of them zero (unix(7)).
+const LONGEST_PATH: usize = 107;
+
+/// A connection to a runtime.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: String,
+    sender: SendRequest<Body>,
+    /// Moves the bytes; ends with this.
+    _driver: JoinSet<()>,
+}
+
+impl Connection {
+    /// Connects to the socket that this process sees at `path` and the node at `socket`.
+    pub(super) async fn open(socket: &str, path: &Path) -> Result<Self, LookError> {
+        let stream = match timeout(CONNECT, connect(path)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(refused(socket, &error)),
+            Err(_) => return Err(LookError::timed_out(socket, CONNECT.as_secs_f32())),
+        };
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|error| LookError::new(socket, Reason::Failed, error.to_string()))?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            // Its errors reach the calls that they break.
+            connection.await.ok();
+        });
+        Ok(Connection { socket: socket.to_owned(), sender, _driver: driver })
+    }
+
+    /// The node's path of the socket.
+    pub(super) fn socket(&self) -> &str {
+        &self.socket
+    }
+
+    /// Whether the other side has closed it.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Calls a method of `runtime.v1.RuntimeService`. A call that times out is taken back; the other side may be
+    /// stopped, so the connection is better not used again.
+    pub(super) async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, LookError>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let sender = self.sender.clone();
+        let service = tower::service_fn(move |request| sender.clone().send_request(request));
+        let mut client =
+            Grpc::with_origin(service, Uri::from_static("http://localhost")).max_decoding_message_size(LARGEST);
+        let path = http::uri::PathAndQuery::from_static(method);
+        let codec = tonic_prost::ProstCodec::<Q, A>::default();
+        match timeout(CALL, client.unary(Request::new(request), path, codec)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.explain(method, &status)),
+            Err(_) => {
+                let seconds = CALL.as_secs();
+                let detail = format!("accepts connections but has not answered {} within {seconds} s", name(method));
+                Err(LookError::new(&self.socket, Reason::TimedOut, detail))
+            }
+        }
+    }
+
+    fn explain(&self, method: &str, status: &Status) -> LookError {
+        let reason = match status.code() {
+            Code::Unimplemented => Reason::Unsupported,
+            Code::DeadlineExceeded => Reason::TimedOut,
+            Code::PermissionDenied | Code::Unauthenticated => Reason::Denied,
+            Code::NotFound => Reason::Missing,
+            Code::OutOfRange | Code::ResourceExhausted => Reason::Malformed,
+            _ => Reason::Failed,
+        };
+        LookError::new(&self.socket, reason, format!("{}: {}", name(method), status.message()))
+    }
+}
+
+/// The last part of a method's path.
+fn name(method: &str) -> &str {
+    method.rsplit('/').next().unwrap_or(method)
+}
+
+/// Connects by whatever path is short enough for a socket address.
+async fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    if path.as_os_str().len() <= LONGEST_PATH {
+        return UnixStream::connect(path).await;
+    }
+    let (Some(directory), Some(file)) = (path.parent(), path.file_name()) else {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    };
+    // A long path is taken by way of its directory's descriptor, which has a short one.
+    let directory = open(directory, OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY, Mode::empty())?;
+    UnixStream::connect(PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(file)).await
+}
+
+/// Why there is no connection.
+fn refused(socket: &str, error: &std::io::Error) -> LookError {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => {
+            LookError::new(socket, Reason::Refused, "the socket is there, but nobody listens on it")
+        }
+        // The queue of connections that were not accepted is full.
+        std::io::ErrorKind::WouldBlock => {
+            LookError::new(socket, Reason::TimedOut, "accepts no connections: its queue is full")
+        }
+        _ => LookError::io(socket, error),
+    }
+}
+
+/// Whether there is a socket at `path`: an error says what there is instead.
+pub(super) fn check(socket: &str, path: &Path) -> Result<(), LookError> {
+    let about = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => LookError::new(socket, Reason::Missing, "there is no such socket"),
+        _ => LookError::io(socket, &error),
+    })?;
+    if about.file_type().is_socket() {
+        return Ok(());
+    }
+    let kind = if about.is_file() { "a regular file" } else { host_root::kind(about.file_type()) };
+    Err(LookError::new(socket, Reason::WrongKind, format!("is {kind}, not a socket")))
+}

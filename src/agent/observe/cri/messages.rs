@@ -1,0 +1,160 @@
+//! The messages of CRI v1 that are used, with the field numbers of `k8s.io/cri-api` v0.35.4
+//! `pkg/apis/runtime/v1/api.proto`. Fields that are not here are skipped by protobuf.
+
+use std::collections::HashMap;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct VersionRequest {
+    #[prost(string, tag = "1")]
+    pub(super) version: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct VersionResponse {
+    #[prost(string, tag = "2")]
+    pub(super) runtime_name: String,
+    #[prost(string, tag = "3")]
+    pub(super) runtime_version: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct StatusRequest {
+    #[prost(bool, tag = "1")]
+    pub(super) verbose: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct StatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<Conditions>,
+    /// Only in verbose answers; the keys are the runtime's own.
+    #[prost(map = "string, string", tag = "2")]
+    pub(super) info: HashMap<String, String>,
+}
+
+/// `RuntimeStatus`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Conditions {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) conditions: Vec<Condition>,
+}
+
+/// `RuntimeCondition`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Condition {
+    #[prost(string, tag = "1")]
+    pub(super) kind: String,
+    #[prost(bool, tag = "2")]
+    pub(super) status: bool,
+    #[prost(string, tag = "3")]
+    pub(super) reason: String,
+    #[prost(string, tag = "4")]
+    pub(super) message: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ListPodSandboxRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) filter: Option<Filter>,
+}
+
+/// `PodSandboxFilter`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Filter {
+    #[prost(message, optional, tag = "2")]
+    pub(super) state: Option<State>,
+}
+
+/// `PodSandboxStateValue`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct State {
+    #[prost(int32, tag = "1")]
+    pub(super) state: i32,
+}
+
+/// `SANDBOX_READY` of `PodSandboxState`.
+pub(super) const READY: i32 = 0;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ListPodSandboxResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) items: Vec<PodSandbox>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PodSandbox {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+    #[prost(message, optional, tag = "2")]
+    pub(super) metadata: Option<Metadata>,
+    #[prost(int32, tag = "3")]
+    pub(super) state: i32,
+    #[prost(int64, tag = "4")]
+    pub(super) created_at: i64,
+}
+
+/// `PodSandboxMetadata`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Metadata {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(string, tag = "3")]
+    pub(super) namespace: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PodSandboxStatusRequest {
+    #[prost(string, tag = "1")]
+    pub(super) pod_sandbox_id: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PodSandboxStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) status: Option<PodSandboxStatus>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PodSandboxStatus {
+    #[prost(message, optional, tag = "5")]
+    pub(super) network: Option<Network>,
+    #[prost(message, optional, tag = "6")]
+    pub(super) linux: Option<Linux>,
+}
+
+/// `PodSandboxNetworkStatus`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Network {
+    #[prost(string, tag = "1")]
+    pub(super) ip: String,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) additional_ips: Vec<PodIp>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PodIp {
+    #[prost(string, tag = "1")]
+    pub(super) ip: String,
+}
+
+/// `LinuxPodSandboxStatus`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Linux {
+    #[prost(message, optional, tag = "1")]
+    pub(super) namespaces: Option<Namespace>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Namespace {
+    #[prost(message, optional, tag = "2")]
+    pub(super) options: Option<NamespaceOption>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct NamespaceOption {
+    #[prost(int32, tag = "1")]
+    pub(super) network: i32,
+}
+
+/// `NODE` of `NamespaceMode`.
+pub(super) const NODE: i32 = 2;

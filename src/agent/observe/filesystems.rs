@@ -1,0 +1,205 @@
+//! The node's file systems: how full they are, how fast they fill, and which went read-only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use nix::sys::stat::{major, minor, stat};
+use nix::sys::statvfs::statvfs;
+
+use self::mounts::Mount;
+use super::blocking::Blocking;
+use super::host_root::HostRoot;
+use crate::facts::{Filesystem, LookError, Reason, Role, Seen, Space, Trend};
+
+mod fstab;
+mod mounts;
+
+/// A local disk that answers `statvfs` later than this hangs.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// File systems that can never be written.
+const NEVER_WRITTEN: [&str; 3] = ["squashfs", "erofs", "iso9660"];
+/// Local file systems whose files have the device number that mountinfo shows (btrfs and ZFS number each subvolume).
+const ONE_NUMBER: [&str; 5] = ["ext2", "ext3", "ext4", "xfs", "f2fs"];
+
+/// Looks at file systems, and remembers how each was and how it filled.
+#[derive(Debug)]
+pub(crate) struct FilesystemSource {
+    host: HostRoot,
+    blocking: Blocking,
+    /// By device and mount point.
+    remembered: BTreeMap<(String, String), Remembered>,
+    /// Where the roles' paths lead, from the last time that could be asked.
+    resolved: Vec<(Role, String)>,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    /// Whether it was read-only when this process saw it first.
+    born_read_only: bool,
+    bytes: Trend,
+    inodes: Trend,
+}
+
+/// A device with what is kept on it.
+struct Device<'a> {
+    mount: &'a Mount,
+    roles: BTreeSet<Role>,
+    read_only: bool,
+}
+
+impl FilesystemSource {
+    /// Nothing is read yet.
+    pub(crate) fn new(host: HostRoot, blocking: Blocking) -> Self {
+        FilesystemSource { host, blocking, remembered: BTreeMap::new(), resolved: Vec::new() }
+    }
+
+    /// Looks at the file systems that hold the roles' paths, and at the local ones without a role. The latter are not
+    /// measured ([`Filesystem::space`] is absent), only asked whether they are read-only. Network file systems are left
+    /// out altogether: asking one that is dead hangs. A role whose path does not exist has no file system.
+    pub(crate) async fn look(
+        &mut self,
+        now: Timestamp,
+        roles: &[(Role, String)],
+    ) -> Result<Vec<Filesystem>, LookError> {
+        let mounts = mounts::read(&self.host)?;
+        self.resolve(roles).await;
+        let devices = devices(&mounts, &self.resolved);
+        let spaces = join_all(devices.iter().map(|device| self.space(device))).await;
+        let fstab = fstab::read(&self.host);
+        let mut before = std::mem::take(&mut self.remembered);
+        let mut found = Vec::with_capacity(devices.len());
+        for (device, space) in devices.iter().zip(spaces) {
+            let mount = device.mount;
+            let key = (mount.device.clone(), mount.point.clone());
+            let mut memory = before.remove(&key).unwrap_or_else(|| Remembered {
+                born_read_only: device.read_only && !has_errors(&self.host, mount),
+                ..Remembered::default()
+            });
+            // What was written to after it had been read-only is not meant to be read-only.
+            memory.born_read_only &= device.read_only;
+            let rates = space.get().map(|space| {
+                let inodes = (space.inodes > 0).then(|| memory.inodes.push(now, space.inodes_available)).flatten();
+                (memory.bytes.push(now, space.bytes_available), inodes)
+            });
+            let (bytes_per_second, inodes_per_second) = rates.unwrap_or_default();
+            found.push(Filesystem {
+                mount_point: mount.point.clone(),
+                source: mount.source.clone(),
+                kind: mount.kind.clone(),
+                roles: device.roles.iter().copied().collect(),
+                read_only: device.read_only,
+                meant_read_only: meant_read_only(mount, &fstab, memory.born_read_only),
+                space,
+                bytes_per_second,
+                inodes_per_second,
+            });
+            self.remembered.insert(key, memory);
+        }
+        Ok(found)
+    }
+
+    /// Follows the symbolic links of the roles' paths. A disk that hangs leaves those of the look before.
+    async fn resolve(&mut self, roles: &[(Role, String)]) {
+        let (host, wanted) = (self.host.clone(), roles.to_vec());
+        let follow = move || {
+            let root = host.path("/");
+            let resolved = wanted.into_iter().filter_map(|(role, path)| Some((role, real_path(&host, &root, &path)?)));
+            Ok(resolved.collect())
+        };
+        match self.blocking.run("paths of the roles", DEADLINE, follow).await {
+            Ok(resolved) => self.resolved = resolved,
+            Err(_) if self.resolved.is_empty() => self.resolved = roles.to_vec(),
+            Err(_) => {}
+        }
+    }
+
+    async fn space(&self, device: &Device<'_>) -> Seen<Space> {
+        if device.roles.is_empty() {
+            return Seen::Absent;
+        }
+        let mount = device.mount;
+        let number = ONE_NUMBER.contains(&mount.kind.as_str()).then(|| mount.device.clone());
+        let (path, point) = (self.host.path(&mount.point), mount.point.clone());
+        let measure = move || measure(&path, &point, number.as_deref());
+        match self.blocking.run(&format!("statvfs {}", mount.point), DEADLINE, measure).await {
+            Ok(space) => Seen::Yes(space),
+            Err(error) => Seen::Unreadable(error),
+        }
+    }
+}
+
+fn measure(path: &Path, point: &str, number: Option<&str>) -> Result<Space, LookError> {
+    let about = stat(path).map_err(|errno| LookError::io(point, &errno.into()))?;
+    let seen = format!("{}:{}", major(about.st_dev), minor(about.st_dev));
+    // Without mount propagation a pod sees the empty directory below a mount that was made after its start.
+    if number.is_some_and(|number| number != seen) {
+        let detail = "is not mounted in this process's view of the node; set mountPropagation: HostToContainer";
+        return Err(LookError::new(point, Reason::WrongKind, detail));
+    }
+    let stats = statvfs(path).map_err(|errno| LookError::io(point, &errno.into()))?;
+    Ok(Space {
+        bytes: stats.blocks() * stats.fragment_size(),
+        bytes_available: stats.blocks_available() * stats.fragment_size(),
+        inodes: stats.files(),
+        inodes_available: stats.files_available(),
+    })
+}
+
+/// Where a path of the node leads, as the node sees it; none when it does not exist.
+fn real_path(host: &HostRoot, root: &Path, path: &str) -> Option<String> {
+    let real: PathBuf = std::fs::canonicalize(host.path(path)).ok()?;
+    let inside = real.strip_prefix(std::fs::canonicalize(root).ok()?).ok()?;
+    Some(format!("/{}", inside.to_string_lossy()))
+}
+
+/// One entry for each device that holds a role or that is a local disk. A device is mounted many times on a worker
+/// (bind mounts of volumes); the mount that stands for it is the one that holds a role, or the shortest.
+fn devices<'a>(mounts: &'a [Mount], roles: &[(Role, String)]) -> Vec<Device<'a>> {
+    let mut found: BTreeMap<&str, Device<'a>> = BTreeMap::new();
+    for (role, path) in roles {
+        let Some(mount) = mounts::holding(mounts, path).filter(|mount| !mount.is_remote()) else { continue };
+        let device = found.entry(&mount.device).or_insert(Device { mount, roles: BTreeSet::new(), read_only: false });
+        device.roles.insert(*role);
+        device.read_only |= mount.read_only || mount.bound_read_only;
+        if mount.point.len() < device.mount.point.len() {
+            device.mount = mount;
+        }
+    }
+    for mount in mounts.iter().filter(|mount| mount.is_local_disk()) {
+        let device = found.entry(&mount.device).or_insert(Device { mount, roles: BTreeSet::new(), read_only: false });
+        // A mount that alone is read-only is how volumes are given to pods; the whole file system is what matters.
+        device.read_only |= mount.read_only;
+        if device.roles.is_empty() && (mount.whole, device.mount.point.len()) > (device.mount.whole, mount.point.len())
+        {
+            device.mount = mount;
+        }
+    }
+    let mut devices: Vec<_> = found.into_values().collect();
+    devices.sort_by(|one, other| one.mount.point.cmp(&other.mount.point));
+    devices
+}
+
+/// Whether someone wants it read-only: its kind, `/etc/fstab`, or, when that is silent, its state at the first look.
+fn meant_read_only(mount: &Mount, fstab: &[fstab::Entry], born_read_only: bool) -> bool {
+    let entry =
+        fstab.iter().find(|entry| entry.point == mount.point && (entry.kind == mount.kind || entry.kind == "auto"));
+    NEVER_WRITTEN.contains(&mount.kind.as_str())
+        || mount.no_upper
+        || entry.map_or(born_read_only, |entry| entry.read_only)
+}
+
+/// Whether ext4 has recorded errors: then it was an error that made it read-only, even if that was before the first look.
+fn has_errors(host: &HostRoot, mount: &Mount) -> bool {
+    // Below another root the link has been followed already.
+    let path = host.path(&format!("/sys/dev/block/{}", mount.device));
+    let link = std::fs::read_link(&path).unwrap_or(path);
+    let Some(name) = link.file_name().and_then(|name| name.to_str()) else { return false };
+    let count = host.read_text(&format!("/sys/fs/ext4/{name}/errors_count"), 4096);
+    count.is_ok_and(|count| count.trim().parse::<u64>().is_ok_and(|count| count > 0))
+}
+
+#[cfg(test)]
+mod tests;

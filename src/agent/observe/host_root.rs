@@ -1,0 +1,171 @@
+//! The one door to the node's files: every path goes through a root that is given at start.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use crate::facts::{LookError, Reason};
+
+/// After so many links a path is taken as it is (`MAXSYMLINKS` of `linux/namei.h`).
+const MOST_LINKS: u32 = 40;
+
+/// Where the node's own root directory is: `/` on the node itself, `/host` in the DaemonSet's pod.
+#[derive(Debug, Clone)]
+pub(crate) struct HostRoot(PathBuf);
+
+impl HostRoot {
+    /// A host root at `path`.
+    pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
+        HostRoot(path.into())
+    }
+
+    /// Where the node's file `path` is for this process. Symbolic links on the way are followed inside the root: an
+    /// absolute one (`/etc/cni/net.d -> /opt/cni/net.d`) would lead into this process's own tree.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        if self.0 == Path::new("/") {
+            return PathBuf::from(path);
+        }
+        let mut rest: Vec<OsString> = parts(Path::new(path));
+        let mut inside: Vec<OsString> = Vec::new();
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            if name == ".." {
+                inside.pop();
+                continue;
+            }
+            inside.push(name);
+            if links < MOST_LINKS
+                && let Ok(target) = std::fs::read_link(self.place(&inside))
+            {
+                links += 1;
+                inside.pop();
+                if target.is_absolute() {
+                    inside.clear();
+                }
+                rest.extend(parts(&target));
+            }
+        }
+        self.place(&inside)
+    }
+
+    fn place(&self, inside: &[OsString]) -> PathBuf {
+        inside.iter().fold(self.0.clone(), |place, name| place.join(name))
+    }
+
+    /// Reads a regular file of at most `limit` bytes. A directory, a FIFO, a socket or a longer file is an error that
+    /// says so; nothing here can block on a file that never ends.
+    pub(crate) fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, LookError> {
+        let mut bytes = Vec::new();
+        let read = self
+            .open(path, limit)?
+            .take(limit + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| LookError::io(path, &error))?;
+        if read as u64 > limit {
+            return Err(LookError::new(path, Reason::WrongKind, format!("is longer than {limit} bytes")));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a text file; bytes that are not UTF-8 are replaced.
+    pub(crate) fn read_text(&self, path: &str, limit: u64) -> Result<String, LookError> {
+        self.read(path, limit).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn open(&self, path: &str, limit: u64) -> Result<File, LookError> {
+        // O_NONBLOCK: opening a FIFO without a writer would wait for one.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits() | nix::fcntl::OFlag::O_CLOEXEC.bits())
+            .open(self.path(path))
+            .map_err(|error| LookError::io(path, &error))?;
+        let about = file.metadata().map_err(|error| LookError::io(path, &error))?;
+        if !about.is_file() {
+            return Err(LookError::new(path, Reason::WrongKind, format!("is {}, not a file", kind(about.file_type()))));
+        }
+        if about.len() > limit {
+            return Err(LookError::new(
+                path,
+                Reason::WrongKind,
+                format!("is {} bytes long, over {limit} is not read", about.len()),
+            ));
+        }
+        Ok(file)
+    }
+}
+
+/// The names of a path, last first, as they are taken off a stack; `..` among them.
+fn parts(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    let mut names: Vec<OsString> = names.collect();
+    names.reverse();
+    names
+}
+
+/// What a person calls this type of file.
+pub(crate) fn kind(file_type: std::fs::FileType) -> &'static str {
+    match file_type {
+        it if it.is_dir() => "a directory",
+        it if it.is_fifo() => "a FIFO",
+        it if it.is_socket() => "a socket",
+        it if it.is_char_device() || it.is_block_device() => "a device",
+        _ => "something else",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn absolute_links_stay_inside_the_root() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir_all(dir.path().join("opt/real")).expect("mkdir");
+        std::fs::create_dir_all(dir.path().join("etc")).expect("mkdir");
+        symlink("/opt/real", dir.path().join("etc/cni")).expect("link");
+        std::fs::write(dir.path().join("opt/real/a.conf"), "x").expect("write");
+        let root = HostRoot::new(dir.path());
+        assert_eq!(root.path("/etc/cni/a.conf"), dir.path().join("opt/real/a.conf"));
+        assert_eq!(root.read("/etc/cni/a.conf", 10), Ok(b"x".to_vec()));
+    }
+
+    #[test]
+    fn a_relative_link_to_an_absolute_one_stays_inside_too() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir_all(dir.path().join("data/sub")).expect("mkdir");
+        symlink("b", dir.path().join("a")).expect("link");
+        symlink("/data", dir.path().join("b")).expect("link");
+        symlink("../../../../data", dir.path().join("up")).expect("link");
+        let root = HostRoot::new(dir.path());
+        assert_eq!(root.path("/a/sub"), dir.path().join("data/sub"));
+        assert_eq!(root.path("/up/../up/sub"), dir.path().join("data/sub"));
+        assert_eq!(root.path("/../../etc"), dir.path().join("etc"));
+    }
+
+    #[test]
+    fn a_link_to_itself_ends() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        symlink("/loop", dir.path().join("loop")).expect("link");
+        assert!(HostRoot::new(dir.path()).read("/loop", 10).is_err());
+    }
+
+    #[test]
+    fn what_is_not_a_file_says_what_it_is() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRUSR).expect("mkfifo");
+        std::fs::write(dir.path().join("long"), [b'x'; 100]).expect("write");
+        let root = HostRoot::new(dir.path());
+        let why = |path: &str| root.read(path, 10).expect_err("must fail");
+        assert_eq!(why("/fifo").detail, "is a FIFO, not a file");
+        assert_eq!(why("/").detail, "is a directory, not a file");
+        assert_eq!(why("/long").detail, "is 100 bytes long, over 10 is not read");
+        assert_eq!(why("/none").reason, Reason::Missing);
+    }
+}

@@ -1,0 +1,140 @@
+//! What the kubelet's files and arguments say: thresholds, ports, the runtime's socket and the control plane's address.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::host_root::HostRoot;
+use crate::facts::{EvictionThresholds, Kubelet, LookError, Quantity, Reason};
+
+pub(super) mod kubeconfig;
+mod quantity;
+
+/// The kubelet's configuration is some kilobytes; in bytes.
+const LIMIT: u64 = 1 << 20;
+/// `healthzPort` when nobody sets it (`pkg/kubelet/apis/config/v1beta1/defaults.go`).
+const HEALTHZ_PORT: u16 = 10248;
+/// Where kubeadm and most others put the configuration.
+const CONFIGURATIONS: [&str; 1] = ["/var/lib/kubelet/config.yaml"];
+/// Where kubeadm, cloud images, OpenShift, k3s and RKE2 put the kubelet's kubeconfig.
+const KUBECONFIGS: [&str; 5] = [
+    "/etc/kubernetes/kubelet.conf",
+    "/var/lib/kubelet/kubeconfig",
+    "/etc/kubernetes/kubelet-kubeconfig",
+    "/var/lib/rancher/k3s/agent/kubelet.kubeconfig",
+    "/var/lib/rancher/rke2/agent/kubelet.kubeconfig",
+];
+
+/// The fields of a `KubeletConfiguration` that matter here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Configuration {
+    eviction_hard: Option<BTreeMap<String, String>>,
+    healthz_port: Option<u16>,
+    container_runtime_endpoint: Option<String>,
+    merge_default_eviction_settings: Option<bool>,
+}
+
+/// Looks at the files that the kubelet's arguments name, or else at the well-known ones. [`Reason::Missing`] when the
+/// kubelet does not run and none of its files exists.
+pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kubelet, LookError> {
+    let option = |name| arguments.and_then(|arguments| argument(arguments, name));
+    let first_of = |paths: &[&str]| paths.iter().find(|path| host.path(path).exists()).map(ToString::to_string);
+    let config_path = option("config").or_else(|| first_of(&CONFIGURATIONS));
+    let kubeconfig_path = option("kubeconfig").or_else(|| first_of(&KUBECONFIGS));
+    if arguments.is_none() && config_path.is_none() && kubeconfig_path.is_none() {
+        return Err(LookError::new("kubelet", Reason::Missing, "it does not run, and none of its files exists"));
+    }
+    let mut errors = Vec::new();
+    let configuration = config_path.as_deref().map_or_else(Configuration::default, |path| {
+        read(host, path).unwrap_or_else(|error| {
+            errors.push(error);
+            Configuration::default()
+        })
+    });
+    let eviction = thresholds(&configuration, option("eviction-hard").as_deref()).unwrap_or_else(|error| {
+        let place = config_path.as_deref().unwrap_or("the kubelet's arguments");
+        errors.push(format!("{place}: {error}; the default thresholds are assumed"));
+        EvictionThresholds::default()
+    });
+    // Arguments win over the file.
+    let port = option("healthz-port").and_then(|port| port.parse().ok()).or(configuration.healthz_port);
+    let endpoint = option("container-runtime-endpoint").or(configuration.container_runtime_endpoint);
+    Ok(Kubelet {
+        server: kubeconfig_path.as_deref().and_then(|path| server(host, path)),
+        config_path,
+        kubeconfig_path,
+        healthz_port: port.unwrap_or(HEALTHZ_PORT),
+        runtime_endpoint: endpoint.filter(|it| !it.is_empty()).map(|it| it.trim_start_matches("unix://").to_owned()),
+        eviction,
+        config_error: (!errors.is_empty()).then(|| errors.join("; ")),
+    })
+}
+
+/// The value of `--name value` or `--name=value`; the last one counts, as for the kubelet.
+pub(crate) fn argument(arguments: &[String], name: &str) -> Option<String> {
+    let mut found = None;
+    for (at, argument) in arguments.iter().enumerate() {
+        let Some(rest) = argument.strip_prefix("--").and_then(|option| option.strip_prefix(name)) else { continue };
+        match rest.strip_prefix('=') {
+            Some(value) => found = Some(value.trim_matches(['"', '\'']).to_owned()),
+            None if rest.is_empty() => found = arguments.get(at + 1).cloned(),
+            None => {}
+        }
+    }
+    found.filter(|value| !value.is_empty())
+}
+
+fn read(host: &HostRoot, path: &str) -> Result<Configuration, String> {
+    if !path.starts_with('/') {
+        return Err(format!("{path}: is relative to the kubelet's working directory; the defaults are assumed"));
+    }
+    let text = host.read_text(path, LIMIT).map_err(|error| format!("{error}; the defaults are assumed"))?;
+    serde_saphyr::from_str(&text).map_err(|error| {
+        let place = error.location().map_or_else(String::new, |it| format!(" line {}:", it.line()));
+        format!(
+            "{path}:{place} {}; correct this line, or the kubelet does not start again; the defaults are assumed",
+            error.without_snippet()
+        )
+    })
+}
+
+fn server(host: &HostRoot, path: &str) -> Option<String> {
+    match kubeconfig::cluster(host, path) {
+        Ok(cluster) => Some(cluster.server),
+        Err(error) => {
+            tracing::debug!(%error, "the kubeconfig names no server");
+            None
+        }
+    }
+}
+
+/// The hard thresholds. As soon as one key is set, those that are not set are off, unless the configuration asks for
+/// the defaults to be merged (facts.md E.3; `mergeDefaultEvictionSettings`).
+fn thresholds(configuration: &Configuration, flag: Option<&str>) -> Result<EvictionThresholds, String> {
+    let from_flag = flag.map(|list| {
+        let pairs = list.split(',').filter_map(|pair| pair.split_once('<'));
+        pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect()
+    });
+    let Some(set) = from_flag.as_ref().or(configuration.eviction_hard.as_ref()) else {
+        return Ok(EvictionThresholds::default());
+    };
+    let merge = configuration.merge_default_eviction_settings == Some(true);
+    let threshold = |key: &str, default| match set.get(key) {
+        Some(text) => {
+            quantity::parse(text).ok_or_else(|| format!("evictionHard {key} is {text:?}, which is no quantity"))
+        }
+        None => Ok(if merge { default } else { Quantity::Absolute(0) }),
+    };
+    let default = EvictionThresholds::default();
+    Ok(EvictionThresholds {
+        memory: threshold("memory.available", default.memory)?,
+        nodefs: threshold("nodefs.available", default.nodefs)?,
+        nodefs_inodes: threshold("nodefs.inodesFree", default.nodefs_inodes)?,
+        imagefs: threshold("imagefs.available", default.imagefs)?,
+        imagefs_inodes: threshold("imagefs.inodesFree", default.imagefs_inodes)?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

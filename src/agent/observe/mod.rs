@@ -1,0 +1,32 @@
+//! Looking: one task per source, each with its own rhythm, deadline and error, so that a source that hangs costs its own
+//! checks and nothing else. What they see flows one way, through a channel, into the snapshot.
+
+mod blocking;
+mod chains;
+mod cni;
+mod control_plane;
+mod cri;
+mod events;
+mod filesystems;
+mod health;
+mod host_root;
+mod identity;
+mod kubelet;
+mod legacy;
+mod memory;
+mod net_sysctl;
+mod netlink;
+#[cfg(test)]
+mod netns;
+mod nftables;
+mod processes;
+mod routing;
+mod sources;
+mod stats;
+mod update;
+
+pub(crate) use host_root::HostRoot;
+pub(crate) use identity::{look as identity, since_boot};
+pub(crate) use sources::{Observer, kubelet_server, start};
+pub(crate) use stats::Stats;
+pub(crate) use update::Update;

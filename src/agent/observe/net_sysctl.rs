@@ -1,0 +1,125 @@
+//! Connection tracking and the forwarding switches, from `/proc`.
+
+use super::host_root::HostRoot;
+use crate::facts::{Conntrack, Forwarding, LookError, Reason, Seen};
+
+/// A switch or a count is one line; in bytes.
+const LINE: u64 = 256;
+/// The statistics have one line for each CPU; in bytes.
+const STATISTICS: u64 = 1 << 20;
+
+/// Looks at connection tracking, and remembers how many packets were dropped before.
+#[derive(Debug)]
+pub(crate) struct ConntrackSource {
+    host: HostRoot,
+    dropped: Option<u64>,
+}
+
+impl ConntrackSource {
+    /// Nothing is read yet.
+    pub(crate) fn new(host: HostRoot) -> Self {
+        ConntrackSource { host, dropped: None }
+    }
+
+    /// Reads the counts. [`Reason::Missing`] when the kernel module is not loaded. The first look has nothing to
+    /// compare with, so what was dropped before it does not count as growth.
+    pub(crate) fn look(&mut self) -> Result<Conntrack, LookError> {
+        let count = number(&self.host, "/proc/sys/net/netfilter/nf_conntrack_count")?;
+        let max = number(&self.host, "/proc/sys/net/netfilter/nf_conntrack_max")?;
+        let dropped = self.dropped_now()?;
+        // Taking a CPU offline removes its line, so the sum can shrink.
+        let dropped_since = dropped.saturating_sub(self.dropped.unwrap_or(dropped));
+        self.dropped = Some(dropped);
+        Ok(Conntrack { count, max, dropped, dropped_since })
+    }
+
+    fn dropped_now(&self) -> Result<u64, LookError> {
+        // `/proc/net` is the main thread's network namespace, even in a thread that has entered another.
+        let path = "/proc/thread-self/net/stat/nf_conntrack";
+        match self.host.read_text(path, STATISTICS) {
+            Ok(text) => sum_of_column(&text, "drop").ok_or_else(|| {
+                LookError::new(path, Reason::Malformed, "a line is shorter than the header or not hexadecimal")
+            }),
+            // CONFIG_NF_CONNTRACK_PROCFS is off.
+            Err(error) if error.reason == Reason::Missing => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The sum over all CPUs of a column of hexadecimal numbers; 0 when this kernel has no such column.
+fn sum_of_column(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    let Some(column) = lines.next()?.split_whitespace().position(|title| title == name) else { return Some(0) };
+    lines
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| line.split_whitespace().nth(column).and_then(|cell| u64::from_str_radix(cell, 16).ok()))
+        .sum()
+}
+
+/// Reads the forwarding switches of this process's network namespace.
+pub(crate) fn forwarding(host: &HostRoot) -> Forwarding {
+    let switch = |path| Seen::from(number(host, path).map(|value| value != 0));
+    Forwarding { ipv4: switch("/proc/sys/net/ipv4/ip_forward"), ipv6: switch("/proc/sys/net/ipv6/conf/all/forwarding") }
+}
+
+fn number(host: &HostRoot, path: &str) -> Result<u64, LookError> {
+    let text = host.read_text(path, LINE)?;
+    text.trim()
+        .parse()
+        .map_err(|_| LookError::new(path, Reason::Malformed, format!("holds {:?}, not a number", text.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn write(root: &Path, path: &str, text: &str) {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().expect("not the root")).expect("mkdir");
+        std::fs::write(path, text).expect("write");
+    }
+
+    #[test]
+    fn drops_are_found_by_name_and_only_growth_counts() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut source = ConntrackSource::new(HostRoot::new(dir.path()));
+        assert_eq!(source.look().expect_err("not loaded").reason, Reason::Missing);
+        write(dir.path(), "proc/sys/net/netfilter/nf_conntrack_count", "7\n");
+        write(dir.path(), "proc/sys/net/netfilter/nf_conntrack_max", "262144\n");
+        let statistics = "proc/thread-self/net/stat/nf_conntrack";
+        write(
+            dir.path(),
+            statistics,
+            "entries  drop early_drop\n00000007  0000000a 00000001\n00000007  00000001 00000000\n",
+        );
+        let first = source.look().expect("readable");
+        assert_eq!(first, Conntrack { count: 7, max: 262_144, dropped: 11, dropped_since: 0 });
+        write(dir.path(), statistics, "entries searched drop\n7 0 ff\n");
+        assert_eq!(source.look().expect("readable").dropped_since, 244);
+        write(dir.path(), statistics, "entries drop\n7\n");
+        assert_eq!(source.look().expect_err("a short line").reason, Reason::Malformed);
+    }
+
+    #[test]
+    fn a_kernel_without_statistics_has_dropped_nothing() {
+        assert_eq!(sum_of_column("entries found\n1 2\n", "drop"), Some(0));
+        assert_eq!(sum_of_column("", "drop"), None);
+    }
+
+    #[test]
+    fn switches_tell_off_from_absent_from_nonsense() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        write(dir.path(), "proc/sys/net/ipv4/ip_forward", "0\n");
+        let host = HostRoot::new(dir.path());
+        assert_eq!(forwarding(&host), Forwarding { ipv4: Seen::Yes(false), ipv6: Seen::Absent });
+        write(dir.path(), "proc/sys/net/ipv4/ip_forward", "on\n");
+        assert_eq!(forwarding(&host).ipv4.error().map(|error| error.reason), Some(Reason::Malformed));
+    }
+
+    #[test]
+    fn reads_this_machine() {
+        assert!(forwarding(&HostRoot::new("/")).ipv4.get().is_some());
+    }
+}

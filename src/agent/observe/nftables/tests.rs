@@ -1,0 +1,295 @@
+//! Against the real kernel, with rules made by the real programs, in network namespaces of their own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use super::*;
+use crate::agent::observe::netns::{NetNs, without_net_admin};
+use crate::facts::{Hook, Policy};
+
+const RECORDED: &str = include_str!("../../../../tests/recordings/iptables/calico-and-kube-proxy.txt");
+
+/// A node's chains as they were recorded on a real one, restored in a namespace.
+fn recorded() -> NetNs {
+    let node = NetNs::new();
+    node.command_with_input("iptables-nft-restore", &[], RECORDED);
+    node
+}
+
+fn look(node: &NetNs) -> Ruleset {
+    node.block_on(|| async { NftablesSource::open().expect("open").look().await.expect("look") })
+}
+
+fn targets<'a>(ruleset: &'a Ruleset, table: &str, chain: &str) -> Vec<(u32, &'a str)> {
+    let table = ruleset.table(Family::V4, table).expect("the table");
+    let chain = table.chain(chain).expect("the chain");
+    chain.jumps.iter().map(|jump| (jump.position, jump.target.as_str())).collect()
+}
+
+#[test]
+fn an_empty_node_has_no_tables() {
+    let ruleset = look(&NetNs::new());
+    assert_eq!(ruleset.tables, []);
+    assert!(ruleset.generation.is_some());
+}
+
+#[test]
+fn a_real_node_is_read_as_it_is() {
+    let node = recorded();
+    let ruleset = look(&node);
+    let forward = ruleset.table(Family::V4, "filter").and_then(|table| table.chain("FORWARD")).expect("FORWARD");
+    let base = forward.base.expect("a base chain");
+    assert_eq!((base.hook, base.policy), (Hook::Forward, Policy::Accept));
+    assert_eq!(
+        targets(&ruleset, "filter", "FORWARD"),
+        [
+            (0, "cali-FORWARD"),
+            (1, "KUBE-PROXY-FIREWALL"),
+            (2, "KUBE-FORWARD"),
+            (3, "KUBE-SERVICES"),
+            (4, "KUBE-EXTERNAL-SERVICES")
+        ],
+    );
+    assert_eq!(targets(&ruleset, "nat", "PREROUTING").len(), 2);
+    let nat = ruleset.table(Family::V4, "nat").expect("nat");
+    assert!(nat.chain("KUBE-MARK-MASQ").is_some_and(|chain| chain.base.is_none() && chain.jumps.is_empty()));
+    let services = RECORDED.lines().filter(|line| line.starts_with(":KUBE-S") && line.contains('-')).count();
+    let kept = nat.chains.iter().filter(|chain| chain.name.starts_with("KUBE-S")).count();
+    assert!(nat.per_object_chains > 20, "{nat:?}");
+    assert!(services > kept, "Services are counted, not kept: {nat:?}");
+    assert!(nat.chains.iter().all(|chain| !chain.name.starts_with("KUBE-SVC-")), "{nat:?}");
+}
+
+#[test]
+fn a_deleted_jump_is_seen_and_a_quiet_node_is_not_read() {
+    let node = recorded();
+    node.block_on(|| async {
+        let mut source = NftablesSource::open().expect("open");
+        let before = source.look().await.expect("look");
+        let generation = source.generation().await.expect("generation");
+        source.before_dump = Box::new(|| panic!("nothing changed, so nothing is dumped"));
+        assert_eq!(source.look().await.as_ref(), Ok(&before));
+
+        let jump = ["-t", "nat", "-D", "PREROUTING", "-m", "comment", "--comment", "kubernetes service portals"];
+        node.command("iptables-nft", &[&jump[..], &["-j", "KUBE-SERVICES"]].concat());
+        let dumps = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&dumps);
+        source.before_dump = Box::new(move || {
+            count.fetch_add(1, Relaxed);
+        });
+        let after = source.look().await.expect("look");
+        assert!(dumps.load(Relaxed) > 2, "tables, chains, and rules of base chains");
+        assert!(after.generation > Some(generation));
+        let nat =
+            |ruleset: &Ruleset| ruleset.table(Family::V4, "nat").expect("nat").jumps("PREROUTING", "KUBE-SERVICES");
+        assert!(nat(&before) && !nat(&after));
+    });
+}
+
+#[test]
+fn both_families_policies_and_gotos() {
+    let node = NetNs::new();
+    node.command("ip6tables-nft", &["-N", "KUBE-FORWARD"]);
+    node.command("ip6tables-nft", &["-A", "FORWARD", "-m", "mark", "--mark", "1", "-j", "ACCEPT"]);
+    node.command("ip6tables-nft", &["-A", "FORWARD", "-p", "tcp", "-g", "KUBE-FORWARD"]);
+    node.command("ip6tables-nft", &["-P", "FORWARD", "DROP"]);
+    let ruleset = look(&node);
+    assert!(ruleset.tables.iter().all(|table| table.family == Family::V6));
+    let forward = ruleset.table(Family::V6, "filter").and_then(|table| table.chain("FORWARD")).expect("FORWARD");
+    assert_eq!(forward.base.map(|base| base.policy), Some(Policy::Drop));
+    assert_eq!(forward.jumps, [Jump { position: 1, target: "KUBE-FORWARD".into() }]);
+}
+
+#[test]
+fn native_tables_are_read_and_other_families_are_left_out() {
+    let node = NetNs::new();
+    let rules = "
+        table ip kube-proxy {
+            map service-ips { type ipv4_addr : verdict; }
+            chain services { ip daddr vmap @service-ips; }
+            chain service-ULMVA6XW-default/web/tcp/http { accept; }
+            chain filter-forward {
+                type filter hook forward priority -101; policy accept;
+                ct state new counter jump services
+            }
+        }
+        table ip calico {
+            chain filter-cali-FORWARD { accept; }
+            chain filter-cali-tw-cali0ef24ba { accept; }
+            chain filter-FORWARD {
+                type filter hook forward priority 0; policy accept;
+                iifname \"lo\" accept
+                jump filter-cali-FORWARD
+            }
+        }
+        table ip6 mine { chain a { accept; }; }
+        table inet firewalld { chain b { type filter hook input priority 0; policy drop; accept; }; }
+        table bridge c { chain d { accept; }; }
+    ";
+    node.command_with_input("nft", &["-f", "-"], rules);
+    let ruleset = look(&node);
+    let names: Vec<_> = ruleset.tables.iter().map(|table| (table.family, table.name.as_str())).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(targets(&ruleset, "kube-proxy", "filter-forward"), [(0, "services")]);
+    assert_eq!(targets(&ruleset, "calico", "filter-FORWARD"), [(1, "filter-cali-FORWARD")]);
+    let proxy = ruleset.table(Family::V4, "kube-proxy").expect("kube-proxy");
+    assert_eq!((proxy.chains.len(), proxy.per_object_chains), (2, 1));
+    let calico = ruleset.table(Family::V4, "calico").expect("calico");
+    assert_eq!((calico.chains.len(), calico.per_object_chains, calico.foreign_chains), (2, 1, 0));
+    assert_eq!(ruleset.table(Family::V6, "mine").map(|table| table.foreign_chains), Some(1));
+}
+
+/// Chains as of a cluster with that many Services, in iptables-restore's language.
+fn services(count: u32) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from("*nat\n:KUBE-SERVICES - [0:0]\n");
+    for service in 0..count {
+        let _ = writeln!(text, ":KUBE-SVC-{service:016} - [0:0]\n:KUBE-SEP-{service:016} - [0:0]");
+    }
+    for service in 0..count {
+        let _ = writeln!(
+            text,
+            "-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp --dport {} -j KUBE-SVC-{service:016}",
+            service % 65_536
+        );
+        let _ = writeln!(text, "-A KUBE-SVC-{service:016} -j KUBE-SEP-{service:016}");
+    }
+    text + "-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
+}
+
+#[test]
+fn a_thousand_services_are_counted() {
+    let node = NetNs::new();
+    node.command_with_input("iptables-nft-restore", &[], &services(1000));
+    let ruleset = look(&node);
+    let nat = ruleset.table(Family::V4, "nat").expect("nat");
+    assert_eq!(nat.per_object_chains, 2000);
+    assert_eq!(targets(&ruleset, "nat", "PREROUTING"), [(0, "KUBE-SERVICES")]);
+}
+
+#[test]
+fn a_look_during_changes_is_whole_or_fails() {
+    let node = recorded();
+    let expected = look(&node).tables;
+    let change = || {
+        for _ in 0..30 {
+            node.command("iptables-nft", &["-t", "nat", "-N", "KUBE-SVC-TEST"]);
+            node.command("iptables-nft", &["-t", "nat", "-X", "KUBE-SVC-TEST"]);
+        }
+    };
+    std::thread::scope(|scope| {
+        let changes = scope.spawn(change);
+        node.block_on(|| async {
+            let mut source = NftablesSource::open().expect("open");
+            while !changes.is_finished() {
+                match source.look().await {
+                    Ok(ruleset) => assert_eq!(without_test_chain(ruleset.tables, &expected), expected),
+                    Err(error) => assert!(error.detail.starts_with("changed while it was read"), "{error}"),
+                }
+            }
+        });
+    });
+}
+
+/// Two base chains of which always exactly one jumps; `to` says which, in one commit.
+fn move_jump(node: &NetNs, to: &str) {
+    let rules = format!("flush chain ip t a; flush chain ip t b; add rule ip t {to} jump x");
+    node.command("nft", &[&rules]);
+}
+
+fn two_chains() -> NetNs {
+    let node = NetNs::new();
+    let base = "type filter hook input priority 0; policy accept;";
+    let rules = format!("table ip t {{ chain x {{ }}; chain a {{ {base} jump x; }}; chain b {{ {base} }}; }}");
+    node.command_with_input("nft", &["-f", "-"], &rules);
+    node
+}
+
+#[test]
+fn what_is_changed_in_the_middle_is_read_again() {
+    let node = Arc::new(two_chains());
+    node.block_on(|| async {
+        let mut source = NftablesSource::open().expect("open");
+        let (changer, mut dumps) = (Arc::clone(&node), 0);
+        source.before_dump = Box::new(move || {
+            dumps += 1;
+            // Tables, chains, rules of `a`: here, between the two chains.
+            if dumps == 4 {
+                move_jump(&changer, "b");
+            }
+        });
+        let ruleset = source.look().await.expect("look");
+        assert_eq!(targets(&ruleset, "t", "a"), []);
+        assert_eq!(targets(&ruleset, "t", "b"), [(0, "x")]);
+    });
+}
+
+#[test]
+fn what_never_stops_changing_is_an_error() {
+    let node = Arc::new(two_chains());
+    node.block_on(|| async {
+        let mut source = NftablesSource::open().expect("open");
+        let changer = Arc::clone(&node);
+        source.before_dump = Box::new(move || move_jump(&changer, "b"));
+        let error = source.look().await.expect_err("it changes");
+        assert_eq!(error.reason, Reason::Failed);
+        assert_eq!(error.to_string(), "nf_tables: changed while it was read, 3 times in a row");
+    });
+}
+
+/// The tables without the one chain more that they may have.
+fn without_test_chain(mut tables: Vec<Table>, expected: &[Table]) -> Vec<Table> {
+    for table in &mut tables {
+        let before = expected.iter().find(|it| it.name == table.name).expect("the same tables");
+        if table.per_object_chains == before.per_object_chains + 1 {
+            table.per_object_chains -= 1;
+        }
+    }
+    tables
+}
+
+#[test]
+fn a_look_that_was_cancelled_does_not_spoil_the_next() {
+    let node = NetNs::new();
+    node.command_with_input("iptables-nft-restore", &[], &services(1000));
+    node.block_on(|| async {
+        let mut source = NftablesSource::open().expect("open");
+        for polls in 1..20 {
+            let mut look = Box::pin(source.look());
+            for _ in 0..polls {
+                if futures::poll!(&mut look).is_ready() {
+                    break;
+                }
+            }
+            drop(look);
+            source.last = None;
+        }
+        // In the middle of a dump, not only before it.
+        let mut messages = 0;
+        let stop = |_, _: &[u8]| {
+            messages += 1;
+            if messages > 10 { Err(Malformed("enough")) } else { Ok(()) }
+        };
+        assert!(source.netlink.ask(wire::GET_CHAIN, NLM_F_DUMP, &wire::head(None), stop).await.is_err());
+        assert_eq!(source.look().await.expect("look").tables[0].per_object_chains, 2000);
+    });
+}
+
+#[test]
+fn without_the_capability_it_says_what_it_needs() {
+    without_net_admin(module_path!(), "without_the_capability_it_says_what_it_needs", || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let look = async { NftablesSource::open().expect("open").look().await };
+        let error = runtime.block_on(look).expect_err("no right");
+        assert_eq!(error.reason, Reason::Denied);
+        assert!(error.detail.ends_with("needs CAP_NET_ADMIN; run as root"), "{error}");
+    });
+}
+
+#[test]
+fn a_kernel_without_nf_tables_is_told_from_one_that_refuses() {
+    let failure = |errno: Errno| Failure::Io(std::io::Error::from_raw_os_error(errno as i32));
+    assert_eq!(explain("nf_tables", &failure(Errno::EINVAL)).reason, Reason::Unsupported);
+    assert_eq!(explain("nf_tables", &failure(Errno::EPROTONOSUPPORT)).reason, Reason::Unsupported);
+    assert_eq!(explain("nf_tables", &failure(Errno::EPERM)).reason, Reason::Denied);
+}

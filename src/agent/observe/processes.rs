@@ -1,0 +1,201 @@
+//! The worker's programs in the process table: which run, since when, and whether they are stopped or stuck.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use procfs::FromRead;
+use procfs::process::Stat;
+
+use super::host_root::HostRoot;
+use crate::facts::{LookError, Process, Processes, Program};
+
+/// The whole process table is walked at most this often while nothing has changed: with 600 processes a walk costs
+/// some milliseconds, a look at the known ones some microseconds.
+const WALK: Duration = Duration::from_secs(60);
+/// While a program is missing it is looked for this often.
+const SEARCH: Duration = Duration::from_secs(15);
+/// Boot time is the difference of two clocks; below this it has not moved.
+const JITTER: SignedDuration = SignedDuration::from_secs(2);
+
+/// Looks for the worker's programs.
+#[derive(Debug)]
+pub(crate) struct ProcessSource {
+    host: HostRoot,
+    known: Vec<Known>,
+    /// Every program that was ever found: when one of them is missing it is searched for more often.
+    ever: BTreeSet<Program>,
+    /// When the table was walked, on the boot clock.
+    walked: Option<Duration>,
+    kubelet: Option<Vec<String>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    process: Process,
+    /// Clock ticks between boot and its start: with the process id, what makes a process unique.
+    start: u64,
+}
+
+impl ProcessSource {
+    /// Nothing is read yet.
+    pub(crate) fn new(host: HostRoot) -> Self {
+        ProcessSource { host, known: Vec::new(), ever: BTreeSet::new(), walked: None, kubelet: None }
+    }
+
+    /// Looks at the programs. Walks the process table if it is time, or if one of the known processes has gone.
+    pub(crate) fn look(&mut self, now: Timestamp, since_boot: Duration) -> Result<Processes, LookError> {
+        let age = self.walked.map(|at| since_boot.saturating_sub(at));
+        let limit = if self.misses_one() { SEARCH } else { WALK };
+        if age.is_none_or(|age| age >= limit) || !self.refresh(now, since_boot) {
+            self.walk(now, since_boot)?;
+            self.walked = Some(since_boot);
+        }
+        Ok(Processes { found: self.known.iter().map(|known| known.process.clone()).collect() })
+    }
+
+    /// The command line of the kubelet, if it runs.
+    pub(crate) fn kubelet_arguments(&self) -> Option<Vec<String>> {
+        self.kubelet.clone()
+    }
+
+    /// Every worker has a kubelet and a runtime, and the rest of what it once had.
+    fn misses_one(&self) -> bool {
+        let runs = |program| self.known.iter().any(|known| known.process.program == program);
+        !runs(Program::Kubelet)
+            || !(runs(Program::Containerd) || runs(Program::Crio))
+            || self.ever.iter().any(|program| !runs(*program))
+    }
+
+    /// Reads the state of the known processes again. False when one is gone or is another process by now.
+    fn refresh(&mut self, now: Timestamp, since_boot: Duration) -> bool {
+        let proc = self.host.path("/proc");
+        for known in &mut self.known {
+            match stat(&proc, known.process.pid) {
+                Some(stat) if stat.starttime == known.start => {
+                    known.process.state = stat.state;
+                    known.process.started_at =
+                        steady(known.process.started_at, started_at(now, since_boot, known.start));
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    fn walk(&mut self, now: Timestamp, since_boot: Duration) -> Result<(), LookError> {
+        let proc = self.host.path("/proc");
+        let entries = std::fs::read_dir(&proc).map_err(|error| LookError::io("/proc", &error))?;
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let before = std::mem::take(&mut self.known);
+        self.kubelet = None;
+        for pid in pids {
+            let Some((program, arguments)) = identify(&proc, pid) else { continue };
+            // A process that ends while it is looked at is no error.
+            let Some(stat) = stat(&proc, pid) else { continue };
+            let was = before.iter().find(|known| known.process.pid == pid && known.start == stat.starttime);
+            let computed = started_at(now, since_boot, stat.starttime);
+            let started_at = was.map_or(computed, |known| steady(known.process.started_at, computed));
+            let process = Process { program, pid, state: stat.state, started_at };
+            self.known.push(Known { process, start: stat.starttime });
+            if program == Program::Kubelet {
+                self.kubelet = Some(arguments);
+            }
+        }
+        self.known.sort_by_key(|known| (known.process.program, known.process.pid));
+        self.ever.extend(self.known.iter().map(|known| known.process.program));
+        Ok(())
+    }
+}
+
+/// The state of a process that runs: none for one that has gone, and for a zombie, which has ended too.
+fn stat(proc: &std::path::Path, pid: i32) -> Option<Stat> {
+    let bytes = std::fs::read(proc.join(format!("{pid}/stat"))).ok()?;
+    Stat::from_read(bytes.as_slice()).ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))
+}
+
+/// Which program a process runs, and its arguments. The kernel's short name is read first, since it rules out nearly
+/// all processes and costs least.
+fn identify(proc: &std::path::Path, pid: i32) -> Option<(Program, Vec<String>)> {
+    let file = |name: &str| -> PathBuf { proc.join(format!("{pid}/{name}")) };
+    let comm = std::fs::read_to_string(file("comm")).ok()?;
+    let comm = comm.trim_end();
+    if !SHORT_NAMES.contains(&comm) {
+        return None;
+    }
+    let bytes = std::fs::read(file("cmdline")).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    // k3s writes its whole command line into its first argument and fills the rest with zeros.
+    let arguments: Vec<String> = text.split('\0').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    let program = classify(comm, &arguments)?;
+    let of_the_node = matches!(program, Program::Kubelet | Program::Containerd | Program::Crio);
+    (!of_the_node || !is_nested(&std::fs::read_to_string(file("status")).ok()?)).then_some((program, arguments))
+}
+
+/// The short names (at most 15 bytes) of programs that [`classify`] knows.
+const SHORT_NAMES: [&str; 14] = [
+    "kubelet",
+    "kubelite",
+    "hyperkube",
+    "k3s",
+    "k3s-server",
+    "k3s-agent",
+    "containerd",
+    "crio",
+    "kube-proxy",
+    "calico-felix",
+    "calico-node",
+    "calico",
+    "bird",
+    "bird6",
+];
+
+/// Which program this is, by its short name and its arguments; none for a kernel thread, which has no arguments.
+fn classify(comm: &str, arguments: &[String]) -> Option<Program> {
+    let command = arguments.first()?;
+    let second = || arguments.get(1).map(String::as_str).or_else(|| command.split(' ').nth(1));
+    match comm {
+        // kubelite is MicroK8s' kubelet with the rest of Kubernetes in one process, as k3s is.
+        "kubelet" | "kubelite" => Some(Program::Kubelet),
+        "k3s" | "k3s-server" | "k3s-agent" => matches!(second(), Some("server" | "agent")).then_some(Program::Kubelet),
+        "hyperkube" => match second() {
+            Some("kubelet") => Some(Program::Kubelet),
+            Some("kube-proxy" | "proxy") => Some(Program::KubeProxy),
+            _ => None,
+        },
+        "containerd" => Some(Program::Containerd),
+        "crio" => Some(Program::Crio),
+        "kube-proxy" => Some(Program::KubeProxy),
+        "calico-felix" => Some(Program::Felix),
+        // `calico-node -felix` up to 3.32, a subcommand of `calico` later.
+        "calico-node" | "calico" => {
+            arguments.iter().any(|argument| argument.trim_start_matches('-') == "felix").then_some(Program::Felix)
+        }
+        "bird" | "bird6" => Some(Program::Bird),
+        _ => None,
+    }
+}
+
+/// Whether a process lives in a process namespace below the node's: a containerd there is that of Docker or kind in
+/// a pod, not the node's.
+fn is_nested(status: &str) -> bool {
+    let levels = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    levels.is_some_and(|levels| levels.split_whitespace().count() > 1)
+}
+
+/// Start time on the wall clock: now, less the age of the process on the boot clock.
+fn started_at(now: Timestamp, since_boot: Duration, start: u64) -> Timestamp {
+    let ticks = procfs::ticks_per_second().max(1);
+    let start = Duration::from_millis(start.saturating_mul(1000) / ticks);
+    let age = SignedDuration::try_from(since_boot.saturating_sub(start)).unwrap_or(SignedDuration::ZERO);
+    now.saturating_sub(age).unwrap_or(now)
+}
+
+/// The start time told before, unless the wall clock was set since: two looks at one process tell the same.
+fn steady(told: Timestamp, computed: Timestamp) -> Timestamp {
+    if computed.duration_since(told).abs() < JITTER { told } else { computed }
+}
+
+#[cfg(test)]
+mod tests;

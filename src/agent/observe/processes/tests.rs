@@ -1,0 +1,137 @@
+//! A process table of files, and one real process.
+
+use std::path::Path;
+
+use super::*;
+
+const BOOT: i64 = 1_700_000_000;
+
+/// Writes `/proc/PID` of a process that started `ticks` ticks after boot.
+fn process(root: &Path, pid: i32, comm: &str, arguments: &[&str], state: char, ticks: u64) {
+    let dir = root.join(format!("proc/{pid}"));
+    std::fs::create_dir_all(&dir).expect("mkdir");
+    let zeros = "0 ".repeat(30);
+    let line = format!("{pid} ({comm}) {state} 1 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 {ticks} {zeros}\n");
+    for (name, text) in [
+        ("stat", line),
+        ("comm", format!("{comm}\n")),
+        ("cmdline", arguments.iter().fold(String::new(), |all, argument| all + argument + "\0")),
+        ("status", format!("Name:\t{comm}\nNSpid:\t{pid}\n")),
+    ] {
+        std::fs::write(dir.join(name), text).expect("write");
+    }
+}
+
+fn look(source: &mut ProcessSource, seconds: u64) -> Vec<(Program, i32, char)> {
+    let now = Timestamp::from_second(BOOT + i64::try_from(seconds).expect("small")).expect("a valid time");
+    let processes = source.look(now, Duration::from_secs(seconds)).expect("readable");
+    processes.found.iter().map(|process| (process.program, process.pid, process.state)).collect()
+}
+
+fn node() -> (tempfile::TempDir, ProcessSource) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    process(dir.path(), 10, "kubelet", &["/usr/bin/kubelet", "--config=/a", "--kubeconfig", "/b"], 'S', 500);
+    process(dir.path(), 11, "containerd", &["/usr/bin/containerd"], 'S', 400);
+    process(dir.path(), 12, "containerd-shim", &["/usr/bin/containerd-shim-runc-v2", "-id", "x"], 'S', 600);
+    process(dir.path(), 2, "kthreadd", &[], 'S', 0);
+    let source = ProcessSource::new(HostRoot::new(dir.path()));
+    (dir, source)
+}
+
+#[test]
+fn finds_what_runs_and_since_when() {
+    let (_dir, mut source) = node();
+    let found = look(&mut source, 100);
+    assert_eq!(found, [(Program::Kubelet, 10, 'S'), (Program::Containerd, 11, 'S')]);
+    let arguments = source.kubelet_arguments().expect("it runs");
+    assert_eq!(arguments, ["/usr/bin/kubelet", "--config=/a", "--kubeconfig", "/b"]);
+    let start = source.known[0].process.started_at;
+    assert_eq!(start.as_second(), BOOT + 500 / i64::try_from(procfs::ticks_per_second()).expect("small"));
+}
+
+#[test]
+fn a_stopped_process_is_seen_without_a_walk() {
+    let (dir, mut source) = node();
+    look(&mut source, 100);
+    process(dir.path(), 11, "containerd", &["/usr/bin/containerd"], 'T', 400);
+    process(dir.path(), 13, "crio", &["/usr/bin/crio"], 'S', 400);
+    assert_eq!(look(&mut source, 101), [(Program::Kubelet, 10, 'S'), (Program::Containerd, 11, 'T')]);
+    assert_eq!(look(&mut source, 161).len(), 3, "the walk of every minute finds the new one");
+}
+
+#[test]
+fn a_restart_is_seen_at_once() {
+    let (dir, mut source) = node();
+    look(&mut source, 100);
+    std::fs::remove_dir_all(dir.path().join("proc/11")).expect("gone");
+    process(dir.path(), 14, "containerd", &["/usr/bin/containerd"], 'S', 10_050);
+    assert_eq!(look(&mut source, 101)[1], (Program::Containerd, 14, 'S'));
+    process(dir.path(), 14, "other", &["/usr/bin/other"], 'S', 10_150);
+    assert_eq!(look(&mut source, 102).len(), 1, "the same id is another process by now");
+}
+
+#[test]
+fn what_is_missing_is_searched_for_every_fifteen_seconds() {
+    let (dir, mut source) = node();
+    process(dir.path(), 20, "kube-proxy", &["/usr/bin/kube-proxy"], 'Z', 600);
+    look(&mut source, 100);
+    process(dir.path(), 20, "kube-proxy", &["/usr/bin/kube-proxy"], 'S', 600);
+    assert_eq!(look(&mut source, 120).len(), 2, "never found, so nobody misses it");
+    assert_eq!(look(&mut source, 160).len(), 3);
+    std::fs::remove_dir_all(dir.path().join("proc/20")).expect("gone");
+    assert_eq!(look(&mut source, 161).len(), 2);
+    process(dir.path(), 21, "kube-proxy", &["/usr/bin/kube-proxy"], 'S', 700);
+    assert_eq!(look(&mut source, 170).len(), 2);
+    assert_eq!(look(&mut source, 176).len(), 3, "it is missed now");
+}
+
+#[test]
+fn a_containerd_inside_a_pod_is_not_the_nodes() {
+    let (dir, mut source) = node();
+    std::fs::write(dir.path().join("proc/11/status"), "Name:\tcontainerd\nNSpid:\t11\t7\n").expect("write");
+    assert_eq!(look(&mut source, 100), [(Program::Kubelet, 10, 'S')]);
+}
+
+#[test]
+fn a_clock_that_is_set_moves_the_start_and_jitter_does_not() {
+    let (_dir, mut source) = node();
+    let mut start = |second: i64, since_boot: Duration| {
+        let now = Timestamp::from_second(second).expect("a valid time");
+        source.look(now, since_boot).expect("readable").found[0].started_at
+    };
+    let first = start(BOOT + 100, Duration::from_secs(100));
+    assert_eq!(start(BOOT + 101, Duration::from_millis(101_300)), first);
+    assert_eq!(start(BOOT + 3702, Duration::from_secs(102)).duration_since(first).as_secs(), 3600);
+}
+
+#[test]
+fn programs_by_other_names() {
+    let program = |comm: &str, line: &str| classify(comm, &line.split('|').map(str::to_owned).collect::<Vec<_>>());
+    assert_eq!(program("calico-node", "calico-node|-felix"), Some(Program::Felix));
+    assert_eq!(program("calico-node", "calico-node|-confd"), None);
+    assert_eq!(program("calico-felix", "calico-felix"), Some(Program::Felix));
+    assert_eq!(program("hyperkube", "/hyperkube|kubelet|--v=2"), Some(Program::Kubelet));
+    assert_eq!(program("hyperkube", "/hyperkube|kube-proxy"), Some(Program::KubeProxy));
+    assert_eq!(program("k3s-server", "/usr/local/bin/k3s server"), Some(Program::Kubelet));
+    assert_eq!(program("k3s", "k3s|kubectl|get"), None);
+    assert_eq!(program("bird6", "bird6|-R"), Some(Program::Bird));
+    assert_eq!(classify("kubelet", &[]), None, "a kernel thread of that name");
+}
+
+#[test]
+fn reads_this_machine() {
+    let own = i32::try_from(std::process::id()).expect("small");
+    let found = stat(Path::new("/proc"), own).expect("this process runs");
+    let since_boot = super::super::identity::since_boot();
+    let started = started_at(Timestamp::now(), since_boot, found.starttime);
+    let age = Timestamp::now().duration_since(started).as_secs();
+    assert!((0..3600).contains(&age), "this test has run for {age} s");
+    ProcessSource::new(HostRoot::new("/")).look(Timestamp::now(), since_boot).expect("readable");
+}
+
+#[test]
+fn no_process_table_is_an_error() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut source = ProcessSource::new(HostRoot::new(dir.path()));
+    assert!(source.look(Timestamp::now(), Duration::ZERO).is_err());
+}

@@ -1,0 +1,220 @@
+//! Links, addresses, routes, rules and the neighbours that matter, and where the kernel would send each pod's packets.
+//!
+//! Short lists and single questions go through the crate rtnetlink. Links, routes and neighbours can be many, and that
+//! crate decodes a dump into a channel without a bound: those are read with [`Netlink`], one datagram at a time.
+
+mod decode;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::rule::RuleMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use tokio::sync::Mutex;
+
+use super::netlink::{ATTEMPTS, Failure, Malformed, Netlink, refused};
+use crate::facts::{Link, LookError, Neighbour, PodRoute, Reason, Route, RouteAnswer, Routing, Seen};
+
+/// `RTM_NEWLINK` and `RTM_GETLINK` of `linux/rtnetlink.h`.
+const NEW_LINK: u16 = 16;
+const GET_LINK: u16 = 18;
+/// `RTM_NEWROUTE` and `RTM_GETROUTE`.
+const NEW_ROUTE: u16 = 24;
+const GET_ROUTE: u16 = 26;
+/// `RTM_NEWNEIGH` and `RTM_GETNEIGH`.
+const NEW_NEIGHBOUR: u16 = 28;
+const GET_NEIGHBOUR: u16 = 30;
+
+/// One lookup takes microseconds. An answer that rtnetlink cannot decode is dropped there, and would never come.
+const LOOKUP_SECONDS: f32 = 1.0;
+
+/// Where the routing state is asked.
+pub(crate) struct RoutingSource {
+    /// None after the connection broke: the next look makes a new one.
+    connection: Mutex<Option<Connection>>,
+}
+
+/// A connection to the kernel.
+struct Connection {
+    handle: rtnetlink::Handle,
+    stream: Netlink,
+}
+
+impl RoutingSource {
+    /// A source for the network namespace of this thread. The task of its connection ends with it.
+    pub(crate) fn open() -> Result<Self, LookError> {
+        Ok(RoutingSource { connection: Mutex::new(Some(Connection::open()?)) })
+    }
+
+    /// The routing state, and the kernel's decision for the addresses of each pod.
+    pub(crate) async fn look(&self, pods: &[(String, Vec<IpAddr>)]) -> Result<Routing, LookError> {
+        let mut slot = self.connection.lock().await;
+        // Taken out while it is used, put back when the look was good: one that failed or was cancelled may have left
+        // half an answer behind.
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => Connection::open()?,
+        };
+        let routing = connection.look(pods).await?;
+        *slot = Some(connection);
+        Ok(routing)
+    }
+}
+
+impl Connection {
+    fn open() -> Result<Self, LookError> {
+        let refused = |error: io::Error| refused("rtnetlink", &error);
+        let (mut task, handle, unsolicited) = rtnetlink::new_connection().map_err(refused)?;
+        // What nobody asked for goes into a channel without a bound, unless there is nobody at its end.
+        drop(unsolicited);
+        // The end of a dump can carry an error, and the flag that it does not fit together.
+        task.set_forward_done(true);
+        tokio::spawn(task);
+        Ok(Connection { handle, stream: Netlink::open(NETLINK_ROUTE).map_err(refused)? })
+    }
+
+    async fn look(&mut self, pods: &[(String, Vec<IpAddr>)]) -> Result<Routing, LookError> {
+        let links = self.links().await?;
+        let addresses =
+            self.list("address dump", Message::GetAddress(AddressMessage::default()), decode::address).await?;
+        let rules = self.list("rule dump", Message::GetRule(RuleMessage::default()), decode::rule).await?;
+        let (defaults, by_protocol) = self.routes().await?;
+        let gateways = self.gateways(&defaults).await?;
+        let pods = self.pods(pods).await;
+        Ok(Routing { links, addresses, defaults, by_protocol, rules, gateways, pods })
+    }
+
+    /// A short dump, as a list of what `decode` makes of its messages.
+    async fn list<T>(
+        &mut self,
+        what: &str,
+        question: Message,
+        decode: impl Fn(&Message) -> Option<T>,
+    ) -> Result<Vec<T>, LookError> {
+        for _ in 0..ATTEMPTS {
+            let mut request = NetlinkMessage::from(question.clone());
+            request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let mut answers = self.handle.request(request).map_err(|error| closed(what, &error))?;
+            let (mut list, mut interrupted, mut complete) = (Vec::new(), false, false);
+            while let Some(answer) = answers.next().await {
+                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => list.extend(decode(&message)),
+                    NetlinkPayload::Done(done) if done.code == 0 => complete = true,
+                    NetlinkPayload::Done(done) => return Err(refused(what, &error_number(done.code))),
+                    NetlinkPayload::Error(error) => return Err(refused(what, &error.to_io())),
+                    _ => return Err(LookError::new(what, Reason::Malformed, "messages were lost")),
+                }
+            }
+            if !complete {
+                return Err(LookError::new(what, Reason::Failed, "the connection closed before the end"));
+            }
+            if !interrupted {
+                return Ok(list);
+            }
+        }
+        Err(Failure::Interrupted.about(what))
+    }
+
+    async fn links(&mut self) -> Result<Vec<Link>, LookError> {
+        self.long("link dump", GET_LINK, &decode::all_links(), |links: &mut Vec<Link>, kind, body| {
+            if kind == NEW_LINK {
+                links.push(decode::link(body)?);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Default routes, and counts by family and protocol.
+    async fn routes(&mut self) -> Result<(Vec<Route>, decode::Counts), LookError> {
+        // `struct rtmsg` with `AF_UNSPEC`: all families.
+        let routes =
+            self.long("route dump", GET_ROUTE, &[0; 12], |routes: &mut decode::Routes, kind, body| match kind {
+                NEW_ROUTE => routes.add(body),
+                _ => Ok(()),
+            });
+        Ok(routes.await?.finish())
+    }
+
+    /// The neighbour entries of the gateways of these routes.
+    async fn gateways(&mut self, defaults: &[Route]) -> Result<Vec<Neighbour>, LookError> {
+        let gateways: BTreeSet<IpAddr> =
+            defaults.iter().flat_map(|route| route.next_hops.iter().filter_map(|(gateway, _)| *gateway)).collect();
+        if gateways.is_empty() {
+            return Ok(Vec::new());
+        }
+        // `struct ndmsg` with `AF_UNSPEC`.
+        self.long("neighbour dump", GET_NEIGHBOUR, &[0; 12], |found: &mut Vec<Neighbour>, kind, body| {
+            if kind == NEW_NEIGHBOUR {
+                found.extend(decode::neighbour(body)?.filter(|it| gateways.contains(&it.address)));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// A long dump, as what `add` makes of its messages.
+    async fn long<T: Default>(
+        &mut self,
+        what: &str,
+        kind: u16,
+        question: &[u8],
+        add: impl Fn(&mut T, u16, &[u8]) -> Result<(), Malformed>,
+    ) -> Result<T, LookError> {
+        for _ in 0..ATTEMPTS {
+            let mut found = T::default();
+            match self.stream.ask(kind, NLM_F_DUMP, question, |kind, body| add(&mut found, kind, body)).await {
+                Ok(()) => return Ok(found),
+                Err(Failure::Interrupted) => {}
+                Err(failure) => return Err(failure.about(what)),
+            }
+        }
+        Err(Failure::Interrupted.about(what))
+    }
+
+    async fn pods(&mut self, pods: &[(String, Vec<IpAddr>)]) -> BTreeMap<String, Vec<PodRoute>> {
+        let mut all = BTreeMap::new();
+        for (sandbox, addresses) in pods {
+            let mut routes = Vec::with_capacity(addresses.len());
+            for &address in addresses {
+                routes.push(PodRoute { address, answer: self.lookup(address).await });
+            }
+            all.insert(sandbox.clone(), routes);
+        }
+        all
+    }
+
+    /// Where the kernel would send a packet to this address (`RTM_GETROUTE` without `NLM_F_DUMP`).
+    async fn lookup(&mut self, address: IpAddr) -> Seen<RouteAnswer> {
+        let what = format!("route to {address}");
+        let mut request = NetlinkMessage::from(Message::GetRoute(decode::lookup(address)));
+        request.header.flags = NLM_F_REQUEST;
+        let mut answers = match self.handle.request(request) {
+            Ok(answers) => answers,
+            Err(error) => return Seen::Unreadable(closed(&what, &error)),
+        };
+        match tokio::time::timeout(Duration::from_secs_f32(LOOKUP_SECONDS), answers.next()).await {
+            Err(_) => Seen::Unreadable(LookError::timed_out(what, LOOKUP_SECONDS)),
+            Ok(None) => Seen::Unreadable(LookError::new(what, Reason::Failed, "the connection closed")),
+            Ok(Some(answer)) => decode::answer(&what, &answer.payload).into(),
+        }
+    }
+}
+
+fn closed(what: &str, error: &rtnetlink::Error) -> LookError {
+    LookError::new(what, Reason::Failed, error.to_string())
+}
+
+fn error_number(code: i32) -> io::Error {
+    io::Error::from_raw_os_error(code.wrapping_neg())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,460 @@
+//! The rhythm of the sources: which task looks how often, what wakes it, and what it needs from the others.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::blocking::Blocking;
+use super::events::{self, Event};
+use super::{HostRoot, Stats, Update, since_boot};
+use crate::facts::{Cni, Kubelet, LookError, Role, Runtime, Seen};
+
+/// How often each source looks when nothing wakes it, and how long one look may take.
+struct Rhythm {
+    name: &'static str,
+    every: Duration,
+    deadline: Duration,
+}
+
+const fn rhythm(name: &'static str, every: u64, deadline: u64) -> Rhythm {
+    Rhythm { name, every: Duration::from_secs(every), deadline: Duration::from_secs(deadline) }
+}
+
+// Netlink tells of every change, so the periods of these are a backstop.
+const ROUTING: Rhythm = rhythm("routing", 30, 5);
+// Asking for the generation costs microseconds; rules are read only when it has moved.
+const NFTABLES: Rhythm = rhythm("nftables", 5, 5);
+// Every look copies whole tables, and nothing tells of changes.
+const LEGACY: Rhythm = rhythm("legacy", 30, 10);
+const CONNTRACK: Rhythm = rhythm("conntrack", 5, 2);
+const FORWARDING: Rhythm = rhythm("forwarding", 10, 2);
+const CNI: Rhythm = rhythm("cni", 15, 5);
+// A runtime that hangs has to be told within 10 s.
+const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
+const FILESYSTEMS: Rhythm = rhythm("filesystems", 10, 10);
+const MEMORY: Rhythm = rhythm("memory", 10, 2);
+// Between walks this is one file per known process.
+const PROCESSES: Rhythm = rhythm("processes", 2, 5);
+const KUBELET: Rhythm = rhythm("kubelet", 30, 5);
+const HEALTH: Rhythm = rhythm("health", 5, 5);
+const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 8);
+
+/// The running sources.
+pub(crate) struct Observer {
+    updates: mpsc::Receiver<Update>,
+    stats: Stats,
+    _tasks: JoinSet<()>,
+}
+
+impl Observer {
+    /// What a source sees next.
+    pub(crate) async fn next(&mut self) -> Option<Update> {
+        self.updates.recv().await
+    }
+
+    /// Counters of the sources.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+}
+
+/// Facts that one source needs from another.
+#[derive(Debug, Clone)]
+struct Shared {
+    /// Pods with a network of their own, by sandbox: the runtime tells, the routes need them.
+    pods: watch::Sender<Vec<(String, Vec<IpAddr>)>>,
+    /// CNI directories: the runtime tells.
+    cni_dirs: watch::Sender<Option<(String, Vec<String>)>>,
+    /// The kubelet's files.
+    kubelet: watch::Sender<Option<Kubelet>>,
+    /// The kubelet's command line: the process table tells.
+    arguments: watch::Sender<Option<Vec<String>>>,
+}
+
+/// What wakes sources before their time.
+#[derive(Debug, Clone, Default)]
+struct Wake {
+    routing: Arc<Notify>,
+    nftables: Arc<Notify>,
+    cni: Arc<Notify>,
+    runtime: Arc<Notify>,
+    kubelet: Arc<Notify>,
+    filesystems: Arc<Notify>,
+    control_plane: Arc<Notify>,
+}
+
+/// One source's way to the outside.
+#[derive(Clone)]
+struct Outlet {
+    updates: mpsc::Sender<Update>,
+    stats: Stats,
+}
+
+/// Starts all sources.
+pub(crate) fn start(host: &HostRoot) -> Observer {
+    let (sender, updates) = mpsc::channel(32);
+    let stats = Stats::default();
+    let out = Outlet { updates: sender, stats: stats.clone() };
+    let shared = Shared {
+        pods: watch::channel(Vec::new()).0,
+        cni_dirs: watch::channel(None).0,
+        kubelet: watch::channel(None).0,
+        arguments: watch::channel(None).0,
+    };
+    let wake = Wake::default();
+    let blocking = Blocking::default();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(routing(out.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(nftables(out.clone(), wake.clone()));
+    tasks.spawn(legacy(out.clone(), host.clone(), blocking.clone()));
+    tasks.spawn(files(out.clone(), host.clone()));
+    tasks.spawn(forwarding(out.clone(), host.clone()));
+    tasks.spawn(memory(out.clone(), host.clone()));
+    tasks.spawn(cni(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(runtime(out.clone(), host.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(kubelet(out.clone(), host.clone(), blocking, shared.clone(), wake.clone()));
+    tasks.spawn(health(out.clone(), shared.clone()));
+    tasks.spawn(control_plane(out, host.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(dispatch(host.clone(), shared, wake));
+    Observer { updates, stats, _tasks: tasks }
+}
+
+impl Outlet {
+    /// Sends what one look saw, and counts the look.
+    async fn tell(&self, rhythm: &Rhythm, began: Instant, success: bool, update: Update) {
+        self.stats.count(rhythm.name, began.elapsed(), success);
+        // Nobody listens any more only while the process ends.
+        self.updates.send(update).await.ok();
+    }
+}
+
+/// Waits for the next look: the period, spread by up to a tenth so that nodes do not march in step, or an event. An event
+/// waits for a breath first, longer after a look that took long, so that a storm of events does not become one of looks.
+async fn rest(rhythm: &Rhythm, began: Instant, wake: Option<&Notify>) {
+    if wake.is_some() {
+        let breath = (began.elapsed() * 20).clamp(Duration::from_millis(50), Duration::from_secs(1));
+        tokio::time::sleep(breath).await;
+    }
+    let tenths = (std::process::id() + u32::from(rhythm.name.as_bytes()[0])) % 100;
+    let period = rhythm.every.mul_f64(1.0 - f64::from(tenths) / 1000.0);
+    match wake {
+        Some(wake) => _ = timeout(period, wake.notified()).await,
+        None => tokio::time::sleep(period).await,
+    }
+}
+
+/// One look with its deadline.
+async fn within<T>(rhythm: &Rhythm, look: impl Future<Output = Result<T, LookError>>) -> Result<T, LookError> {
+    match timeout(rhythm.deadline, look).await {
+        Ok(result) => result,
+        Err(_) => Err(LookError::timed_out(rhythm.name, rhythm.deadline.as_secs_f32())),
+    }
+}
+
+async fn routing(out: Outlet, shared: Shared, wake: Wake) {
+    let mut source = None;
+    loop {
+        let began = Instant::now();
+        let pods = shared.pods.borrow().clone();
+        let seen = within(&ROUTING, async {
+            if source.is_none() {
+                source = Some(super::routing::RoutingSource::open()?);
+            }
+            let source = source.as_ref().expect("just opened");
+            source.look(&pods).await
+        })
+        .await;
+        if seen.is_err() {
+            source = None;
+        }
+        out.tell(&ROUTING, began, seen.is_ok(), Update::Routing(seen.into())).await;
+        rest(&ROUTING, began, Some(&wake.routing)).await;
+    }
+}
+
+async fn nftables(out: Outlet, wake: Wake) {
+    let mut source = None;
+    loop {
+        let began = Instant::now();
+        let seen = within(&NFTABLES, async {
+            if source.is_none() {
+                source = Some(super::nftables::NftablesSource::open()?);
+            }
+            source.as_mut().expect("just opened").look().await
+        })
+        .await;
+        if seen.is_err() {
+            source = None;
+        }
+        out.tell(&NFTABLES, began, seen.is_ok(), Update::Nftables(seen.into())).await;
+        rest(&NFTABLES, began, Some(&wake.nftables)).await;
+    }
+}
+
+async fn legacy(out: Outlet, host: HostRoot, blocking: Blocking) {
+    let source = super::legacy::LegacySource::new(host, blocking);
+    loop {
+        let began = Instant::now();
+        let seen: Seen<_> = within(&LEGACY, source.look()).await.into();
+        out.tell(&LEGACY, began, seen.error().is_none(), Update::Legacy(seen)).await;
+        rest(&LEGACY, began, None).await;
+    }
+}
+
+/// Connection tracking: a few files of `/proc`.
+async fn files(out: Outlet, host: HostRoot) {
+    let mut source = super::net_sysctl::ConntrackSource::new(host);
+    loop {
+        let began = Instant::now();
+        let seen: Seen<_> = source.look().into();
+        out.tell(&CONNTRACK, began, seen.error().is_none(), Update::Conntrack(seen)).await;
+        rest(&CONNTRACK, began, None).await;
+    }
+}
+
+async fn forwarding(out: Outlet, host: HostRoot) {
+    loop {
+        let began = Instant::now();
+        let seen = super::net_sysctl::forwarding(&host);
+        let success = seen.ipv4.error().is_none() && seen.ipv6.error().is_none();
+        out.tell(&FORWARDING, began, success, Update::Forwarding(seen)).await;
+        rest(&FORWARDING, began, None).await;
+    }
+}
+
+async fn memory(out: Outlet, host: HostRoot) {
+    let mut source = super::memory::MemorySource::new(host);
+    loop {
+        let began = Instant::now();
+        let seen: Seen<_> = source.look(Timestamp::now()).into();
+        out.tell(&MEMORY, began, seen.error().is_none(), Update::Memory(seen)).await;
+        rest(&MEMORY, began, None).await;
+    }
+}
+
+async fn cni(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    loop {
+        let began = Instant::now();
+        let (host, told) = (host.clone(), shared.cni_dirs.borrow().clone());
+        let looked = blocking.run("CNI files", CNI.deadline, move || Ok(super::cni::look(&host, told.as_ref()))).await;
+        let seen = looked.unwrap_or_else(|error| blind_cni(&shared, error));
+        out.tell(&CNI, began, seen.files.error().is_none(), Update::Cni(seen)).await;
+        rest(&CNI, began, Some(&wake.cni)).await;
+    }
+}
+
+/// The CNI facts when the look itself hung.
+fn blind_cni(shared: &Shared, error: LookError) -> Cni {
+    let (conf_dir, bin_dirs) = shared.cni_dirs.borrow().clone().unwrap_or_default();
+    Cni {
+        conf_dir,
+        bin_dirs,
+        told_by: "nobody".into(),
+        files: Seen::Unreadable(error),
+        binaries: std::collections::BTreeMap::new(),
+    }
+}
+
+async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
+    let mut source = super::cri::CriSource::new(host);
+    loop {
+        let began = Instant::now();
+        let kubelet = shared.kubelet.borrow().clone();
+        let endpoint = kubelet.as_ref().and_then(|kubelet| kubelet.runtime_endpoint.as_deref());
+        let seen = match timeout(RUNTIME.deadline, source.look(endpoint, kubelet.is_some())).await {
+            Ok(seen) => seen,
+            Err(_) => hung_runtime(),
+        };
+        share_runtime(&seen, &shared, &wake);
+        let success = seen.status.error().is_none() && seen.socket.error().is_none();
+        out.tell(&RUNTIME, began, success, Update::Runtime(seen)).await;
+        rest(&RUNTIME, began, Some(&wake.runtime)).await;
+    }
+}
+
+fn hung_runtime() -> Runtime {
+    let error = || LookError::timed_out("CRI", RUNTIME.deadline.as_secs_f32());
+    Runtime {
+        socket: Seen::Unreadable(error()),
+        status: Seen::Unreadable(error()),
+        sandboxes: Seen::Unreadable(error()),
+    }
+}
+
+/// Tells the routes of new pods, and the CNI files of the runtime's directories.
+fn share_runtime(seen: &Runtime, shared: &Shared, wake: &Wake) {
+    if let Some(sandboxes) = seen.sandboxes.get() {
+        let own =
+            sandboxes.iter().filter(|sandbox| sandbox.host_network == Some(false) && !sandbox.addresses.is_empty());
+        let pods: Vec<_> = own.map(|sandbox| (sandbox.id.clone(), sandbox.addresses.clone())).collect();
+        if shared.pods.send_if_modified(|old| set(old, pods)) {
+            wake.routing.notify_one();
+        }
+    }
+    if let Some(dirs) = seen.status.get().and_then(|status| status.cni_dirs.clone())
+        && shared.cni_dirs.send_if_modified(|old| set(old, Some(dirs)))
+    {
+        wake.cni.notify_one();
+    }
+}
+
+fn set<T: PartialEq>(old: &mut T, new: T) -> bool {
+    let different = *old != new;
+    *old = new;
+    different
+}
+
+async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut source = super::filesystems::FilesystemSource::new(host.clone(), blocking);
+    loop {
+        let began = Instant::now();
+        let roles = roles(&host, shared.kubelet.borrow().as_ref(), shared.arguments.borrow().as_deref());
+        let seen = within(&FILESYSTEMS, source.look(Timestamp::now(), &roles)).await;
+        out.tell(&FILESYSTEMS, began, seen.is_ok(), Update::Filesystems(seen.into())).await;
+        rest(&FILESYSTEMS, began, Some(&wake.filesystems)).await;
+    }
+}
+
+/// What this machine keeps where. On a machine that is no worker only `/` and `/var/log` matter.
+fn roles(host: &HostRoot, kubelet: Option<&Kubelet>, arguments: Option<&[String]>) -> Vec<(Role, String)> {
+    let mut roles = vec![(Role::Root, "/".to_owned()), (Role::Logs, "/var/log".to_owned())];
+    if kubelet.is_none() {
+        return roles;
+    }
+    let root_dir = arguments.into_iter().flatten().find_map(|argument| argument.strip_prefix("--root-dir="));
+    roles.push((Role::Nodefs, root_dir.unwrap_or("/var/lib/kubelet").to_owned()));
+    let stores = ["/var/lib/containerd", "/var/lib/containers/storage", "/var/lib/rancher/k3s/agent/containerd"];
+    let store = stores.into_iter().find(|store| host.path(store).is_dir());
+    roles.extend(store.map(|store| (Role::Imagefs, store.to_owned())));
+    roles
+}
+
+async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut source = super::processes::ProcessSource::new(host.clone());
+    let mut running = Vec::new();
+    loop {
+        let began = Instant::now();
+        // The walk over /proc runs beside the loop: a machine with many processes must not delay the others.
+        let looked = blocking
+            .run("process table", PROCESSES.deadline, move || {
+                let seen = source.look(Timestamp::now(), since_boot());
+                Ok((source, seen))
+            })
+            .await;
+        let seen = match looked {
+            Ok((back, seen)) => {
+                source = back;
+                seen
+            }
+            Err(error) => {
+                source = super::processes::ProcessSource::new(host.clone());
+                Err(error)
+            }
+        };
+        if shared.arguments.send_if_modified(|old| set(old, source.kubelet_arguments())) {
+            wake.kubelet.notify_one();
+        }
+        if let Ok(processes) = &seen {
+            let now: Vec<_> = processes.found.iter().map(|process| (process.program, process.pid)).collect();
+            if set(&mut running, now) {
+                // Somebody started or ended: the runtime may be one of them.
+                wake.runtime.notify_one();
+            }
+        }
+        out.tell(&PROCESSES, began, seen.is_ok(), Update::Processes(seen.into())).await;
+        rest(&PROCESSES, began, None).await;
+    }
+}
+
+async fn kubelet(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    loop {
+        let began = Instant::now();
+        let (host, arguments) = (host.clone(), shared.arguments.borrow().clone());
+        let looked =
+            blocking.run("kubelet files", KUBELET.deadline, move || super::kubelet::look(&host, arguments.as_deref()));
+        let seen: Seen<Kubelet> = looked.await.into();
+        if shared.kubelet.send_if_modified(|old| set(old, seen.get().cloned())) {
+            wake.filesystems.notify_one();
+            wake.runtime.notify_one();
+            wake.control_plane.notify_one();
+        }
+        out.tell(&KUBELET, began, seen.error().is_none(), Update::Kubelet(seen)).await;
+        rest(&KUBELET, began, Some(&wake.kubelet)).await;
+    }
+}
+
+async fn health(out: Outlet, shared: Shared) {
+    loop {
+        let began = Instant::now();
+        let port = shared.kubelet.borrow().as_ref().map_or(10248, |kubelet| kubelet.healthz_port);
+        let seen = super::health::look(port).await;
+        out.tell(&HEALTH, began, true, Update::Health(seen)).await;
+        rest(&HEALTH, began, None).await;
+    }
+}
+
+async fn control_plane(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
+    let mut source = super::control_plane::ControlPlaneSource::new(host);
+    loop {
+        let began = Instant::now();
+        let kubelet = shared.kubelet.borrow().clone();
+        let seen: Seen<_> = within(&CONTROL_PLANE, source.look(kubelet.as_ref())).await.into();
+        out.tell(&CONTROL_PLANE, began, seen.error().is_none(), Update::ControlPlane(seen)).await;
+        rest(&CONTROL_PLANE, began, Some(&wake.control_plane)).await;
+    }
+}
+
+/// Turns kernel events into wake-ups.
+async fn dispatch(host: HostRoot, shared: Shared, wake: Wake) {
+    let mut dirs = shared.cni_dirs.subscribe();
+    loop {
+        let told = dirs.borrow_and_update().clone();
+        let dir = told.map_or_else(|| "/etc/cni/net.d".to_owned(), |(dir, _)| dir);
+        let mut events = events::watch(host.path(&dir));
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => woken(&event, &wake),
+                    None => break,
+                },
+                // The runtime reads another directory than was thought: watch that one.
+                changed = dirs.changed() => if changed.is_err() { return } else { break },
+            }
+        }
+        // The watch ended by itself: the periods go on, and it is tried again.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn woken(event: &Event, wake: &Wake) {
+    match event {
+        Event::Routing => wake.routing.notify_one(),
+        Event::PacketFilter { generation, pid, program } => {
+            tracing::debug!(generation, pid, program, "packet filter changed");
+            wake.nftables.notify_one();
+        }
+        Event::Cni => wake.cni.notify_one(),
+        Event::Overrun => {
+            tracing::info!("kernel events were lost: looking at everything");
+            wake.routing.notify_one();
+            wake.nftables.notify_one();
+        }
+    }
+}
+
+/// The control plane's address in the kubelet's kubeconfig, looked up once at start.
+pub(crate) fn kubelet_server(host: &HostRoot) -> Option<String> {
+    let mut processes = super::processes::ProcessSource::new(host.clone());
+    if let Err(error) = processes.look(Timestamp::now(), since_boot()) {
+        tracing::warn!(%error, "cannot look for the kubelet's process");
+    }
+    let kubelet = super::kubelet::look(host, processes.kubelet_arguments().as_deref());
+    kubelet.ok().and_then(|kubelet| kubelet.server)
+}

@@ -1,0 +1,73 @@
+//! What a source has just seen.
+
+use crate::facts::{
+    Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes, Routing, Ruleset,
+    Runtime, Seen, Snapshot,
+};
+
+/// A part of the snapshot, seen anew.
+#[derive(Debug)]
+pub(crate) enum Update {
+    Routing(Seen<Routing>),
+    Forwarding(Forwarding),
+    Nftables(Seen<Ruleset>),
+    Legacy(Seen<Ruleset>),
+    Conntrack(Seen<Conntrack>),
+    Cni(Cni),
+    Runtime(Runtime),
+    Filesystems(Seen<Vec<Filesystem>>),
+    Memory(Seen<Memory>),
+    Processes(Seen<Processes>),
+    Kubelet(Seen<Kubelet>),
+    Health(Health),
+    ControlPlane(Seen<ControlPlanePath>),
+}
+
+impl Update {
+    /// How many kinds of updates there are: a snapshot is complete once each was applied.
+    pub(crate) const KINDS: usize = 13;
+
+    /// A number for the kind, below [`Update::KINDS`].
+    pub(crate) fn kind(&self) -> usize {
+        match self {
+            Update::Routing(_) => 0,
+            Update::Forwarding(_) => 1,
+            Update::Nftables(_) => 2,
+            Update::Legacy(_) => 3,
+            Update::Conntrack(_) => 4,
+            Update::Cni(_) => 5,
+            Update::Runtime(_) => 6,
+            Update::Filesystems(_) => 7,
+            Update::Memory(_) => 8,
+            Update::Processes(_) => 9,
+            Update::Kubelet(_) => 10,
+            Update::Health(_) => 11,
+            Update::ControlPlane(_) => 12,
+        }
+    }
+
+    /// Puts it into the snapshot; answers whether anything is different now.
+    pub(crate) fn apply(self, snapshot: &mut Snapshot) -> bool {
+        match self {
+            Update::Routing(seen) => replace(&mut snapshot.routing, seen),
+            Update::Forwarding(seen) => replace(&mut snapshot.forwarding, seen),
+            Update::Nftables(seen) => replace(&mut snapshot.nftables, seen),
+            Update::Legacy(seen) => replace(&mut snapshot.legacy, seen),
+            Update::Conntrack(seen) => replace(&mut snapshot.conntrack, seen),
+            Update::Cni(seen) => replace(&mut snapshot.cni, seen),
+            Update::Runtime(seen) => replace(&mut snapshot.runtime, seen),
+            Update::Filesystems(seen) => replace(&mut snapshot.filesystems, seen),
+            Update::Memory(seen) => replace(&mut snapshot.memory, seen),
+            Update::Processes(seen) => replace(&mut snapshot.processes, seen),
+            Update::Kubelet(seen) => replace(&mut snapshot.kubelet, seen),
+            Update::Health(seen) => replace(&mut snapshot.health, seen),
+            Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
+        }
+    }
+}
+
+fn replace<T: PartialEq>(old: &mut T, new: T) -> bool {
+    let different = *old != new;
+    *old = new;
+    different
+}

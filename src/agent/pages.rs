@@ -1,0 +1,50 @@
+//! The agent's pages: /metrics, /findings, /livez, /readyz.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::metrics;
+use super::publish::Fates;
+use super::run::Watched;
+use crate::http::{Page, Pages};
+use crate::verdict::Verdict;
+
+/// What the agent's pages show.
+#[derive(Debug)]
+pub(crate) struct AgentPages {
+    watched: Arc<Watched>,
+    fates: Option<Fates>,
+}
+
+/// The page /findings.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FindingsPage<'a> {
+    api_version: &'static str,
+    node: &'a str,
+    verdict: Option<&'a Verdict>,
+}
+
+impl AgentPages {
+    /// Pages about a node.
+    pub(crate) fn new(watched: Arc<Watched>, fates: Option<Fates>) -> Self {
+        AgentPages { watched, fates }
+    }
+}
+
+impl Pages for AgentPages {
+    fn get(&self, path: &str, _query: &str) -> Page {
+        match path {
+            "/metrics" => Page::metrics(&metrics::collect(&self.watched, self.fates.as_ref())),
+            "/findings" => self.watched.read(|judge, verdict| {
+                let node = &judge.snapshot().identity.hostname;
+                Page::json(200, &FindingsPage { api_version: "nodevitals.dev/v1", node, verdict })
+            }),
+            "/livez" => Page::text(200, "ok\n"),
+            "/readyz" if self.watched.read(|_, verdict| verdict.is_some()) => Page::text(200, "ok\n"),
+            "/readyz" => Page::text(503, "the first look is not complete yet\n"),
+            _ => Page::not_found(),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The difference between what the Node says and what it should say, as one strategic-merge patch.
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::NodeNow;
+use crate::verdict::{NodeCondition, Told};
+
+/// The patch that brings the Node from `now` to `told`; none when there is nothing to change.
+///
+/// Conditions of our types that are no longer told, and annotations of ours that are no longer told, are removed.
+pub(super) fn patch(now: &NodeNow, told: &Told, at: Timestamp) -> Option<Value> {
+    let mut conditions: Vec<Value> = told
+        .conditions
+        .iter()
+        .filter(|wanted| now.conditions.get(&wanted.kind) != Some(wanted))
+        .map(|wanted| condition(wanted, at))
+        .collect();
+    let retired = now.conditions.keys().filter(|kind| told.conditions.iter().all(|wanted| wanted.kind != **kind));
+    conditions.extend(retired.map(|kind| json!({"type": kind, "$patch": "delete"})));
+    let mut annotations: Map<String, Value> = told
+        .annotations
+        .iter()
+        .filter(|(key, value)| now.annotations.get(*key) != Some(value))
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
+    let dropped = now.annotations.keys().filter(|key| !told.annotations.contains_key(*key));
+    annotations.extend(dropped.map(|key| (key.clone(), Value::Null)));
+    if conditions.is_empty() && annotations.is_empty() {
+        return None;
+    }
+    let mut patch = Map::new();
+    if !annotations.is_empty() {
+        patch.insert("metadata".into(), json!({"annotations": annotations}));
+    }
+    if !conditions.is_empty() {
+        patch.insert("status".into(), json!({"conditions": conditions}));
+    }
+    Some(Value::Object(patch))
+}
+
+/// The patch that writes every condition again with a new heartbeat time.
+pub(super) fn heartbeat(told: &Told, at: Timestamp) -> Value {
+    let conditions: Vec<Value> = told.conditions.iter().map(|wanted| condition(wanted, at)).collect();
+    json!({"status": {"conditions": conditions}})
+}
+
+fn condition(wanted: &NodeCondition, at: Timestamp) -> Value {
+    let mut value = json!(wanted);
+    value["lastHeartbeatTime"] = json!(Timestamp::from_second(at.as_second()).unwrap_or(at));
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Status;
+    use std::collections::BTreeMap;
+
+    fn at() -> Timestamp {
+        Timestamp::from_second(1_700_000_000).expect("valid")
+    }
+
+    fn one(kind: &str, status: Status) -> NodeCondition {
+        NodeCondition {
+            kind: kind.into(),
+            status,
+            reason: "R".into(),
+            message: "m".into(),
+            last_transition_time: Some(at()),
+        }
+    }
+
+    fn told(conditions: Vec<NodeCondition>, annotations: &[(&str, &str)]) -> Told {
+        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Told { conditions, annotations }
+    }
+
+    fn now(told: &Told) -> NodeNow {
+        let conditions = told.conditions.iter().map(|condition| (condition.kind.clone(), condition.clone())).collect();
+        NodeNow { conditions, annotations: told.annotations.clone() }
+    }
+
+    #[test]
+    fn nothing_to_change_is_no_patch() {
+        let told = told(vec![one("CNIProblem", Status::False)], &[("nodevitals.dev/state", "Normal")]);
+        assert_eq!(patch(&now(&told), &told, at()), None);
+    }
+
+    #[test]
+    fn only_what_changed_is_sent() {
+        let old = told(
+            vec![one("CNIProblem", Status::False), one("RuntimeProblem", Status::False)],
+            &[("nodevitals.dev/a", "1")],
+        );
+        let new = told(
+            vec![one("CNIProblem", Status::True), one("RuntimeProblem", Status::False)],
+            &[("nodevitals.dev/a", "1")],
+        );
+        let patch = patch(&now(&old), &new, at()).expect("a change");
+        assert_eq!(patch["status"]["conditions"].as_array().map(Vec::len), Some(1));
+        assert_eq!(patch["status"]["conditions"][0]["type"], "CNIProblem");
+        assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], "2023-11-14T22:13:20Z");
+        assert!(patch.get("metadata").is_none());
+        assert!(patch.to_string().len() < 4096);
+    }
+
+    #[test]
+    fn what_is_retired_is_removed() {
+        let old = told(
+            vec![one("CNIProblem", Status::False), one("RuntimeProblem", Status::True)],
+            &[("nodevitals.dev/a", "1")],
+        );
+        let new = told(vec![one("CNIProblem", Status::False)], &[]);
+        let patch = patch(&now(&old), &new, at()).expect("a change");
+        assert_eq!(patch["status"]["conditions"], json!([{"type": "RuntimeProblem", "$patch": "delete"}]));
+        assert_eq!(patch["metadata"]["annotations"], json!({"nodevitals.dev/a": null}));
+    }
+
+    #[test]
+    fn the_first_patch_says_everything() {
+        let new = told(vec![one("CNIProblem", Status::False)], &[("nodevitals.dev/a", "1")]);
+        let blank = NodeNow { conditions: BTreeMap::new(), annotations: BTreeMap::new() };
+        let patch = patch(&blank, &new, at()).expect("a change");
+        assert_eq!(patch["metadata"]["annotations"]["nodevitals.dev/a"], "1");
+        assert_eq!(patch["status"]["conditions"][0]["status"], "False");
+    }
+}

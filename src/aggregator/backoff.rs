@@ -1,0 +1,51 @@
+//! How long to wait before the next try: longer each time, and never the same for two processes.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+/// Doubles from `first` to `most`.
+#[derive(Debug, Clone)]
+pub(super) struct Backoff {
+    first: Duration,
+    most: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new(first: Duration, most: Duration) -> Self {
+        Backoff { first, most, next: first }
+    }
+
+    /// How long to wait now.
+    pub(super) fn wait(&mut self) -> Duration {
+        let wait = jitter(self.next);
+        self.next = (self.next * 2).min(self.most);
+        wait
+    }
+
+    /// It worked.
+    pub(super) fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+/// Between half and all of `time`. The standard library's hash keys are the only randomness that is linked anyway.
+pub(super) fn jitter(time: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0) % 1000;
+    time / 2 + time.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 2000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_the_limit_and_start_anew() {
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        let waits: Vec<_> = (0..10).map(|_| backoff.wait()).collect();
+        assert!(waits[0] >= Duration::from_millis(250) && waits[0] <= Duration::from_millis(500), "{waits:?}");
+        assert!(waits[9] >= Duration::from_secs(15) && waits[9] <= Duration::from_secs(30), "{waits:?}");
+        backoff.reset();
+        assert!(backoff.wait() <= Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,164 @@
+//! What the aggregator knows: one pruned row for each Node, and the agent's Pods by node.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use super::model::{ConditionView, NodeView, POOL_LABELS, PodView, ZONE_LABELS};
+use super::row::{AgentPod, Condition, READY, Row, clipped, findings, kind_of, row_from_told};
+use super::sight::Sight;
+use crate::verdict::{Status, Told, WorkerState, annotation};
+
+/// Everything that is known of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Cluster {
+    nodes: BTreeMap<Box<str>, Row>,
+    agents: BTreeMap<Box<str>, Vec<AgentPod>>,
+    /// Words that many rows share: zones, pools, reasons, messages of healthy conditions.
+    words: HashSet<Arc<str>>,
+    /// How the Nodes are seen.
+    pub(crate) nodes_sight: Sight,
+    /// How the agent's Pods are seen; `None` where nobody looks at them.
+    pub(crate) agents_sight: Option<Sight>,
+    /// How the API server is seen by small requests: a watch notices late that its server is gone.
+    pub(crate) api_sight: Sight,
+}
+
+impl Cluster {
+    /// For a process in which the agent tells the aggregator directly: there are no Pods to look at.
+    pub(crate) fn without_agents() -> Cluster {
+        Cluster { nodes_sight: Sight::complete(), ..Cluster::default() }
+    }
+
+    /// For a process that watches Nodes and agent Pods, of which it has seen nothing yet.
+    pub(crate) fn watched() -> Cluster {
+        Cluster { agents_sight: Some(Sight::default()), ..Cluster::default() }
+    }
+
+    /// The nodes, by name.
+    pub(crate) fn nodes(&self) -> impl ExactSizeIterator<Item = (&str, &Row)> {
+        self.nodes.iter().map(|(name, row)| (&**name, row))
+    }
+
+    /// One node.
+    pub(crate) fn node(&self, name: &str) -> Option<&Row> {
+        self.nodes.get(name)
+    }
+
+    /// The agent's Pods on this node.
+    pub(crate) fn agents_on(&self, node: &str) -> &[AgentPod] {
+        self.agents.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    /// Takes in a Node. One without a name cannot be told from others and is left out.
+    pub(crate) fn apply_node(&mut self, node: &NodeView) {
+        if !node.metadata.name.is_empty() {
+            let row = self.row(node);
+            self.nodes.insert(node.metadata.name.as_str().into(), row);
+        }
+    }
+
+    /// Takes in what an agent in this process says about its node.
+    pub(crate) fn apply_told(&mut self, name: &str, told: &Told) {
+        let row = row_from_told(told, self.nodes.remove(name).unwrap_or_default());
+        self.nodes.insert(name.into(), row);
+    }
+
+    /// Forgets a Node.
+    pub(crate) fn remove_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+    }
+
+    /// Takes in a Pod of the agent. One that is on no node yet says nothing about any.
+    pub(crate) fn apply_agent(&mut self, pod: &PodView) {
+        if pod.metadata.name.is_empty() || pod.spec.node_name.is_empty() {
+            return;
+        }
+        let ready = pod.status.conditions.iter().find(|condition| condition.kind == "Ready");
+        let seen = AgentPod {
+            name: pod.metadata.name.as_str().into(),
+            ready: ready.is_some_and(|ready| ready.status == "True") && pod.metadata.deletion_timestamp.is_none(),
+            since: ready.and_then(|ready| ready.last_transition_time).or(pod.metadata.creation_timestamp),
+            list: self.agents_sight.as_ref().map_or(0, Sight::list),
+        };
+        let pods = self.agents.entry(pod.spec.node_name.as_str().into()).or_insert_with(|| Vec::with_capacity(1));
+        match pods.iter_mut().find(|known| known.name == seen.name) {
+            Some(known) => *known = seen,
+            None => pods.push(seen),
+        }
+    }
+
+    /// Forgets a Pod of the agent.
+    pub(crate) fn remove_agent(&mut self, pod: &PodView) {
+        if let Some(pods) = self.agents.get_mut(pod.spec.node_name.as_str()) {
+            pods.retain(|known| *known.name != *pod.metadata.name);
+        }
+        self.agents.retain(|_, pods| !pods.is_empty());
+    }
+
+    /// A list of Nodes is complete: those that were not in it are gone.
+    pub(crate) fn nodes_listed(&mut self) {
+        let list = self.nodes_sight.list();
+        self.nodes.retain(|_, row| row.list == list);
+        self.words.retain(|word| Arc::strong_count(word) > 1);
+    }
+
+    /// A list of the agent's Pods is complete: those that were not in it are gone.
+    pub(crate) fn agents_listed(&mut self) {
+        let list = self.agents_sight.as_ref().map_or(0, Sight::list);
+        self.agents.retain(|_, pods| {
+            pods.retain(|pod| pod.list == list);
+            !pods.is_empty()
+        });
+    }
+
+    fn row(&mut self, node: &NodeView) -> Row {
+        let meta = &node.metadata;
+        let mut row = Row {
+            version: meta.resource_version.as_str().into(),
+            created: meta.creation_timestamp,
+            deleting: meta.deletion_timestamp.is_some(),
+            unschedulable: node.spec.unschedulable,
+            zone: meta.labels.first_of(&ZONE_LABELS).map(|zone| self.word(zone)),
+            pool: meta.labels.first_of(&POOL_LABELS).map(|pool| self.word(pool)),
+            state: meta.annotations.get(annotation::STATE).map(WorkerState::parse),
+            since: meta.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
+            findings: meta.annotations.get(annotation::FINDINGS).map(findings).unwrap_or_default(),
+            list: self.nodes_sight.list(),
+            ..Row::default()
+        };
+        for seen in &node.status.conditions {
+            let Some(kind) = kind_of(&seen.kind) else { continue };
+            let condition = self.condition(kind, seen, &row.conditions);
+            if kind == READY {
+                row.ready.get_or_insert(condition);
+            } else if row.condition(kind).is_none() {
+                row.conditions.push(condition);
+            }
+        }
+        row.conditions.shrink_to_fit();
+        row
+    }
+
+    fn condition(&mut self, kind: &'static str, seen: &ConditionView, before: &[Condition]) -> Condition {
+        let status = Status::parse(&seen.status);
+        let text = clipped(&seen.message);
+        let same = before.iter().find(|condition| *condition.message == *text);
+        // What is said of healthy conditions is the same on every node; what is said of problems is not, but a node that
+        // is marked says it eight times.
+        let message = match (status, same) {
+            (_, Some(same)) => Arc::clone(&same.message),
+            (Status::False, None) => self.word(text),
+            (Status::True | Status::Unknown, None) => text.into(),
+        };
+        Condition { kind, status, reason: self.word(clipped(&seen.reason)), message, since: seen.last_transition_time }
+    }
+
+    fn word(&mut self, text: &str) -> Arc<str> {
+        if let Some(word) = self.words.get(text) {
+            return Arc::clone(word);
+        }
+        let word: Arc<str> = text.into();
+        self.words.insert(Arc::clone(&word));
+        word
+    }
+}

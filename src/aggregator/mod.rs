@@ -1,0 +1,176 @@
+//! All nodes: watches what the agents have written, counts it, and says it where no agent can any more.
+//!
+//! ```text
+//! API server ─▶ watch ─▶ store ─▶ report (pure) ─▶ pages
+//!                          └────▶ stale (pure) ──▶ write (leader only)
+//! ```
+
+mod backoff;
+mod cluster;
+mod lease;
+mod lenient;
+mod model;
+mod offline;
+mod pages;
+pub mod report;
+mod row;
+mod sight;
+mod stale;
+mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+mod watch;
+mod write;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::Api;
+use crate::verdict::Now;
+use lease::{Elector, Failure};
+use watch::Kind;
+
+pub(crate) use offline::from_node_objects;
+#[cfg(test)]
+pub(crate) use offline::report_once;
+pub(crate) use pages::AggregatorPages;
+pub(crate) use store::Store;
+
+/// Connections that the pages are served on at once.
+const CONNECTIONS: usize = 64;
+/// `app.kubernetes.io/name=nodevitals,app.kubernetes.io/component=agent`, escaped.
+const AGENTS: &str = "app.kubernetes.io%2Fname%3Dnodevitals%2Capp.kubernetes.io%2Fcomponent%3Dagent";
+
+/// Options of `nodevitals aggregator`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Address on which the report and the metrics are served
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+
+    /// Namespace of the agents' Pods and of the Lease by which one of several aggregators leads
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "nodevitals", value_parser = name)]
+    namespace: String,
+
+    /// Name under which this process holds the Lease, different for each aggregator; without it, the host's name and the
+    /// process's number
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    identity: Option<String>,
+
+    /// Kubeconfig file for the API server; without it: the Pod's own service account, KUBECONFIG, or ~/.kube/config
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig file to use instead of its current one
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+
+    /// Only watch and answer: never lead, and so never write anything to the API server
+    #[arg(long)]
+    read_only: bool,
+}
+
+/// Runs the aggregator until it is told to end (SIGTERM or SIGINT).
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let api = crate::api::connect(options.kubeconfig.as_deref(), options.context.as_deref()).await?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (--listen)", options.listen))?;
+    tracing::info!(listen = %options.listen, namespace = options.namespace, "aggregator runs");
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let store = Arc::new(Store::watched());
+    let identity = options.identity.clone().unwrap_or_else(own_identity);
+    let mut elector = Elector::new(&options.namespace, &identity);
+    let pages = Arc::new(AggregatorPages::new(Arc::clone(&store), now));
+    tokio::select! {
+        never = crate::http::serve_at_most(CONNECTIONS, listener, pages) => match never {},
+        never = watch_nodes(&api, &store) => match never {},
+        never = watch_agents(&api, &store, &options.namespace) => match never {},
+        never = write::run(Arc::clone(&store), api.unary.clone(), options.namespace.clone(), now) => match never {},
+        never = elect(&api, &store, &mut elector, options.read_only) => match never {},
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("told to end");
+    elector.release(&api.unary, since_boot).await;
+    Ok(())
+}
+
+async fn watch_nodes(api: &Api, store: &Store) -> std::convert::Infallible {
+    watch::follow(&api.watch, &nodes(), |change| store.node_changed(change, Timestamp::now())).await
+}
+
+async fn watch_agents(api: &Api, store: &Store, namespace: &str) -> std::convert::Infallible {
+    watch::follow(&api.watch, &agents(namespace), |change| store.agent_changed(change, Timestamp::now())).await
+}
+
+fn nodes() -> Kind {
+    Kind { name: "nodes", path: "/api/v1/nodes".to_owned(), selector: "" }
+}
+
+fn agents(namespace: &str) -> Kind {
+    Kind { name: "pods", path: format!("/api/v1/namespaces/{namespace}/pods"), selector: AGENTS }
+}
+
+async fn elect(api: &Api, store: &Store, elector: &mut Elector, read_only: bool) -> std::convert::Infallible {
+    if read_only {
+        return std::future::pending().await;
+    }
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut next = Duration::ZERO;
+    loop {
+        ticks.tick().await;
+        if since_boot() >= next {
+            next = since_boot() + lease::EVERY;
+            match elector.round(&api.unary, since_boot).await {
+                Ok(()) => store.api_answered(None, Timestamp::now()),
+                Err(Failure::Unreachable(why)) => store.api_answered(Some(why), Timestamp::now()),
+                Err(Failure::Refused(why)) => {
+                    store.api_answered(None, Timestamp::now());
+                    tracing::warn!(why, "cannot use the Lease {}: this process will not lead", lease::NAME);
+                }
+            }
+        }
+        store.lock().leads = elector.leads(since_boot());
+    }
+}
+
+/// The present.
+pub(crate) fn now() -> Now {
+    Now { wall: Timestamp::now(), since_boot: since_boot() }
+}
+
+fn since_boot() -> Duration {
+    // It cannot fail for a clock that every Linux has; standing still is the safe answer all the same.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
+fn own_identity() -> String {
+    let host =
+        nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "host".to_owned());
+    format!("{host}-{}", std::process::id())
+}
+
+/// A name that can stand in a path of the API server.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    if !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(plain)
+        && text.bytes().next().is_some_and(|byte| byte != b'-' && byte != b'.')
+    {
+        Ok(text.to_owned())
+    } else {
+        Err("a Kubernetes name has lower-case letters, digits, '-' and '.', and at most 253 of them".to_owned())
+    }
+}

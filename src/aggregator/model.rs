@@ -1,0 +1,237 @@
+//! Nodes and agent pods as the API server sends them: only the fields that are read.
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::MapAccess;
+
+use super::lenient::{Shape, lenient, object};
+use crate::verdict::ANNOTATION_PREFIX;
+
+/// Labels that name the worker pool; the first that a node has counts.
+pub(super) const POOL_LABELS: [&str; 6] = [
+    "ibm-cloud.kubernetes.io/worker-pool-name",
+    "eks.amazonaws.com/nodegroup",
+    "cloud.google.com/gke-nodepool",
+    "agentpool",
+    "karpenter.sh/nodepool",
+    "node.kubernetes.io/pool",
+];
+/// Labels that name the zone; the first that a node has counts.
+pub(super) const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
+
+/// An object of which a watch needs to know the version.
+pub(crate) trait Versioned {
+    /// `metadata.resourceVersion`, empty if it has none.
+    fn version(&self) -> &str;
+}
+
+/// A Node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeView {
+    #[serde(deserialize_with = "lenient")]
+    pub(super) metadata: Meta,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) spec: NodeSpec,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) status: ConditionList,
+}
+
+/// A Pod of the agent.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct PodView {
+    #[serde(deserialize_with = "lenient")]
+    pub(super) metadata: Meta,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) spec: PodSpec,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) status: ConditionList,
+}
+
+/// `metadata`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Meta {
+    #[serde(deserialize_with = "lenient")]
+    pub(super) name: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) resource_version: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) creation_timestamp: Option<Timestamp>,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) deletion_timestamp: Option<Timestamp>,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) labels: Kept,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) annotations: Kept,
+}
+
+/// Labels or annotations: those that are read, and no others.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept(pub(super) Vec<(String, String)>);
+
+/// What is read of a Node's `spec`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct NodeSpec {
+    #[serde(deserialize_with = "lenient")]
+    pub(super) unschedulable: bool,
+}
+
+/// What is read of a Pod's `spec`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct PodSpec {
+    #[serde(deserialize_with = "lenient")]
+    pub(super) node_name: String,
+}
+
+/// What is read of a `status`, of a Node as of a Pod.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ConditionList {
+    #[serde(deserialize_with = "lenient")]
+    pub(super) conditions: Vec<ConditionView>,
+}
+
+/// A condition.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ConditionView {
+    #[serde(rename = "type", deserialize_with = "lenient")]
+    pub(super) kind: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) status: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) reason: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) message: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) last_transition_time: Option<Timestamp>,
+}
+
+macro_rules! read_from_an_object {
+    ($($name:ty),*) => {$(
+        impl Shape for $name {
+            fn of_map<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Self>, A::Error> {
+                object(map)
+            }
+        }
+    )*};
+}
+read_from_an_object!(NodeView, PodView, Meta, NodeSpec, PodSpec, ConditionList, ConditionView);
+
+impl Shape for Kept {
+    fn of_map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Option<Self>, A::Error> {
+        let mut kept = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if wanted(&key) {
+                kept.extend(map.next_value::<Value>()?.0.map(|value| (key, value)));
+            } else {
+                map.next_value::<serde::de::IgnoredAny>()?;
+            }
+        }
+        Ok(Some(Kept(kept)))
+    }
+}
+
+/// The value of a label or annotation: nothing when it is not a string.
+struct Value(Option<String>);
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let text: String = lenient(input)?;
+        Ok(Value((!text.is_empty()).then_some(text)))
+    }
+}
+
+fn wanted(key: &str) -> bool {
+    key.starts_with(ANNOTATION_PREFIX) || POOL_LABELS.contains(&key) || ZONE_LABELS.contains(&key)
+}
+
+impl Kept {
+    /// The value of this key.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The value of the first of these keys that is there.
+    pub(super) fn first_of(&self, keys: &[&str]) -> Option<&str> {
+        keys.iter().find_map(|key| self.get(key))
+    }
+}
+
+impl Versioned for NodeView {
+    fn version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+impl Versioned for PodView {
+    fn version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+/// One page of a list.
+#[derive(Debug, Deserialize)]
+#[serde(bound(deserialize = "T: Shape"))]
+pub(super) struct ListPage<T: Shape> {
+    #[serde(default)]
+    pub(super) metadata: ListMeta,
+    #[serde(default = "Vec::new", deserialize_with = "lenient")]
+    pub(super) items: Vec<T>,
+}
+
+/// `metadata` of a list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct ListMeta {
+    #[serde(rename = "continue", deserialize_with = "lenient")]
+    pub(super) next: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) resource_version: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_read_is_kept() {
+        let node: NodeView = serde_json::from_str(
+            r#"{"kind":"Node","metadata":{"name":"n1","resourceVersion":"7","labels":{"a":"b","agentpool":"blue","topology.kubernetes.io/zone":"z1"},
+               "annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{}","nodevitals.dev/state":"Normal"},"managedFields":[{"x":{}}]},
+               "spec":{"unschedulable":true,"podCIDRs":["10.0.0.0/24"]},
+               "status":{"images":[{"names":["a"]}],"conditions":[{"type":"Ready","status":"True","lastTransitionTime":"2026-11-21T10:00:00Z"}]}}"#,
+        )
+        .expect("a node");
+        assert_eq!(node.metadata.labels.0.len(), 2);
+        assert_eq!(node.metadata.labels.first_of(&POOL_LABELS), Some("blue"));
+        assert_eq!(node.metadata.annotations.get("nodevitals.dev/state"), Some("Normal"));
+        assert!(node.spec.unschedulable);
+        assert_eq!(node.status.conditions.len(), 1);
+        assert!(node.status.conditions[0].last_transition_time.is_some());
+    }
+
+    #[test]
+    fn wrong_shapes_cost_themselves() {
+        let node: NodeView = serde_json::from_str(
+            r#"{"metadata":{"name":"n1","resourceVersion":7,"creationTimestamp":"yesterday","labels":["a"],"annotations":{"nodevitals.dev/state":{"a":1},"nodevitals.dev/since":null,"nodevitals.dev/x":"y"}},
+               "spec":[],"status":{"conditions":[7,null,"x",[1,[2]],{"type":{"a":[]},"status":"True"},{"type":"Ready","status":true,"reason":4.5,"lastTransitionTime":-1}]}}"#,
+        )
+        .expect("a node all the same");
+        assert_eq!(node.metadata.name, "n1");
+        assert_eq!(node.metadata.resource_version, "");
+        assert_eq!(node.metadata.annotations.0.len(), 1);
+        let kinds: Vec<_> = node.status.conditions.iter().map(|condition| condition.kind.as_str()).collect();
+        assert_eq!(kinds, ["", "Ready"]);
+        let page: ListPage<PodView> =
+            serde_json::from_str(r#"{"metadata":{"continue":"c"},"items":[1,{"metadata":{"name":"p"}},null]}"#)
+                .expect("a list");
+        assert_eq!((page.items.len(), page.metadata.next.as_str()), (1, "c"));
+        let page: ListPage<PodView> = serde_json::from_str(r#"{"items":null}"#).expect("a list");
+        assert!(page.items.is_empty());
+    }
+}

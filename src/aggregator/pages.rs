@@ -1,0 +1,183 @@
+//! The aggregator's pages: the report as JSON, metrics, and whether it lives and is ready.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+
+use super::report::{API_VERSION, ClusterReport, NodeReport};
+use super::store::{Patches, Store};
+use crate::http::{Page, Pages};
+use crate::verdict::{Now, WorkerState};
+
+/// Zones times pools for which workers are counted apart. Everything beyond is counted under `other`, so that a cluster
+/// with a pool for each node does not fill the monitoring's store.
+const MOST_GROUPS: usize = 200;
+/// Finding codes that are counted. There are far fewer; what others write into annotations must not decide.
+const MOST_CODES: usize = 300;
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge>;
+
+/// Serves what is in a store.
+pub(crate) struct AggregatorPages {
+    store: Arc<Store>,
+    clock: fn() -> Now,
+}
+
+impl AggregatorPages {
+    /// Pages over this store.
+    pub(crate) fn new(store: Arc<Store>, clock: fn() -> Now) -> Self {
+        AggregatorPages { store, clock }
+    }
+}
+
+impl Pages for AggregatorPages {
+    fn get(&self, path: &str, query: &str) -> Page {
+        match path {
+            "/api/v1/report" => report(&self.store, query, (self.clock)()),
+            "/metrics" => metrics(&self.store, (self.clock)()),
+            "/livez" => Page::text(200, "ok\n"),
+            "/readyz" if self.store.is_ready() => Page::text(200, "ok\n"),
+            "/readyz" => Page::text(503, "the first list of the nodes is not complete yet\n"),
+            "/" => Page::text(
+                200,
+                "NodeVitals aggregator: /api/v1/report /api/v1/report?node=NAME /metrics /livez /readyz\n",
+            ),
+            _ => Page::not_found(),
+        }
+    }
+}
+
+fn report(store: &Store, query: &str, now: Now) -> Page {
+    let wanted = query.split('&').find_map(|part| part.strip_prefix("node=")).map(unescaped);
+    let report = store.report(wanted.as_deref(), now);
+    match wanted {
+        Some(name) if report.nodes.is_empty() => Page::json(
+            404,
+            &json!({ "apiVersion": API_VERSION, "kind": "Error", "message": format!("there is no worker named {name:?}") }),
+        ),
+        _ => Page::json(200, &report),
+    }
+}
+
+fn unescaped(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let hex = tail
+            .get(..2)
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match (first, hex) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                rest = &tail[2..];
+            }
+            (byte, _) => {
+                out.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Metrics of a fresh registry for each scrape, so that what is gone is forgotten.
+fn metrics(store: &Store, now: Now) -> Page {
+    let report = store.report(None, now);
+    let mut registry = Registry::default();
+    workers(&mut registry, &report);
+    findings(&mut registry, &report);
+    own(&mut registry, store, &report);
+    Page::metrics(&registry)
+}
+
+fn gauges(registry: &mut Registry, name: &str, help: &str) -> Gauges {
+    let family = Gauges::default();
+    registry.register(name, help, family.clone());
+    family
+}
+
+/// A number without labels.
+fn number(registry: &mut Registry, name: &str, help: &str, value: usize) {
+    let gauge: Gauge = Gauge::default();
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    registry.register(name, help, gauge);
+}
+
+fn set(family: &Gauges, labels: &Labels, value: usize) {
+    family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+fn workers(registry: &mut Registry, report: &ClusterReport) {
+    let by_state = gauges(registry, "nodevitals_workers", "Workers by state");
+    for state in WorkerState::ALL {
+        set(&by_state, &vec![("state", state.as_str().to_owned())], report.workers.of(state));
+    }
+    let help = "Workers in their first look, which are Unknown as well";
+    number(registry, "nodevitals_workers_settling", help, report.workers.settling);
+    let help = "Workers by zone, pool and state; what is beyond 200 pairs of zone and pool is counted as other";
+    let by_group = gauges(registry, "nodevitals_workers_by", help);
+    let all: BTreeSet<(&str, &str)> = report.nodes.iter().map(group).collect();
+    let kept: BTreeSet<(&str, &str)> = all.into_iter().take(MOST_GROUPS).collect();
+    let mut counts: BTreeMap<(&str, &str, WorkerState), usize> = BTreeMap::new();
+    for node in report.nodes.iter().filter(|node| !node.deleting) {
+        let (zone, pool) = if kept.contains(&group(node)) { group(node) } else { ("other", "other") };
+        for state in WorkerState::ALL {
+            *counts.entry((zone, pool, state)).or_default() += usize::from(state == node.state);
+        }
+    }
+    for ((zone, pool, state), count) in counts {
+        let labels = vec![("zone", zone.to_owned()), ("pool", pool.to_owned()), ("state", state.as_str().to_owned())];
+        set(&by_group, &labels, count);
+    }
+}
+
+fn group(node: &NodeReport) -> (&str, &str) {
+    (node.zone.as_deref().unwrap_or_default(), node.pool.as_deref().unwrap_or_default())
+}
+
+fn findings(registry: &mut Registry, report: &ClusterReport) {
+    let family = gauges(registry, "nodevitals_cluster_finding", "Workers that have this finding");
+    for finding in report.findings.iter().take(MOST_CODES) {
+        let labels = vec![("code", finding.code.clone()), ("severity", finding.severity.as_str().to_owned())];
+        set(&family, &labels, finding.nodes);
+    }
+}
+
+fn own(registry: &mut Registry, store: &Store, report: &ClusterReport) {
+    let inner = store.lock();
+    let help = "1 when the workers are seen, completely and currently";
+    number(registry, "nodevitals_aggregator_synced", help, usize::from(report.view.complete));
+    number(registry, "nodevitals_aggregator_leader", "1 on the replica that leads", usize::from(inner.leads));
+    let restarts = Family::<Labels, Counter>::default();
+    registry.register(
+        "nodevitals_aggregator_watch_restarts",
+        "Watches taken up again after an error",
+        restarts.clone(),
+    );
+    let agents = inner.cluster.agents_sight.as_ref().map_or(0, |sight| sight.restarts);
+    for (resource, count) in [("nodes", inner.cluster.nodes_sight.restarts), ("pods", agents)] {
+        restarts.get_or_create(&vec![("resource", resource.to_owned())]).inc_by(count);
+    }
+    let patches = Family::<Labels, Counter>::default();
+    registry.register(
+        "nodevitals_aggregator_patches",
+        "Workers set to Unknown because their agent is gone",
+        patches.clone(),
+    );
+    let Patches { ok, conflict, failed } = inner.patches;
+    for (result, count) in [("ok", ok), ("conflict", conflict), ("failed", failed)] {
+        patches.get_or_create(&vec![("result", result.to_owned())]).inc_by(count);
+    }
+    let build = gauges(registry, "nodevitals_build_info", "Version of this program; always 1");
+    set(&build, &vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1);
+}
+
+#[cfg(test)]
+mod tests;

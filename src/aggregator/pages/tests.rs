@@ -1,0 +1,91 @@
+//! The pages as a client sees them.
+
+use super::*;
+use crate::aggregator::model::NodeView;
+use crate::aggregator::testing::{at, moment, node};
+use crate::aggregator::watch::Change;
+
+const DISK: (&str, &str, &str, &str) = ("DiskFull", "critical", "capacity", "full");
+
+fn pages(nodes: &[serde_json::Value]) -> AggregatorPages {
+    let store = Store::watched();
+    store.node_changed(Change::ListBegins, at(0));
+    for node in nodes {
+        let view: NodeView = serde_json::from_value(node.clone()).expect("a node");
+        store.node_changed(Change::Here(view), at(0));
+    }
+    store.node_changed(Change::ListEnds, at(0));
+    AggregatorPages::new(Arc::new(store), || moment(0))
+}
+
+fn text(page: Page) -> String {
+    String::from_utf8(page.body).expect("text")
+}
+
+fn list_agents(pages: &AggregatorPages) {
+    pages.store.agent_changed(Change::ListBegins, at(0));
+    pages.store.agent_changed(Change::ListEnds, at(0));
+}
+
+#[test]
+fn it_is_ready_once_everything_is_listed() {
+    let empty = AggregatorPages::new(Arc::new(Store::watched()), || moment(0));
+    assert_eq!((empty.get("/livez", "").status, empty.get("/readyz", "").status), (200, 503));
+    let pages = pages(&[]);
+    assert_eq!(pages.get("/readyz", "").status, 503);
+    list_agents(&pages);
+    assert_eq!(pages.get("/readyz", "").status, 200);
+    assert_eq!(pages.get("/nothing", "").status, 404);
+}
+
+#[test]
+fn without_permission_to_see_pods_it_is_ready_all_the_same() {
+    let pages = pages(&[]);
+    pages.store.agent_changed(Change::Lost("forbidden".into()), at(0));
+    assert_eq!(pages.get("/readyz", "").status, 200);
+}
+
+#[test]
+fn the_report_is_of_all_workers_or_of_one() {
+    let pages = pages(&[node("a.b", "z", "p", "Critical", &[DISK]), node("c", "z", "p", "Normal", &[])]);
+    let all: ClusterReport = serde_json::from_slice(&pages.get("/api/v1/report", "").body).expect("a report");
+    assert_eq!(all.nodes.len(), 2);
+    let one: ClusterReport =
+        serde_json::from_slice(&pages.get("/api/v1/report", "x=1&node=a%2Eb").body).expect("a report");
+    assert_eq!((one.nodes.len(), one.nodes[0].conditions.len()), (1, 8));
+    let none = pages.get("/api/v1/report", "node=%ff%zz%");
+    assert_eq!(none.status, 404);
+    assert!(text(none).contains(r#""kind":"Error""#));
+}
+
+#[test]
+fn metrics_count_workers_and_findings_and_forget_what_is_gone() {
+    let pages = pages(&[node("a", "z1", "p", "Critical", &[DISK]), node("b", "z2", "p", "Normal", &[])]);
+    let metrics = text(pages.get("/metrics", ""));
+    for line in [
+        r#"nodevitals_workers{state="Critical"} 1"#,
+        r#"nodevitals_workers{state="Normal"} 1"#,
+        r#"nodevitals_workers{state="Warning"} 0"#,
+        r#"nodevitals_workers_by{zone="z1",pool="p",state="Critical"} 1"#,
+        r#"nodevitals_cluster_finding{code="DiskFull",severity="critical"} 1"#,
+        "nodevitals_aggregator_synced 1",
+        "nodevitals_aggregator_leader 0",
+        r#"nodevitals_aggregator_watch_restarts_total{resource="nodes"} 0"#,
+        r#"nodevitals_aggregator_patches_total{result="ok"} 0"#,
+    ] {
+        assert!(metrics.lines().any(|have| have == line), "{line} is missing in\n{metrics}");
+    }
+    let view: NodeView = serde_json::from_value(node("a", "z1", "p", "Normal", &[])).expect("a node");
+    pages.store.node_changed(Change::Here(view), at(0));
+    assert!(!text(pages.get("/metrics", "")).contains("DiskFull"));
+}
+
+#[test]
+fn the_number_of_series_is_bounded() {
+    let nodes: Vec<_> =
+        (0..300).map(|number| node(&format!("n{number}"), &format!("z{number}"), "p", "Normal", &[])).collect();
+    let metrics = text(pages(&nodes).get("/metrics", ""));
+    let series = metrics.lines().filter(|line| line.starts_with("nodevitals_workers_by{")).count();
+    assert_eq!(series, (MOST_GROUPS + 1) * WorkerState::ALL.len());
+    assert!(metrics.contains(r#"nodevitals_workers_by{zone="other",pool="other",state="Normal"} 100"#));
+}

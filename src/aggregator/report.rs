@@ -1,0 +1,283 @@
+//! The cluster at a glance: what `/api/v1/report` answers and `nodevitals report` prints.
+
+mod build;
+mod count;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::checks::{Area, Severity};
+use crate::verdict::{NodeCondition, Raised, Status, WorkerState};
+
+pub(crate) use build::{Agents, build};
+
+/// Version of the report's format.
+pub const API_VERSION: &str = "nodevitals.dev/v1";
+/// Reason of a worker on which no agent ever said anything.
+pub const NEVER_REPORTED: &str = "NoAgentReport";
+/// Reason of every worker while the API server cannot be seen.
+pub const CANNOT_SEE: &str = "CannotSeeCluster";
+
+/// The cluster at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterReport {
+    /// [`API_VERSION`].
+    pub api_version: String,
+    /// `ClusterReport`.
+    pub kind: String,
+    /// When it was made, on the clock of whoever made it.
+    pub generated_at: Timestamp,
+    /// Who made it.
+    pub source: Source,
+    /// Whether everything could be seen.
+    pub view: View,
+    /// All of it in one sentence.
+    pub summary: String,
+    /// How many workers are in which state.
+    pub workers: Counts,
+    /// The same by zone; empty when there is only one.
+    pub zones: Vec<Group>,
+    /// The same by worker pool; empty when there is only one.
+    pub pools: Vec<Group>,
+    /// What is wrong, on how many workers.
+    pub findings: Vec<FindingCount>,
+    /// The workers, worst first.
+    pub nodes: Vec<NodeReport>,
+}
+
+/// Who made a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// The aggregator.
+    Aggregator,
+    /// `nodevitals report`, from the Node objects alone.
+    NodeObjects,
+    /// `nodevitals standalone`, from this machine alone.
+    Standalone,
+}
+
+/// Whether everything could be seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct View {
+    /// The workers are seen. If not, each of them is Unknown, and nothing is said about any.
+    pub complete: bool,
+    /// Why not; or what else could not be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Since when not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+/// How many workers are in which state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// All that count: those that are being deleted do not.
+    pub total: usize,
+    /// Critical.
+    pub critical: usize,
+    /// Warning.
+    pub warning: usize,
+    /// Unknown, of which some may be settling.
+    pub unknown: usize,
+    /// Normal.
+    pub normal: usize,
+    /// In their first look.
+    #[serde(default)]
+    pub settling: usize,
+    /// Being deleted, and in none of the other numbers.
+    #[serde(default)]
+    pub deleting: usize,
+}
+
+/// The workers of one zone or pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Group {
+    /// The zone or pool; empty for workers that carry no such label.
+    pub name: String,
+    /// How many of its workers are in which state.
+    #[serde(flatten)]
+    pub workers: Counts,
+}
+
+/// How much of the cluster something concerns (catalogue R115, thresholds H15). It decides between opposite remedies:
+/// a few workers are repaired, for most or all of them the cause is elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scope {
+    /// At most two, or at most a tenth.
+    Few,
+    /// In between.
+    Subset,
+    /// At least four fifths.
+    Most,
+    /// Every worker.
+    All,
+}
+
+/// One finding code over the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FindingCount {
+    /// Finding code.
+    pub code: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Its area.
+    pub area: Area,
+    /// On how many workers it is.
+    pub nodes: usize,
+    /// How much of the cluster that is.
+    pub scope: Scope,
+    /// What these workers have in common and others have not: `zone eu-de-1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<String>,
+}
+
+/// One worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReport {
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: WorkerState,
+    /// The first look is not complete yet.
+    #[serde(default)]
+    pub settling: bool,
+    /// It is being deleted.
+    #[serde(default)]
+    pub deleting: bool,
+    /// It is cordoned.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Since when it has its state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Its zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Its worker pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// The root finding's code, or why nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What is wrong and where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// All findings, worst first. Of a worker whose agent is gone: the last that it said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Raised>,
+    /// The kubelet's own condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Ready>,
+    /// Whether its agent is there.
+    pub agent: AgentReport,
+    /// When it joined the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
+    /// Our conditions; only in the report of one worker.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<NodeCondition>,
+}
+
+/// The condition `Ready`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ready {
+    /// Its status.
+    pub status: Status,
+    /// Its reason.
+    pub reason: String,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+/// Whether an agent is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentReport {
+    /// How it is.
+    pub state: AgentState,
+    /// Its Pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Since when it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+/// How an agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AgentState {
+    /// Its Pod is Ready.
+    Fresh,
+    /// Its Pod is not Ready, for too short a time to count.
+    Late,
+    /// Its Pod is not Ready.
+    Stale,
+    /// It has no Pod.
+    Missing,
+    /// The node's kubelet is silent, so that nobody can say.
+    KubeletSilent,
+    /// It could not be looked at.
+    NotSeen,
+}
+
+impl Counts {
+    /// The number of workers in this state.
+    pub fn of(&self, state: WorkerState) -> usize {
+        match state {
+            WorkerState::Critical => self.critical,
+            WorkerState::Warning => self.warning,
+            WorkerState::Unknown => self.unknown,
+            WorkerState::Normal => self.normal,
+        }
+    }
+
+    /// Counts one worker more.
+    pub(crate) fn add(&mut self, node: &NodeReport) {
+        if node.deleting {
+            self.deleting += 1;
+            return;
+        }
+        self.total += 1;
+        self.settling += usize::from(node.settling);
+        match node.state {
+            WorkerState::Critical => self.critical += 1,
+            WorkerState::Warning => self.warning += 1,
+            WorkerState::Unknown => self.unknown += 1,
+            WorkerState::Normal => self.normal += 1,
+        }
+    }
+}
+
+impl Scope {
+    /// How much `nodes` of `total` is.
+    pub fn of(nodes: usize, total: usize) -> Scope {
+        // Two of two are a few as well: so small a cluster says nothing about a common cause.
+        if nodes <= 2 || nodes * 10 <= total {
+            Scope::Few
+        } else if nodes >= total {
+            Scope::All
+        } else if nodes * 5 >= total * 4 {
+            Scope::Most
+        } else {
+            Scope::Subset
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

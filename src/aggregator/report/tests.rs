@@ -1,0 +1,229 @@
+//! From rows to what people are told.
+
+use super::*;
+use crate::aggregator::cluster::Cluster;
+use crate::aggregator::stale::Watchdog;
+use crate::aggregator::testing::{agent, at, bare, cluster, marked, moment, node, silent};
+
+const DISK: (&str, &str, &str, &str) = ("DiskPressureImminent", "warning", "capacity", "5 % left on /var");
+const CHAINS: (&str, &str, &str, &str) =
+    ("KubeProxyChainsMissing", "critical", "packetFilter", "KUBE-SERVICES is gone");
+
+fn report(cluster: &Cluster) -> ClusterReport {
+    build(cluster, Agents::Once, Source::Aggregator, None, moment(0))
+}
+
+fn states(report: &ClusterReport) -> Vec<(&str, &str, &str)> {
+    report
+        .nodes
+        .iter()
+        .map(|node| (node.name.as_str(), node.state.as_str(), node.reason.as_deref().unwrap_or("")))
+        .collect()
+}
+
+#[test]
+fn the_worst_come_first_and_each_state_has_its_reason() {
+    let mut going = node("going", "z1", "p", "Critical", &[CHAINS]);
+    going["metadata"]["deletionTimestamp"] = at(-10).to_string().into();
+    let names = ["normal", "warning", "critical", "settling", "marked", "back", "never"];
+    let agents: Vec<_> = names
+        .iter()
+        .filter(|name| **name != "marked")
+        .chain(&["going"])
+        .map(|name| agent(&format!("agent-{name}"), name, true))
+        .collect();
+    let cluster = cluster(
+        &[
+            node("normal", "z1", "p", "Normal", &[]),
+            node("warning", "z2", "p", "Warning", &[DISK]),
+            node("critical", "z1", "p", "Critical", &[CHAINS, DISK]),
+            node("settling", "z1", "p", "Unknown", &[]),
+            marked(node("marked", "z2", "p", "Critical", &[CHAINS])),
+            marked(node("back", "z2", "p", "Normal", &[])),
+            bare("never"),
+            going,
+        ],
+        &agents,
+    );
+    let report = report(&cluster);
+    assert_eq!(
+        states(&report),
+        [
+            ("critical", "Critical", "KubeProxyChainsMissing"),
+            ("warning", "Warning", "DiskPressureImminent"),
+            ("settling", "Unknown", "WorkerSettling"),
+            ("never", "Unknown", "NoAgentReport"),
+            ("back", "Unknown", "AgentStale"),
+            ("marked", "Unknown", "AgentStale"),
+            ("normal", "Normal", ""),
+            ("going", "Critical", "KubeProxyChainsMissing"),
+        ]
+    );
+    assert_eq!(
+        report.summary,
+        "6 of 7 workers need attention: 1 Critical, 1 Warning, 4 Unknown (2 settling); 1 Normal; 1 being deleted."
+    );
+    assert_eq!(
+        report.workers,
+        Counts { total: 7, critical: 1, warning: 1, unknown: 4, normal: 1, settling: 2, deleting: 1 }
+    );
+    assert_eq!(
+        report.zones.iter().map(|zone| (zone.name.as_str(), zone.workers.total)).collect::<Vec<_>>(),
+        [("", 1), ("z1", 3), ("z2", 3)]
+    );
+    // What the agent that is gone said last, and what is on a node that goes, does not count.
+    let findings: Vec<_> = report.findings.iter().map(|finding| (finding.code.as_str(), finding.nodes)).collect();
+    assert_eq!(findings, [("KubeProxyChainsMissing", 1), ("DiskPressureImminent", 2)]);
+    let critical = &report.nodes[0];
+    assert_eq!(critical.detail.as_deref(), Some("KUBE-SERVICES is gone"));
+    assert_eq!(critical.next.as_deref(), Some("do what helps against KubeProxyChainsMissing"));
+    assert_eq!(critical.since, Some(at(-300)));
+    assert_eq!(report.nodes[5].since, Some(at(-30)), "since the mark, not since what was before");
+    assert_eq!(report.nodes[5].agent.state, AgentState::Missing);
+}
+
+#[test]
+fn a_silent_kubelet_makes_unknown_unless_the_agent_says_that_it_is_down() {
+    let down = ("KubeletDown", "critical", "controlPlanePath", "no kubelet runs");
+    let cluster = cluster(
+        &[silent(node("lost", "z", "p", "Normal", &[])), silent(node("explained", "z", "p", "Critical", &[down]))],
+        &[agent("a", "lost", true), agent("b", "explained", true)],
+    );
+    let report = report(&cluster);
+    assert_eq!(states(&report), [("explained", "Critical", "KubeletDown"), ("lost", "Unknown", "AgentStale")]);
+    assert_eq!(report.nodes[1].agent.state, AgentState::KubeletSilent);
+    assert_eq!(report.nodes[1].agent.since, Some(at(-120)));
+}
+
+#[test]
+fn within_the_grace_an_agent_is_late_and_what_it_said_counts() {
+    let cluster = cluster(&[node("n", "z", "p", "Normal", &[])], &[agent("a", "n", false)]);
+    let mut watchdog = Watchdog::default();
+    watchdog.step(&cluster, moment(0));
+    let of = |seconds| {
+        build(&cluster, Agents::Watched(&watchdog), Source::Aggregator, None, moment(seconds)).nodes.remove(0)
+    };
+    assert_eq!((of(39).state, of(39).agent.state), (WorkerState::Normal, AgentState::Late));
+    let gone = of(40);
+    assert_eq!(
+        (gone.state, gone.reason.as_deref(), gone.agent.state),
+        (WorkerState::Unknown, Some("AgentStale"), AgentState::Stale)
+    );
+}
+
+#[test]
+fn when_the_api_server_cannot_be_seen_nothing_is_said_about_any_worker() {
+    let mut cluster =
+        cluster(&[node("bad", "z", "p", "Critical", &[CHAINS]), node("good", "z", "p", "Normal", &[])], &[]);
+    cluster.nodes_sight.lost(at(-31), "connection refused".into());
+    let report = report(&cluster);
+    assert_eq!(states(&report), [("bad", "Unknown", "CannotSeeCluster"), ("good", "Unknown", "CannotSeeCluster")]);
+    assert!(report.findings.is_empty() && report.nodes[0].findings.is_empty() && report.nodes[0].detail.is_none());
+    assert_eq!(
+        report.summary,
+        "Cannot see the cluster since 2026-11-21T09:59:29Z: connection refused. Nothing is known about its 2 workers."
+    );
+}
+
+#[test]
+fn a_short_loss_changes_nothing_and_lost_pods_are_said() {
+    let mut cluster = cluster(&[node("bad", "z", "p", "Critical", &[CHAINS])], &[]);
+    cluster.nodes_sight.lost(at(-20), "connection refused".into());
+    cluster.agents_sight.as_mut().expect("watched").lost(at(-40), "pods is forbidden".into());
+    let report = report(&cluster);
+    assert_eq!(states(&report), [("bad", "Critical", "KubeProxyChainsMissing")]);
+    assert_eq!(report.view.why.as_deref(), Some("cannot see the agents' Pods: pods is forbidden"));
+    assert_eq!(report.nodes[0].agent.state, AgentState::NotSeen);
+}
+
+#[test]
+fn before_the_first_list_is_complete_it_says_so() {
+    let report = report(&Cluster::watched());
+    assert_eq!(
+        report.summary,
+        "Cannot see the cluster: the first list of the nodes is not complete yet. Nothing is known about its 0 workers."
+    );
+    assert!(!report.view.complete);
+}
+
+#[test]
+fn summaries_of_clusters_in_which_all_is_well() {
+    let summary = |count: usize| {
+        let nodes: Vec<_> = (0..count).map(|number| node(&format!("n{number}"), "z", "p", "Normal", &[])).collect();
+        let agents: Vec<_> =
+            (0..count).map(|number| agent(&format!("a{number}"), &format!("n{number}"), true)).collect();
+        report(&cluster(&nodes, &agents)).summary
+    };
+    assert_eq!(
+        [summary(0), summary(1), summary(3)],
+        ["No workers.", "The only worker is Normal.", "All 3 workers are Normal."]
+    );
+}
+
+#[test]
+fn what_concerns_one_zone_or_pool_only_is_said() {
+    let cluster = cluster(
+        &[
+            node("a", "z1", "p1", "Critical", &[CHAINS]),
+            node("b", "z1", "p2", "Critical", &[CHAINS]),
+            node("c", "z2", "p2", "Warning", &[DISK]),
+            node("d", "z1", "p2", "Warning", &[DISK]),
+            node("e", "z2", "p1", "Normal", &[]),
+        ],
+        &["a", "b", "c", "d", "e"].map(|name| agent(name, name, true)),
+    );
+    let shared: Vec<_> = report(&cluster).findings.into_iter().map(|finding| finding.shared).collect();
+    assert_eq!(shared, [Some("zone z1".to_owned()), Some("pool p2".to_owned())]);
+}
+
+#[test]
+fn scope_follows_the_catalogue() {
+    use Scope::{All, Few, Most, Subset};
+    let cases = [(1, 1), (2, 2), (3, 3), (2, 3), (5, 50), (6, 50), (39, 50), (40, 50), (50, 50)];
+    let scopes = cases.map(|(nodes, total)| Scope::of(nodes, total));
+    assert_eq!(scopes, [Few, Few, All, Few, Few, Subset, Subset, Most, All]);
+}
+
+#[test]
+fn one_worker_comes_with_its_conditions_and_the_clusters_counts() {
+    let cluster = cluster(&[node("a", "z", "p", "Critical", &[CHAINS]), node("b", "z", "p", "Normal", &[])], &[]);
+    let one = build(&cluster, Agents::Once, Source::Aggregator, Some("b"), moment(0));
+    assert_eq!((one.nodes.len(), one.nodes[0].conditions.len(), one.workers.total), (1, 8, 2));
+    assert!(report(&cluster).nodes.iter().all(|node| node.conditions.is_empty()));
+    assert!(build(&cluster, Agents::Once, Source::Aggregator, Some("x"), moment(0)).nodes.is_empty());
+}
+
+#[test]
+fn json_survives_the_round_trip_and_names_itself_first() {
+    let cluster = cluster(
+        &[node("a", "z1", "p", "Critical", &[CHAINS]), silent(node("b", "z2", "p", "Normal", &[])), bare("c")],
+        &[],
+    );
+    let report = report(&cluster);
+    let json = serde_json::to_string(&report).expect("JSON");
+    assert!(
+        json.starts_with(
+            r#"{"apiVersion":"nodevitals.dev/v1","kind":"ClusterReport","generatedAt":"2026-11-21T10:00:00Z""#
+        ),
+        "{json}"
+    );
+    assert_eq!(serde_json::from_str::<ClusterReport>(&json).expect("a report"), report);
+}
+
+#[test]
+fn without_the_annotation_the_findings_and_the_roll_up_decide() {
+    let mut cluster_nodes = [
+        node("a", "z", "p", "Critical", &[CHAINS]),
+        node("b", "z", "p", "Normal", &[]),
+        node("c", "z", "p", "Warning", &[DISK]),
+    ];
+    for node in &mut cluster_nodes {
+        node["metadata"]["annotations"].as_object_mut().expect("annotations").remove("nodevitals.dev/state");
+    }
+    cluster_nodes[2]["metadata"]["annotations"]["nodevitals.dev/findings"] = "damaged".into();
+    let cluster = cluster(&cluster_nodes, &["a", "b", "c"].map(|name| agent(name, name, true)));
+    assert_eq!(
+        states(&report(&cluster)),
+        [("a", "Critical", "KubeProxyChainsMissing"), ("c", "Warning", "DiskPressureImminent"), ("b", "Normal", "")]
+    );
+}

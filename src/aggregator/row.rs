@@ -1,0 +1,167 @@
+//! What is kept of one Node, and of one Pod of the agent.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::checks::{Area, WORKER_PROBLEM};
+use crate::verdict::{
+    AGENT_STALE, NodeCondition, Raised, SETTLING, Status, Told, WorkerState, annotation, parse_findings,
+};
+
+/// Findings of one node that are kept: the agent writes at most 8 KiB of them, others may write anything.
+const MOST_FINDINGS: usize = 64;
+/// An annotation longer than this is not the agent's, and is not read.
+const LONGEST_ANNOTATION: usize = 64 * 1024;
+/// Longer messages and reasons are cut: nobody of ours writes them.
+const LONGEST_TEXT: usize = 2048;
+
+/// What is kept of a Node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Row {
+    /// `metadata.resourceVersion`: what the aggregator writes must not land on anything newer.
+    pub(crate) version: Box<str>,
+    /// When it joined.
+    pub(crate) created: Option<Timestamp>,
+    /// It is being deleted.
+    pub(crate) deleting: bool,
+    /// It is cordoned.
+    pub(crate) unschedulable: bool,
+    /// Its zone.
+    pub(crate) zone: Option<Arc<str>>,
+    /// Its worker pool.
+    pub(crate) pool: Option<Arc<str>>,
+    /// The kubelet's own condition.
+    pub(crate) ready: Option<Condition>,
+    /// The annotation `state`.
+    pub(crate) state: Option<WorkerState>,
+    /// The annotation `since`.
+    pub(crate) since: Option<Timestamp>,
+    /// Our conditions, at most one of each type.
+    pub(crate) conditions: Vec<Condition>,
+    /// Our findings, worst first.
+    pub(crate) findings: Vec<Raised>,
+    /// The list in which it was last seen.
+    pub(super) list: u32,
+}
+
+/// A condition.
+#[derive(Debug, Clone)]
+pub(crate) struct Condition {
+    /// Type.
+    pub(crate) kind: &'static str,
+    /// Status.
+    pub(crate) status: Status,
+    /// Reason.
+    pub(crate) reason: Arc<str>,
+    /// Message.
+    pub(crate) message: Arc<str>,
+    /// When the status last changed.
+    pub(crate) since: Option<Timestamp>,
+}
+
+/// A Pod of the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AgentPod {
+    /// Its name.
+    pub(crate) name: Box<str>,
+    /// Whether it is Ready.
+    pub(crate) ready: bool,
+    /// Since when.
+    pub(crate) since: Option<Timestamp>,
+    pub(super) list: u32,
+}
+
+impl Row {
+    /// Our condition of this type.
+    pub(crate) fn condition(&self, kind: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.kind == kind)
+    }
+
+    /// Whether an agent ever said anything about this node.
+    pub(crate) fn told(&self) -> bool {
+        !self.conditions.is_empty() || self.state.is_some()
+    }
+
+    /// Whether the aggregator has said that nobody knows how this node is, and no agent has spoken since.
+    pub(crate) fn marked_stale(&self) -> bool {
+        self.condition(WORKER_PROBLEM).is_some_and(Condition::is_stale)
+    }
+
+    /// Whether the agent has not finished its first look.
+    pub(crate) fn settling(&self) -> bool {
+        self.condition(WORKER_PROBLEM)
+            .is_some_and(|roll_up| roll_up.status == Status::Unknown && *roll_up.reason == *SETTLING)
+    }
+
+    /// Whether the node's kubelet has stopped reporting, as the control plane sees it.
+    pub(crate) fn kubelet_silent(&self) -> bool {
+        self.ready.as_ref().is_some_and(|ready| ready.status == Status::Unknown)
+    }
+}
+
+impl Condition {
+    /// Whether it says that its agent is gone.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.status == Status::Unknown && *self.reason == *AGENT_STALE
+    }
+
+    /// As it is on the Node.
+    pub(crate) fn to_node_condition(&self) -> NodeCondition {
+        NodeCondition {
+            kind: self.kind.to_owned(),
+            status: self.status,
+            reason: self.reason.to_string(),
+            message: self.message.to_string(),
+            last_transition_time: self.since,
+        }
+    }
+}
+
+/// The kubelet's own condition.
+pub(super) const READY: &str = "Ready";
+
+/// A condition's type, if it is one that is kept.
+pub(super) fn kind_of(kind: &str) -> Option<&'static str> {
+    [READY, WORKER_PROBLEM]
+        .into_iter()
+        .find(|known| *known == kind)
+        .or_else(|| Area::of_condition(kind).map(Area::condition))
+}
+
+/// The row of a node whose agent is in this process.
+pub(super) fn row_from_told(told: &Told, before: Row) -> Row {
+    let conditions = told.conditions.iter().filter_map(|condition| {
+        Some(Condition {
+            kind: kind_of(&condition.kind)?,
+            status: condition.status,
+            reason: condition.reason.as_str().into(),
+            message: condition.message.as_str().into(),
+            since: condition.last_transition_time,
+        })
+    });
+    Row {
+        conditions: conditions.collect(),
+        state: told.annotations.get(annotation::STATE).map(|state| WorkerState::parse(state)),
+        since: told.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
+        findings: told.annotations.get(annotation::FINDINGS).map(|json| findings(json)).unwrap_or_default(),
+        ..before
+    }
+}
+
+/// The annotation `findings`, as far as it is the agent's.
+pub(super) fn findings(json: &str) -> Vec<Raised> {
+    if json.len() > LONGEST_ANNOTATION {
+        return Vec::new();
+    }
+    let mut findings = parse_findings(json);
+    findings.truncate(MOST_FINDINGS);
+    findings.shrink_to_fit();
+    findings
+}
+
+/// What is kept of a text.
+pub(super) fn clipped(text: &str) -> &str {
+    let end = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= LONGEST_TEXT).last().unwrap_or(0);
+    if text.len() <= LONGEST_TEXT { text } else { &text[..end] }
+}

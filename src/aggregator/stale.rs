@@ -1,0 +1,165 @@
+//! Whose agent or kubelet is gone, so that what the Node says is no longer known to be true. Pure.
+//!
+//! An agent has no heartbeat: that its Pod is Ready, which the kubelet reports, is its sign of life. When the kubelet is
+//! silent itself, the readiness of its Pods says nothing, and the silence is what counts.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::cluster::Cluster;
+use super::row::{AgentPod, Row};
+use crate::verdict::Now;
+
+/// An agent without a Ready Pod for this long is gone. A rollout, or a restart of this process, takes less.
+pub(crate) const AGENT_GRACE: Duration = Duration::from_secs(40);
+/// A kubelet whose silence the control plane has noticed (after 40 to 50 s of its own) for this long is gone. After an
+/// outage of the API server itself all kubelets seem silent for a moment.
+pub(crate) const KUBELET_GRACE: Duration = Duration::from_secs(20);
+/// Findings by which the agent itself says that the kubelet is silent: it is alive, and knows more than we do.
+const AGENT_KNOWS: [&str; 2] = ["KubeletDown", "KubeletUnhealthy"];
+
+/// What is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// The node has no Ready agent.
+    Agent,
+    /// The node's kubelet is silent.
+    Kubelet,
+}
+
+/// How an agent is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Agent {
+    /// It is there.
+    Fresh,
+    /// It is missing, for too short a time to count.
+    Late,
+    /// It is gone.
+    Gone(Gone),
+    /// Nobody looks, or the view is not complete.
+    NotSeen,
+}
+
+/// What is gone since when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gone {
+    /// What.
+    pub(crate) what: Missing,
+    /// Since when, as far as that is known.
+    pub(crate) since: Option<Timestamp>,
+    /// The agent's Pod, if there is one.
+    pub(crate) pod: Option<String>,
+}
+
+/// Remembers since when something is missing, on the clock of this machine alone.
+#[derive(Debug, Default)]
+pub(crate) struct Watchdog {
+    missing: HashMap<Box<str>, Since>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    what: Missing,
+    noticed: Duration,
+    wall: Timestamp,
+}
+
+impl Watchdog {
+    /// Notes what is missing now. Whenever the view is not complete and current, everything is forgotten, so that the
+    /// grace begins anew with the next complete one.
+    pub(crate) fn step(&mut self, cluster: &Cluster, now: Now) {
+        if !agents_are_seen(cluster) {
+            self.missing.clear();
+            return;
+        }
+        self.missing.retain(|name, _| cluster.node(name).is_some());
+        for (name, row) in cluster.nodes() {
+            let Some(what) = missing(row, cluster.agents_on(name)) else {
+                self.missing.remove(name);
+                continue;
+            };
+            if self.missing.get(name).is_none_or(|known| known.what != what) {
+                self.missing.insert(name.into(), Since { what, noticed: now.since_boot, wall: now.wall });
+            }
+        }
+    }
+
+    /// How the agent of this node is.
+    pub(crate) fn agent(&self, cluster: &Cluster, name: &str, row: &Row, now: Now) -> Agent {
+        if !agents_are_seen(cluster) || (row.kubelet_silent() && agent_knows(row)) {
+            return Agent::NotSeen;
+        }
+        let Some(since) = self.missing.get(name) else { return Agent::Fresh };
+        let grace = match since.what {
+            Missing::Agent => AGENT_GRACE,
+            Missing::Kubelet => KUBELET_GRACE,
+        };
+        if now.since_boot.saturating_sub(since.noticed) < grace {
+            return Agent::Late;
+        }
+        let gone = gone(since.what, row, cluster.agents_on(name), since.wall);
+        Agent::Gone(Gone { since: gone.since.or(Some(since.wall)), ..gone })
+    }
+
+    /// Nodes on which the aggregator has to say that nobody knows: their agent is gone, and they still say otherwise.
+    pub(crate) fn to_mark<'a>(&self, cluster: &'a Cluster, now: Now) -> Vec<(&'a str, &'a Row, Gone)> {
+        let candidates = cluster.nodes().filter(|(name, row)| self.missing.contains_key(*name) && wants_mark(row));
+        candidates
+            .filter_map(|(name, row)| match self.agent(cluster, name, row, now) {
+                Agent::Gone(gone) => Some((name, row, gone)),
+                Agent::Fresh | Agent::Late | Agent::NotSeen => None,
+            })
+            .collect()
+    }
+}
+
+/// How the agent is, for a program that looks only once and so cannot wait for the grace to pass.
+pub(crate) fn agent_at_once(cluster: &Cluster, name: &str, row: &Row, now: Timestamp) -> Agent {
+    if !agents_are_seen(cluster) || (row.kubelet_silent() && agent_knows(row)) {
+        return Agent::NotSeen;
+    }
+    match missing(row, cluster.agents_on(name)) {
+        None => Agent::Fresh,
+        Some(what) => Agent::Gone(gone(what, row, cluster.agents_on(name), now)),
+    }
+}
+
+/// Whether this node still says something that only a live agent can say. One on which no agent ever said anything is
+/// left alone.
+fn wants_mark(row: &Row) -> bool {
+    use crate::verdict::WorkerState::Unknown;
+    let fresh = row.conditions.iter().any(|condition| !condition.is_stale());
+    !row.conditions.is_empty() && !row.deleting && (fresh || row.state != Some(Unknown))
+}
+
+fn agents_are_seen(cluster: &Cluster) -> bool {
+    let agents = cluster.agents_sight.as_ref().is_some_and(super::sight::Sight::is_clear);
+    agents && cluster.nodes_sight.is_clear() && cluster.api_sight.is_lost().is_none()
+}
+
+fn agent_knows(row: &Row) -> bool {
+    !row.marked_stale() && row.findings.iter().any(|finding| AGENT_KNOWS.contains(&finding.code.as_str()))
+}
+
+fn missing(row: &Row, agents: &[AgentPod]) -> Option<Missing> {
+    if row.kubelet_silent() {
+        return (!agent_knows(row)).then_some(Missing::Kubelet);
+    }
+    (!agents.iter().any(|pod| pod.ready)).then_some(Missing::Agent)
+}
+
+fn gone(what: Missing, row: &Row, agents: &[AgentPod], noticed: Timestamp) -> Gone {
+    let pod = agents.first();
+    let reported = match what {
+        Missing::Kubelet => row.ready.as_ref().and_then(|ready| ready.since),
+        Missing::Agent => pod.and_then(|pod| pod.since),
+    };
+    // Other clocks may be ahead of ours; nothing went missing after it was noticed.
+    let since = reported.map(|reported| reported.min(noticed));
+    Gone { what, since, pod: pod.map(|pod| pod.name.to_string()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! The one place where what is known is kept: watches put it in, pages and the writer read it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+
+use super::cluster::Cluster;
+use super::model::{NodeView, PodView};
+use super::report::{Agents, ClusterReport, Source, build};
+use super::stale::Watchdog;
+use super::watch::Change;
+use crate::verdict::{Now, Told};
+
+/// What is known of the cluster, shared by everything in this process.
+#[derive(Debug)]
+pub(crate) struct Store {
+    source: Source,
+    inner: Mutex<Inner>,
+}
+
+/// What is behind the lock. It is never held over an await.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) cluster: Cluster,
+    pub(super) watchdog: Watchdog,
+    pub(super) leads: bool,
+    pub(super) patches: Patches,
+}
+
+/// How the writes of this process went.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Patches {
+    pub(super) ok: u64,
+    pub(super) conflict: u64,
+    pub(super) failed: u64,
+}
+
+impl Store {
+    /// For a process in which one agent tells its aggregator directly, without an API server.
+    pub(crate) fn standalone() -> Store {
+        Store::new(Source::Standalone, Cluster::without_agents())
+    }
+
+    /// For a process that watches the API server.
+    pub(crate) fn watched() -> Store {
+        Store::new(Source::Aggregator, Cluster::watched())
+    }
+
+    fn new(source: Source, cluster: Cluster) -> Store {
+        let inner = Inner { cluster, watchdog: Watchdog::default(), leads: false, patches: Patches::default() };
+        Store { source, inner: Mutex::new(inner) }
+    }
+
+    /// Takes in what the agent in this process says.
+    pub(crate) fn tell(&self, name: &str, told: &Told) {
+        self.lock().cluster.apply_told(name, told);
+    }
+
+    /// The report as of now, or of one worker only.
+    pub(crate) fn report(&self, only: Option<&str>, now: Now) -> ClusterReport {
+        let inner = self.lock();
+        build(&inner.cluster, Agents::Watched(&inner.watchdog), self.source, only, now)
+    }
+
+    /// Whether everything has been listed once.
+    pub(crate) fn is_ready(&self) -> bool {
+        let inner = self.lock();
+        // Without permission to see Pods the report is still worth reading.
+        let agents =
+            inner.cluster.agents_sight.as_ref().is_none_or(|sight| sight.is_complete() || sight.is_lost().is_some());
+        inner.cluster.nodes_sight.is_complete() && agents
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A page that panicked while it read has broken nothing.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn node_changed(&self, change: Change<NodeView>, now: Timestamp) {
+        let cluster = &mut self.lock().cluster;
+        match change {
+            Change::Found => cluster.nodes_sight.found(),
+            Change::ListBegins => cluster.nodes_sight.list_begins(),
+            Change::Here(node) => cluster.apply_node(&node),
+            Change::Gone(node) => cluster.remove_node(&node.metadata.name),
+            Change::ListEnds => {
+                cluster.nodes_listed();
+                cluster.nodes_sight.list_ends();
+            }
+            Change::Lost(why) => cluster.nodes_sight.lost(now, why),
+        }
+    }
+
+    pub(super) fn agent_changed(&self, change: Change<PodView>, now: Timestamp) {
+        let cluster = &mut self.lock().cluster;
+        let sight = cluster.agents_sight.get_or_insert_default();
+        match change {
+            Change::Found => sight.found(),
+            Change::ListBegins => sight.list_begins(),
+            Change::Here(pod) => cluster.apply_agent(&pod),
+            Change::Gone(pod) => cluster.remove_agent(&pod),
+            Change::ListEnds => {
+                sight.list_ends();
+                cluster.agents_listed();
+            }
+            Change::Lost(why) => sight.lost(now, why),
+        }
+    }
+
+    /// The API server answered a small request, or did not.
+    pub(super) fn api_answered(&self, error: Option<String>, now: Timestamp) {
+        let sight = &mut self.lock().cluster.api_sight;
+        match error {
+            None => sight.found(),
+            Some(why) => sight.lost(now, why),
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Follows all objects of one kind: a streaming list where the server has it, pages and a watch where it has not.
+//!
+//! A stock reflector keeps whole objects, which costs a hundred times the memory that is needed; this one hands slim
+//! objects on and keeps none. It never ends and never gives up: what fails is tried again, later each time.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use http::Request;
+use kube::Client;
+use kube::core::WatchEvent;
+use serde::de::DeserializeOwned;
+
+use super::backoff::{Backoff, jitter};
+use super::lenient::Shape;
+use super::model::{ListPage, Versioned};
+
+/// Objects in a page. A page is held in memory as a whole, twice while it is read, and a loaded Node has more than 20 KB.
+const PAGE: usize = 50;
+/// A page, or the head of a watch's answer, has to arrive within this time.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// The server ends a watch after about this time.
+const WATCH_LASTS: Duration = Duration::from_secs(290);
+/// A watch on which nothing comes for this long is dead: the API server sends a bookmark every minute.
+const IDLE: Duration = Duration::from_secs(100);
+/// The same while the first list is streamed. A server that knows nothing of streaming lists goes quiet after it.
+const IDLE_IN_LIST: Duration = Duration::from_secs(15);
+/// Annotation of the bookmark that ends a streamed list.
+const LIST_ENDS: &str = "k8s.io/initial-events-end";
+
+/// What is to be followed.
+#[derive(Debug, Clone)]
+pub(super) struct Kind {
+    /// For the log: `nodes`.
+    pub(super) name: &'static str,
+    /// `/api/v1/nodes`.
+    pub(super) path: String,
+    /// A label selector, escaped for a query; empty for all.
+    pub(super) selector: &'static str,
+}
+
+/// What has happened.
+#[derive(Debug)]
+pub(super) enum Change<T> {
+    /// The API server answers.
+    Found,
+    /// A list begins.
+    ListBegins,
+    /// The object is there, and this is how it is now.
+    Here(T),
+    /// The object is gone.
+    Gone(T),
+    /// The list is complete: what was not in it is gone.
+    ListEnds,
+    /// The API server cannot be asked. The text says why.
+    Lost(String),
+}
+
+/// Why a watch is over.
+enum End {
+    /// The server has ended it in good order.
+    Done,
+    /// The version is too old: everything has to be listed again.
+    Expired,
+    /// The server has no streaming lists.
+    NoStreaming(String),
+    /// It failed.
+    Failed(String),
+}
+
+/// An object that can be followed.
+pub(super) trait Object: Versioned + Shape + DeserializeOwned + Clone + Send + 'static {}
+
+impl<T: Versioned + Shape + DeserializeOwned + Clone + Send + 'static> Object for T {}
+
+struct Follower<'a, F> {
+    client: &'a Client,
+    kind: &'a Kind,
+    sink: F,
+    /// The version from which to go on; none while everything has to be listed.
+    version: Option<String>,
+    streaming: bool,
+}
+
+/// Follows all objects of a kind, for ever.
+pub(super) async fn follow<T: Object, F: FnMut(Change<T>)>(client: &Client, kind: &Kind, sink: F) -> Infallible {
+    let mut follower = Follower { client, kind, sink, version: None, streaming: true };
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+    loop {
+        let begun = tokio::time::Instant::now();
+        let end = follower.turn().await;
+        if begun.elapsed() > Duration::from_secs(60) {
+            backoff.reset();
+        }
+        match end {
+            // A server that ends every watch at once must not be asked without a pause.
+            End::Done if begun.elapsed() > Duration::from_secs(1) => backoff.reset(),
+            End::Done => tokio::time::sleep(backoff.wait()).await,
+            End::Expired => {
+                tracing::info!(kind = kind.name, "the watch is too far behind, listing again");
+                follower.version = None;
+                tokio::time::sleep(backoff.wait()).await;
+            }
+            End::NoStreaming(why) => {
+                tracing::info!(kind = kind.name, why, "the API server has no streaming lists, reading pages");
+                follower.streaming = false;
+            }
+            End::Failed(why) => {
+                let wait = backoff.wait();
+                tracing::warn!(kind = kind.name, why, ?wait, "the watch is lost");
+                (follower.sink)(Change::Lost(why));
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+}
+
+impl<F> Follower<'_, F> {
+    async fn turn<T: Object>(&mut self) -> End
+    where
+        F: FnMut(Change<T>),
+    {
+        if self.version.is_none() && !self.streaming {
+            match list(self.client, self.kind, &mut self.sink).await {
+                Ok(version) => self.version = Some(version),
+                Err(error) => return end_of(&error),
+            }
+        }
+        self.watch().await
+    }
+
+    /// Watches from where it stopped, or with everything that is there.
+    async fn watch<T: Object>(&mut self) -> End
+    where
+        F: FnMut(Change<T>),
+    {
+        let mut listing = self.version.is_none();
+        let request = match self.kind.request(&self.watch_query()) {
+            Ok(request) => request,
+            Err(error) => return End::Failed(format!("cannot ask for {}: {error}", self.kind.name)),
+        };
+        let stream = match tokio::time::timeout(ANSWER_WITHIN, self.client.request_events::<T>(request)).await {
+            Err(_) => return End::Failed(no_answer()),
+            Ok(Err(error)) => return if listing { end_of_list(&error) } else { end_of(&error) },
+            Ok(Ok(stream)) => stream,
+        };
+        let mut stream = std::pin::pin!(stream);
+        (self.sink)(Change::Found);
+        if listing {
+            (self.sink)(Change::ListBegins);
+        }
+        loop {
+            let patience = if listing { IDLE_IN_LIST } else { IDLE };
+            let event = match tokio::time::timeout(patience, stream.try_next()).await {
+                Err(_) if listing => return End::NoStreaming("the list does not end".to_owned()),
+                Err(_) => return End::Failed(format!("nothing came for {} s", IDLE.as_secs())),
+                Ok(Ok(Some(event))) => event,
+                Ok(Ok(None)) if listing => return End::Failed("the list was cut off".to_owned()),
+                Ok(Ok(None)) => return End::Done,
+                // One object that cannot be read costs itself. kube takes any JSON object for an empty status.
+                Ok(Err(kube::Error::SerdeError(error))) => {
+                    tracing::warn!(kind = self.kind.name, %error, "an object cannot be read and is left out");
+                    continue;
+                }
+                Ok(Err(kube::Error::Api(status))) if status.code == 0 => {
+                    tracing::warn!(kind = self.kind.name, "an object cannot be read and is left out");
+                    continue;
+                }
+                Ok(Err(error)) => return end_of(&error),
+            };
+            if let Some(end) = self.take(event, &mut listing) {
+                return end;
+            }
+        }
+    }
+
+    fn take<T: Object>(&mut self, event: WatchEvent<T>, listing: &mut bool) -> Option<End>
+    where
+        F: FnMut(Change<T>),
+    {
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                self.went_on(object.version(), *listing);
+                (self.sink)(Change::Here(object));
+            }
+            WatchEvent::Deleted(object) => {
+                self.went_on(object.version(), *listing);
+                (self.sink)(Change::Gone(object));
+            }
+            WatchEvent::Bookmark(bookmark) => {
+                if *listing && bookmark.metadata.annotations.contains_key(LIST_ENDS) {
+                    *listing = false;
+                    (self.sink)(Change::ListEnds);
+                }
+                self.went_on(&bookmark.metadata.resource_version, *listing);
+            }
+            WatchEvent::Error(status) => return Some(end_of(&kube::Error::Api(status))),
+        }
+        None
+    }
+
+    /// A list that is cut off cannot be gone on with, so versions count only once it is complete.
+    fn went_on(&mut self, version: &str, listing: bool) {
+        if !listing && !version.is_empty() {
+            self.version = Some(version.to_owned());
+        }
+    }
+
+    fn watch_query(&self) -> String {
+        let lasts = jitter(WATCH_LASTS).as_secs();
+        let query = format!("watch=true&allowWatchBookmarks=true&timeoutSeconds={lasts}");
+        match &self.version {
+            Some(version) => format!("{query}&resourceVersion={}", escaped(version)),
+            None => format!("{query}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion="),
+        }
+    }
+}
+
+impl Kind {
+    fn request(&self, query: &str) -> Result<Request<Vec<u8>>, http::Error> {
+        let Kind { path, selector, .. } = self;
+        let uri = if selector.is_empty() {
+            format!("{path}?{query}")
+        } else {
+            format!("{path}?labelSelector={selector}&{query}")
+        };
+        Request::get(uri).body(Vec::new())
+    }
+}
+
+/// Lists everything in pages and returns the list's version.
+pub(super) async fn list<T: Object>(
+    client: &Client,
+    kind: &Kind,
+    mut sink: impl FnMut(Change<T>),
+) -> kube::Result<String> {
+    let mut next = String::new();
+    sink(Change::ListBegins);
+    loop {
+        let mut query = format!("limit={PAGE}");
+        if !next.is_empty() {
+            let _ = write!(query, "&continue={}", escaped(&next));
+        }
+        let request = kind.request(&query).map_err(kube::Error::HttpError)?;
+        let answer = tokio::time::timeout(ANSWER_WITHIN, client.request::<ListPage<T>>(request)).await;
+        let page = answer.unwrap_or_else(|_| Err(kube::Error::Service(no_answer().into())))?;
+        sink(Change::Found);
+        for object in page.items {
+            sink(Change::Here(object));
+        }
+        if page.metadata.next.is_empty() {
+            sink(Change::ListEnds);
+            return Ok(page.metadata.resource_version);
+        }
+        next = page.metadata.next;
+    }
+}
+
+fn no_answer() -> String {
+    format!("the API server did not answer within {} s", ANSWER_WITHIN.as_secs())
+}
+
+fn end_of(error: &kube::Error) -> End {
+    match error {
+        kube::Error::Api(status) if status.code == 410 => End::Expired,
+        kube::Error::Api(status) => End::Failed(format!("the API server says {}: {}", status.code, status.message)),
+        other => End::Failed(crate::api::chain(other)),
+    }
+}
+
+/// A server that has no streaming lists says that the parameters are invalid.
+fn end_of_list(error: &kube::Error) -> End {
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) => End::NoStreaming(status.message.clone()),
+        other => end_of(other),
+    }
+}
+
+/// Escapes a value for a query.
+pub(super) fn escaped(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! The watch against a server that says, line by line, what a test wants.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::aggregator::model::NodeView;
+
+/// What the server answers to one request.
+struct Answer {
+    status: &'static str,
+    lines: Vec<String>,
+    /// The connection stays open after the last line.
+    open: bool,
+}
+
+fn answer(status: &'static str, lines: &[&str], open: bool) -> Answer {
+    Answer { status, lines: lines.iter().map(|line| (*line).to_owned()).collect(), open }
+}
+
+fn node(event: &str, name: &str, version: u32) -> String {
+    format!(r#"{{"type":"{event}","object":{{"metadata":{{"name":"{name}","resourceVersion":"{version}"}}}}}}"#)
+}
+
+fn bookmark(version: u32, ends_list: bool) -> String {
+    let annotations = if ends_list { r#","annotations":{"k8s.io/initial-events-end":"true"}"# } else { "" };
+    format!(
+        r#"{{"type":"BOOKMARK","object":{{"kind":"Node","apiVersion":"v1","metadata":{{"resourceVersion":"{version}"{annotations}}}}}}}"#
+    )
+}
+
+#[derive(Default)]
+struct Log {
+    requests: Vec<String>,
+    changes: Vec<String>,
+}
+
+async fn respond(mut stream: TcpStream, answers: Arc<Mutex<std::vec::IntoIter<Answer>>>, log: Arc<Mutex<Log>>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    log.lock().expect("no panic").requests.push(head.split(' ').nth(1).unwrap_or_default().to_owned());
+    let Some(answer) = answers.lock().expect("no panic").next() else { std::future::pending().await };
+    let head = format!("HTTP/1.1 {}\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n", answer.status);
+    stream.write_all(head.as_bytes()).await.expect("client reads");
+    for line in answer.lines {
+        stream.write_all(format!("{line}\n").as_bytes()).await.expect("client reads");
+        stream.flush().await.expect("client reads");
+        // So that lines are not all one packet.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    if answer.open {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Follows nodes of a server with these answers until `changes` changes have come, and returns the log.
+async fn followed(answers: Vec<Answer>, changes: usize) -> Log {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let log = Arc::new(Mutex::new(Log::default()));
+    let answers = Arc::new(Mutex::new(answers.into_iter()));
+    let server_log = Arc::clone(&log);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accepts");
+            tokio::spawn(respond(stream, Arc::clone(&answers), Arc::clone(&server_log)));
+        }
+    });
+    let mut config = kube::Config::new(format!("http://{address}").parse().expect("a URL"));
+    config.default_retry = false;
+    let client = Client::try_from(config).expect("a client");
+    let kind = Kind { name: "nodes", path: "/api/v1/nodes".to_owned(), selector: "a%3Db" };
+    let (done, finished) = tokio::sync::oneshot::channel();
+    let mut done = Some(done);
+    let sink_log = Arc::clone(&log);
+    let sink = move |change: Change<NodeView>| {
+        let mut log = sink_log.lock().expect("no panic");
+        log.changes.push(match change {
+            Change::Found => "found".to_owned(),
+            Change::ListBegins => "list".to_owned(),
+            Change::Here(node) => format!("+{}", node.metadata.name),
+            Change::Gone(node) => format!("-{}", node.metadata.name),
+            Change::ListEnds => "listed".to_owned(),
+            Change::Lost(_) => "lost".to_owned(),
+        });
+        if log.changes.len() >= changes
+            && let Some(done) = done.take()
+        {
+            let _ = done.send(());
+        }
+    };
+    tokio::select! {
+        never = follow(&client, &kind, sink) => match never {},
+        ended = finished => ended.expect("sent"),
+        () = tokio::time::sleep(Duration::from_secs(40)) => panic!("too few changes: {:?}", log.lock().expect("no panic").changes),
+    }
+    std::mem::take(&mut *log.lock().expect("no panic"))
+}
+
+fn lines(events: &[String]) -> Vec<&str> {
+    events.iter().map(String::as_str).collect()
+}
+
+#[tokio::test]
+async fn a_streamed_list_goes_over_into_the_watch_and_is_resumed_where_it_ended() {
+    let first =
+        [node("ADDED", "a", 3), node("ADDED", "b", 1), bookmark(5, true), node("MODIFIED", "b", 6), bookmark(9, false)];
+    let second = [node("DELETED", "a", 10)];
+    let log = followed(vec![answer("200 OK", &lines(&first), false), answer("200 OK", &lines(&second), true)], 8).await;
+    assert_eq!(log.changes, ["found", "list", "+a", "+b", "listed", "+b", "found", "-a"]);
+    assert!(
+        log.requests[0].contains("sendInitialEvents=true") && log.requests[0].contains("labelSelector=a%3Db"),
+        "{:?}",
+        log.requests
+    );
+    assert!(log.requests[1].ends_with("&resourceVersion=9"), "{:?}", log.requests);
+}
+
+#[tokio::test]
+async fn a_version_that_is_too_old_means_a_new_list() {
+    let first = [node("ADDED", "a", 3), bookmark(5, true)];
+    let expired = [r#"{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410,"reason":"Expired","message":"too old"}}"#.to_owned()];
+    let again = [node("ADDED", "b", 8), bookmark(9, true)];
+    let log = followed(
+        vec![
+            answer("200 OK", &lines(&first), false),
+            answer("200 OK", &lines(&expired), false),
+            answer("200 OK", &lines(&again), true),
+        ],
+        9,
+    )
+    .await;
+    assert_eq!(log.changes, ["found", "list", "+a", "listed", "found", "found", "list", "+b", "listed"]);
+    assert!(log.requests[2].contains("sendInitialEvents=true"), "{:?}", log.requests);
+}
+
+#[tokio::test]
+async fn a_server_without_streaming_lists_is_read_in_pages() {
+    let refusal = r#"{"kind":"Status","status":"Failure","code":422,"reason":"Invalid","message":"sendInitialEvents is forbidden"}"#;
+    let page1 = r#"{"metadata":{"resourceVersion":"7","continue":"a b"},"items":[{"metadata":{"name":"a"}},7]}"#;
+    let page2 = r#"{"metadata":{"resourceVersion":"7"},"items":[{"metadata":{"name":"b"}}]}"#;
+    let events = [node("DELETED", "a", 8)];
+    let log = followed(
+        vec![
+            answer("422 Unprocessable Entity", &[refusal], false),
+            answer("200 OK", &[page1], false),
+            answer("200 OK", &[page2], false),
+            answer("200 OK", &lines(&events), true),
+        ],
+        8,
+    )
+    .await;
+    assert_eq!(log.changes, ["list", "found", "+a", "found", "+b", "listed", "found", "-a"]);
+    assert!(log.requests[2].contains("continue=a%20b"), "{:?}", log.requests);
+    assert!(
+        log.requests[3].contains("watch=true") && log.requests[3].ends_with("&resourceVersion=7"),
+        "{:?}",
+        log.requests
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_knows_nothing_of_streaming_lists_goes_quiet_and_is_read_in_pages() {
+    let quiet = [node("ADDED", "a", 3)];
+    let page = r#"{"metadata":{"resourceVersion":"7"},"items":[{"metadata":{"name":"a"}}]}"#;
+    let log = followed(vec![answer("200 OK", &lines(&quiet), true), answer("200 OK", &[page], false)], 7).await;
+    assert_eq!(log.changes, ["found", "list", "+a", "list", "found", "+a", "listed"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_costs_itself() {
+    let events = [
+        node("ADDED", "a", 3),
+        r#"{"type":"ADDED","object":7}"#.to_owned(),
+        r#"{"type":"ADDED","object":{"metadata":{"name":"odd","labels":7},"status":{"conditions":[1,{"type":{}}]}}}"#
+            .to_owned(),
+        r#"{"type":"WHATEVER","object":{}}"#.to_owned(),
+        "no json".to_owned(),
+        bookmark(5, true),
+        node("ADDED", "b", 6),
+    ];
+    let log = followed(vec![answer("200 OK", &lines(&events), true)], 6).await;
+    assert_eq!(log.changes, ["found", "list", "+a", "+odd", "listed", "+b"]);
+}
+
+#[tokio::test]
+async fn failures_are_said_and_a_list_that_is_cut_off_begins_anew() {
+    let half = [node("ADDED", "a", 3)];
+    let whole = [node("ADDED", "a", 3), bookmark(5, true)];
+    let log = followed(
+        vec![
+            answer("500 Internal Server Error", &["<html>"], false),
+            answer("200 OK", &lines(&half), false),
+            answer("200 OK", &lines(&whole), true),
+        ],
+        9,
+    )
+    .await;
+    assert_eq!(log.changes, ["lost", "found", "list", "+a", "lost", "found", "list", "+a", "listed"]);
+}
+
+#[test]
+fn values_are_escaped_for_a_query() {
+    assert_eq!(escaped("a b/c=1,ü~-._"), "a%20b%2Fc%3D1%2C%C3%BC~-._");
+}

@@ -1,0 +1,99 @@
+//! The Kubernetes API: clients whose calls all have deadlines.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use http::header::{HeaderValue, USER_AGENT};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+/// Longest wait for a TCP connection.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Longest silence on a connection of the client for single calls. Longer than any admission webhook may take (30 s),
+/// so that a patch that a webhook holds up is not given up while it still may pass.
+const SILENCE: Duration = Duration::from_secs(40);
+
+/// Clients of one API server.
+#[derive(Clone)]
+pub(crate) struct Api {
+    /// For single calls. Every call is wrapped in a deadline of its own besides.
+    pub(crate) unary: Client,
+    /// For watches, which may be silent for minutes.
+    pub(crate) watch: Client,
+    /// The server's address, for messages.
+    pub(crate) server: String,
+}
+
+/// Connects by a kubeconfig file, or from inside a pod, or by the default kubeconfig (`$KUBECONFIG`, `~/.kube/config`).
+/// Nothing is sent yet.
+pub(crate) async fn connect(kubeconfig: Option<&Path>, context: Option<&str>) -> anyhow::Result<Api> {
+    let options = KubeConfigOptions { context: context.map(Into::into), ..KubeConfigOptions::default() };
+    let config = match kubeconfig {
+        Some(path) => {
+            let file =
+                Kubeconfig::read_from(path).map_err(|error| bad_kubeconfig(&path.display().to_string(), &error))?;
+            let config = Config::from_custom_kubeconfig(file, &options).await;
+            config.map_err(|error| bad_kubeconfig(&path.display().to_string(), &error))?
+        }
+        None => match Config::incluster() {
+            Ok(config) => config,
+            Err(_) => Config::from_kubeconfig(&options)
+                .await
+                .map_err(|error| bad_kubeconfig("$KUBECONFIG or ~/.kube/config", &error))?,
+        },
+    };
+    Api::from_config(config)
+}
+
+fn bad_kubeconfig(which: &str, error: &dyn std::error::Error) -> anyhow::Error {
+    anyhow!("kubeconfig {which}: {}; give a valid file with --kubeconfig", chain(error))
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl Api {
+    /// Clients for this configuration, made safe: kube's defaults retry 429 and 503 for minutes and never time out.
+    pub(crate) fn from_config(mut config: Config) -> anyhow::Result<Self> {
+        config.default_retry = false;
+        config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(SILENCE);
+        config.reset_reader_on_write = true;
+        config.headers.push((USER_AGENT, HeaderValue::from_static(concat!("nodevitals/", env!("CARGO_PKG_VERSION")))));
+        let server = config.cluster_url.to_string();
+        let mut watching = config.clone();
+        watching.read_timeout = None;
+        let unary = Client::try_from(config).with_context(|| format!("API server {server}"))?;
+        let watch = Client::try_from(watching).with_context(|| format!("API server {server}"))?;
+        Ok(Api { unary, watch, server })
+    }
+}
+
+/// The ways from a pod of the agent to the API server, best first: the address that the kubelet uses, which needs
+/// neither kube-proxy nor DNS, then the Service's. The credentials are the pod's own in both.
+pub(crate) fn from_pod(kubelet_server: Option<&str>) -> anyhow::Result<Vec<Api>> {
+    let config =
+        Config::incluster().context("not inside a pod with a ServiceAccount, and no --kubeconfig was given")?;
+    let mut ways = Vec::new();
+    if let Some(server) = kubelet_server
+        && let Ok(url) = server.parse()
+    {
+        let mut direct = config.clone();
+        direct.cluster_url = url;
+        ways.push(Api::from_config(direct)?);
+    }
+    ways.push(Api::from_config(config)?);
+    Ok(ways)
+}

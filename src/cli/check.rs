@@ -1,0 +1,192 @@
+//! `nodevitals check`: one look at this machine.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::terminal::{Paint, clean, wrap};
+use super::{Output, failed};
+use crate::agent::{self, HostRoot, Report};
+use crate::checks::{Area, Severity};
+use crate::config::Config;
+use crate::verdict::{Raised, Status, Verdict, WorkerState};
+
+/// Options of `nodevitals check`.
+///
+/// Exit status: 0 Normal, 1 Warning, 2 Critical, 3 Unknown (something could not be looked at), 64 bad usage.
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// How to print it; json and yaml hold everything that was seen
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+
+    /// Where the node's root directory is
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    host_root: PathBuf,
+
+    /// Configuration file (YAML) with thresholds; unknown keys are refused
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(super) async fn run(options: &Options) -> ExitCode {
+    let config = match Config::load(options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return failed(&error),
+    };
+    let host = HostRoot::new(&options.host_root);
+    if !host.path("/proc/self").exists() {
+        let why = format!(
+            "--host-root {}: holds no mounted /proc; give the directory where a node's / is mounted",
+            options.host_root.display()
+        );
+        return failed(&anyhow::anyhow!(why));
+    }
+    let report = agent::look_once(&host, config.limits).await;
+    let text = match options.output {
+        Output::Table => Ok(table(&report, Paint::stdout())),
+        Output::Json => serde_json::to_string_pretty(&report).map(|json| json + "\n").map_err(anyhow::Error::from),
+        Output::Yaml => serde_saphyr::to_string(&report).map_err(anyhow::Error::from),
+    };
+    match text {
+        Ok(text) => super::terminal::print(&text),
+        Err(error) => return failed(&error.context("cannot write the report")),
+    }
+    ExitCode::from(report.verdict.state.exit_status())
+}
+
+/// The report that a person reads.
+pub(super) fn table(report: &Report, paint: Paint) -> String {
+    let verdict = &report.verdict;
+    let identity = &report.snapshot.identity;
+    let mut text = String::new();
+    let state = paint.state(verdict.state, verdict.state.as_str());
+    // Writing to a String cannot fail; so in all of this file.
+    writeln!(text, "{}  {state}  {}\n", paint.bold(&clean(&identity.hostname)), headline(verdict)).ok();
+    for area in Area::ALL {
+        area_line(&mut text, verdict, area, paint);
+    }
+    text.push('\n');
+    for line in facts(report) {
+        writeln!(text, "  {line}").ok();
+    }
+    for finding in &verdict.findings {
+        finding_lines(&mut text, finding, paint);
+    }
+    text
+}
+
+fn headline(verdict: &Verdict) -> String {
+    match (verdict.root(), verdict.state) {
+        (Some(root), _) => {
+            let others = verdict.findings.len() - 1;
+            let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+            format!("{}{more}", root.code)
+        }
+        (None, WorkerState::Unknown) => "no problem found, but not everything could be looked at".to_owned(),
+        (None, _) => "no problem found".to_owned(),
+    }
+}
+
+fn area_line(text: &mut String, verdict: &Verdict, area: Area, paint: Paint) {
+    let Some(condition) = verdict.condition(area.condition()) else { return };
+    let worst = verdict.findings.iter().filter(|finding| finding.area == area).map(|finding| finding.severity).max();
+    let (mark, note) = match (condition.status, worst) {
+        (Status::True, Some(Severity::Critical)) => {
+            (paint.state(WorkerState::Critical, "critical"), condition.reason.clone())
+        }
+        (Status::True, _) => (paint.state(WorkerState::Warning, "warning "), condition.reason.clone()),
+        (Status::Unknown, _) => (paint.state(WorkerState::Unknown, "unknown "), clean(&condition.message)),
+        (Status::False, _) if condition.reason == crate::verdict::NOT_APPLICABLE => {
+            (paint.dim("-       "), clean(&condition.message))
+        }
+        (Status::False, _) => (paint.state(WorkerState::Normal, "ok      "), String::new()),
+    };
+    let line = format!("  {:<20} {mark}  {note}", area.title());
+    writeln!(text, "{}", line.trim_end()).ok();
+}
+
+fn finding_lines(text: &mut String, finding: &Raised, paint: Paint) {
+    let state = match finding.severity {
+        Severity::Critical => WorkerState::Critical,
+        Severity::Warning => WorkerState::Warning,
+    };
+    let width = super::terminal::width();
+    let since = finding.since.strftime("%H:%M:%S UTC");
+    writeln!(text, "\n{} {}  seen {since}", paint.state(state, finding.severity.as_str()), paint.bold(&finding.code))
+        .ok();
+    writeln!(text, "{}", wrap(&clean(&finding.detail), "  ", width)).ok();
+    writeln!(text, "{}", wrap(&format!("Next: {}", clean(&finding.next)), "  ", width)).ok();
+}
+
+/// The page of numbers: what was seen, so that a person can compare.
+fn facts(report: &Report) -> Vec<String> {
+    let now = &report.snapshot;
+    let mut lines = Vec::new();
+    if let Some(routing) = now.routing.get() {
+        let protocols = routing
+            .by_protocol
+            .iter()
+            .map(|(family, protocol, count)| format!("{count} {family} {}", crate::facts::protocol_name(*protocol)));
+        let protocols: Vec<String> = protocols.collect();
+        lines.push(format!(
+            "routes       {}",
+            if protocols.is_empty() { "none".to_owned() } else { protocols.join(", ") }
+        ));
+        for route in &routing.defaults {
+            let hops: Vec<String> =
+                route.next_hops.iter().map(|(gateway, link)| hop(routing, *gateway, *link)).collect();
+            lines.push(format!("default      {} {}", route.family, hops.join(", ")));
+        }
+    }
+    for ruleset in [&now.nftables, &now.legacy].into_iter().filter_map(crate::facts::Seen::get) {
+        let tables = ruleset.tables.iter().map(|table| {
+            let chains =
+                table.chains.len() as u64 + u64::from(table.per_object_chains) + u64::from(table.foreign_chains);
+            format!("{} {} {chains} chains", table.family, clean(&table.name))
+        });
+        let tables: Vec<String> = tables.collect();
+        lines.push(format!(
+            "{:<12} {}",
+            ruleset.backend.to_string().replace("legacy iptables", "legacy"),
+            if tables.is_empty() { "no tables".to_owned() } else { tables.join(", ") }
+        ));
+    }
+    if let Some(conntrack) = now.conntrack.get() {
+        lines.push(format!("conntrack    {} of {}", conntrack.count, conntrack.max));
+    }
+    let bytes = crate::checks::space::human_bytes;
+    for filesystem in now.filesystems.get().into_iter().flatten().filter(|filesystem| !filesystem.roles.is_empty()) {
+        let Some(space) = filesystem.space.get() else { continue };
+        let roles: Vec<String> = filesystem.roles.iter().map(ToString::to_string).collect();
+        lines.push(format!(
+            "disk         {} {} of {} available, {} of {} inodes ({})",
+            clean(&filesystem.mount_point),
+            bytes(space.bytes_available),
+            bytes(space.bytes),
+            space.inodes_available,
+            space.inodes,
+            roles.join(", "),
+        ));
+    }
+    if let Some(memory) = now.memory.get() {
+        lines.push(format!("memory       {} of {} available", bytes(memory.available), bytes(memory.total)));
+    }
+    if let Some(status) = now.runtime.status.get() {
+        let count = now.runtime.sandboxes.get().map_or_else(|| "?".to_owned(), |sandboxes| sandboxes.len().to_string());
+        lines.push(format!("runtime      {} {}, {count} pods", clean(&status.name), clean(&status.version)));
+    }
+    if let Some(path) = now.control_plane.get() {
+        let answer = path.answer.get().map_or_else(|| "no answer".to_owned(), |status| format!("answers {status}"));
+        lines.push(format!("master       {} {answer}", clean(&path.server)));
+    }
+    lines
+}
+
+fn hop(routing: &crate::facts::Routing, gateway: Option<std::net::IpAddr>, link: Option<u32>) -> String {
+    let link = link.map_or_else(String::new, |link| format!("dev {}", clean(&routing.link_name(link))));
+    match gateway {
+        Some(gateway) => format!("via {gateway} {link}"),
+        None => link,
+    }
+}

@@ -1,0 +1,157 @@
+//! The commands.
+
+mod check;
+mod report;
+mod standalone;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::{agent, aggregator, telemetry};
+
+/// Exit status for bad usage: an unknown option, a bad value, a file that cannot be used (`EX_USAGE` of sysexits.h).
+const BAD_USAGE: u8 = 64;
+
+/// Tells what is wrong with a Kubernetes worker, why, since when, and what to do next.
+///
+/// Without a cluster: `nodevitals check` looks once at this machine, `nodevitals standalone` goes on looking. In a
+/// cluster: `nodevitals agent` runs on every worker, `nodevitals aggregator` once, and `nodevitals report` shows what they
+/// found.
+#[derive(Debug, Parser)]
+#[command(name = "nodevitals", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// How much the log says; it goes to standard error for commands that print, as JSON to standard output for those
+    /// that run on
+    #[arg(long, global = true, value_enum, default_value_t = Level::Info, value_name = "LEVEL")]
+    log_level: Level,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => LevelFilter::ERROR,
+            Level::Warn => LevelFilter::WARN,
+            Level::Info => LevelFilter::INFO,
+            Level::Debug => LevelFilter::DEBUG,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look once at this machine and print what is wrong with it
+    Check(check::Options),
+    /// Agent and aggregator in one process on this machine, without a cluster: prints the report, then serves it
+    Standalone(standalone::Options),
+    /// The process of the DaemonSet: watches its node and writes conditions and annotations on the Node object
+    Agent(agent::Options),
+    /// The process of the Deployment: watches all Nodes, counts, and serves the cluster's report
+    Aggregator(aggregator::Options),
+    /// Print the cluster's report, or one worker in full
+    Report(report::Options),
+}
+
+/// How a machine-readable answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers; everything else is bad usage.
+            let bad = error.use_stderr();
+            // Nothing is left to do when even that cannot be printed.
+            error.print().ok();
+            return if bad { ExitCode::from(BAD_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let runs_on = matches!(cli.command, Command::Agent(_) | Command::Aggregator(_) | Command::Standalone(_));
+    let quiet = !runs_on && matches!(cli.log_level, Level::Info);
+    telemetry::start(
+        if quiet { LevelFilter::ERROR } else { cli.log_level.into() },
+        runs_on && !matches!(cli.command, Command::Standalone(_)),
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Threads for calls that can hang; each hung thing holds at most one.
+        .max_blocking_threads(16)
+        .thread_stack_size(256 * 1024)
+        .thread_keep_alive(std::time::Duration::from_secs(5))
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&anyhow::Error::from(error).context("cannot start")),
+    };
+    let status = runtime.block_on(run(cli.command));
+    // A call that hangs in the kernel must not hold up the end.
+    runtime.shutdown_background();
+    status
+}
+
+async fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Check(options) => check::run(&options).await,
+        Command::Standalone(options) => finished(standalone::run(&options).await),
+        Command::Agent(options) => finished(agent::run(options).await),
+        Command::Aggregator(options) => finished(aggregator::run(options).await),
+        Command::Report(options) => report::run(&options).await,
+    }
+}
+
+fn finished(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+/// Says on standard error what is wrong with how the program was called.
+#[expect(clippy::print_stderr, reason = "a command's last word")]
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("nodevitals: {error:#}");
+    ExitCode::from(BAD_USAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_a_help_text() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The report as people read it. Pure: everything that came from the cluster is escaped on its way into the text.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use crate::aggregator::report::{AgentState, ClusterReport, Counts, Group, NodeReport, Scope};
+use crate::checks::Severity;
+use crate::cli::terminal::{Ink, Paint, Table, age, escaped, time};
+use crate::verdict::{Status, WorkerState};
+
+/// Normal workers are listed when there are no more workers than this.
+const FEW: usize = 20;
+/// Workers whose details are told, when there are more: the rest is left to `nodevitals report NODE`.
+const DETAILED: usize = 10;
+
+/// The report, or one worker of it in full.
+pub(super) fn render(report: &ClusterReport, only: Option<&str>, all: bool, paint: Paint) -> String {
+    let mut out = String::new();
+    if let Some(node) = only.and_then(|only| report.nodes.iter().find(|node| node.name == only)) {
+        whole_node(&mut out, report, node, paint);
+        return out;
+    }
+    let ink = [WorkerState::Critical, WorkerState::Warning, WorkerState::Unknown]
+        .into_iter()
+        .find(|state| report.workers.of(*state) > 0);
+    let summary = escaped(&report.summary);
+    let mut first = String::new();
+    paint.paragraph(&mut first, 0, &summary);
+    for line in first.lines() {
+        let _ = writeln!(out, "{}", paint.ink(ink.map_or(Ink::Good, Ink::of_state), line));
+    }
+    if !report.view.complete {
+        return out;
+    }
+    findings(&mut out, report, paint);
+    groups(&mut out, "ZONE", &report.zones, paint);
+    groups(&mut out, "POOL", &report.pools, paint);
+    nodes(&mut out, report, all, paint);
+    details(&mut out, report, all, paint);
+    out
+}
+
+fn findings(out: &mut String, report: &ClusterReport, paint: Paint) {
+    if report.findings.is_empty() {
+        return;
+    }
+    let mut table = Table::new(&["FINDING", "SEVERITY", "WORKERS", "SHARED"]);
+    for finding in &report.findings {
+        let scope = match finding.scope {
+            Scope::Few => "",
+            Scope::Subset => " (a large part)",
+            Scope::Most => " (most)",
+            Scope::All => " (all)",
+        };
+        table.row(vec![
+            (escaped(&finding.code).into_owned(), None),
+            (severity(finding.severity).to_owned(), Some(Ink::of_severity(finding.severity))),
+            (format!("{} of {}{scope}", finding.nodes, report.workers.total), None),
+            (finding.shared.as_deref().map(|shared| format!("all in {}", escaped(shared))).unwrap_or_default(), None),
+        ]);
+    }
+    out.push('\n');
+    table.print(out, paint);
+}
+
+fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Critical => "Critical",
+        Severity::Warning => "Warning",
+    }
+}
+
+fn groups(out: &mut String, heading: &str, groups: &[Group], paint: Paint) {
+    if groups.is_empty() {
+        return;
+    }
+    let mut table = Table::new(&[heading, "WORKERS", "CRITICAL", "WARNING", "UNKNOWN", "NORMAL"]);
+    for Group { name, workers } in groups {
+        let name = if name.is_empty() { "(none)".into() } else { escaped(name) };
+        let mut row = vec![(name.into_owned(), None), (workers.total.to_string(), None)];
+        row.extend(WorkerState::ALL.map(|state| count(workers, state)));
+        table.row(row);
+    }
+    out.push('\n');
+    table.print(out, paint);
+}
+
+fn count(workers: &Counts, state: WorkerState) -> (String, Option<Ink>) {
+    match workers.of(state) {
+        0 => ("-".to_owned(), Some(Ink::Faint)),
+        count => (count.to_string(), Some(Ink::of_state(state))),
+    }
+}
+
+fn nodes(out: &mut String, report: &ClusterReport, all: bool, paint: Paint) {
+    let everyone = all || report.nodes.len() <= FEW;
+    let mut table = Table::new(&["NAME", "STATE", "AGE", "ZONE", "POOL", "REASON"]);
+    let mut hidden = 0;
+    for node in &report.nodes {
+        if !everyone && node.state == WorkerState::Normal {
+            hidden += 1;
+            continue;
+        }
+        table.row(vec![
+            (escaped(&node.name).into_owned(), None),
+            (node.state.as_str().to_owned(), Some(Ink::of_state(node.state))),
+            (node.since.map(|since| age(since, report.generated_at)).unwrap_or_default(), None),
+            (word(node.zone.as_deref()), None),
+            (word(node.pool.as_deref()), None),
+            (remarks(node), None),
+        ]);
+    }
+    if hidden < report.nodes.len() {
+        out.push('\n');
+        table.print(out, paint);
+    }
+    if hidden > 0 {
+        let line = format!("{hidden} Normal workers are not listed; --all lists them.");
+        let _ = writeln!(out, "{}", paint.ink(Ink::Faint, &line));
+    }
+}
+
+fn word(text: Option<&str>) -> String {
+    escaped(text.unwrap_or_default()).into_owned()
+}
+
+/// The reason, and what else is worth a glance.
+fn remarks(node: &NodeReport) -> String {
+    let mut parts: Vec<String> = node.reason.iter().map(|reason| escaped(reason).into_owned()).collect();
+    let known = matches!(node.state, WorkerState::Critical | WorkerState::Warning);
+    if let more @ 1.. = node.findings.len().saturating_sub(1)
+        && known
+    {
+        parts.push(format!("+{more} more"));
+    }
+    match node.ready.as_ref().map(|ready| ready.status) {
+        Some(Status::False) => parts.push("NotReady".to_owned()),
+        Some(Status::Unknown) => parts.push("kubelet silent".to_owned()),
+        Some(Status::True) | None => {}
+    }
+    if node.agent.state == AgentState::Late {
+        parts.push("agent not Ready".to_owned());
+    }
+    if node.cordoned {
+        parts.push("cordoned".to_owned());
+    }
+    if node.deleting {
+        parts.push("being deleted".to_owned());
+    }
+    parts.join(", ")
+}
+
+fn details(out: &mut String, report: &ClusterReport, all: bool, paint: Paint) {
+    let bad: Vec<&NodeReport> =
+        report.nodes.iter().filter(|node| node.state != WorkerState::Normal && !node.deleting).collect();
+    let shown = if all { bad.len() } else { bad.len().min(DETAILED) };
+    for node in &bad[..shown] {
+        out.push('\n');
+        headline(out, node, report.generated_at, paint);
+        if let Some(detail) = &node.detail {
+            paint.paragraph(out, 2, &sentence(detail));
+        }
+        next(out, 2, node.next.as_deref(), paint);
+        if matches!(node.state, WorkerState::Critical | WorkerState::Warning) {
+            for other in node.findings.iter().skip(1) {
+                let line =
+                    format!("Also {}: {} {}", severity(other.severity), escaped(&other.code), sentence(&other.detail));
+                paint.paragraph(out, 2, &line);
+            }
+        }
+    }
+    if shown < bad.len() {
+        let line = format!("\nDetails of {} more: nodevitals report NODE, or --all.", bad.len() - shown);
+        let _ = writeln!(out, "{}", paint.ink(Ink::Faint, &line));
+    }
+}
+
+fn headline(out: &mut String, node: &NodeReport, now: Timestamp, paint: Paint) {
+    let name = paint.ink(Ink::Strong, &escaped(&node.name));
+    let state = paint.ink(Ink::of_state(node.state), node.state.as_str());
+    let since = node.since.map_or(String::new(), |since| format!(" since {} ({})", time(since), age(since, now)));
+    let reason = node.reason.as_deref().map_or(String::new(), |reason| format!(": {}", escaped(reason)));
+    let _ = writeln!(out, "{name}  {state}{since}{reason}");
+}
+
+/// With a full stop.
+fn sentence(text: &str) -> String {
+    let text = escaped(text);
+    let text = text.trim_end();
+    if text.is_empty() || text.ends_with(['.', '!', '?', '`']) { text.to_owned() } else { format!("{text}.") }
+}
+
+fn next(out: &mut String, indent: usize, next: Option<&str>, paint: Paint) {
+    if let Some(next) = next.filter(|next| !next.is_empty()) {
+        let mut text = String::new();
+        paint.paragraph(&mut text, indent, &format!("Next: {}", sentence(next)));
+        out.push_str(&text.replacen("Next:", &paint.ink(Ink::Strong, "Next:"), 1));
+    }
+}
+
+fn whole_node(out: &mut String, report: &ClusterReport, node: &NodeReport, paint: Paint) {
+    let now = report.generated_at;
+    headline(out, node, now, paint);
+    if let Some(detail) = &node.detail {
+        paint.paragraph(out, 2, &sentence(detail));
+    }
+    next(out, 2, node.next.as_deref(), paint);
+    out.push('\n');
+    for (key, value) in facts(node, now) {
+        let _ = writeln!(out, "{:<10}{value}", format!("{key}:"));
+    }
+    if !report.view.complete {
+        out.push('\n');
+        paint.paragraph(out, 0, &escaped(&report.summary));
+        return;
+    }
+    conditions(out, node, now, paint);
+    if !node.findings.is_empty() {
+        let known = matches!(node.state, WorkerState::Critical | WorkerState::Warning);
+        let heading = if known { "Findings" } else { "Findings (the last that the agent said)" };
+        let _ = writeln!(out, "\n{}", paint.ink(Ink::Strong, heading));
+    }
+    for (number, finding) in node.findings.iter().enumerate() {
+        let severity = paint.ink(Ink::of_severity(finding.severity), severity(finding.severity));
+        let (since, ago) = (time(finding.since), age(finding.since, now));
+        let code = paint.ink(Ink::Strong, &escaped(&finding.code));
+        let _ = writeln!(out, "{:>2}. {code}  {severity}, {}, since {since} ({ago})", number + 1, finding.area.title());
+        if !finding.subject.is_empty() {
+            paint.paragraph(out, 4, &format!("Where: {}", escaped(&finding.subject)));
+        }
+        paint.paragraph(out, 4, &sentence(&finding.detail));
+        next(out, 4, Some(&finding.next), paint);
+    }
+}
+
+fn facts(node: &NodeReport, now: Timestamp) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    let ago = |since: Option<Timestamp>| {
+        since.map_or(String::new(), |since| format!(" since {} ({})", time(since), age(since, now)))
+    };
+    facts.extend(node.zone.as_deref().map(|zone| ("Zone", escaped(zone).into_owned())));
+    facts.extend(node.pool.as_deref().map(|pool| ("Pool", escaped(pool).into_owned())));
+    facts.extend(node.created.map(|created| ("Joined", format!("{} ({} ago)", time(created), age(created, now)))));
+    if let Some(ready) = &node.ready {
+        let status = match ready.status {
+            Status::True => "Ready".to_owned(),
+            Status::False => format!("NotReady ({})", escaped(&ready.reason)),
+            Status::Unknown => format!("silent ({})", escaped(&ready.reason)),
+        };
+        facts.push(("Kubelet", status + &ago(ready.since)));
+    }
+    let agent = match node.agent.state {
+        AgentState::Fresh => "there",
+        AgentState::Late => "not Ready, for a short time only",
+        AgentState::Stale => "not Ready",
+        AgentState::Missing => "no Pod",
+        AgentState::KubeletSilent => "nobody can say: the kubelet is silent",
+        AgentState::NotSeen => "was not looked at",
+    };
+    let pod = node.agent.pod.as_deref().map_or(String::new(), |pod| format!("Pod {} is ", escaped(pod)));
+    let since = if node.agent.state == AgentState::KubeletSilent { String::new() } else { ago(node.agent.since) };
+    let pod = if node.agent.state == AgentState::KubeletSilent { String::new() } else { pod };
+    facts.push(("Agent", format!("{pod}{agent}{since}")));
+    if node.cordoned {
+        facts.push(("Cordoned", "yes: no new Pods are scheduled here".to_owned()));
+    }
+    if node.deleting {
+        facts.push(("Deleting", "yes".to_owned()));
+    }
+    facts
+}
+
+fn conditions(out: &mut String, node: &NodeReport, now: Timestamp, paint: Paint) {
+    if node.conditions.is_empty() {
+        return;
+    }
+    let mut table = Table::new(&["CONDITION", "STATUS", "AGE", "REASON", "MESSAGE"]);
+    let mut before = "";
+    for condition in &node.conditions {
+        let ink = match condition.status {
+            Status::True => Ink::Critical,
+            Status::Unknown => Ink::Unknown,
+            Status::False => Ink::Good,
+        };
+        // What a problem is, is told below in full.
+        let told_below = condition.status == Status::True && !node.findings.is_empty();
+        // A worker whose agent is gone says the same of every condition.
+        let said = told_below || condition.message == before;
+        let message = if said { String::new() } else { escaped(&condition.message).into_owned() };
+        before = &condition.message;
+        table.row(vec![
+            (escaped(&condition.kind).into_owned(), None),
+            (condition.status.as_str().to_owned(), Some(ink)),
+            (condition.last_transition_time.map(|since| age(since, now)).unwrap_or_default(), None),
+            (escaped(&condition.reason).into_owned(), None),
+            (message, Some(Ink::Faint)),
+        ]);
+    }
+    out.push('\n');
+    table.print(out, paint);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! The texts, compared with what is in `tests/golden`. `UPDATE_GOLDEN=1 cargo test` writes them anew.
+
+use super::*;
+use crate::aggregator::report::{API_VERSION, Source};
+use crate::aggregator::testing::{agent, at, cluster, marked, moment, node, silent};
+use crate::aggregator::{report_once, testing::bare};
+
+const DISK: (&str, &str, &str, &str) =
+    ("DiskPressureImminent", "warning", "capacity", "5.2 % left on /var/lib/containerd, and falling");
+const CHAINS: (&str, &str, &str, &str) = (
+    "KubeProxyChainsUnhooked",
+    "critical",
+    "packetFilter",
+    "nat PREROUTING and OUTPUT do not jump to KUBE-SERVICES, so that no Service is reached from this worker",
+);
+
+fn sample(only: Option<&str>) -> ClusterReport {
+    let mut cordoned = node("worker-04", "eu-de-2", "blue", "Normal", &[]);
+    cordoned["spec"]["unschedulable"] = true.into();
+    let mut evil = node(
+        "worker-09",
+        "eu-de-3",
+        "green",
+        "Warning",
+        &[("DiskFull\u{1b}[2J", "warning", "capacity", "line one\nline two \u{202e}reversed")],
+    );
+    evil["metadata"]["labels"]["topology.kubernetes.io/zone"] = "eu\u{7}".into();
+    let nodes = [
+        node("worker-01", "eu-de-1", "blue", "Normal", &[]),
+        node("worker-02", "eu-de-1", "blue", "Critical", &[CHAINS, DISK]),
+        node("worker-03", "eu-de-2", "blue", "Warning", &[DISK]),
+        cordoned,
+        marked(node("worker-05", "eu-de-2", "green", "Normal", &[])),
+        silent(node("worker-06", "eu-de-3", "green", "Normal", &[])),
+        node("worker-07", "eu-de-3", "green", "Unknown", &[]),
+        bare("worker-08"),
+        evil,
+    ];
+    let agents: Vec<_> = (1..=9)
+        .filter(|number| *number != 5)
+        .map(|number| agent(&format!("nodevitals-agent-{number}"), &format!("worker-0{number}"), true))
+        .collect();
+    report_once(&cluster(&nodes, &agents), only, moment(0))
+}
+
+fn compare(file: &str, text: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, text).expect("can write the golden file");
+    }
+    let golden = std::fs::read_to_string(&path).expect("the golden file is there");
+    assert_eq!(text, golden, "{} differs; UPDATE_GOLDEN=1 writes it anew", path.display());
+}
+
+#[test]
+fn the_cluster_at_a_glance() {
+    compare("report.txt", &render(&sample(None), None, false, Paint::PLAIN));
+}
+
+#[test]
+fn the_cluster_on_a_narrow_terminal() {
+    let narrow = Paint { color: true, width: Some(72) };
+    compare("report-narrow.txt", &render(&sample(None), None, false, narrow));
+}
+
+#[test]
+fn one_worker_in_full() {
+    compare("report-node.txt", &render(&sample(Some("worker-02")), Some("worker-02"), false, Paint::PLAIN));
+    compare("report-stale-node.txt", &render(&sample(Some("worker-05")), Some("worker-05"), false, Paint::PLAIN));
+}
+
+#[test]
+fn many_workers_are_not_all_listed_unless_asked_for() {
+    let nodes: Vec<_> = (0..60)
+        .map(|number| {
+            node(
+                &format!("n{number:02}"),
+                "z",
+                "p",
+                if number < 12 { "Critical" } else { "Normal" },
+                if number < 12 { &[CHAINS] } else { &[] },
+            )
+        })
+        .collect();
+    let agents: Vec<_> =
+        (0..60).map(|number| agent(&format!("a{number:02}"), &format!("n{number:02}"), true)).collect();
+    let report = report_once(&cluster(&nodes, &agents), None, moment(0));
+    let short = render(&report, None, false, Paint::PLAIN);
+    assert!(
+        short.contains("48 Normal workers are not listed; --all lists them.") && short.contains("Details of 2 more"),
+        "{short}"
+    );
+    assert!(!short.contains("n59"));
+    let long = render(&report, None, true, Paint::PLAIN);
+    assert!(long.contains("n59") && !long.contains("not listed") && !long.contains("more: nodevitals"), "{long}");
+}
+
+#[test]
+fn nothing_that_steers_a_terminal_comes_through() {
+    let report = sample(None);
+    let texts = [
+        render(&report, None, true, Paint::PLAIN),
+        render(&sample(Some("worker-09")), Some("worker-09"), true, Paint::PLAIN),
+    ];
+    for text in texts {
+        assert!(text.chars().all(|c| c == '\n' || (!c.is_control() && c != '\u{202e}')), "{text:?}");
+    }
+}
+
+#[test]
+fn a_view_that_is_lost_is_all_that_is_said() {
+    let mut cluster = cluster(&[node("bad", "z", "p", "Critical", &[CHAINS])], &[]);
+    cluster.nodes_sight.lost(at(-60), "connection refused".into());
+    let report = report_once(&cluster, None, moment(0));
+    assert_eq!((report.api_version.as_str(), report.source), (API_VERSION, Source::NodeObjects));
+    let text = render(&report, None, false, Paint::PLAIN);
+    assert_eq!(
+        text,
+        "Cannot see the cluster since 2026-11-21T09:59:00Z: connection refused. Nothing is known about its 1 worker.\n"
+    );
+}

@@ -1,0 +1,49 @@
+//! Keeps the table of findings in the README in step with the table of checks.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::checks::node::ALL;
+
+const BEGIN: &str = "<!-- findings: written by `NODEVITALS_BLESS=1 cargo test --lib readme` -->\n";
+const END: &str = "<!-- end of findings -->";
+
+fn table() -> String {
+    let mut text = String::from(
+        "| code | condition | severity | raised after | cleared after | why it matters |\n|---|---|---|---|---|---|\n",
+    );
+    for check in ALL {
+        let (condition, severity) = (check.area.condition(), check.severity.as_str());
+        let (raised, cleared) = (seconds(check.raise_after), seconds(check.clear_after));
+        writeln!(text, "| `{}` | `{condition}` | {severity} | {raised} | {cleared} | {} |", check.code, check.why)
+            .expect("memory");
+    }
+    text
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{} s", time.as_secs_f32())
+}
+
+#[test]
+fn the_table_of_findings_is_that_of_the_checks() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let readme = std::fs::read_to_string(path).expect("README.md");
+    let (before, rest) = readme.split_once(BEGIN).expect("the mark before the table");
+    let (_, after) = rest.split_once(END).expect("the mark after the table");
+    let fresh = format!("{before}{BEGIN}{}{END}{after}", table());
+    if std::env::var_os("NODEVITALS_BLESS").is_some() {
+        std::fs::write(path, &fresh).expect("README.md can be written");
+    } else {
+        assert!(readme == fresh, "run `NODEVITALS_BLESS=1 cargo test --lib readme` and look at the difference");
+    }
+}
+
+#[test]
+fn every_key_of_the_configuration_is_shown() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
+    let limits = serde_json::to_value(crate::checks::Limits::default()).expect("plain numbers");
+    for key in limits.as_object().expect("an object").keys() {
+        assert!(readme.contains(&format!("  {key}: ")), "{key}");
+    }
+}
