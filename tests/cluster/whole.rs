@@ -1,0 +1,195 @@
+//! From a real worker to kubectl and the cluster's report, end to end.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use crate::product::{Product, SOON};
+use crate::support::wait::eventually;
+
+#[test]
+fn faults_turn_conditions_true_and_repairs_turn_them_false() -> Result<()> {
+    let product = Product::deployed()?;
+    for node in ["n1", "n2"] {
+        product.wait_until_healthy(node);
+    }
+    the_report_counts_both_as_normal(&product);
+    a_quiet_minute_has_no_write(&product)?;
+    jumps_of_kube_proxy(&product)?;
+    cni_configuration(&product)?;
+    a_pods_route(&product)?;
+    a_small_file_system(&product)?;
+    a_hung_containerd(&product)?;
+    a_killed_containerd(&product)?;
+    a_killed_kubelet(&product)?;
+    an_agent_that_is_gone(&product)
+}
+
+fn the_report_counts_both_as_normal(product: &Product) {
+    eventually("the report counts two Normal workers", SOON, || {
+        let report = product.report_json()?;
+        let nodes = report["nodes"].as_array().context("nodes")?;
+        ensure!(nodes.len() == 2 && nodes.iter().all(|node| node["state"] == "Normal"), "{report}");
+        Ok(())
+    });
+}
+
+fn a_quiet_minute_has_no_write(product: &Product) -> Result<()> {
+    let before = product.agent_writes()?;
+    // A bounded wait, since what is shown is that nothing happens.
+    std::thread::sleep(Duration::from_secs(60));
+    assert_eq!(product.agent_writes()? - before, 0, "writes of the agents in a quiet minute");
+    Ok(())
+}
+
+fn jumps_of_kube_proxy(product: &Product) -> Result<()> {
+    let node = product.cluster.node("n1")?;
+    node.signal("kube-proxy", Signal::SIGSTOP)?;
+    for base in ["PREROUTING", "OUTPUT"] {
+        let comment = "kubernetes service portals";
+        node.read(&[
+            "iptables",
+            "-t",
+            "nat",
+            "-D",
+            base,
+            "-m",
+            "comment",
+            "--comment",
+            comment,
+            "-j",
+            "KUBE-SERVICES",
+        ])?;
+    }
+    let message = product.wait_for("n1", "PacketFilterProblem", "True", "KubeProxyChainsUnhooked");
+    assert!(
+        message.contains("nat PREROUTING -> KUBE-SERVICES") && message.contains("Next: restart kube-proxy"),
+        "{message}"
+    );
+    let described = product.cluster.kubectl(&["describe", "node", "n1"])?;
+    assert!(described.contains("PacketFilterProblem") && described.contains("KubeProxyChainsUnhooked"), "{described}");
+    eventually("the report names the node, the finding and the next step", SOON, || {
+        let report = product.report(&[])?;
+        let first = report.lines().find(|line| line.contains("n1")).context("n1")?;
+        ensure!(first.contains("Critical") && first.contains("KubeProxyChainsUnhooked"), "{report}");
+        ensure!(report.contains("Next: ") && report.contains("kube-proxy"), "{report}");
+        Ok(())
+    });
+    let one = product.report(&["n1"])?;
+    assert!(one.contains("KubeProxyChainsUnhooked") && one.contains("WorkerProblem"), "{one}");
+    node.kill("kube-proxy")?;
+    node.start("kube-proxy")?;
+    product.wait_until_clear("n1", "PacketFilterProblem");
+    product.wait_until_healthy("n1");
+    Ok(())
+}
+
+fn cni_configuration(product: &Product) -> Result<()> {
+    let node = product.cluster.node("n1")?;
+    node.read(&["sh", "-c", "mkdir /etc/cni/away && mv /etc/cni/net.d/*.conflist /etc/cni/away/"])?;
+    let message = product.wait_for("n1", "CNIProblem", "True", "CniConfigMissing");
+    assert!(message.contains("/etc/cni/net.d"), "{message}");
+    node.read(&["sh", "-c", "cp /etc/cni/away/*.conflist /etc/cni/net.d/ && rm -r /etc/cni/away"])?;
+    product.wait_until_clear("n1", "CNIProblem");
+    Ok(())
+}
+
+fn a_pods_route(product: &Product) -> Result<()> {
+    product.cluster.apply(
+        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "default"}, "spec": {
+            "nodeName": "n1", "terminationGracePeriodSeconds": 0, "containers": [{"name": "web",
+            "image": "docker.io/library/busybox:test", "imagePullPolicy": "Never", "command": ["sleep", "3600"]}]}}"#,
+    )?;
+    let address = eventually("the pod has an address", SOON, || {
+        let pod = product.cluster.get("/api/v1/namespaces/default/pods/web")?;
+        ensure!(pod["status"]["phase"] == "Running", "{}", pod["status"]);
+        Ok(pod["status"]["podIP"].as_str().context("an address")?.to_owned())
+    });
+    let node = product.cluster.node("n1")?;
+    node.read(&["ip", "route", "add", "unreachable", &address])?;
+    // The sandbox has to be older than 30 s before its route is missed.
+    let message = product.wait_for("n1", "PodRoutingProblem", "True", "PodRouteMissing");
+    assert!(message.contains("default/web") && message.contains(&address), "{message}");
+    node.read(&["ip", "route", "del", "unreachable", &address])?;
+    product.wait_until_clear("n1", "PodRoutingProblem");
+    product.cluster.kubectl(&["delete", "pod", "web", "--wait=false"])?;
+    Ok(())
+}
+
+fn a_small_file_system(product: &Product) -> Result<()> {
+    let node = product.cluster.node("n1")?;
+    node.read(&[
+        "sh",
+        "-c",
+        "truncate -s 64M /var/lib/small.img && mkfs.ext4 -q /var/lib/small.img && mkdir -p /var/lib/small",
+    ])?;
+    node.read(&["mount", "-o", "loop", "/var/lib/small.img", "/var/lib/small"])?;
+    node.read(&["mount", "--bind", "/var/lib/small", "/var/log"])?;
+    node.read(&["sh", "-c", "dd if=/dev/zero of=/var/log/big bs=1M 2>/dev/null; sync; true"])?;
+    let message = product.wait_for("n1", "CapacityProblem", "True", "DiskFull");
+    assert!(message.contains("/var/log"), "{message}");
+    node.read(&["rm", "/var/log/big"])?;
+    // A full file system is over after a minute of room (its `clear_after`), to which the wait adds.
+    eventually("CapacityProblem=False", SOON * 3, || {
+        let (status, reason, message) = product.condition("n1", "CapacityProblem")?;
+        ensure!(status == "False", "{status} {reason} {message}");
+        Ok(())
+    });
+    // The node's programs hold log files open in it.
+    node.read(&["umount", "--lazy", "/var/log"])?;
+    node.read(&["umount", "--lazy", "/var/lib/small"])?;
+    Ok(())
+}
+
+fn a_hung_containerd(product: &Product) -> Result<()> {
+    let node = product.cluster.node("n1")?;
+    node.signal("containerd", Signal::SIGSTOP)?;
+    let message = product.wait_for("n1", "RuntimeProblem", "True", "ContainerdUnresponsive");
+    assert!(message.contains("stopped by a signal"), "{message}");
+    node.signal("containerd", Signal::SIGCONT)?;
+    product.wait_until_clear("n1", "RuntimeProblem");
+    Ok(())
+}
+
+fn a_killed_containerd(product: &Product) -> Result<()> {
+    let node = product.cluster.node("n2")?;
+    node.kill("containerd")?;
+    product.wait_for("n2", "RuntimeProblem", "True", "ContainerdDown");
+    node.start("containerd")?;
+    product.wait_until_clear("n2", "RuntimeProblem");
+    Ok(())
+}
+
+fn a_killed_kubelet(product: &Product) -> Result<()> {
+    let node = product.cluster.node("n2")?;
+    node.kill("kubelet")?;
+    product.wait_for("n2", "ControlPlanePathProblem", "True", "KubeletDown");
+    node.start("kubelet")?;
+    product.wait_until_clear("n2", "ControlPlanePathProblem");
+    Ok(())
+}
+
+fn an_agent_that_is_gone(product: &Product) -> Result<()> {
+    product.wait_until_healthy("n2");
+    // The DaemonSet keeps off n2, so its agent is gone for good.
+    let keep_off = r#"{"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": "n1"}}}}}"#;
+    product.cluster.kubectl(&["patch", "daemonset", "-n", "nodevitals", "nodevitals-agent", "-p", keep_off])?;
+    eventually("the conditions of n2 are Unknown", SOON * 3, || {
+        let (status, reason, message) = product.condition("n2", "WorkerProblem")?;
+        ensure!(status == "Unknown" && reason == "AgentStale", "{status} {reason} {message}");
+        Ok(())
+    });
+    let (status, ..) = product.condition("n2", "Ready")?;
+    assert_eq!(status, "True", "the kubelet's condition is not ours to change");
+    let report = product.report(&[])?;
+    assert!(report.contains("AgentStale"), "{report}");
+    let come_back = r#"{"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": null}}}}}"#;
+    product.cluster.kubectl(&["patch", "daemonset", "-n", "nodevitals", "nodevitals-agent", "-p", come_back])?;
+    eventually("n2 is healthy again", SOON * 3, || {
+        let (status, reason, message) = product.condition("n2", "WorkerProblem")?;
+        ensure!(status == "False", "{status} {reason} {message}");
+        Ok(())
+    });
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Bad input: a clear message that names the thing, exit status 64, and never a panic or a hang.
+
+use anyhow::Result;
+
+use crate::machine::Machine;
+
+/// Runs the program; answers with exit status and standard error.
+fn says(arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let output = Machine::plain()?.nodevitals(arguments)?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+#[test]
+fn bad_usage_is_64_and_names_the_thing() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let typo = file("typo.yaml", "limits:\n  conntrackNearFul: 3\n")?;
+    let broken = file("kubeconfig", "clusters: [")?;
+    let cases: &[(&[&str], &str)] = &[
+        (&["check", "--no-such-option"], "--no-such-option"),
+        (&["chek"], "chek"),
+        (&["check", "--config", &typo], "conntrackNearFul"),
+        (&["check", "--config", "/no/such/file"], "/no/such/file"),
+        (&["check", "--host-root", "/no/such/root"], "/no/such/root"),
+        (&["agent"], "--node-name"),
+        (&["agent", "--node-name", "Not A Name"], "Not A Name"),
+        (&["agent", "--node-name", "n1", "--listen", "127.0.0.1:0", "--kubeconfig", &broken], "kubeconfig"),
+        (&["agent", "--node-name", "n1", "--listen", "127.0.0.1:0", "--kubeconfig", "/no/such/file"], "/no/such/file"),
+        (&["report", "--kubeconfig", &broken], "kubeconfig"),
+    ];
+    for (arguments, named) in cases {
+        let (status, error) = says(arguments)?;
+        assert_eq!(status, Some(64), "{arguments:?}: {error}");
+        assert!(error.contains(named) && !error.contains("panicked"), "{arguments:?}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn help_is_an_answer() -> Result<()> {
+    for command in ["check", "standalone", "agent", "aggregator", "report"] {
+        let output = Machine::plain()?.nodevitals(&[command, "--help"])?;
+        assert!(output.status.success(), "{command}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("Usage:"), "{command}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_directory_in_place_of_the_socket_is_said() -> Result<()> {
+    let machine = Machine::worker()?;
+    std::fs::create_dir_all(machine.path("run/containerd/containerd.sock"))?;
+    let checked = machine.check()?;
+    let unknown = checked.unknown();
+    let said = unknown.iter().find(|(code, _)| *code == "ContainerdDown");
+    assert!(said.is_some_and(|(_, why)| why.contains("directory")), "{unknown:?}");
+    Ok(())
+}
