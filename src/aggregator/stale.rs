@@ -140,12 +140,22 @@ fn agents_are_seen(cluster: &Cluster) -> bool {
 }
 
 fn agent_knows(row: &Row) -> bool {
-    !row.marked_stale() && row.findings.iter().any(|finding| AGENT_KNOWS.contains(&finding.code.as_str()))
+    AGENT_KNOWS.into_iter().any(|code| says(row, code))
+}
+
+/// Whether the agent itself says this, and nobody has marked the node since.
+fn says(row: &Row, code: &str) -> bool {
+    !row.marked_stale() && row.findings.iter().any(|finding| finding.code == code)
 }
 
 fn missing(row: &Row, agents: &[AgentPod]) -> Option<Missing> {
     if row.kubelet_silent() {
         return (!agent_knows(row)).then_some(Missing::Kubelet);
+    }
+    // A full connection tracking table drops the kubelet's readiness probe too, even over loopback: an agent that has
+    // said so is not Ready, and right.
+    if !agents.is_empty() && says(row, "ConntrackFull") {
+        return None;
     }
     (!agents.iter().any(|pod| pod.ready)).then_some(Missing::Agent)
 }

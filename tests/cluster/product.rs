@@ -50,7 +50,7 @@ impl Product {
     pub fn wait_for(&self, node: &str, kind: &str, status: &str, reason: &str) -> String {
         eventually(&format!("{node}: {kind}={status} {reason}"), SOON, || {
             let (is, why, message) = self.condition(node, kind)?;
-            ensure!(is == status && why == reason, "{kind}={is} {why}: {message}; {}", self.agent_log(node));
+            ensure!(is == status && why == reason, "{kind}={is} {why}: {message}");
             Ok(message)
         })
     }
@@ -59,7 +59,7 @@ impl Product {
     pub fn wait_until_clear(&self, node: &str, kind: &str) {
         eventually(&format!("{node}: {kind}=False"), SOON, || {
             let (is, why, message) = self.condition(node, kind)?;
-            ensure!(is == "False", "{kind}={is} {why}: {message}; {}", self.agent_log(node));
+            ensure!(is == "False", "{kind}={is} {why}: {message}");
             Ok(())
         });
     }
@@ -80,14 +80,6 @@ impl Product {
             .as_str()
             .unwrap_or_default()
             .to_owned())
-    }
-
-    /// The last lines of an agent's log.
-    fn agent_log(&self, node: &str) -> String {
-        let log = || -> Result<String> {
-            self.cluster.kubectl(&["logs", "-n", "nodevitals", "--tail=8", &self.agent_pod(node)?])
-        };
-        log().unwrap_or_else(|error| format!("no log: {error:#}"))
     }
 
     /// `nodevitals report` as a person runs it.

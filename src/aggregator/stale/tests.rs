@@ -129,3 +129,13 @@ fn before_the_first_lists_are_complete_nothing_counts() {
     let inner = store.lock();
     assert!(marked_after(&inner.cluster, &mut Watchdog::default(), 0..=100).is_empty());
 }
+
+#[test]
+fn an_agent_whose_probe_conntrack_drops_is_not_gone() {
+    let full = || node("n", "z", "p", "Critical", &[("ConntrackFull", "critical", "packetFilter", "full")]);
+    let mut watchdog = Watchdog::default();
+    let not_ready = cluster(&[full()], &[agent("a", "n", false)]);
+    assert!(marked_after(&not_ready, &mut watchdog, 0..=300).is_empty());
+    let without = cluster(&[full()], &[]);
+    assert_eq!(marked_after(&without, &mut Watchdog::default(), 0..=40), ["n"], "without a pod it is gone");
+}

@@ -1,0 +1,201 @@
+//! What the product costs, on real parts, beside its limits:
+//!
+//! * `cargo bench --bench footprint -- agent`: memory, CPU and API writes of the agent on a real node of a real cluster, over
+//!   ten quiet minutes (`NODEVITALS_BENCH_MINUTES`), and the time from its start to the first verdict on the Node;
+//! * `cargo bench --bench footprint -- aggregator`: memory of the aggregator with 500 Nodes on a real API server, and the
+//!   time that `/api/v1/report` takes;
+//! * without an argument: both, and the size of the program.
+//!
+//! Needs root and what `scripts/setup.sh test` installs.
+
+#![allow(clippy::print_stdout, reason = "prints its figures")]
+#![allow(clippy::cast_precision_loss, reason = "figures for people")]
+
+#[path = "../tests/cluster/product.rs"]
+#[allow(unreachable_pub, dead_code, reason = "shared with the tests")]
+mod product;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use product::{Product, SOON, program};
+use support::control_plane::{ControlPlane, Parts};
+use support::node::Node;
+use support::wait::eventually;
+
+/// Clock ticks of `/proc/PID/stat` per second (`USER_HZ`).
+const TICKS: f64 = 100.0;
+
+fn main() -> Result<()> {
+    let wanted = std::env::args().nth(1).filter(|argument| !argument.starts_with('-'));
+    let both = wanted.is_none();
+    let size = std::fs::metadata(program())?.len();
+    figure("program, stripped", size as f64 / 1e6, "MB", 8.0);
+    if both || wanted.as_deref() == Some("agent") {
+        agent()?;
+    }
+    if both || wanted.as_deref() == Some("aggregator") {
+        aggregator()?;
+    }
+    Ok(())
+}
+
+/// One figure beside its limit.
+fn figure(what: &str, value: f64, unit: &str, limit: f64) {
+    let verdict = if value <= limit { "ok" } else { "OVER" };
+    println!("{what:<60} {value:>10.3} {unit:<4} limit {limit:>8} {verdict}");
+}
+
+fn agent() -> Result<()> {
+    let minutes: u64 = std::env::var("NODEVITALS_BENCH_MINUTES").map_or(Ok(10), |text| text.parse())?;
+    let product = Product::deployed()?;
+    for node in ["n1", "n2"] {
+        product.wait_until_healthy(node);
+    }
+    first_verdict(&product)?;
+    // The writes of the start are over, and so is the settling of the cluster.
+    std::thread::sleep(Duration::from_secs(30));
+    let writes = product.agent_writes()?;
+    let nodes: Vec<&Node> = product.cluster.nodes().collect();
+    let before = nodes.iter().map(|node| Ok((pid(node)?, cpu(node)?))).collect::<Result<Vec<_>>>()?;
+    std::thread::sleep(Duration::from_secs(60 * minutes));
+    for (node, (was, used)) in nodes.iter().zip(before) {
+        ensure!(pid(node)? == was, "the agent on {} was restarted", node.name());
+        let status = node.read(&["cat", &format!("/proc/{was}/status")])?;
+        let name = node.name();
+        figure(&format!("agent on {name}: resident memory"), kib(&status, "VmRSS")? / 1024.0, "MiB", 8.0);
+        figure(&format!("agent on {name}: of it anonymous"), kib(&status, "RssAnon")? / 1024.0, "MiB", 3.0);
+        figure(&format!("agent on {name}: CPU per quiet minute"), (cpu(node)? - used) / minutes as f64, "s", 0.1);
+    }
+    let writes = product.agent_writes()? - writes;
+    figure(&format!("API writes of both agents in {minutes} quiet minutes"), writes as f64, "", 0.0);
+    Ok(())
+}
+
+/// Starts each agent anew with nothing on its Node, and measures from its start to its first patch.
+fn first_verdict(product: &Product) -> Result<()> {
+    for node in product.cluster.nodes() {
+        let name = node.name();
+        let pod = product.agent_pod(name)?;
+        let log = product.cluster.kubectl(&["logs", "-n", "nodevitals", &pod])?;
+        let started: Value = serde_json::from_str(log.lines().next().context("a line")?)?;
+        let started: Timestamp = started["timestamp"].as_str().context("a time")?.parse()?;
+        let writes = product.cluster.writes_by("system:serviceaccount:nodevitals:nodevitals-agent")?;
+        let first = writes.iter().find(|event| event["objectRef"]["name"] == name).context("a write")?;
+        let told: Timestamp = first["requestReceivedTimestamp"].as_str().context("a time")?.parse()?;
+        figure(
+            &format!("agent on {name}: start to first verdict on the Node"),
+            told.duration_since(started).as_secs_f64(),
+            "s",
+            1.0,
+        );
+    }
+    Ok(())
+}
+
+/// The agent's process on a node.
+fn pid(node: &Node) -> Result<String> {
+    Ok(node.read(&["pgrep", "-f", "^nodevitals agent"])?.lines().next().context("an agent")?.to_owned())
+}
+
+/// CPU seconds of the agent and its children so far.
+fn cpu(node: &Node) -> Result<f64> {
+    let stat = node.read(&["cat", &format!("/proc/{}/stat", pid(node)?)])?;
+    let fields: Vec<&str> = stat.rsplit_once(')').context("a name")?.1.split_whitespace().collect();
+    // utime, stime, cutime and cstime are fields 14 to 17 of proc(5); field 3 is the first here.
+    let ticks: f64 = fields[11..15].iter().map(|field| field.parse::<f64>().unwrap_or(0.0)).sum();
+    Ok(ticks / TICKS)
+}
+
+/// A figure of `/proc/PID/status`, in KiB.
+fn kib(status: &str, key: &str) -> Result<f64> {
+    let line = status.lines().find(|line| line.starts_with(key)).with_context(|| key.to_owned())?;
+    Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
+}
+
+fn aggregator() -> Result<()> {
+    const NODES: usize = 500;
+    let control_plane = ControlPlane::start(Parts::ApiOnly)?;
+    control_plane.apply(r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "nodevitals"}}"#)?;
+    for chunk in (0..NODES).collect::<Vec<_>>().chunks(100) {
+        let items: Vec<Value> = chunk.iter().map(|index| worker(*index)).collect();
+        control_plane.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+    }
+    let mut command = control_plane.command_in(program());
+    command.args([
+        "aggregator",
+        "--read-only",
+        "--listen",
+        "127.0.0.1:8080",
+        "--namespace",
+        "nodevitals",
+        "--kubeconfig",
+    ]);
+    let running = Running(command.arg(control_plane.admin_kubeconfig()?).env("MALLOC_ARENA_MAX", "1").spawn()?);
+    eventually("the report counts all workers", SOON, || {
+        let report = control_plane.exec_in_ns(&["curl", "-sf", "http://127.0.0.1:8080/api/v1/report"])?;
+        let report: Value = serde_json::from_str(&report)?;
+        let count = report["nodes"].as_array().map_or(0, Vec::len);
+        ensure!(count == NODES, "{count} workers");
+        Ok(())
+    });
+    let script =
+        "for i in $(seq 500); do curl -s -o /dev/null -w '%{time_total}\\n' http://127.0.0.1:8080/api/v1/report; done";
+    let times = control_plane.exec_in_ns(&["sh", "-c", script])?;
+    let mut times: Vec<f64> = times.lines().filter_map(|line| line.parse().ok()).collect();
+    times.sort_by(f64::total_cmp);
+    figure("aggregator: /api/v1/report with 500 Nodes, p99", times[times.len() * 99 / 100] * 1000.0, "ms", 10.0);
+    let inside = running.inside()?;
+    let status = std::fs::read_to_string(format!("/proc/{inside}/status"))?;
+    figure("aggregator: resident memory with 500 Nodes", kib(&status, "VmRSS")? / 1024.0, "MiB", 16.0);
+    Ok(())
+}
+
+/// A Node object of real size: about 15 KB, most of it the images.
+fn worker(index: usize) -> Value {
+    let images: Vec<Value> = (0..50)
+        .map(|image| {
+            let digest = format!("registry.example/team/app-{image}@sha256:{:064x}", image * 7919 + index);
+            json!({"names": [digest, format!("registry.example/team/app-{image}:1.{index}")], "sizeBytes": 123_456_789})
+        })
+        .collect();
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": format!("worker-{index:04}"),
+            "labels": {"topology.kubernetes.io/zone": format!("zone-{}", index % 3), "node.kubernetes.io/pool": format!("pool-{}", index % 5)},
+            "annotations": {"nodevitals.dev/state": "Normal", "nodevitals.dev/findings": "[]"}},
+        "status": {"images": images, "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"},
+            {"type": "WorkerProblem", "status": "False", "reason": "WorkerHealthy", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    })
+}
+
+/// A process that ends with this value.
+struct Running(Child);
+
+impl Running {
+    /// The program itself, below what enters the namespace for it.
+    fn inside(&self) -> Result<u32> {
+        let mut pid = self.0.id();
+        loop {
+            let children = Command::new("pgrep").arg("-P").arg(pid.to_string()).output()?;
+            match String::from_utf8(children.stdout)?.lines().next() {
+                Some(child) => pid = child.parse()?,
+                None => return Ok(pid),
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
