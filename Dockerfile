@@ -14,8 +14,7 @@ RUN set -eu; \
     if [ -n "$PREBUILT" ]; then \
         cp "$PREBUILT" /out/nodevitals; \
     else \
-        cargo build --release --locked --bin nodevitals; \
-        cp target/release/nodevitals /out/nodevitals; \
+        cp "$(scripts/build.sh)" /out/nodevitals; \
     fi; \
     chmod 0755 /out/nodevitals
 

@@ -1,12 +1,12 @@
 //! What the product costs, on real parts, beside its limits:
 //!
-//! * `cargo bench --bench footprint -- agent`: memory, CPU and API writes of the agent on a real node of a real cluster, over
+//! * `scripts/bench.sh agent`: memory, CPU and API writes of the agent on a real node of a real cluster, over
 //!   ten quiet minutes (`NODEVITALS_BENCH_MINUTES`), and the time from its start to the first verdict on the Node;
-//! * `cargo bench --bench footprint -- aggregator`: memory of the aggregator with 500 Nodes on a real API server, and the
+//! * `scripts/bench.sh aggregator`: memory of the aggregator with 500 Nodes on a real API server, and the
 //!   time that `/api/v1/report` takes;
 //! * without an argument: both, and the size of the program.
 //!
-//! Needs root and what `scripts/setup.sh test` installs.
+//! Needs root; the script installs what is missing and builds the program that is measured.
 
 #![allow(clippy::print_stdout, reason = "prints its figures")]
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
@@ -35,6 +35,7 @@ const TICKS: f64 = 100.0;
 fn main() -> Result<()> {
     let wanted = std::env::args().nth(1).filter(|argument| !argument.starts_with('-'));
     let both = wanted.is_none();
+    ensure!(std::env::var_os("NODEVITALS_BIN").is_some(), "run scripts/bench.sh: it builds the program to measure");
     let size = std::fs::metadata(program())?.len();
     figure("program, stripped", size as f64 / 1e6, "MB", 8.0);
     if both || wanted.as_deref() == Some("agent") {

@@ -5,7 +5,5 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-manifest=$root/Cargo.toml
-
-{ "$root/scripts/setup.sh" run && cargo build --release --quiet --manifest-path "$manifest"; } || exit 70
-exec cargo run --release --quiet --manifest-path "$manifest" -- check "$@"
+{ "$root/scripts/setup.sh" run && program=$("$root/scripts/build.sh" --quiet); } || exit 70
+exec "$program" check "$@"

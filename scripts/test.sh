@@ -23,10 +23,7 @@ fi
 
 # The cluster runs what is shipped: the release binary.
 say "release build"
-cargo build --release
-# Asked again, cargo only says where it is, whatever target and directory are configured.
-NODEVITALS_BIN=$(cargo build --release --quiet --bin nodevitals --message-format=json |
-  sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+NODEVITALS_BIN=$(scripts/build.sh)
 [ -x "$NODEVITALS_BIN" ] || { say "the release build made no nodevitals"; exit 1; }
 export NODEVITALS_BIN
 

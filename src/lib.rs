@@ -27,6 +27,7 @@ pub mod cli;
 mod api;
 mod http;
 mod telemetry;
+mod yaml;
 
 #[cfg(test)]
 mod readme;

@@ -55,6 +55,12 @@ impl Judge {
         self.beliefs = Beliefs::restore(checks::node::ALL, findings, conditions, state, now);
     }
 
+    /// Takes over what an earlier process of this boot must have seen, from the findings that it raised: chains that are
+    /// missed have been there.
+    pub(crate) fn remember(&mut self, findings: &[Raised]) {
+        self.remembered.restore(findings.iter().map(|finding| (finding.code.as_str(), finding.subject.as_str())));
+    }
+
     /// Takes an update in; answers whether it changed anything.
     pub(crate) fn take(&mut self, update: Update) -> bool {
         let first = !std::mem::replace(&mut self.seen[update.kind()], true);

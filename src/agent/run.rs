@@ -132,6 +132,9 @@ fn restore(judge: &mut Judge, node: &NodeNow) {
     let conditions =
         conditions.filter_map(|it| Some((it.kind.clone(), (it.status, it.last_transition_time?)))).collect();
     judge.restore(&findings, &conditions, verdict::parse_state(&node.annotations), now());
+    if node.annotations.get(verdict::annotation::BOOT_ID) == Some(&judge.snapshot().identity.boot_id) {
+        judge.remember(&findings);
+    }
 }
 
 /// Watches the node for ever: takes updates in, judges when something changed or a hold-down ends, and tells.

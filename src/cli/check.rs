@@ -46,7 +46,7 @@ pub(super) async fn run(options: &Options) -> ExitCode {
     let text = match options.output {
         Output::Table => Ok(table(&report, Paint::stdout())),
         Output::Json => serde_json::to_string_pretty(&report).map(|json| json + "\n").map_err(anyhow::Error::from),
-        Output::Yaml => serde_saphyr::to_string(&report).map_err(anyhow::Error::from),
+        Output::Yaml => crate::yaml::write(&report),
     };
     match text {
         Ok(text) => super::terminal::print(&text),

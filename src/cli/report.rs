@@ -109,7 +109,7 @@ async fn report(options: &Options) -> Result<String, Failed> {
     }
     match options.output {
         Output::Json => serde_json::to_string_pretty(&report).map(|json| json + "\n").context("cannot write JSON"),
-        Output::Yaml => serde_saphyr::to_string(&report).context("cannot write YAML"),
+        Output::Yaml => crate::yaml::write(&report).context("cannot write YAML"),
         Output::Table => Ok(text::render(&report, options.node.as_deref(), options.all, Paint::stdout())),
     }
     .map_err(Failed::other)

@@ -73,6 +73,25 @@ pub(crate) fn is_calico_chain(name: &str) -> bool {
 }
 
 impl Remembered {
+    /// Adds what findings of this boot, as code and subject, say of what was here before: chains and default routes that are
+    /// missed were there. In which backend they do not say.
+    pub(crate) fn restore<'a>(&mut self, findings: impl Iterator<Item = (&'a str, &'a str)>) {
+        for (code, subject) in findings {
+            let family = [Family::V4, Family::V6].into_iter().find(|family| family.to_string() == subject);
+            let both = |family| [(Backend::Nftables, family), (Backend::Legacy, family)];
+            match (code, family) {
+                ("KubeProxyChainsMissing" | "KubeProxyChainsUnhooked", Some(family)) => {
+                    self.kube_proxy.extend(both(family));
+                }
+                ("CalicoChainsMissing" | "CalicoChainsUnhooked", Some(family)) => self.calico.extend(both(family)),
+                ("DefaultRouteMissing", Some(family)) => _ = self.default_route.insert(family),
+                ("CniConfigMissing", _) => self.cni = true,
+                ("KubeletDown", _) => _ = self.programs.insert(Program::Kubelet),
+                _ => {}
+            }
+        }
+    }
+
     /// Adds what this look saw.
     pub fn update(&mut self, now: &Snapshot) {
         for ruleset in rulesets(now) {
@@ -158,4 +177,22 @@ fn calico(now: &Snapshot, before: &Remembered) -> Option<CalicoDataplane> {
         () if native => CalicoDataplane::Nftables,
         () => CalicoDataplane::Iptables,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_of_this_boot_say_what_was_here() {
+        let mut remembered = Remembered::default();
+        let findings =
+            [("KubeProxyChainsMissing", "IPv4"), ("CalicoChainsUnhooked", "IPv6"), ("DefaultRouteMissing", "any")];
+        remembered.restore(findings.into_iter());
+        assert!(remembered.kube_proxy.contains(&(Backend::Legacy, Family::V4)));
+        assert!(remembered.kube_proxy.contains(&(Backend::Nftables, Family::V4)));
+        assert!(!remembered.kube_proxy.contains(&(Backend::Nftables, Family::V6)));
+        assert!(remembered.calico.contains(&(Backend::Nftables, Family::V6)));
+        assert!(remembered.default_route.is_empty());
+    }
 }

@@ -90,12 +90,8 @@ fn read(host: &HostRoot, path: &str) -> Result<Configuration, String> {
         return Err(format!("{path}: is relative to the kubelet's working directory; the defaults are assumed"));
     }
     let text = host.read_text(path, LIMIT).map_err(|error| format!("{error}; the defaults are assumed"))?;
-    serde_saphyr::from_str(&text).map_err(|error| {
-        let place = error.location().map_or_else(String::new, |it| format!(" line {}:", it.line()));
-        format!(
-            "{path}:{place} {}; correct this line, or the kubelet does not start again; the defaults are assumed",
-            error.without_snippet()
-        )
+    crate::yaml::parse(&text).map_err(|error| {
+        format!("{path}: {error}; correct this, or the kubelet does not start again; the defaults are assumed")
     })
 }
 

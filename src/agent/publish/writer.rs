@@ -17,7 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(35);
 /// First and longest wait after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// The Node is read again this often, in case somebody else changed what is ours (the aggregator writes `AgentStale`).
-const READ_AGAIN: Duration = Duration::from_secs(300);
+const READ_AGAIN: Duration = Duration::from_secs(120);
 
 /// What became of the writes, for the metrics.
 #[derive(Debug, Clone, Default)]

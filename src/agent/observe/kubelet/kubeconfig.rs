@@ -64,9 +64,9 @@ struct ClusterFields {
 /// does not exist or names no server.
 pub(crate) fn cluster(host: &HostRoot, path: &str) -> Result<Cluster, LookError> {
     let text = host.read_text(path, LIMIT)?;
-    let mut file: File = serde_saphyr::from_str(&text).map_err(|error| {
+    let mut file: File = crate::yaml::parse(&text).map_err(|error| {
         // Not the parser's own words: they may quote a token.
-        let place = error.location().map_or_else(String::new, |it| format!(" in line {}", it.line()));
+        let place = error.line().map_or_else(String::new, |line| format!(" in line {line}"));
         LookError::new(path, Reason::Malformed, format!("is not a kubeconfig{place}"))
     })?;
     let context = file.contexts.iter().find(|each| Some(&each.name) == file.current_context.as_ref());

@@ -1,0 +1,13 @@
+//! The program and its manifests against a real API server, without nodes.
+//!
+//! Needs root and what `scripts/setup.sh test` installs.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bench;
+
+mod agent;
+mod aggregator;
+mod policy;
+mod usage;
