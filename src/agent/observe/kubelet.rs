@@ -29,10 +29,21 @@ const KUBECONFIGS: [&str; 5] = [
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Configuration {
+    #[serde(deserialize_with = "texts")]
     eviction_hard: Option<BTreeMap<String, String>>,
     healthz_port: Option<u16>,
     container_runtime_endpoint: Option<String>,
     merge_default_eviction_settings: Option<bool>,
+}
+
+/// Quantities as texts; YAML takes `1000` for a number.
+fn texts<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    let map = Option::<BTreeMap<String, serde_json::Value>>::deserialize(input)?;
+    let text = |value: serde_json::Value| match value {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(map.map(|map| map.into_iter().map(|(key, value)| (key, text(value))).collect()))
 }
 
 /// Looks at the files that the kubelet's arguments name, or else at the well-known ones. [`Reason::Missing`] when the

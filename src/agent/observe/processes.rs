@@ -129,8 +129,20 @@ fn identify(proc: &std::path::Path, pid: i32) -> Option<(Program, Vec<String>)> 
     // k3s writes its whole command line into its first argument and fills the rest with zeros.
     let arguments: Vec<String> = text.split('\0').filter(|part| !part.is_empty()).map(str::to_owned).collect();
     let program = classify(comm, &arguments)?;
-    let of_the_node = matches!(program, Program::Kubelet | Program::Containerd | Program::Crio);
-    (!of_the_node || !is_nested(&std::fs::read_to_string(file("status")).ok()?)).then_some((program, arguments))
+    let elsewhere = match program {
+        Program::Kubelet | Program::Containerd | Program::Crio => {
+            is_nested(&std::fs::read_to_string(file("status")).ok()?)
+        }
+        Program::KubeProxy | Program::Felix | Program::Bird => has_other_network(&file("ns/net")),
+    };
+    (!elsewhere).then_some((program, arguments))
+}
+
+/// Whether a process lives in another network than this one: what programs the packet filter there (a worker inside a
+/// container) is not what programs it here. Where that may not be asked, without `CAP_SYS_PTRACE`, it is taken for ours.
+fn has_other_network(theirs: &std::path::Path) -> bool {
+    let ours = std::fs::read_link("/proc/thread-self/ns/net");
+    matches!((ours, std::fs::read_link(theirs)), (Ok(ours), Ok(theirs)) if ours != theirs)
 }
 
 /// The short names (at most 15 bytes) of programs that [`classify`] knows.

@@ -104,7 +104,7 @@ fn one_key_switches_the_others_off_unless_merged() {
 fn a_broken_configuration_says_where_and_what_to_do() {
     let kubelet = configured("healthzPort: 1\nevictionHard:\n  memory.available: [1\n");
     let error = kubelet.config_error.expect("broken");
-    assert!(error.starts_with("/var/lib/kubelet/config.yaml: line ") && error.contains("correct this line"), "{error}");
+    assert!(error.starts_with("/var/lib/kubelet/config.yaml: line ") && error.contains("correct this"), "{error}");
     assert_eq!((kubelet.eviction, kubelet.healthz_port), (EvictionThresholds::default(), 10248));
     let error = configured("healthzPort: 1\nhealthzPort: many\n").config_error.expect("broken");
     assert!(error.contains("line 2"), "{error}");
