@@ -25,6 +25,7 @@ pub mod aggregator;
 pub mod cli;
 
 mod api;
+mod clock;
 mod http;
 mod telemetry;
 mod yaml;

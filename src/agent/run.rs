@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -15,6 +14,7 @@ use super::watchdog::Heart;
 use super::{AgentPages, Judge, Options, Report};
 use crate::api::{self, Api};
 use crate::checks::Limits;
+use crate::clock::{now, since_boot};
 use crate::config::Config;
 use crate::verdict::{self, Now, Raised, Told, Verdict, told};
 
@@ -26,11 +26,6 @@ const ONE_LOOK: Duration = Duration::from_secs(8);
 const BURST: Duration = Duration::from_millis(20);
 /// A loop that was away for longer was paused or suspended: what the Node says has to be read again.
 const PAUSED: Duration = Duration::from_secs(30);
-
-/// The present.
-pub(crate) fn now() -> Now {
-    Now { wall: Timestamp::now(), since_boot: observe::since_boot() }
-}
 
 /// A node that is being watched: the judge and its last verdict, shared with the pages.
 #[derive(Debug)]
@@ -147,7 +142,7 @@ pub(crate) async fn watch_node(
 ) {
     let first_look = Instant::now() + FIRST_LOOK;
     let mut judge_at = Some(first_look);
-    let mut last_round = observe::since_boot();
+    let mut last_round = since_boot();
     loop {
         let wake = async {
             match judge_at {
@@ -173,7 +168,7 @@ pub(crate) async fn watch_node(
             }
         }
         heart.beat();
-        let round = observe::since_boot();
+        let round = since_boot();
         if round.saturating_sub(last_round) > PAUSED {
             tracing::info!(seconds = round.saturating_sub(last_round).as_secs(), "was paused");
             doubt.notify_one();

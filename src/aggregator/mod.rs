@@ -29,12 +29,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
-use nix::time::{ClockId, clock_gettime};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::Api;
-use crate::verdict::Now;
+use crate::clock::{now, since_boot};
 use lease::{Elector, Failure};
 use watch::Kind;
 
@@ -143,16 +142,6 @@ async fn elect(api: &Api, store: &Store, elector: &mut Elector, read_only: bool)
         }
         store.lock().leads = elector.leads(since_boot());
     }
-}
-
-/// The present.
-pub(crate) fn now() -> Now {
-    Now { wall: Timestamp::now(), since_boot: since_boot() }
-}
-
-fn since_boot() -> Duration {
-    // It cannot fail for a clock that every Linux has; standing still is the safe answer all the same.
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 fn own_identity() -> String {

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 
 use super::terminal::Paint;
 use crate::agent::{self, AgentPages, Heart, HostRoot, Watched};
-use crate::aggregator::{self, AggregatorPages, Store};
+use crate::aggregator::{AggregatorPages, Store};
 use crate::config::Config;
 use crate::http::{Page, Pages};
 use crate::verdict::Told;
@@ -52,7 +52,7 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
     let store = Arc::new(Store::standalone());
     let pages = Both {
         agent: AgentPages::new(Arc::clone(&watched), None),
-        aggregator: AggregatorPages::new(Arc::clone(&store), aggregator::now),
+        aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now),
     };
     let (tell, told) = watch::channel(None);
     let (doubt, heart) = (Notify::new(), Heart::default());

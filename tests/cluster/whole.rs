@@ -22,6 +22,7 @@ fn faults_turn_conditions_true_and_repairs_turn_them_false() -> Result<()> {
     a_small_file_system(&product)?;
     a_hung_containerd(&product)?;
     a_killed_containerd(&product)?;
+    a_hung_kubelet(&product)?;
     a_killed_kubelet(&product)?;
     an_agent_that_is_gone(&product)
 }
@@ -90,6 +91,12 @@ fn cni_configuration(product: &Product) -> Result<()> {
     node.read(&["sh", "-c", "mkdir /etc/cni/away && mv /etc/cni/net.d/*.conflist /etc/cni/away/"])?;
     let message = product.wait_for("n1", "CNIProblem", "True", "CniConfigMissing");
     assert!(message.contains("/etc/cni/net.d"), "{message}");
+    eventually("the runtime's own word is among the findings", SOON, || {
+        let node = node.object(&product.cluster)?;
+        let findings = node["metadata"]["annotations"]["nodevitals.dev/findings"].as_str().context("findings")?;
+        ensure!(findings.contains("CniNotInitialized") && findings.contains("NetworkPluginNotReady"), "{findings}");
+        Ok(())
+    });
     node.read(&["sh", "-c", "cp /etc/cni/away/*.conflist /etc/cni/net.d/ && rm -r /etc/cni/away"])?;
     product.wait_until_clear("n1", "CNIProblem");
     Ok(())
@@ -158,6 +165,16 @@ fn a_killed_containerd(product: &Product) -> Result<()> {
     product.wait_for("n2", "RuntimeProblem", "True", "ContainerdDown");
     node.start("containerd")?;
     product.wait_until_clear("n2", "RuntimeProblem");
+    Ok(())
+}
+
+fn a_hung_kubelet(product: &Product) -> Result<()> {
+    let node = product.cluster.node("n2")?;
+    node.signal("kubelet", Signal::SIGSTOP)?;
+    let message = product.wait_for("n2", "ControlPlanePathProblem", "True", "KubeletUnhealthy");
+    assert!(message.contains("stopped by a signal"), "{message}");
+    node.signal("kubelet", Signal::SIGCONT)?;
+    product.wait_until_clear("n2", "ControlPlanePathProblem");
     Ok(())
 }
 

@@ -51,6 +51,17 @@ fn inodes_run_out_and_come_back() -> Result<()> {
 }
 
 #[test]
+fn memory_is_near_its_limit_by_a_limit_of_the_configuration() -> Result<()> {
+    let machine = Machine::plain()?;
+    // The machine's memory cannot be used up for a test, but the distance at which it counts can be set.
+    machine.write("limits.yaml", "limits: {imminentPoints: 100}")?;
+    let limits = machine.place("limits.yaml");
+    assert_eq!(machine.check_with(&["--config", &limits])?.finding("MemoryPressureImminent")?["subject"], "memory");
+    assert!(machine.check()?.finding("MemoryPressureImminent").is_err());
+    Ok(())
+}
+
+#[test]
 fn a_file_system_turns_read_only_and_writable_again() -> Result<()> {
     let machine = Machine::plain()?;
     machine.run(&["truncate", "-s", "16M", &machine.place("disk")])?;

@@ -14,4 +14,5 @@ mod filter;
 mod numbers;
 mod paths;
 mod recordings;
+mod standalone;
 mod usage;

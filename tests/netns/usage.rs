@@ -60,3 +60,14 @@ fn a_directory_in_place_of_the_socket_is_said() -> Result<()> {
     assert!(said.is_some_and(|(_, why)| why.contains("directory")), "{unknown:?}");
     Ok(())
 }
+
+#[test]
+fn yaml_holds_what_json_holds() -> Result<()> {
+    let machine = Machine::plain()?;
+    let output = machine.nodevitals(&["check", "-o", "yaml", "--host-root", &machine.place("")])?;
+    let text = String::from_utf8(output.stdout)?;
+    for key in ["verdict:", "snapshot:", "  routing:", "  memory:"] {
+        assert!(text.contains(key), "{key}: {text}");
+    }
+    Ok(())
+}

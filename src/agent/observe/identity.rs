@@ -1,9 +1,5 @@
 //! Who the node is, from four small files.
 
-use std::time::Duration;
-
-use nix::time::{ClockId, clock_gettime};
-
 use super::host_root::HostRoot;
 use crate::facts::Identity;
 
@@ -27,17 +23,6 @@ pub(crate) fn look(host: &HostRoot) -> Identity {
     }
 }
 
-/// Time since the kernel started, suspended time included; no change of the wall clock moves it.
-pub(crate) fn since_boot() -> Duration {
-    match clock_gettime(ClockId::CLOCK_BOOTTIME) {
-        Ok(time) => Duration::from(time),
-        Err(error) => {
-            tracing::warn!(%error, "CLOCK_BOOTTIME cannot be read");
-            Duration::ZERO
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,11 +41,5 @@ mod tests {
         std::fs::write(dir.path().join("etc/machine-id"), "0123456789abcdef\n").expect("write");
         let identity = look(&HostRoot::new(dir.path()));
         assert_eq!((identity.machine_id.as_str(), identity.boot_id.as_str()), ("0123456789abcdef", ""));
-    }
-
-    #[test]
-    fn the_boot_clock_only_grows() {
-        let first = since_boot();
-        assert!(first > Duration::ZERO && since_boot() >= first);
     }
 }

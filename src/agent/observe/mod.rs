@@ -26,7 +26,7 @@ mod stats;
 mod update;
 
 pub(crate) use host_root::HostRoot;
-pub(crate) use identity::{look as identity, since_boot};
+pub(crate) use identity::look as identity;
 pub(crate) use sources::{Observer, kubelet_server, start};
 pub(crate) use stats::Stats;
 pub(crate) use update::Update;

@@ -11,7 +11,8 @@ use tokio::time::timeout;
 
 use super::blocking::Blocking;
 use super::events::{self, Event};
-use super::{HostRoot, Stats, Update, since_boot};
+use super::{HostRoot, Stats, Update};
+use crate::clock::since_boot;
 use crate::facts::{Cni, Kubelet, LookError, Role, Runtime, Seen};
 
 /// How often each source looks when nothing wakes it, and how long one look may take.

@@ -122,7 +122,7 @@ fn programs_by_other_names() {
 fn reads_this_machine() {
     let own = i32::try_from(std::process::id()).expect("small");
     let found = stat(Path::new("/proc"), own).expect("this process runs");
-    let since_boot = super::super::identity::since_boot();
+    let since_boot = crate::clock::since_boot();
     let started = started_at(Timestamp::now(), since_boot, found.starttime);
     let age = Timestamp::now().duration_since(started).as_secs();
     assert!((0..3600).contains(&age), "this test has run for {age} s");

@@ -1,0 +1,64 @@
+//! `nodevitals standalone`: the whole product on one machine, without a cluster.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::machine::{Machine, program};
+use crate::support::wait::eventually;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A process that ends with this value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn get(machine: &Machine, path: &str) -> Result<String> {
+    machine.run(&["curl", "-sf", "-m", "5", &format!("http://127.0.0.1:10580{path}")])
+}
+
+#[test]
+fn it_serves_the_report_the_findings_and_the_metrics_and_follows_the_machine() -> Result<()> {
+    let machine = Machine::worker()?;
+    let mut command = machine.net().command(program());
+    command.args(["standalone", "--host-root", &machine.place("")]).stdout(Stdio::null()).stderr(Stdio::null());
+    let _running = Running(command.spawn()?);
+    let codes = || -> Result<Vec<String>> {
+        let page: Value = serde_json::from_str(&get(&machine, "/findings")?)?;
+        let findings = page["verdict"]["findings"].as_array().context("findings")?.clone();
+        Ok(findings.iter().filter_map(|finding| Some(finding["code"].as_str()?.to_owned())).collect())
+    };
+    eventually("it says that the kubelet of these files does not run", SOON, || {
+        let codes = codes()?;
+        ensure!(codes.iter().any(|code| code == "KubeletDown"), "{codes:?}");
+        Ok(())
+    });
+    let report: Value = serde_json::from_str(&get(&machine, "/api/v1/report")?)?;
+    assert_eq!(report["nodes"][0]["state"], "Critical", "{report}");
+
+    machine.run(&["ip", "route", "del", "default"])?;
+    eventually("a route that goes is told", SOON, || {
+        ensure!(codes()?.iter().any(|code| code == "DefaultRouteMissing"), "not yet");
+        Ok(())
+    });
+    machine.run(&["ip", "route", "add", "default", "via", "192.0.2.1"])?;
+    eventually("and so is one that comes back", SOON, || {
+        ensure!(!codes()?.iter().any(|code| code == "DefaultRouteMissing"), "not yet");
+        Ok(())
+    });
+
+    let metrics = get(&machine, "/metrics")?;
+    machine.feed(&["promtool", "check", "metrics"], &metrics)?;
+    assert!(metrics.contains("nodevitals_worker_state{state=\"Critical\"} 1"), "{metrics}");
+    assert_eq!(get(&machine, "/readyz")?, "ok\n");
+    Ok(())
+}
