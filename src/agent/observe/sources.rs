@@ -13,7 +13,7 @@ use super::blocking::Blocking;
 use super::events::{self, Event};
 use super::{HostRoot, Stats, Update};
 use crate::clock::since_boot;
-use crate::facts::{Cni, Kubelet, LookError, Role, Runtime, Seen};
+use crate::facts::{Cni, Kubelet, LookError, Reason, Role, Runtime, Seen};
 
 /// How often each source looks when nothing wakes it, and how long one look may take.
 struct Rhythm {
@@ -37,6 +37,8 @@ const FORWARDING: Rhythm = rhythm("forwarding", 10, 2);
 const CNI: Rhythm = rhythm("cni", 15, 5);
 // A runtime that hangs has to be told within 10 s.
 const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
+/// A runtime that did not answer is asked again after this time.
+const HUNG_AGAIN: Duration = Duration::from_millis(500);
 const FILESYSTEMS: Rhythm = rhythm("filesystems", 10, 10);
 const MEMORY: Rhythm = rhythm("memory", 10, 2);
 // Between walks this is one file per known process.
@@ -274,9 +276,18 @@ async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
             Err(_) => hung_runtime(),
         };
         share_runtime(&seen, &shared, &wake);
+        let hangs = [seen.status.error(), seen.sandboxes.error()]
+            .into_iter()
+            .flatten()
+            .any(|error| error.reason == Reason::TimedOut);
         let success = seen.status.error().is_none() && seen.socket.error().is_none();
         out.tell(&RUNTIME, began, success, Update::Runtime(seen)).await;
-        rest(&RUNTIME, began, Some(&wake.runtime)).await;
+        if hangs {
+            // Whether it was only slow shows soon: three looks in a row have to agree.
+            tokio::time::sleep(HUNG_AGAIN).await;
+        } else {
+            rest(&RUNTIME, began, Some(&wake.runtime)).await;
+        }
     }
 }
 

@@ -15,8 +15,8 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Critical,
     why: "no container can be started, stopped or probed here, and the kubelet takes two minutes to notice",
     next_step: "gather first (its stacks: `kill -USR1 PID`, `journalctl -u containerd`), then restart it; if it hangs again, cordon, drain and reload the worker",
-    // Two looks in a row must find it hung; each waits two seconds for an answer.
-    raise_after: Duration::from_secs(4),
+    // Three looks in a row must find it hung: each waits two seconds for an answer, and half a second lies between them.
+    raise_after: Duration::from_secs(5),
     clear_after: Duration::from_secs(4),
     run,
 };
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn trap_one_slow_answer_is_held_down_and_dead_is_not_hung() {
-        assert!(CHECK.raise_after >= Duration::from_secs(4), "two looks of two seconds");
+        assert!(CHECK.raise_after >= Duration::from_secs(5), "three looks of two seconds");
         let node = Node::worker().edit(|now| now.runtime.status = testing::error("socket", Reason::Refused));
         assert_eq!(run(&node.look()), Outcome::Healthy);
     }
