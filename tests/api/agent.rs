@@ -1,7 +1,7 @@
 //! The agent and the API server: what it writes, when, and what it makes of trouble.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
@@ -178,9 +178,10 @@ fn it_and_others_who_write_at_once_lose_nothing() -> Result<()> {
     let agent = bench.agent("r1", "agent-r1", &["--heartbeat", "1"])?;
     soon("the conditions", || packet_filter(&bench, "r1", "False", "PacketFilterHealthy"));
     let over = AtomicBool::new(false);
+    let passed = AtomicU32::new(0);
     let (kubelet, other) = scope(|scope| {
-        let (kubelet, other) =
-            (scope.spawn(|| patches_conditions(&bench, &over)), scope.spawn(|| replaces_the_node(&bench, &over)));
+        let kubelet = scope.spawn(|| patches_conditions(&bench, &over));
+        let other = scope.spawn(|| replaces_the_node(&bench, &over, &passed));
         let end = End(&over);
         for _ in 0..3 {
             jump(&bench, "-D")?;
@@ -189,6 +190,12 @@ fn it_and_others_who_write_at_once_lose_nothing() -> Result<()> {
             jump(&bench, "-A")?;
             soon("it is back", || packet_filter(&bench, "r1", "False", "PacketFilterHealthy"));
         }
+        // Who puts the whole object back loses most races; it has to win some, or nothing was tried.
+        soon("the one who replaces the Node has got through", || {
+            let passed = passed.load(Ordering::Relaxed);
+            ensure!(passed > 5, "{passed} times");
+            Ok(())
+        });
         drop(end);
         Ok::<_, anyhow::Error>((kubelet.join().expect("no panic")?, other.join().expect("no panic")?))
     })?;
@@ -198,7 +205,8 @@ fn it_and_others_who_write_at_once_lose_nothing() -> Result<()> {
     assert_eq!(node["status"]["conditions"].as_array().map(Vec::len), Some(TYPES.len() + 6));
     assert!(agent.said("cannot write to the Node").is_err(), "its writes have all passed");
     let writes = bench.writes_on("r1", AGENT)?;
-    assert!(writes.len() > 8 && kubelet > 20 && other > 10, "{} and {kubelet} and {other} writes", writes.len());
+    // At least three faults and three repairs, and heartbeats between them.
+    assert!(writes.len() > 6, "{} writes beside {kubelet} and {other}", writes.len());
     Ok(())
 }
 
@@ -229,13 +237,16 @@ fn patches_conditions(bench: &Bench, over: &AtomicBool) -> Result<u32> {
 }
 
 /// Writes as older controllers do: reads the whole Node and puts it back, unless somebody was faster.
-fn replaces_the_node(bench: &Bench, over: &AtomicBool) -> Result<u32> {
+fn replaces_the_node(bench: &Bench, over: &AtomicBool, passed: &AtomicU32) -> Result<u32> {
     let mut count = 0;
     while !over.load(Ordering::Relaxed) {
         let mut node = bench.node("r1")?;
         node["metadata"]["annotations"]["other/count"] = (count + 1).to_string().into();
         match bench.admin("PUT plain /api/v1/nodes/r1/status", &node) {
-            Ok(_) => count += 1,
+            Ok(_) => {
+                count += 1;
+                passed.store(count, Ordering::Relaxed);
+            }
             Err(error) => ensure!(error.to_string().contains(": 409 "), "{error}"),
         }
     }

@@ -13,8 +13,9 @@ pub(super) fn patch(now: &NodeNow, told: &Told, at: Timestamp) -> Option<Value> 
     let mut conditions: Vec<Value> = told
         .conditions
         .iter()
+        .map(|wanted| in_time(wanted, now.conditions.get(&wanted.kind), at))
         .filter(|wanted| now.conditions.get(&wanted.kind) != Some(wanted))
-        .map(|wanted| condition(wanted, at))
+        .map(|wanted| condition(&wanted, at))
         .collect();
     let retired = now.conditions.keys().filter(|kind| told.conditions.iter().all(|wanted| wanted.kind != **kind));
     conditions.extend(retired.map(|kind| json!({"type": kind, "$patch": "delete"})));
@@ -37,6 +38,20 @@ pub(super) fn patch(now: &NodeNow, told: &Told, at: Timestamp) -> Option<Value> 
         patch.insert("status".into(), json!({"conditions": conditions}));
     }
     Some(Value::Object(patch))
+}
+
+/// The condition with the transition time that fits what the Node says now. A status that stays keeps its time, also when
+/// this process did not know it yet. One that changes has the time of the change, unless somebody else changed it later
+/// (the aggregator to Unknown): then it changes now.
+fn in_time(wanted: &NodeCondition, now: Option<&NodeCondition>, at: Timestamp) -> NodeCondition {
+    let mut wanted = wanted.clone();
+    let Some(now) = now else { return wanted };
+    if now.status == wanted.status && now.last_transition_time.is_some() {
+        wanted.last_transition_time = now.last_transition_time;
+    } else if now.last_transition_time > wanted.last_transition_time {
+        wanted.last_transition_time = Some(Timestamp::from_second(at.as_second()).unwrap_or(at));
+    }
+    wanted
 }
 
 /// The patch that writes every condition again with a new heartbeat time.
@@ -103,6 +118,19 @@ mod tests {
         assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], "2023-11-14T22:13:20Z");
         assert!(patch.get("metadata").is_none());
         assert!(patch.to_string().len() < 4096);
+    }
+
+    #[test]
+    fn a_status_that_stays_keeps_its_time_and_one_that_somebody_else_changed_changes_now() {
+        let long_ago = Timestamp::from_second(1_600_000_000).expect("valid");
+        let aged = |status, time| NodeCondition { last_transition_time: Some(time), ..one("CNIProblem", status) };
+        let on_node = told(vec![aged(Status::False, long_ago)], &[]);
+        assert_eq!(patch(&now(&on_node), &told(vec![one("CNIProblem", Status::False)], &[]), at()), None);
+
+        let marked = told(vec![aged(Status::Unknown, at())], &[]);
+        let later = Timestamp::from_second(1_700_000_100).expect("valid");
+        let patch = patch(&now(&marked), &told(vec![aged(Status::False, long_ago)], &[]), later).expect("a change");
+        assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], later.to_string());
     }
 
     #[test]
