@@ -18,7 +18,8 @@ use crate::verdict::Told;
 /// Options of `nodevitals standalone`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// Address on which the report (/api/v1/report), the findings (/findings) and the metrics (/metrics) are served
+    /// Address on which the page (/), the report (/api/v1/report), the findings (/findings) and the metrics (/metrics)
+    /// are served
     #[arg(long, default_value = "127.0.0.1:10580", value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
 
@@ -31,16 +32,34 @@ pub(super) struct Options {
     config: Option<PathBuf>,
 }
 
-/// Both processes' pages: the aggregator's report, and the agent's findings and metrics.
+/// Both processes' pages: the aggregator's report, the agent's findings and metrics, and what `check` prints as a page.
 struct Both {
+    watched: Arc<Watched>,
     agent: AgentPages,
     aggregator: AggregatorPages,
 }
 
 impl Pages for Both {
     fn get(&self, path: &str, query: &str) -> Page {
-        if path.starts_with("/api/") { self.aggregator.get(path, query) } else { self.agent.get(path, query) }
+        match path {
+            "/" => page(&self.watched),
+            _ if path.starts_with("/api/") => self.aggregator.get(path, query),
+            _ => self.agent.get(path, query),
+        }
     }
+}
+
+/// The report as a page that brings itself up to date. It needs nothing from elsewhere and runs nothing.
+fn page(watched: &Watched) -> Page {
+    let text = watched.read(|judge, verdict| Some(super::check::table(&judge.report(verdict?.clone()), Paint::PLAIN)));
+    let text = text.unwrap_or_else(|| "The first look is not complete yet.".to_owned());
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let body = format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
+         <meta name=color-scheme content=\"light dark\"><title>NodeVitals</title><pre>{text}</pre>\
+         <p><a href=/api/v1/report>report</a> <a href=/findings>findings</a> <a href=/metrics>metrics</a></html>\n"
+    );
+    Page { status: 200, content_type: "text/html; charset=utf-8", body: body.into_bytes() }
 }
 
 pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
@@ -51,6 +70,7 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
     let (watched, observer) = agent::start(&host, config.limits);
     let store = Arc::new(Store::standalone());
     let pages = Both {
+        watched: Arc::clone(&watched),
         agent: AgentPages::new(Arc::clone(&watched), None),
         aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now),
     };
@@ -80,7 +100,7 @@ async fn hand_on(watched: &Watched, mut told: watch::Receiver<Option<Told>>, sto
             let report = watched.read(|judge, verdict| verdict.map(|verdict| judge.report(verdict.clone())));
             let text = report.map(|report| super::check::table(&report, Paint::stdout())).unwrap_or_default();
             super::terminal::print(&format!(
-                "{text}\nhttp://{address}/api/v1/report  /findings  /metrics   (ends with Ctrl-C)\n"
+                "{text}\nhttp://{address}/   /api/v1/report  /findings  /metrics   (ends with Ctrl-C)\n"
             ));
         }
     }

@@ -45,6 +45,9 @@ fn it_serves_the_report_the_findings_and_the_metrics_and_follows_the_machine() -
     let report: Value = serde_json::from_str(&get(&machine, "/api/v1/report")?)?;
     assert_eq!(report["nodes"][0]["state"], "Critical", "{report}");
 
+    let page = get(&machine, "/")?;
+    assert!(page.starts_with("<!doctype html>") && page.contains("KubeletDown") && page.contains("Next: "), "{page}");
+
     machine.run(&["ip", "route", "del", "default"])?;
     eventually("a route that goes is told", SOON, || {
         ensure!(codes()?.iter().any(|code| code == "DefaultRouteMissing"), "not yet");
