@@ -28,11 +28,15 @@ pub(crate) fn registry() -> Registry {
 
 /// Registers a gauge with labels and gives it its values.
 pub(crate) fn gauges(registry: &mut Registry, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
+    registry.register(name, help, filled(values));
+}
+
+fn filled(values: impl IntoIterator<Item = (Labels, f64)>) -> Gauges {
     let family = Gauges::default();
     for (labels, value) in values {
         family.get_or_create(&labels).set(value);
     }
-    registry.register(name, help, family);
+    family
 }
 
 /// All metrics.
@@ -169,9 +173,5 @@ fn source_metrics(registry: &mut Registry, watched: &Watched) {
 }
 
 fn registry_unit(registry: &mut Registry, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
-    let family = Gauges::default();
-    for (labels, value) in values {
-        family.get_or_create(&labels).set(value);
-    }
-    registry.register_with_unit(name, help, Unit::Seconds, family);
+    registry.register_with_unit(name, help, Unit::Seconds, filled(values));
 }

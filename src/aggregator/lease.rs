@@ -115,7 +115,7 @@ impl Elector {
         if lease.spec.holder_identity.as_deref() == Some(&self.identity) {
             lease.spec.holder_identity = Some(String::new());
             // Losing this costs the others a wait, and nothing else.
-            let _ = self.put(client, Method::PUT, &lease, clock()).await;
+            self.put(client, Method::PUT, &lease, clock()).await.ok();
             self.leads_until = None;
         }
     }

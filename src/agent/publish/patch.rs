@@ -54,9 +54,10 @@ fn in_time(wanted: &NodeCondition, now: Option<&NodeCondition>, at: Timestamp) -
     wanted
 }
 
-/// The patch that writes every condition again with a new heartbeat time.
-pub(super) fn heartbeat(told: &Told, at: Timestamp) -> Value {
-    let conditions: Vec<Value> = told.conditions.iter().map(|wanted| condition(wanted, at)).collect();
+/// The patch that writes every condition again with a new heartbeat time, and moves no transition time.
+pub(super) fn heartbeat(now: &NodeNow, told: &Told, at: Timestamp) -> Value {
+    let in_time = |wanted| in_time(wanted, now.conditions.get(&wanted.kind), at);
+    let conditions: Vec<Value> = told.conditions.iter().map(|wanted| condition(&in_time(wanted), at)).collect();
     json!({"status": {"conditions": conditions}})
 }
 

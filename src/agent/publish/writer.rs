@@ -166,7 +166,9 @@ impl Writer {
     }
 
     async fn beat(&mut self, told: &Told) {
-        match self.send(&patch::heartbeat(told, Timestamp::now())).await {
+        // What the Node says is known whenever the writer rests; without it the next round reads and writes anyway.
+        let Some(now) = &self.known else { return };
+        match self.send(&patch::heartbeat(now, told, Timestamp::now())).await {
             Ok(now) => {
                 self.fates.count(0, 1);
                 self.known = Some(now);
