@@ -72,7 +72,7 @@ fn verdict_metrics(registry: &mut Registry, verdict: &Verdict) {
     }
     for finding in &verdict.findings {
         if let Some(check) = checks::node::ALL.iter().find(|check| check.code == finding.code) {
-            *counts.entry((check.code, check.severity.as_str(), check.area.condition())).or_default() += 1.0;
+            *counts.entry((check.code, finding.severity.as_str(), check.area.condition())).or_default() += 1.0;
         }
     }
     let values = counts.into_iter().map(|((code, severity, area), count)| {

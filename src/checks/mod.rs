@@ -99,6 +99,8 @@ pub const WORKER_PROBLEM: &str = "WorkerProblem";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Severity {
+    /// Worth knowing, and no problem: it is told, but moves no condition and no worker state.
+    Info,
     /// The worker is, or will soon be, short of something.
     Warning,
     /// The worker or its pods do not work.
@@ -109,6 +111,7 @@ impl Severity {
     /// Lower-case name, for metrics.
     pub fn as_str(self) -> &'static str {
         match self {
+            Severity::Info => "info",
             Severity::Warning => "warning",
             Severity::Critical => "critical",
         }
@@ -122,7 +125,7 @@ pub struct Check {
     pub code: &'static str,
     /// The condition that it feeds.
     pub area: Area,
-    /// How bad its findings are.
+    /// How bad its findings are, unless a finding says otherwise.
     pub severity: Severity,
     /// Why a finding matters, in one clause: it completes "this matters because ...".
     pub why: &'static str,
@@ -169,6 +172,8 @@ pub struct Finding {
     pub subject: String,
     /// What is wrong and where, as a sentence without a full stop.
     pub detail: String,
+    /// Overrides the check's severity, where this case is better or worse than the others.
+    pub severity: Option<Severity>,
     /// Overrides the check's next step, where this case has a better one.
     pub next_step: Option<String>,
     /// Overrides the check's `raise_after`: the owner of the thing is alive and repairs it by itself within this time.
@@ -178,7 +183,20 @@ pub struct Finding {
 impl Finding {
     /// A finding about `subject`.
     pub fn new(subject: impl Into<String>, detail: impl Into<String>) -> Self {
-        Finding { subject: subject.into(), detail: detail.into(), next_step: None, owner_repairs_within: None }
+        Finding {
+            subject: subject.into(),
+            detail: detail.into(),
+            severity: None,
+            next_step: None,
+            owner_repairs_within: None,
+        }
+    }
+
+    /// With a severity of its own.
+    #[must_use]
+    pub fn severity(mut self, severity: Severity) -> Self {
+        self.severity = Some(severity);
+        self
     }
 
     /// With a next step of its own.

@@ -79,7 +79,7 @@ pub(super) fn table(report: &Report, paint: Paint) -> String {
 fn headline(verdict: &Verdict) -> String {
     match (verdict.root(), verdict.state) {
         (Some(root), _) => {
-            let others = verdict.findings.len() - 1;
+            let others = verdict.problems().count() - 1;
             let more = if others > 0 { format!(" and {others} more") } else { String::new() };
             format!("{}{more}", root.code)
         }
@@ -110,6 +110,7 @@ fn finding_lines(text: &mut String, finding: &Raised, paint: Paint) {
     let state = match finding.severity {
         Severity::Critical => WorkerState::Critical,
         Severity::Warning => WorkerState::Warning,
+        Severity::Info => WorkerState::Normal,
     };
     let width = super::terminal::width();
     let since = finding.since.strftime("%H:%M:%S UTC");

@@ -136,6 +136,7 @@ impl Ink {
         match severity {
             Severity::Critical => Ink::Critical,
             Severity::Warning => Ink::Warning,
+            Severity::Info => Ink::Faint,
         }
     }
 }

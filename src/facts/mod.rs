@@ -3,6 +3,7 @@
 //! Every field that comes from an outside source is a [`Seen`], so that "there is none" and "could not look" stay
 //! apart all the way to the report. The rooms that fill these in are private inside [`crate::agent`].
 
+mod cluster;
 mod cni;
 mod host;
 mod kubelet;
@@ -14,6 +15,7 @@ mod seen;
 mod snapshot;
 mod trend;
 
+pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniPlugin};
 pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};
 pub use kubelet::{ControlPlanePath, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};

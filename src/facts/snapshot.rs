@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Routing, Ruleset, Runtime, Seen,
+    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Routing, Ruleset,
+    Runtime, Seen,
 };
 
 /// One look at a node.
@@ -41,6 +42,8 @@ pub struct Snapshot {
     pub health: Health,
     /// The path to the control plane; absent when no kubeconfig names one.
     pub control_plane: Seen<ControlPlanePath>,
+    /// What the cluster says about the other nodes; absent where no aggregator is asked.
+    pub cluster: Seen<ClusterMap>,
 }
 
 /// Who a node is and since when it runs.
@@ -140,6 +143,7 @@ impl Snapshot {
                 felix: Seen::not_yet("Felix health port"),
             },
             control_plane: Seen::not_yet("control plane"),
+            cluster: Seen::not_yet("cluster map"),
         }
     }
 }

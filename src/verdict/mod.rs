@@ -97,10 +97,22 @@ pub struct Raised {
     pub next: String,
 }
 
+impl Raised {
+    /// Whether it moves conditions and the worker's state, rather than being only worth knowing.
+    pub fn is_problem(&self) -> bool {
+        self.severity > Severity::Info
+    }
+}
+
 impl Verdict {
     /// The finding that takes the headline: the worst, and among equals the one whose area causes the others.
     pub fn root(&self) -> Option<&Raised> {
-        self.findings.first()
+        self.problems().next()
+    }
+
+    /// Findings that are problems, worst first.
+    pub fn problems(&self) -> impl Iterator<Item = &Raised> {
+        self.findings.iter().filter(|finding| finding.is_problem())
     }
 
     /// The condition of this type.

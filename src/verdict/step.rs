@@ -9,7 +9,7 @@ use super::{
     COULD_NOT_LOOK, ConditionVerdict, NOT_APPLICABLE, Now, Raised, SETTLING, Status, Verdict, WORKER_HEALTHY,
     WorkerState,
 };
-use crate::checks::{Area, Check, Finding, Outcome, WORKER_PROBLEM};
+use crate::checks::{Area, Check, Finding, Outcome, Severity, WORKER_PROBLEM};
 
 /// A check that cannot look counts as unknown after this long: one slow answer is noise.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(15);
@@ -68,7 +68,9 @@ impl Beliefs {
         }
         for stored in findings {
             let Some(check) = table.iter().find(|check| check.code == stored.code) else { continue };
-            let shown = Finding::new(stored.subject.clone(), stored.detail.clone()).next(stored.next.clone());
+            let shown = Finding::new(stored.subject.clone(), stored.detail.clone())
+                .severity(stored.severity)
+                .next(stored.next.clone());
             beliefs.findings.insert(
                 (check.code, stored.subject.clone()),
                 Belief {
@@ -136,7 +138,10 @@ impl Beliefs {
             });
             belief.last_seen = now.since_boot;
             belief.shown.owner_repairs_within = finding.owner_repairs_within;
-            if !belief.raised || now.since_boot.saturating_sub(belief.shown_at) >= REFRESH_TEXT_AFTER {
+            if !belief.raised
+                || belief.shown.severity != finding.severity
+                || now.since_boot.saturating_sub(belief.shown_at) >= REFRESH_TEXT_AFTER
+            {
                 belief.shown = finding.clone();
                 belief.shown_at = now.since_boot;
             }
@@ -197,7 +202,8 @@ impl Beliefs {
 
     fn area_condition(&mut self, area: Area, findings: &[Raised], now: Now) -> ConditionVerdict {
         let kind = area.condition();
-        let mine: Vec<&Raised> = findings.iter().filter(|finding| finding.area == area).collect();
+        let mine: Vec<&Raised> =
+            findings.iter().filter(|finding| finding.area == area && finding.is_problem()).collect();
         let (status, reason, message) = if let Some(worst) = mine.first() {
             (Status::True, worst.code.clone(), sentence(worst, mine.len() - 1))
         } else {
@@ -214,7 +220,8 @@ impl Beliefs {
             let reason = if ever { COULD_NOT_LOOK } else { SETTLING };
             return (Status::Unknown, reason.into(), clip(&format!("Could not look: {why}.")));
         }
-        let pending = self.findings.values().any(|belief| belief.check.area == area);
+        let pending =
+            self.findings.values().any(|belief| belief.check.area == area && belief.severity() > Severity::Info);
         if answers.is_empty() || (pending && !settled) {
             return (Status::Unknown, SETTLING.into(), "The first look is not complete yet.".into());
         }
@@ -240,9 +247,10 @@ impl Beliefs {
         conditions: &[ConditionVerdict],
         now: Now,
     ) -> ConditionVerdict {
+        let problems = findings.iter().filter(|finding| finding.is_problem()).count();
         let (status, reason, message) = match (findings.first(), state) {
-            (Some(root), _) => (Status::True, root.code.clone(), sentence(root, findings.len() - 1)),
-            (None, WorkerState::Unknown) => {
+            (Some(root), _) if root.is_problem() => (Status::True, root.code.clone(), sentence(root, problems - 1)),
+            (_, WorkerState::Unknown) => {
                 let blind: Vec<&str> =
                     conditions.iter().filter(|it| it.status == Status::Unknown).map(|it| it.kind).collect();
                 let reason = if settling { SETTLING } else { COULD_NOT_LOOK };
@@ -252,7 +260,7 @@ impl Beliefs {
                     format!("Not all of this worker could be looked at: {}.", blind.join(", ")),
                 )
             }
-            (None, _) => (Status::False, WORKER_HEALTHY.into(), "No problem found on this worker.".into()),
+            _ => (Status::False, WORKER_HEALTHY.into(), "No problem found on this worker.".into()),
         };
         self.condition(WORKER_PROBLEM, status, reason, message, now)
     }
@@ -291,10 +299,14 @@ impl Belief {
         self.shown.owner_repairs_within.unwrap_or(self.check.raise_after)
     }
 
+    fn severity(&self) -> Severity {
+        self.shown.severity.unwrap_or(self.check.severity)
+    }
+
     fn to_raised(&self) -> Raised {
         Raised {
             code: self.check.code.to_owned(),
-            severity: self.check.severity,
+            severity: self.severity(),
             area: self.check.area,
             subject: self.shown.subject.clone(),
             since: self.since,
@@ -317,12 +329,11 @@ impl Answer {
 }
 
 fn worker_state(findings: &[Raised], conditions: &[ConditionVerdict]) -> WorkerState {
-    use crate::checks::Severity;
     match findings.first().map(|worst| worst.severity) {
         Some(Severity::Critical) => WorkerState::Critical,
         Some(Severity::Warning) => WorkerState::Warning,
-        None if conditions.iter().any(|condition| condition.status == Status::Unknown) => WorkerState::Unknown,
-        None => WorkerState::Normal,
+        _ if conditions.iter().any(|condition| condition.status == Status::Unknown) => WorkerState::Unknown,
+        _ => WorkerState::Normal,
     }
 }
 

@@ -124,7 +124,8 @@ pub(crate) fn start(host: &HostRoot) -> Observer {
     tasks.spawn(processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(kubelet(out.clone(), host.clone(), blocking, shared.clone(), wake.clone()));
     tasks.spawn(health(out.clone(), shared.clone()));
-    tasks.spawn(control_plane(out, host.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(control_plane(out.clone(), host.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(cluster(out));
     tasks.spawn(dispatch(host.clone(), shared, wake));
     Observer { updates, stats, _tasks: tasks }
 }
@@ -421,6 +422,11 @@ async fn control_plane(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) 
         out.tell(&CONTROL_PLANE, began, seen.error().is_none(), Update::ControlPlane(seen)).await;
         rest(&CONTROL_PLANE, began, Some(&wake.control_plane)).await;
     }
+}
+
+/// Nobody is asked about the cluster yet.
+async fn cluster(out: Outlet) {
+    out.updates.send(Update::Cluster(Seen::Absent)).await.ok();
 }
 
 /// Turns kernel events into wake-ups.

@@ -1,8 +1,8 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes, Routing, Ruleset,
-    Runtime, Seen, Snapshot,
+    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes, Routing,
+    Ruleset, Runtime, Seen, Snapshot,
 };
 
 /// A part of the snapshot, seen anew.
@@ -21,11 +21,12 @@ pub(crate) enum Update {
     Kubelet(Seen<Kubelet>),
     Health(Health),
     ControlPlane(Seen<ControlPlanePath>),
+    Cluster(Seen<ClusterMap>),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 13;
+    pub(crate) const KINDS: usize = 14;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -43,6 +44,7 @@ impl Update {
             Update::Kubelet(_) => 10,
             Update::Health(_) => 11,
             Update::ControlPlane(_) => 12,
+            Update::Cluster(_) => 13,
         }
     }
 
@@ -62,6 +64,7 @@ impl Update {
             Update::Kubelet(seen) => replace(&mut snapshot.kubelet, seen),
             Update::Health(seen) => replace(&mut snapshot.health, seen),
             Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
+            Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
         }
     }
 }

@@ -221,9 +221,9 @@ fn reported(base: NodeReport, row: &Row) -> NodeReport {
     // The annotation is the agent's word; without it (somebody removed it) the findings and the roll-up say the same.
     let state = row.state.unwrap_or_else(|| match (worst, roll_up.map(|it| it.status)) {
         (Some(crate::checks::Severity::Critical), _) => WorkerState::Critical,
-        (Some(crate::checks::Severity::Warning), _) | (None, Some(Status::True)) => WorkerState::Warning,
-        (None, Some(Status::False)) => WorkerState::Normal,
-        (None, Some(Status::Unknown) | None) => WorkerState::Unknown,
+        (Some(crate::checks::Severity::Warning), _) | (_, Some(Status::True)) => WorkerState::Warning,
+        (_, Some(Status::False)) => WorkerState::Normal,
+        (_, Some(Status::Unknown) | None) => WorkerState::Unknown,
     });
     let since = row.since.or_else(|| roll_up.and_then(|it| it.since));
     let settling = row.settling();

@@ -259,6 +259,7 @@ impl Node {
             Health { kubelet: answers(200), kube_proxy: answers(200), felix: error("127.0.0.1:9099", Reason::Refused) };
         now.control_plane =
             Seen::Yes(ControlPlanePath { server: "https://10.0.0.9:6443".into(), answer: Seen::Yes(403) });
+        now.cluster = Seen::Absent;
         let before = Remembered::default();
         let expected = Expected::of(&now, &before);
         Node { now, before, expected, limits: Limits::default() }.kube_proxy(Backend::Nftables)

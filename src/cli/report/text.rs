@@ -68,6 +68,7 @@ fn severity(severity: Severity) -> &'static str {
     match severity {
         Severity::Critical => "Critical",
         Severity::Warning => "Warning",
+        Severity::Info => "Info",
     }
 }
 

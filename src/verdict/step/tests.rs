@@ -62,6 +62,25 @@ fn a_finding_counts_after_its_hold_down_and_is_over_after_its_dwell() {
 }
 
 #[test]
+fn what_is_only_worth_knowing_is_told_but_moves_nothing() {
+    let info = |detail: &str| Finding::new("/", detail).severity(Severity::Info);
+    let mut beliefs = Beliefs::default();
+    beliefs.step(&answers(&[]), now(0));
+    for second in [1, 600] {
+        let outcome = Outcome::Findings(vec![info("worth knowing")]);
+        let verdict = beliefs.step(&answers(&[("DiskFull", outcome)]), now(second));
+        assert_eq!(verdict.state, WorkerState::Normal);
+        assert!(verdict.conditions.iter().all(|condition| condition.status == Status::False));
+        assert!(verdict.root().is_none());
+    }
+    // It gets worse: the finding is the same, and its severity is believed at once.
+    let worse = Outcome::Findings(vec![Finding::new("/", "now a problem"), info("other").severity(Severity::Warning)]);
+    let verdict = beliefs.step(&answers(&[("DiskFull", worse)]), now(601));
+    assert_eq!(verdict.findings.len(), 1);
+    assert_eq!(verdict.state, WorkerState::Warning);
+}
+
+#[test]
 fn what_does_not_last_never_was() {
     let check = check("MasterUnreachable");
     assert!(check.raise_after > Duration::from_secs(20));
