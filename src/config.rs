@@ -1,11 +1,13 @@
 //! The configuration file: one tree, read once, unknown keys refused.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use crate::checks::Limits;
+use crate::checks::{Limits, node};
 
 /// Longest configuration file, in bytes.
 const LONGEST: u64 = 1 << 20;
@@ -16,7 +18,13 @@ const LONGEST: u64 = 1 << 20;
 pub struct Config {
     /// Thresholds of the checks.
     pub limits: Limits,
+    /// Hold-downs that differ from a check's own, in seconds by finding code. They hold also where the owner of the thing
+    /// would repair it by itself.
+    pub hold_down_seconds: BTreeMap<String, f64>,
 }
+
+/// Longest hold-down that can be set, in seconds: a finding held back for longer is one that nobody wants.
+const LONGEST_HOLD_DOWN: f64 = 3600.0;
 
 impl Config {
     /// Reads a YAML or JSON file; without a path, the defaults.
@@ -42,6 +50,15 @@ impl Config {
         Ok(config)
     }
 
+    /// Hold-downs that differ from the checks' own, by finding code.
+    pub fn hold_downs(&self) -> BTreeMap<&'static str, Duration> {
+        let known = |code: &String| node::ALL.iter().find(|check| check.code == code).map(|check| check.code);
+        self.hold_down_seconds
+            .iter()
+            .filter_map(|(code, seconds)| Some((known(code)?, Duration::from_secs_f64(*seconds))))
+            .collect()
+    }
+
     fn validate(&self) -> anyhow::Result<()> {
         let Limits {
             conntrack_near_full_percent: near,
@@ -64,6 +81,14 @@ impl Config {
         if imminent_minutes.is_nan() || imminent_minutes < 0.0 || sandbox_settling_seconds < 0 {
             bail!("limits: imminentMinutes and sandboxSettlingSeconds must not be negative");
         }
+        for (code, seconds) in &self.hold_down_seconds {
+            if !node::ALL.iter().any(|check| check.code == code) {
+                bail!("holdDownSeconds: there is no finding code {code}; the README lists them");
+            }
+            if !(0.0..=LONGEST_HOLD_DOWN).contains(seconds) {
+                bail!("holdDownSeconds: {code} ({seconds}) must be between 0 and {LONGEST_HOLD_DOWN}");
+            }
+        }
         Ok(())
     }
 }
@@ -82,6 +107,16 @@ mod tests {
         let config = Config::parse("limits:\n  conntrackNearFullPercent: 70\n").expect("valid");
         assert_eq!(config.limits.conntrack_near_full_percent, 70);
         assert_eq!(config.limits.conntrack_full_percent, Limits::default().conntrack_full_percent);
+    }
+
+    #[test]
+    fn a_hold_down_is_taken_over_and_a_code_that_is_none_is_named() {
+        let config = Config::parse("holdDownSeconds:\n  PodRouteMissing: 0.5\n").expect("valid");
+        assert_eq!(config.hold_downs(), BTreeMap::from([("PodRouteMissing", Duration::from_millis(500))]));
+        for (text, named) in [("{PodRuteMissing: 1}", "PodRuteMissing"), ("{PodRouteMissing: -1}", "PodRouteMissing")] {
+            let error = Config::parse(&format!("holdDownSeconds: {text}")).expect_err("refused").to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The pure middle of the agent: updates go in, verdicts come out.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::observe::Update;
 use crate::checks::{self, Limits, Look};
+use crate::config::Config;
 use crate::facts::{Expected, Identity, Remembered, Snapshot};
 use crate::verdict::{Beliefs, Now, Raised, Status, Verdict, WorkerState};
 
@@ -17,6 +19,7 @@ pub(crate) struct Judge {
     remembered: Remembered,
     beliefs: Beliefs,
     limits: Limits,
+    hold_downs: BTreeMap<&'static str, Duration>,
     seen: [bool; Update::KINDS],
 }
 
@@ -34,12 +37,13 @@ pub(crate) struct Report {
 
 impl Judge {
     /// A judge that has seen nothing.
-    pub(crate) fn new(identity: Identity, limits: Limits, now: Now) -> Self {
+    pub(crate) fn new(identity: Identity, config: &Config, now: Now) -> Self {
         Judge {
             snapshot: Snapshot::blank(now.wall, identity),
             remembered: Remembered::default(),
-            beliefs: Beliefs::default(),
-            limits,
+            beliefs: Beliefs::default().with_hold_downs(config.hold_downs()),
+            limits: config.limits.clone(),
+            hold_downs: config.hold_downs(),
             seen: [false; Update::KINDS],
         }
     }
@@ -52,7 +56,8 @@ impl Judge {
         state: Option<(WorkerState, Timestamp)>,
         now: Now,
     ) {
-        self.beliefs = Beliefs::restore(checks::node::ALL, findings, conditions, state, now);
+        self.beliefs = Beliefs::restore(checks::node::ALL, findings, conditions, state, now)
+            .with_hold_downs(self.hold_downs.clone());
     }
 
     /// Takes over what an earlier process of this boot must have seen, from the findings that it raised: chains that are

@@ -13,7 +13,6 @@ use super::publish::{NodeNow, Writer};
 use super::watchdog::Heart;
 use super::{AgentPages, Judge, Options, Report};
 use crate::api::{self, Api};
-use crate::checks::Limits;
 use crate::clock::{now, since_boot};
 use crate::config::Config;
 use crate::verdict::{self, Now, Raised, Told, Verdict, told};
@@ -90,7 +89,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let doubt = Arc::new(Notify::new());
     let mut writer = Writer::new(ways, options.node_name.clone(), told, Arc::clone(&doubt), options.heartbeat);
     let observer = observe::start(&host);
-    let mut judge = Judge::new(observe::identity(&host), config.limits, now());
+    let mut judge = Judge::new(observe::identity(&host), &config, now());
     if let Ok(Some(node)) = timeout(FIRST_LOOK, writer.read()).await {
         restore(&mut judge, &node);
     }
@@ -190,9 +189,9 @@ fn say(watched: &Watched, tell: &watch::Sender<Option<Told>>, verdict: &Verdict)
 }
 
 /// One look at this machine. There is no history in it, so whatever it sees counts at once.
-pub(crate) async fn look_once(host: &HostRoot, limits: Limits) -> Report {
+pub(crate) async fn look_once(host: &HostRoot, config: &Config) -> Report {
     let mut observer = observe::start(host);
-    let mut judge = Judge::new(observe::identity(host), limits, now());
+    let mut judge = Judge::new(observe::identity(host), config, now());
     let end = Instant::now() + ONE_LOOK;
     while !judge.complete() {
         let Ok(Some(update)) = tokio::time::timeout_at(end, observer.next()).await else { break };
@@ -250,8 +249,8 @@ pub(crate) async fn ended() -> &'static str {
 }
 
 /// A watched node with its sources started, for the process that holds agent and aggregator together.
-pub(crate) fn start(host: &HostRoot, limits: Limits) -> (Arc<Watched>, Observer) {
+pub(crate) fn start(host: &HostRoot, config: &Config) -> (Arc<Watched>, Observer) {
     let observer = observe::start(host);
-    let judge = Judge::new(observe::identity(host), limits, now());
+    let judge = Judge::new(observe::identity(host), config, now());
     (Arc::new(Watched::new(judge, observer.stats().clone())), observer)
 }

@@ -42,7 +42,7 @@ pub(super) async fn run(options: &Options) -> ExitCode {
         );
         return failed(&anyhow::anyhow!(why));
     }
-    let report = agent::look_once(&host, config.limits).await;
+    let report = agent::look_once(&host, &config).await;
     let text = match options.output {
         Output::Table => Ok(table(&report, Paint::stdout())),
         Output::Json => serde_json::to_string_pretty(&report).map(|json| json + "\n").map_err(anyhow::Error::from),

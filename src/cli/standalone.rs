@@ -67,7 +67,7 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
     let host = HostRoot::new(&options.host_root);
     let listener = TcpListener::bind(options.listen).await;
     let listener = listener.with_context(|| format!("--listen {}: cannot listen there", options.listen))?;
-    let (watched, observer) = agent::start(&host, config.limits);
+    let (watched, observer) = agent::start(&host, &config);
     let store = Arc::new(Store::standalone());
     let pages = Both {
         watched: Arc::clone(&watched),

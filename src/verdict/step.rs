@@ -26,6 +26,7 @@ pub struct Beliefs {
     answers: BTreeMap<&'static str, Answer>,
     conditions: BTreeMap<&'static str, (Status, Timestamp)>,
     state: Option<(WorkerState, Timestamp)>,
+    hold_downs: BTreeMap<&'static str, Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -85,6 +86,13 @@ impl Beliefs {
             );
         }
         beliefs
+    }
+
+    /// With hold-downs that somebody asked for, by finding code.
+    #[must_use]
+    pub fn with_hold_downs(mut self, hold_downs: BTreeMap<&'static str, Duration>) -> Self {
+        self.hold_downs = hold_downs;
+        self
     }
 
     /// Takes in the answers of one look and says what is believed now.
@@ -153,7 +161,8 @@ impl Beliefs {
 
     fn raise_and_clear(&mut self, now: Now) {
         for belief in self.findings.values_mut() {
-            belief.raised |= now.since_boot.saturating_sub(belief.first_seen) >= belief.raise_after();
+            let lasted = now.since_boot.saturating_sub(belief.first_seen);
+            belief.raised |= lasted >= belief.raise_after(&self.hold_downs);
         }
         self.findings.retain(|_, belief| {
             let gone_for = now.since_boot.saturating_sub(belief.last_seen);
@@ -285,7 +294,9 @@ impl Beliefs {
         let times = self.findings.values().filter_map(|belief| {
             let gone_for = now.since_boot.saturating_sub(belief.last_seen);
             match (belief.raised, gone_for.is_zero()) {
-                (false, _) => belief.raise_after().checked_sub(now.since_boot.saturating_sub(belief.first_seen)),
+                (false, _) => {
+                    belief.raise_after(&self.hold_downs).checked_sub(now.since_boot.saturating_sub(belief.first_seen))
+                }
                 (true, false) => belief.check.clear_after.checked_sub(gone_for),
                 (true, true) => None,
             }
@@ -295,8 +306,10 @@ impl Beliefs {
 }
 
 impl Belief {
-    fn raise_after(&self) -> Duration {
-        self.shown.owner_repairs_within.unwrap_or(self.check.raise_after)
+    /// How long it has to last: as configured, else until its owner would have repaired it, else as the check says.
+    fn raise_after(&self, configured: &BTreeMap<&'static str, Duration>) -> Duration {
+        let own = || self.shown.owner_repairs_within.unwrap_or(self.check.raise_after);
+        configured.get(self.check.code).copied().unwrap_or_else(own)
     }
 
     fn severity(&self) -> Severity {
