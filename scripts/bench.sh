@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures the product on real parts, as root: `scripts/bench.sh`, or `scripts/bench.sh agent` or `aggregator` alone.
+# Measures the product on real parts, as root: `scripts/bench.sh`, or one part alone: `scripts/bench.sh agent`,
+# `aggregator`, `earliness` (from each fault to the condition in the API).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -7,4 +8,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh test
 NODEVITALS_BIN=$(scripts/build.sh --quiet)
 export NODEVITALS_BIN
-exec cargo bench --bench footprint -- "$@"
+if [ "${1-}" != earliness ]; then
+  cargo bench --bench footprint -- "$@"
+fi
+if [ $# = 0 ] || [ "$1" = earliness ]; then
+  cargo bench --bench earliness
+fi
