@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
+
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains};
+use crate::facts::Program;
 
 pub(super) const CHECK: Check = Check {
     code: "KubeProxyChainsMissing",
@@ -14,10 +17,16 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Critical,
     why: "Services are dead on this node: no ClusterIP or NodePort is translated",
     next_step: "restart kube-proxy on this node (delete its pod); if they do not come back in 10 s, read its log for iptables-restore errors",
+    // A kube-proxy that has just started, or is being started, makes them itself.
     raise_after: Duration::from_secs(10),
     clear_after: Duration::from_secs(2),
     run,
 };
+
+/// Chains that a settled kube-proxy had and has no more stay away: it looks at them once an hour (recorded: incident 05 E).
+const NOBODY_REPAIRS: Duration = Duration::from_millis(500);
+/// A kube-proxy that has run for this long has synced, also on a busy node.
+const SETTLED: SignedDuration = SignedDuration::from_secs(60);
 
 fn run(look: &Look<'_>) -> Outcome {
     let Some(mode) = look.expected.kube_proxy else {
@@ -28,11 +37,19 @@ fn run(look: &Look<'_>) -> Outcome {
         Err(error) => return Outcome::unknown(error),
     };
     let missing = gaps.iter().filter(|gaps| !gaps.missing.is_empty());
+    let settled = look
+        .now
+        .processes
+        .get()
+        .and_then(|processes| processes.of(Program::KubeProxy))
+        .is_some_and(|process| look.now.taken_at.duration_since(process.started_at) > SETTLED);
     Outcome::from_findings(
         missing
             .map(|gaps| {
                 let detail = format!("kube-proxy's chains are missing ({}): {}", gaps.place(), gaps.missing.join(", "));
-                Finding::new(gaps.family.to_string(), detail)
+                let finding = Finding::new(gaps.family.to_string(), detail);
+                let had = look.before.kube_proxy.contains(&(gaps.backend, gaps.family));
+                if settled && had { finding.repaired_within(NOBODY_REPAIRS) } else { finding }
             })
             .collect(),
     )
@@ -69,6 +86,22 @@ mod tests {
             assert_eq!(run(&Node::worker().kube_proxy(backend).look()), Outcome::Healthy, "{backend}");
         }
         assert_eq!(run(&Node::worker().kube_proxy_native().look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn nobody_is_waited_for_once_kube_proxy_has_settled() {
+        let flushed = |started_ago| {
+            Node::worker()
+                .kube_proxy(Backend::Nftables)
+                .remember(|before| _ = before.kube_proxy.insert((Backend::Nftables, Family::V4)))
+                .edit_chains(Backend::Nftables, "nat", |chains| chains.retain(|chain| chain.base.is_some()))
+                .started_ago(Program::KubeProxy, started_ago)
+        };
+        for (started_ago, hold_down) in [(600, Some(NOBODY_REPAIRS)), (20, None)] {
+            let node = flushed(started_ago);
+            let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
+            assert_eq!(findings[0].owner_repairs_within, hold_down, "started {started_ago} s ago");
+        }
     }
 
     #[test]

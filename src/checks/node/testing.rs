@@ -412,7 +412,8 @@ impl Node {
         self.started_ago(Program::Containerd, seconds)
     }
 
-    fn started_ago(self, program: Program, seconds: i64) -> Self {
+    /// A program was started so many seconds ago.
+    pub(super) fn started_ago(self, program: Program, seconds: i64) -> Self {
         self.edit(|now| {
             let Seen::Yes(processes) = &mut now.processes else { panic!("seen") };
             let process = processes.found.iter_mut().find(|process| process.program == program).expect("running");
