@@ -47,7 +47,7 @@ pub(crate) enum Event {
         /// Its name (`comm`, at most 15 bytes).
         program: Option<String>,
     },
-    /// The directory of CNI configurations.
+    /// A directory of CNI configurations or plugins.
     Cni,
     /// Notifications were lost: anything may have changed.
     Overrun,
@@ -55,11 +55,13 @@ pub(crate) enum Event {
 
 /// Starts watching; ends when the receiver is dropped. A source that cannot be watched is logged once, and what it
 /// would have told is left to the periodic look.
-pub(crate) fn watch(cni_dir: PathBuf) -> Receiver<Event> {
+pub(crate) fn watch(cni_dirs: Vec<PathBuf>) -> Receiver<Event> {
     let (events, receiver) = mpsc::channel(CAPACITY);
     spawn("routing changes", events.clone(), watch_routing);
     spawn("nf_tables changes", events.clone(), watch_nftables);
-    spawn("changes of the CNI directory", events, move |events| directory::watch(cni_dir, events));
+    for dir in cni_dirs {
+        spawn("changes of a CNI directory", events.clone(), move |events| directory::watch(dir, events));
+    }
     receiver
 }
 

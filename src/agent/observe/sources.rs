@@ -434,8 +434,9 @@ async fn dispatch(host: HostRoot, shared: Shared, wake: Wake) {
     let mut dirs = shared.cni_dirs.subscribe();
     loop {
         let told = dirs.borrow_and_update().clone();
-        let dir = told.map_or_else(|| "/etc/cni/net.d".to_owned(), |(dir, _)| dir);
-        let mut events = events::watch(host.path(&dir));
+        let (conf_dir, bin_dirs) =
+            told.unwrap_or_else(|| ("/etc/cni/net.d".to_owned(), vec!["/opt/cni/bin".to_owned()]));
+        let mut events = events::watch(std::iter::once(&conf_dir).chain(&bin_dirs).map(|dir| host.path(dir)).collect());
         loop {
             tokio::select! {
                 event = events.recv() => match event {

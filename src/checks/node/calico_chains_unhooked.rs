@@ -13,7 +13,7 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Critical,
     why: "policies are NOT enforced on this node, and traffic goes on as if nothing had happened",
     next_step: "check that Felix is alive on this node (`curl -s localhost:9099/liveness`) and delete the calico-node pod; then find who removed the jumps",
-    raise_after: Duration::from_secs(1),
+    raise_after: Duration::from_millis(500),
     clear_after: Duration::from_secs(2),
     run,
 };

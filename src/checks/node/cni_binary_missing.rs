@@ -15,7 +15,7 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Critical,
     why: "no pod can be started or removed here, while the node stays Ready",
     next_step: "install it again: delete the CNI's agent pod (calico-node runs install-cni at its start), or reinstall the CNI plugins package",
-    raise_after: Duration::from_secs(1),
+    raise_after: Duration::from_millis(500),
     clear_after: Duration::from_secs(2),
     run,
 };

@@ -15,7 +15,7 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Warning,
     why: "new pods start and become Ready on the wrong network: not reachable from other nodes, and no policy holds for them",
     next_step: "move the foreign file out of the directory, then recreate the pods that were started since it came",
-    raise_after: Duration::from_secs(1),
+    raise_after: Duration::from_millis(500),
     clear_after: Duration::from_secs(2),
     run,
 };

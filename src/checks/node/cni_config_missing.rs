@@ -14,7 +14,7 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Critical,
     why: "no new pod gets a network, and the node turns NotReady",
     next_step: "check that the CNI's agent runs on this node (calico-node: read the log of its container install-cni) and delete its pod, which writes the file again",
-    raise_after: Duration::from_secs(1),
+    raise_after: Duration::from_millis(500),
     clear_after: Duration::from_secs(2),
     run,
 };
