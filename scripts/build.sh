@@ -4,7 +4,8 @@
 #
 # Statically linked, because the C library's pages are a tenth of the agent's memory otherwise; packed relocations,
 # because half a megabyte of them is not needed to say what eight bytes a page can. Identical functions are folded where
-# the compiler links with lld by itself (x86_64).
+# the compiler links with lld by itself (x86_64). No unwind tables, since a panic ends the process (`panic = "abort"`)
+# and without symbols a backtrace would say nothing: they are an eighth of the program.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,6 +14,7 @@ folded=()
 if [[ $(uname -m) == x86_64 ]]; then
   folded=(-C link-arg=-Wl,--icf=all)
 fi
+export RUSTFLAGS="${RUSTFLAGS-} -C force-unwind-tables=no"
 cargo rustc --release --locked --bin nodevitals --manifest-path "$manifest" "$@" -- \
   -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs "${folded[@]}"
 target=$(cargo metadata --format-version 1 --no-deps --manifest-path "$manifest" |
