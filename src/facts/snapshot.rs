@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Routing, Ruleset,
-    Runtime, Seen,
+    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, PacketFilterChanges,
+    Routing, Ruleset, Runtime, Seen,
 };
 
 /// One look at a node.
@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub forwarding: Forwarding,
     /// The nf_tables rule set.
     pub nftables: Seen<Ruleset>,
+    /// Who changed the nf_tables rule set, and what has gone from it.
+    pub packet_filter_changes: PacketFilterChanges,
     /// The ip_tables rule set; absent when `/proc/net/ip_tables_names` and its IPv6 twin name no table.
     pub legacy: Seen<Ruleset>,
     /// Connection tracking; absent when the module is not loaded.
@@ -119,6 +121,7 @@ impl Snapshot {
                 ipv6: Seen::not_yet("net.ipv6.conf.all.forwarding"),
             },
             nftables: Seen::not_yet("nf_tables"),
+            packet_filter_changes: PacketFilterChanges::default(),
             legacy: Seen::not_yet("ip_tables"),
             conntrack: Seen::not_yet("conntrack"),
             cni: Cni {

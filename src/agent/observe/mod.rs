@@ -3,6 +3,7 @@
 
 mod blocking;
 mod chains;
+mod changes;
 mod cni;
 mod control_plane;
 mod cri;

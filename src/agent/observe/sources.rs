@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::blocking::Blocking;
+use super::changes::{Commits, History};
 use super::events::{self, Event};
 use super::{HostRoot, Stats, Update};
 use crate::clock::since_boot;
@@ -113,7 +114,8 @@ pub(crate) fn start(host: &HostRoot) -> Observer {
     let blocking = Blocking::default();
     let mut tasks = JoinSet::new();
     tasks.spawn(routing(out.clone(), shared.clone(), wake.clone()));
-    tasks.spawn(nftables(out.clone(), wake.clone()));
+    let commits = Commits::default();
+    tasks.spawn(nftables(out.clone(), wake.clone(), History::new(commits.clone())));
     tasks.spawn(legacy(out.clone(), host.clone(), blocking.clone()));
     tasks.spawn(files(out.clone(), host.clone()));
     tasks.spawn(forwarding(out.clone(), host.clone()));
@@ -126,7 +128,7 @@ pub(crate) fn start(host: &HostRoot) -> Observer {
     tasks.spawn(health(out.clone(), shared.clone()));
     tasks.spawn(control_plane(out.clone(), host.clone(), shared.clone(), wake.clone()));
     tasks.spawn(cluster(out));
-    tasks.spawn(dispatch(host.clone(), shared, wake));
+    tasks.spawn(dispatch(host.clone(), shared, wake, commits));
     Observer { updates, stats, _tasks: tasks }
 }
 
@@ -183,7 +185,7 @@ async fn routing(out: Outlet, shared: Shared, wake: Wake) {
     }
 }
 
-async fn nftables(out: Outlet, wake: Wake) {
+async fn nftables(out: Outlet, wake: Wake, mut history: History) {
     let mut source = None;
     loop {
         let began = Instant::now();
@@ -197,7 +199,10 @@ async fn nftables(out: Outlet, wake: Wake) {
         if seen.is_err() {
             source = None;
         }
-        out.tell(&NFTABLES, began, seen.is_ok(), Update::Nftables(seen.into())).await;
+        if let Ok(ruleset) = &seen {
+            history.take(ruleset, Timestamp::now());
+        }
+        out.tell(&NFTABLES, began, seen.is_ok(), Update::Nftables(seen.into(), history.changes())).await;
         rest(&NFTABLES, began, Some(&wake.nftables)).await;
     }
 }
@@ -430,12 +435,12 @@ async fn cluster(out: Outlet) {
 }
 
 /// Turns kernel events into wake-ups.
-async fn dispatch(host: HostRoot, shared: Shared, wake: Wake) {
+async fn dispatch(host: HostRoot, shared: Shared, wake: Wake, commits: Commits) {
     let mut dirs = shared.cni_dirs.subscribe();
     loop {
         let told = dirs.borrow_and_update().clone();
         let dir = told.map_or_else(|| "/etc/cni/net.d".to_owned(), |(dir, _)| dir);
-        let mut events = events::watch(host.path(&dir));
+        let mut events = events::watch(host.path(&dir), commits.clone());
         loop {
             tokio::select! {
                 event = events.recv() => match event {

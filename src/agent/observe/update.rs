@@ -1,8 +1,8 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes, Routing,
-    Ruleset, Runtime, Seen, Snapshot,
+    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, PacketFilterChanges,
+    Processes, Routing, Ruleset, Runtime, Seen, Snapshot,
 };
 
 /// A part of the snapshot, seen anew.
@@ -10,7 +10,7 @@ use crate::facts::{
 pub(crate) enum Update {
     Routing(Seen<Routing>),
     Forwarding(Forwarding),
-    Nftables(Seen<Ruleset>),
+    Nftables(Seen<Ruleset>, PacketFilterChanges),
     Legacy(Seen<Ruleset>),
     Conntrack(Seen<Conntrack>),
     Cni(Cni),
@@ -33,7 +33,7 @@ impl Update {
         match self {
             Update::Routing(_) => 0,
             Update::Forwarding(_) => 1,
-            Update::Nftables(_) => 2,
+            Update::Nftables(..) => 2,
             Update::Legacy(_) => 3,
             Update::Conntrack(_) => 4,
             Update::Cni(_) => 5,
@@ -53,7 +53,9 @@ impl Update {
         match self {
             Update::Routing(seen) => replace(&mut snapshot.routing, seen),
             Update::Forwarding(seen) => replace(&mut snapshot.forwarding, seen),
-            Update::Nftables(seen) => replace(&mut snapshot.nftables, seen),
+            Update::Nftables(seen, changes) => {
+                replace(&mut snapshot.nftables, seen) | replace(&mut snapshot.packet_filter_changes, changes)
+            }
             Update::Legacy(seen) => replace(&mut snapshot.legacy, seen),
             Update::Conntrack(seen) => replace(&mut snapshot.conntrack, seen),
             Update::Cni(seen) => replace(&mut snapshot.cni, seen),

@@ -24,7 +24,7 @@ async fn settle(events: &mut Receiver<Event>) -> Vec<Event> {
 /// Watches inside `node`; the CNI directory is one that stays quiet, for as long as the first value is kept.
 async fn quiet_watch() -> (tempfile::TempDir, Receiver<Event>) {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut events = watch(dir.path().to_owned());
+    let mut events = watch(dir.path().to_owned(), Commits::default());
     settle(&mut events).await;
     (dir, events)
 }
@@ -76,7 +76,7 @@ fn without_the_capability_only_the_packet_filter_is_left_to_polling() {
             assert_eq!(refusal, Some(Errno::EPERM as i32));
             assert!(routing_socket().is_ok());
             let dir = tempfile::tempdir().expect("a directory");
-            let mut events = watch(dir.path().to_owned());
+            let mut events = watch(dir.path().to_owned(), Commits::default());
             settle(&mut events).await;
             std::fs::write(dir.path().join("a.conf"), "{}").expect("write");
             assert_eq!(next(&mut events).await, Event::Cni);
@@ -185,7 +185,7 @@ async fn nobody_has_to_read() {
 #[tokio::test]
 async fn the_watch_ends_with_its_receiver() {
     let dir = tempfile::tempdir().expect("a directory");
-    let events = watch(dir.path().to_owned());
+    let events = watch(dir.path().to_owned(), Commits::default());
     tokio::task::yield_now().await;
     drop(events);
     let begin = Instant::now();
