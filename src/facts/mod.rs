@@ -7,6 +7,7 @@ mod changes;
 mod cluster;
 mod cni;
 mod host;
+mod ipset;
 mod kubelet;
 mod netfilter;
 mod presence;
@@ -15,11 +16,13 @@ mod runtime;
 mod seen;
 mod snapshot;
 mod trend;
+mod xtables_lock;
 
 pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniPlugin};
 pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};
+pub use ipset::IpSet;
 pub use kubelet::{ControlPlanePath, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
 pub use netfilter::{Backend, BaseChain, Chain, Hook, Jump, Policy, Ruleset, Table};
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
@@ -32,3 +35,4 @@ pub use runtime::{Condition as RuntimeCondition, Runtime, RuntimeStatus, Sandbox
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
 pub use trend::Trend;
+pub use xtables_lock::{LockUser, XtablesLock};

@@ -4,6 +4,7 @@
 //! and what does not fit into the channel is dropped, since the ones in it say the same.
 
 mod directory;
+mod lock_file;
 
 use std::future::Future;
 use std::io;
@@ -50,6 +51,8 @@ pub(crate) enum Event {
         /// Its name (`comm`, at most 15 bytes).
         program: Option<String>,
     },
+    /// Somebody had the lock of legacy iptables.
+    Legacy,
     /// The directory of CNI configurations.
     Cni,
     /// Notifications were lost: anything may have changed.
@@ -59,10 +62,11 @@ pub(crate) enum Event {
 /// Starts watching; ends when the receiver is dropped. A source that cannot be watched is logged once, and what it
 /// would have told is left to the periodic look. Every commit to nf_tables is written to `commits` too, also those of
 /// which a burst makes one event.
-pub(super) fn watch(cni_dir: PathBuf, commits: Commits) -> Receiver<Event> {
+pub(super) fn watch(cni_dir: PathBuf, lock_file: PathBuf, commits: Commits) -> Receiver<Event> {
     let (events, receiver) = mpsc::channel(CAPACITY);
     spawn("routing changes", events.clone(), watch_routing);
     spawn("nf_tables changes", events.clone(), |events| watch_nftables(events, commits));
+    spawn("the lock of legacy iptables", events.clone(), |events| lock_file::watch(lock_file, events));
     spawn("changes of the CNI directory", events, move |events| directory::watch(cni_dir, events));
     receiver
 }

@@ -1,8 +1,8 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, PacketFilterChanges,
-    Processes, Routing, Ruleset, Runtime, Seen, Snapshot,
+    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
+    PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -22,11 +22,13 @@ pub(crate) enum Update {
     Health(Health),
     ControlPlane(Seen<ControlPlanePath>),
     Cluster(Seen<ClusterMap>),
+    IpSets(Seen<Vec<IpSet>>),
+    XtablesLock(Seen<XtablesLock>),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 14;
+    pub(crate) const KINDS: usize = 16;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -45,6 +47,8 @@ impl Update {
             Update::Health(_) => 11,
             Update::ControlPlane(_) => 12,
             Update::Cluster(_) => 13,
+            Update::IpSets(_) => 14,
+            Update::XtablesLock(_) => 15,
         }
     }
 
@@ -67,6 +71,8 @@ impl Update {
             Update::Health(seen) => replace(&mut snapshot.health, seen),
             Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
             Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
+            Update::IpSets(seen) => replace(&mut snapshot.ip_sets, seen),
+            Update::XtablesLock(seen) => replace(&mut snapshot.xtables_lock, seen),
         }
     }
 }

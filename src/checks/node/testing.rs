@@ -237,6 +237,8 @@ impl Node {
         now.forwarding = Forwarding { ipv4: Seen::Yes(true), ipv6: Seen::Yes(true) };
         now.nftables = no_tables(Backend::Nftables);
         now.legacy = Seen::Absent;
+        now.ip_sets = Seen::Absent;
+        now.xtables_lock = Seen::Absent;
         now.conntrack = Seen::Yes(Conntrack { count: 10, max: 1_000, dropped: 0, dropped_since: 0 });
         now.cni.files = Seen::Yes(vec![cni_file("10-bridge.conflist", "bridge")]);
         let binary = Binary { path: "/opt/cni/bin/bridge".into(), size: 1, executable: true };
