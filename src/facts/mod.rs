@@ -24,7 +24,10 @@ pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniPlugin};
 pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};
 pub use ipset::IpSet;
 pub use kubelet::{ControlPlanePath, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
-pub use netfilter::{Backend, BaseChain, Chain, Hook, Jump, Policy, Ruleset, Table};
+pub(crate) use netfilter::rounded;
+pub use netfilter::{
+    Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table,
+};
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
 pub(crate) use presence::{is_calico_chain, is_kube_proxy_chain};
 pub use routing::{
