@@ -33,6 +33,7 @@ pub(super) fn rule(text: &str, position: u32, is_chain: impl Fn(&str) -> bool) -
             if option == "-j" || option == "-g" {
                 target = value;
                 rule.action = action(value, option == "-g", &is_chain);
+                rule.marks = value == "MARK";
             } else if option == "--to-destination" {
                 rule.action = Action::Dnat(destination(value));
             } else {
