@@ -46,7 +46,8 @@ fn run(look: &Look<'_>) -> Outcome {
     Outcome::from_findings(
         missing
             .map(|gaps| {
-                let detail = format!("kube-proxy's chains are missing ({}): {}", gaps.place(), gaps.missing.join(", "));
+                let (what, blame) = (gaps.missing.join(", "), gaps.blame(look, &gaps.missing));
+                let detail = format!("kube-proxy's chains are missing ({}): {what}{blame}", gaps.place());
                 let finding = Finding::new(gaps.family.to_string(), detail);
                 let had = look.before.kube_proxy.contains(&(gaps.backend, gaps.family));
                 if settled && had { finding.repaired_within(NOBODY_REPAIRS) } else { finding }
