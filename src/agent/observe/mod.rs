@@ -3,6 +3,7 @@
 
 mod blocking;
 mod chains;
+mod cluster;
 mod cni;
 mod control_plane;
 mod cri;
@@ -25,6 +26,7 @@ mod sources;
 mod stats;
 mod update;
 
+pub(crate) use cluster::Asked;
 pub(crate) use host_root::HostRoot;
 pub(crate) use identity::look as identity;
 pub(crate) use sources::{Observer, kubelet_server, start};

@@ -22,6 +22,8 @@ pub(crate) enum Update {
     Health(Health),
     ControlPlane(Seen<ControlPlanePath>),
     Cluster(Seen<ClusterMap>),
+    /// Since when nobody confirms the map of the cluster; none when somebody does again.
+    ClusterUnconfirmed(Option<jiff::Timestamp>),
 }
 
 impl Update {
@@ -44,7 +46,7 @@ impl Update {
             Update::Kubelet(_) => 10,
             Update::Health(_) => 11,
             Update::ControlPlane(_) => 12,
-            Update::Cluster(_) => 13,
+            Update::Cluster(_) | Update::ClusterUnconfirmed(_) => 13,
         }
     }
 
@@ -65,6 +67,7 @@ impl Update {
             Update::Health(seen) => replace(&mut snapshot.health, seen),
             Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
             Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
+            Update::ClusterUnconfirmed(since) => replace(&mut snapshot.cluster_unconfirmed_since, since),
         }
     }
 }
