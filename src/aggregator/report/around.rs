@@ -12,7 +12,7 @@ use crate::checks::{Area, Severity};
 
 /// A Pod younger than this, in seconds, may still be waiting for what starts beside it; a failed init container is
 /// tried again after 10 s.
-const YOUNG: i64 = 120;
+const YOUNG: i64 = 60;
 /// A password that has been out of reach for less, in seconds, is about to be set up.
 const SETTING_UP: i64 = 60;
 /// Different failures that are told; the rarest are left out.

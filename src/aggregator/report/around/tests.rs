@@ -61,8 +61,8 @@ fn all_pods_are_looked_at_and_told_by_what_they_say() {
 
 #[test]
 fn a_pod_that_is_new_may_fail_once_and_one_that_has_started_is_fine() {
-    assert!(findings(&with(&[pod(1, 0, "install-cni", "no")]), None, at(119)).is_empty());
-    assert_eq!(findings(&with(&[pod(1, 0, "install-cni", "no")]), None, at(120)).len(), 1);
+    assert!(findings(&with(&[pod(1, 0, "install-cni", "no")]), None, at(59)).is_empty());
+    assert_eq!(findings(&with(&[pod(1, 0, "install-cni", "no")]), None, at(60)).len(), 1);
     assert!(findings(&with(&[pod(1, 0, "install-cni", "")]), None, at(600)).is_empty());
     assert!(findings(&Cluster::watched(), None, at(600)).is_empty());
 }
