@@ -1,14 +1,16 @@
 //! A small HTTP/1.1 server for the pages of the agent and the aggregator: few connections, short patience.
 
 use std::convert::Infallible;
+use std::mem::take;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -75,6 +77,17 @@ impl Page {
     }
 }
 
+/// JSON that changes seldom and is large: clients are told when they have it already, and all answers share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    /// Tells one content from another, in quotes.
+    pub(crate) etag: String,
+    /// What is before it, for this client only.
+    pub(crate) head: Vec<u8>,
+    /// What all clients get.
+    pub(crate) rest: Bytes,
+}
+
 /// From OpenMetrics, which `prometheus-client` writes, to the Prometheus text format: there a counter is called what its
 /// samples are called, and nothing marks the end.
 fn prometheus_text(open_metrics: &str) -> String {
@@ -99,6 +112,11 @@ fn prometheus_text(open_metrics: &str) -> String {
 pub(crate) trait Pages: Send + Sync + 'static {
     /// The page at `path`; `query` is what follows the question mark, as it was sent. Must not block.
     fn get(&self, path: &str, query: &str) -> Page;
+
+    /// The same for pages that are shared; none where [`Pages::get`] answers. Must not block.
+    fn shared(&self, _path: &str, _query: &str) -> Option<Shared> {
+        None
+    }
 }
 
 /// Serves pages on at most eight connections at once, until the future is dropped.
@@ -156,20 +174,56 @@ async fn connection<P: Pages>(stream: TcpStream, pages: Arc<P>) {
     }
 }
 
-fn answer<P: Pages>(pages: &P, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+/// A body of two parts.
+struct Parts([Bytes; 2]);
+
+impl Body for Parts {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let part = self.0.iter_mut().find(|part| !part.is_empty());
+        Poll::Ready(part.map(|part| Ok(Frame::data(take(part)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.iter().all(Bytes::is_empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|part| part.len() as u64).sum())
+    }
+}
+
+fn answer<P: Pages>(pages: &P, request: &Request<Incoming>) -> Response<Parts> {
     let allowed = matches!(*request.method(), Method::GET | Method::HEAD);
-    let page = if allowed {
-        pages.get(request.uri().path(), request.uri().query().unwrap_or_default())
-    } else {
-        Page::text(405, "only GET and HEAD\n")
-    };
-    let mut response = Response::new(Full::new(Bytes::from(page.body)));
+    let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+    if let Some(shared) = allowed.then(|| pages.shared(path, query)).flatten() {
+        return answer_shared(shared, request);
+    }
+    let page = if allowed { pages.get(path, query) } else { Page::text(405, "only GET and HEAD\n") };
+    let mut response = Response::new(Parts([Bytes::from(page.body), Bytes::new()]));
     *response.status_mut() = StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if !allowed {
         headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+fn answer_shared(shared: Shared, request: &Request<Incoming>) -> Response<Parts> {
+    let known = request.headers().get_all(IF_NONE_MATCH).iter().any(|known| known == shared.etag.as_str());
+    let parts = if known { [Bytes::new(), Bytes::new()] } else { [Bytes::from(shared.head), shared.rest] };
+    let mut response = Response::new(Parts(parts));
+    if known {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    if let Ok(etag) = HeaderValue::try_from(shared.etag) {
+        response.headers_mut().insert(ETAG, etag);
     }
     response
 }
@@ -193,6 +247,11 @@ mod tests {
                 "/echo" => Page::text(200, format!("query={query}")),
                 _ => Page::not_found(),
             }
+        }
+
+        fn shared(&self, path: &str, query: &str) -> Option<Shared> {
+            let rest = Bytes::from_static(b"shared");
+            (path == "/shared").then(|| Shared { etag: "\"e1\"".into(), head: query.into(), rest })
         }
     }
 
@@ -240,6 +299,23 @@ mod tests {
         let answer = get(address, "/json").await;
         assert!(answer.contains("content-type: application/json\r\n") && answer.ends_with("[1,2]"), "{answer}");
         assert!(get(address, "/nothing").await.starts_with("HTTP/1.1 404 "));
+    }
+
+    #[tokio::test]
+    async fn what_a_client_has_is_not_sent_again() {
+        let address = server(8).await;
+        let answer = get(address, "/shared?own-").await;
+        assert!(answer.contains("etag: \"e1\"\r\n") && answer.contains("content-length: 10\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nown-shared"), "{answer}");
+        let answer = get(address, "/shared").await;
+        assert!(answer.ends_with("\r\n\r\nshared"), "{answer}");
+        for (known, status) in [("\"e1\"", "304"), ("\"e2\"", "200")] {
+            let request =
+                format!("GET /shared HTTP/1.1\r\nHost: a\r\nIf-None-Match: {known}\r\nConnection: close\r\n\r\n");
+            let answer = ask(address, &request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert_eq!(answer.ends_with("shared"), status == "200", "{answer}");
+        }
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ pub mod aggregator;
 pub mod cli;
 
 mod api;
+mod backoff;
 mod clock;
 mod http;
 mod telemetry;

@@ -12,6 +12,14 @@ pub struct Options {
     #[arg(long, env = "NODE_NAME", value_name = "NAME", value_parser = node_name)]
     pub node_name: String,
 
+    /// Namespace in which the aggregator runs, which is asked about the other nodes
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "nodevitals", value_parser = crate::aggregator::name)]
+    pub namespace: String,
+
+    /// Ask the aggregator about the other nodes every so many seconds; 0 means never
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub map_interval: u64,
+
     /// Where the node's root directory is mounted
     #[arg(long, default_value = "/", value_name = "DIR")]
     pub host_root: PathBuf,

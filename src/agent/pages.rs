@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::metrics;
@@ -24,6 +25,20 @@ struct FindingsPage<'a> {
     api_version: &'static str,
     node: &'a str,
     verdict: Option<&'a Verdict>,
+    /// How much is known of the cluster; none where nobody can be asked.
+    cluster: Option<MapPage>,
+}
+
+/// How much the map of the cluster holds.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MapPage {
+    nodes: usize,
+    blocks: usize,
+    pools: usize,
+    services: usize,
+    full_mesh: Option<bool>,
+    unconfirmed_since: Option<Timestamp>,
 }
 
 impl AgentPages {
@@ -38,8 +53,17 @@ impl Pages for AgentPages {
         match path {
             "/metrics" => Page::metrics(&metrics::collect(&self.watched, self.fates.as_ref())),
             "/findings" => self.watched.read(|judge, verdict| {
-                let node = &judge.snapshot().identity.hostname;
-                Page::json(200, &FindingsPage { api_version: "nodevitals.dev/v1", node, verdict })
+                let now = judge.snapshot();
+                let cluster = now.cluster.get().map(|map| MapPage {
+                    nodes: map.nodes.len(),
+                    blocks: map.nodes.iter().map(|node| node.blocks.len()).sum(),
+                    pools: map.pools.len(),
+                    services: map.services.len(),
+                    full_mesh: map.full_mesh,
+                    unconfirmed_since: now.cluster_unconfirmed_since,
+                });
+                let node = &now.identity.hostname;
+                Page::json(200, &FindingsPage { api_version: "nodevitals.dev/v1", node, verdict, cluster })
             }),
             "/livez" => Page::text(200, "ok\n"),
             "/readyz" if self.watched.read(|_, verdict| verdict.is_some()) => Page::text(200, "ok\n"),

@@ -87,8 +87,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let (tell, told) = watch::channel(None);
     let doubt = Arc::new(Notify::new());
+    let every = Duration::from_secs(options.map_interval);
+    let asked = (!every.is_zero()).then(|| observe::Asked {
+        ways: ways.clone(),
+        node: options.node_name.clone(),
+        namespace: options.namespace.clone(),
+        every,
+    });
     let mut writer = Writer::new(ways, options.node_name.clone(), told, Arc::clone(&doubt), options.heartbeat);
-    let observer = observe::start(&host);
+    let observer = observe::start(&host, asked);
     let mut judge = Judge::new(observe::identity(&host), &config, now());
     if let Ok(Some(node)) = timeout(FIRST_LOOK, writer.read()).await {
         restore(&mut judge, &node);
@@ -190,7 +197,7 @@ fn say(watched: &Watched, tell: &watch::Sender<Option<Told>>, verdict: &Verdict)
 
 /// One look at this machine. There is no history in it, so whatever it sees counts at once.
 pub(crate) async fn look_once(host: &HostRoot, config: &Config) -> Report {
-    let mut observer = observe::start(host);
+    let mut observer = observe::start(host, None);
     let mut judge = Judge::new(observe::identity(host), config, now());
     let end = Instant::now() + ONE_LOOK;
     while !judge.complete() {
@@ -250,7 +257,7 @@ pub(crate) async fn ended() -> &'static str {
 
 /// A watched node with its sources started, for the process that holds agent and aggregator together.
 pub(crate) fn start(host: &HostRoot, config: &Config) -> (Arc<Watched>, Observer) {
-    let observer = observe::start(host);
+    let observer = observe::start(host, None);
     let judge = Judge::new(observe::identity(host), config, now());
     (Arc::new(Watched::new(judge, observer.stats().clone())), observer)
 }

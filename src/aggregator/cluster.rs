@@ -1,12 +1,20 @@
 //! What the aggregator knows: one pruned row for each Node, and the agent's Pods by node.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use super::model::{ConditionView, NodeView, POOL_LABELS, PodView, ZONE_LABELS};
+use super::model::{CALICO_ADDRESSES, ConditionView, NodeView, POOL_LABELS, ZONE_LABELS};
+use super::object::ObjectView;
+use super::password::Found;
 use super::row::{AgentPod, Condition, READY, Row, clipped, findings, kind_of, row_from_told};
 use super::sight::Sight;
+use super::surroundings::Surroundings;
 use crate::verdict::{Status, Told, WorkerState, annotation};
+
+/// Addresses of one kind, or ranges of Pod addresses, that are kept of one node.
+const MOST_ADDRESSES: usize = 16;
 
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
@@ -15,6 +23,10 @@ pub(crate) struct Cluster {
     agents: BTreeMap<Box<str>, Vec<AgentPod>>,
     /// Words that many rows share: zones, pools, reasons, messages of healthy conditions.
     words: HashSet<Arc<str>>,
+    /// What is around the nodes.
+    pub(crate) surroundings: Surroundings,
+    /// What is known of the password of BGP's peers.
+    pub(crate) password: Vec<Found>,
     /// How the Nodes are seen.
     pub(crate) nodes_sight: Sight,
     /// How the agent's Pods are seen; `None` where nobody looks at them.
@@ -53,6 +65,10 @@ impl Cluster {
     pub(crate) fn apply_node(&mut self, node: &NodeView) {
         if !node.metadata.name.is_empty() {
             let row = self.row(node);
+            let before = self.nodes.get(node.metadata.name.as_str());
+            if before.is_none_or(|before| !before.same_on_the_map(&row)) {
+                self.surroundings.changed();
+            }
             self.nodes.insert(node.metadata.name.as_str().into(), row);
         }
     }
@@ -66,10 +82,11 @@ impl Cluster {
     /// Forgets a Node.
     pub(crate) fn remove_node(&mut self, name: &str) {
         self.nodes.remove(name);
+        self.surroundings.changed();
     }
 
     /// Takes in a Pod of the agent. One that is on no node yet says nothing about any.
-    pub(crate) fn apply_agent(&mut self, pod: &PodView) {
+    pub(crate) fn apply_agent(&mut self, pod: &ObjectView) {
         if pod.metadata.name.is_empty() || pod.spec.node_name.is_empty() {
             return;
         }
@@ -88,7 +105,7 @@ impl Cluster {
     }
 
     /// Forgets a Pod of the agent.
-    pub(crate) fn remove_agent(&mut self, pod: &PodView) {
+    pub(crate) fn remove_agent(&mut self, pod: &ObjectView) {
         if let Some(pods) = self.agents.get_mut(pod.spec.node_name.as_str()) {
             pods.retain(|known| *known.name != *pod.metadata.name);
         }
@@ -97,8 +114,11 @@ impl Cluster {
 
     /// A list of Nodes is complete: those that were not in it are gone.
     pub(crate) fn nodes_listed(&mut self) {
-        let list = self.nodes_sight.list();
+        let (list, before) = (self.nodes_sight.list(), self.nodes.len());
         self.nodes.retain(|_, row| row.list == list);
+        if self.nodes.len() != before {
+            self.surroundings.changed();
+        }
         self.words.retain(|word| Arc::strong_count(word) > 1);
     }
 
@@ -123,6 +143,9 @@ impl Cluster {
             state: meta.annotations.get(annotation::STATE).map(WorkerState::parse),
             since: meta.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
             findings: meta.annotations.get(annotation::FINDINGS).map(findings).unwrap_or_default(),
+            addresses: addresses(node),
+            tunnels: calico_addresses(node, |kind| kind != "Address").collect(),
+            pod_cidrs: node.spec.pod_cidrs.iter().take(MOST_ADDRESSES).filter_map(|cidr| cidr.parse().ok()).collect(),
             list: self.nodes_sight.list(),
             ..Row::default()
         };
@@ -161,4 +184,29 @@ impl Cluster {
         self.words.insert(Arc::clone(&word));
         word
     }
+}
+
+/// Addresses that other nodes reach it at.
+fn addresses(node: &NodeView) -> Box<[IpAddr]> {
+    let internal = node.status.addresses.iter().filter(|address| address.kind == "InternalIP");
+    let mut all: Vec<IpAddr> =
+        internal.filter_map(|address| address.address.parse().ok()).take(MOST_ADDRESSES).collect();
+    for announced in calico_addresses(node, |kind| kind == "Address") {
+        if !all.contains(&announced) {
+            all.push(announced);
+        }
+    }
+    all.into()
+}
+
+/// The addresses in Calico's annotations: what follows the family in their names says of which kind they are.
+fn calico_addresses(node: &NodeView, wanted: fn(&str) -> bool) -> impl Iterator<Item = IpAddr> {
+    let all = node.metadata.annotations.0.iter();
+    all.filter_map(move |(key, value)| {
+        let kind = key.strip_prefix(CALICO_ADDRESSES)?.get(1..)?;
+        let known = ["Address", "VXLANTunnelAddr", "IPIPTunnelAddr", "WireguardInterfaceAddr"].contains(&kind);
+        // The address has the length of its subnet behind it.
+        let address = value.split_once('/').map_or(value.as_str(), |(address, _)| address);
+        (known && wanted(kind)).then(|| IpAddr::from_str(address).ok())?
+    })
 }

@@ -18,6 +18,10 @@ pub(super) trait Shape: Sized {
         None
     }
 
+    fn of_u64(_number: u64) -> Option<Self> {
+        None
+    }
+
     fn of_seq<'de, A: SeqAccess<'de>>(mut seq: A) -> Result<Option<Self>, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(None)
@@ -39,6 +43,18 @@ pub(super) fn object<'de, T: Deserialize<'de>, A: MapAccess<'de>>(map: A) -> Res
     T::deserialize(MapAccessDeserializer::new(map)).map(Some)
 }
 
+/// Lets these structs be read from a JSON object; all other shapes give the default.
+macro_rules! read_from_an_object {
+    ($($name:ty),*) => {$(
+        impl Shape for $name {
+            fn of_map<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Self>, A::Error> {
+                object(map)
+            }
+        }
+    )*};
+}
+pub(super) use read_from_an_object;
+
 impl Shape for String {
     fn of_str(text: &str) -> Option<Self> {
         Some(text.to_owned())
@@ -48,6 +64,20 @@ impl Shape for String {
 impl Shape for bool {
     fn of_bool(flag: bool) -> Option<Self> {
         Some(flag)
+    }
+}
+
+/// A switch of which it matters whether it is there.
+impl Shape for Option<bool> {
+    fn of_bool(flag: bool) -> Option<Self> {
+        Some(Some(flag))
+    }
+}
+
+/// A port, an exit status or a small count; what does not fit is none.
+impl Shape for Option<u16> {
+    fn of_u64(number: u64) -> Option<Self> {
+        u16::try_from(number).ok().map(Some)
     }
 }
 
@@ -97,8 +127,8 @@ impl<'de, T: Shape> Visitor<'de> for Any<T> {
         Ok(None)
     }
 
-    fn visit_u64<E: Error>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(None)
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(T::of_u64(number))
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {

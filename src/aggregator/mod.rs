@@ -5,18 +5,21 @@
 //!                          └────▶ stale (pure) ──▶ write (leader only)
 //! ```
 
-mod backoff;
 mod cluster;
 mod lease;
 mod lenient;
+mod map;
 mod model;
+mod object;
 mod offline;
 mod pages;
+mod password;
 pub mod report;
 mod row;
 mod sight;
 mod stale;
 mod store;
+mod surroundings;
 #[cfg(test)]
 pub(crate) mod testing;
 mod watch;
@@ -35,6 +38,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::Api;
 use crate::clock::{now, since_boot};
 use lease::{Elector, Failure};
+use surroundings::What;
 use watch::Kind;
 
 pub(crate) use offline::from_node_objects;
@@ -46,7 +50,7 @@ pub(crate) use store::Store;
 /// Connections that the pages are served on at once.
 const CONNECTIONS: usize = 64;
 /// `app.kubernetes.io/name=nodevitals,app.kubernetes.io/component=agent`, escaped.
-const AGENTS: &str = "app.kubernetes.io%2Fname%3Dnodevitals%2Capp.kubernetes.io%2Fcomponent%3Dagent";
+const AGENTS: &str = "labelSelector=app.kubernetes.io%2Fname%3Dnodevitals%2Capp.kubernetes.io%2Fcomponent%3Dagent";
 
 /// Options of `nodevitals aggregator`.
 #[derive(Debug, Clone, clap::Args)]
@@ -95,6 +99,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = watch_nodes(&api, &store) => match never {},
         never = watch_agents(&api, &store, &options.namespace) => match never {},
         never = write::run(Arc::clone(&store), api.unary.clone(), options.namespace.clone(), now) => match never {},
+        never = watch_surroundings(&api, &store) => match never {},
+        never = password::run(&api.unary, &store) => match never {},
         never = elect(&api, &store, &mut elector, options.read_only) => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -105,19 +111,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn watch_nodes(api: &Api, store: &Store) -> std::convert::Infallible {
-    watch::follow(&api.watch, &nodes(), |change| store.node_changed(change, Timestamp::now())).await
+    watch::follow(&api.watch, &nodes(), &mut |change| store.node_changed(change, Timestamp::now())).await
 }
 
 async fn watch_agents(api: &Api, store: &Store, namespace: &str) -> std::convert::Infallible {
-    watch::follow(&api.watch, &agents(namespace), |change| store.agent_changed(change, Timestamp::now())).await
+    watch::follow(&api.watch, &agents(namespace), &mut |change| store.agent_changed(change, Timestamp::now())).await
+}
+
+async fn watch_surroundings(api: &Api, store: &Store) -> std::convert::Infallible {
+    let all = What::ALL.map(|what| async move {
+        watch::follow(&api.watch, &what.kind(), &mut |change| store.around_changed(what, change, Timestamp::now()))
+            .await
+    });
+    futures::future::select_all(all.map(Box::pin)).await.0
 }
 
 fn nodes() -> Kind {
-    Kind { name: "nodes", path: "/api/v1/nodes".to_owned(), selector: "" }
+    Kind { name: "nodes", paths: vec!["/api/v1/nodes".to_owned()], selector: "", optional: false }
 }
 
 fn agents(namespace: &str) -> Kind {
-    Kind { name: "pods", path: format!("/api/v1/namespaces/{namespace}/pods"), selector: AGENTS }
+    let paths = vec![format!("/api/v1/namespaces/{namespace}/pods")];
+    Kind { name: "pods", paths, selector: AGENTS, optional: false }
 }
 
 async fn elect(api: &Api, store: &Store, elector: &mut Elector, read_only: bool) -> std::convert::Infallible {

@@ -1,10 +1,10 @@
-//! Nodes and agent pods as the API server sends them: only the fields that are read.
+//! Nodes as the API server sends them: only the fields that are read.
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::MapAccess;
 
-use super::lenient::{Shape, lenient, object};
+use super::lenient::{Shape, lenient, object, read_from_an_object};
 use crate::verdict::ANNOTATION_PREFIX;
 
 /// Labels that name the worker pool; the first that a node has counts.
@@ -18,6 +18,10 @@ pub(super) const POOL_LABELS: [&str; 6] = [
 ];
 /// Labels that name the zone; the first that a node has counts.
 pub(super) const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
+/// What the annotations begin with in which Calico keeps a node's addresses.
+pub(super) const CALICO_ADDRESSES: &str = "projectcalico.org/IPv";
+/// Label of an EndpointSlice: the Service that it is of.
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// An object of which a watch needs to know the version.
 pub(crate) trait Versioned {
@@ -34,19 +38,7 @@ pub(crate) struct NodeView {
     #[serde(deserialize_with = "lenient")]
     pub(super) spec: NodeSpec,
     #[serde(deserialize_with = "lenient")]
-    pub(super) status: ConditionList,
-}
-
-/// A Pod of the agent.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct PodView {
-    #[serde(deserialize_with = "lenient")]
-    pub(super) metadata: Meta,
-    #[serde(deserialize_with = "lenient")]
-    pub(super) spec: PodSpec,
-    #[serde(deserialize_with = "lenient")]
-    pub(super) status: ConditionList,
+    pub(super) status: NodeStatus,
 }
 
 /// `metadata`.
@@ -55,6 +47,8 @@ pub(crate) struct PodView {
 pub(super) struct Meta {
     #[serde(deserialize_with = "lenient")]
     pub(super) name: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) namespace: String,
     #[serde(deserialize_with = "lenient")]
     pub(super) resource_version: String,
     #[serde(deserialize_with = "lenient")]
@@ -77,22 +71,28 @@ pub(super) struct Kept(pub(super) Vec<(String, String)>);
 pub(super) struct NodeSpec {
     #[serde(deserialize_with = "lenient")]
     pub(super) unschedulable: bool,
+    #[serde(rename = "podCIDRs", deserialize_with = "lenient")]
+    pub(super) pod_cidrs: Vec<String>,
 }
 
-/// What is read of a Pod's `spec`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct PodSpec {
-    #[serde(deserialize_with = "lenient")]
-    pub(super) node_name: String,
-}
-
-/// What is read of a `status`, of a Node as of a Pod.
+/// What is read of a Node's `status`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct ConditionList {
+pub(super) struct NodeStatus {
     #[serde(deserialize_with = "lenient")]
     pub(super) conditions: Vec<ConditionView>,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) addresses: Vec<AddressView>,
+}
+
+/// An address of a Node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct AddressView {
+    #[serde(rename = "type", deserialize_with = "lenient")]
+    pub(super) kind: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) address: String,
 }
 
 /// A condition.
@@ -111,16 +111,7 @@ pub(super) struct ConditionView {
     pub(super) last_transition_time: Option<Timestamp>,
 }
 
-macro_rules! read_from_an_object {
-    ($($name:ty),*) => {$(
-        impl Shape for $name {
-            fn of_map<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Self>, A::Error> {
-                object(map)
-            }
-        }
-    )*};
-}
-read_from_an_object!(NodeView, PodView, Meta, NodeSpec, PodSpec, ConditionList, ConditionView);
+read_from_an_object!(NodeView, Meta, NodeSpec, NodeStatus, AddressView, ConditionView);
 
 impl Shape for Kept {
     fn of_map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Option<Self>, A::Error> {
@@ -147,7 +138,11 @@ impl<'de> Deserialize<'de> for Value {
 }
 
 fn wanted(key: &str) -> bool {
-    key.starts_with(ANNOTATION_PREFIX) || POOL_LABELS.contains(&key) || ZONE_LABELS.contains(&key)
+    key.starts_with(ANNOTATION_PREFIX)
+        || key.starts_with(CALICO_ADDRESSES)
+        || key == SERVICE_NAME
+        || POOL_LABELS.contains(&key)
+        || ZONE_LABELS.contains(&key)
 }
 
 impl Kept {
@@ -163,12 +158,6 @@ impl Kept {
 }
 
 impl Versioned for NodeView {
-    fn version(&self) -> &str {
-        &self.metadata.resource_version
-    }
-}
-
-impl Versioned for PodView {
     fn version(&self) -> &str {
         &self.metadata.resource_version
     }
@@ -197,6 +186,7 @@ pub(super) struct ListMeta {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aggregator::object::ObjectView;
 
     #[test]
     fn only_what_is_read_is_kept() {
@@ -227,11 +217,11 @@ mod tests {
         assert_eq!(node.metadata.annotations.0.len(), 1);
         let kinds: Vec<_> = node.status.conditions.iter().map(|condition| condition.kind.as_str()).collect();
         assert_eq!(kinds, ["", "Ready"]);
-        let page: ListPage<PodView> =
+        let page: ListPage<ObjectView> =
             serde_json::from_str(r#"{"metadata":{"continue":"c"},"items":[1,{"metadata":{"name":"p"}},null]}"#)
                 .expect("a list");
         assert_eq!((page.items.len(), page.metadata.next.as_str()), (1, "c"));
-        let page: ListPage<PodView> = serde_json::from_str(r#"{"items":null}"#).expect("a list");
+        let page: ListPage<ObjectView> = serde_json::from_str(r#"{"items":null}"#).expect("a list");
         assert!(page.items.is_empty());
     }
 }

@@ -17,8 +17,9 @@ pub(crate) async fn from_node_objects(
     only: Option<&str>,
 ) -> kube::Result<ClusterReport> {
     let store = Store::watched();
-    watch::list(client, &nodes(), |change| store.node_changed(change, Timestamp::now())).await?;
-    let pods = watch::list(client, &agents(namespace), |change| store.agent_changed(change, Timestamp::now())).await;
+    watch::list(client, &nodes(), 0, &mut |change| store.node_changed(change, Timestamp::now())).await?;
+    let mut sink = |change| store.agent_changed(change, Timestamp::now());
+    let pods = watch::list(client, &agents(namespace), 0, &mut sink).await;
     if let Err(error) = pods {
         let why = match error {
             kube::Error::Api(status) => status.message,

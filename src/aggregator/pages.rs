@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::report::{API_VERSION, ClusterReport, NodeReport};
 use super::store::{Patches, Store};
-use crate::http::{Page, Pages};
+use crate::http::{Page, Pages, Shared};
 use crate::verdict::{Now, WorkerState};
 
 /// Zones times pools for which workers are counted apart. Everything beyond is counted under `other`, so that a cluster
@@ -39,6 +39,7 @@ impl AggregatorPages {
 impl Pages for AggregatorPages {
     fn get(&self, path: &str, query: &str) -> Page {
         match path {
+            MAP => no_map(&self.store, query, (self.clock)()),
             "/api/v1/report" => report(&self.store, query, (self.clock)()),
             "/metrics" => metrics(&self.store, (self.clock)()),
             "/livez" => Page::text(200, "ok\n"),
@@ -46,11 +47,36 @@ impl Pages for AggregatorPages {
             "/readyz" => Page::text(503, "the first list of the nodes is not complete yet\n"),
             "/" => Page::text(
                 200,
-                "NodeVitals aggregator: /api/v1/report /api/v1/report?node=NAME /metrics /livez /readyz\n",
+                "NodeVitals aggregator: /api/v1/report /api/v1/report?node=NAME /api/v1/map?node=NAME /metrics /livez /readyz\n",
             ),
             _ => Page::not_found(),
         }
     }
+
+    fn shared(&self, path: &str, query: &str) -> Option<Shared> {
+        let node = (path == MAP).then(|| node_of(query)).flatten()?;
+        let map = self.store.map((self.clock)()).ok()?;
+        let head = format!("{{\"own\":{},", serde_json::to_string(&node).ok()?).into_bytes();
+        Some(Shared { etag: map.etag, head, rest: map.rest })
+    }
+}
+
+/// The map of the cluster, for the agent of one node.
+const MAP: &str = "/api/v1/map";
+
+/// Why there is no map.
+fn no_map(store: &Store, query: &str, now: Now) -> Page {
+    match (node_of(query), store.map(now)) {
+        (None, _) => Page::text(400, "give the name of the node that asks: /api/v1/map?node=NAME\n"),
+        (Some(_), Err(why)) => Page::text(503, why),
+        (Some(_), Ok(_)) => Page::text(503, "ask again\n"),
+    }
+}
+
+/// The node in a query, if it can be the name of one.
+fn node_of(query: &str) -> Option<String> {
+    let node = query.split('&').find_map(|part| part.strip_prefix("node=")).map(unescaped);
+    node.filter(|node| super::name(node).is_ok())
 }
 
 fn report(store: &Store, query: &str, now: Now) -> Page {
@@ -148,6 +174,10 @@ fn findings(registry: &mut Registry, report: &ClusterReport) {
         let labels = vec![("code", finding.code.clone()), ("severity", finding.severity.as_str().to_owned())];
         set(&family, &labels, finding.nodes);
     }
+    for finding in &report.cluster {
+        let labels = vec![("code", finding.code.clone()), ("severity", finding.severity.as_str().to_owned())];
+        family.get_or_create(&labels).inc_by(i64::try_from(finding.nodes).unwrap_or(i64::MAX));
+    }
 }
 
 fn own(registry: &mut Registry, store: &Store, report: &ClusterReport) {
@@ -162,7 +192,9 @@ fn own(registry: &mut Registry, store: &Store, report: &ClusterReport) {
         restarts.clone(),
     );
     let agents = inner.cluster.agents_sight.as_ref().map_or(0, |sight| sight.restarts);
-    for (resource, count) in [("nodes", inner.cluster.nodes_sight.restarts), ("pods", agents)] {
+    let others = inner.cluster.surroundings.restarts();
+    for (resource, count) in [("nodes", inner.cluster.nodes_sight.restarts), ("pods", agents)].into_iter().chain(others)
+    {
         restarts.get_or_create(&vec![("resource", resource.to_owned())]).inc_by(count);
     }
     let patches = Family::<Labels, Counter>::default();

@@ -1,5 +1,6 @@
 //! The cluster at a glance: what `/api/v1/report` answers and `nodevitals report` prints.
 
+mod around;
 mod build;
 mod count;
 
@@ -42,6 +43,9 @@ pub struct ClusterReport {
     pub pools: Vec<Group>,
     /// What is wrong, on how many workers.
     pub findings: Vec<FindingCount>,
+    /// What is wrong with the cluster rather than with one worker; in the report of one worker, what concerns it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cluster: Vec<ClusterFinding>,
     /// The workers, worst first.
     pub nodes: Vec<NodeReport>,
 }
@@ -137,6 +141,31 @@ pub struct FindingCount {
     /// What these workers have in common and others have not: `zone eu-de-1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
+}
+
+/// Something that is wrong with the cluster, which no worker can know by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterFinding {
+    /// Finding code.
+    pub code: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Its area.
+    pub area: Area,
+    /// What it is about, the same for as long as it lasts.
+    pub subject: String,
+    /// What is wrong and where.
+    pub detail: String,
+    /// What to do next.
+    pub next: String,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// How many workers it concerns.
+    pub nodes: usize,
+    /// The first of them, by name.
+    pub workers: Vec<String>,
 }
 
 /// One worker.

@@ -1,7 +1,9 @@
 //! What is kept of one Node, and of one Pod of the agent.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use crate::checks::{Area, WORKER_PROBLEM};
@@ -31,6 +33,12 @@ pub(crate) struct Row {
     pub(crate) zone: Option<Arc<str>>,
     /// Its worker pool.
     pub(crate) pool: Option<Arc<str>>,
+    /// `InternalIP`, and what Calico announces.
+    pub(crate) addresses: Box<[IpAddr]>,
+    /// Its ends of tunnels.
+    pub(crate) tunnels: Box<[IpAddr]>,
+    /// `spec.podCIDRs`.
+    pub(crate) pod_cidrs: Box<[IpNet]>,
     /// The kubelet's own condition.
     pub(crate) ready: Option<Condition>,
     /// The annotation `state`.
@@ -76,6 +84,20 @@ impl Row {
     /// Our condition of this type.
     pub(crate) fn condition(&self, kind: &str) -> Option<&Condition> {
         self.conditions.iter().find(|condition| condition.kind == kind)
+    }
+
+    /// Whether its kubelet says that it is Ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.as_ref().is_some_and(|ready| ready.status == Status::True)
+    }
+
+    /// Whether the map of the cluster says the same of both.
+    pub(super) fn same_on_the_map(&self, other: &Row) -> bool {
+        self.is_ready() == other.is_ready()
+            && self.created == other.created
+            && self.addresses == other.addresses
+            && self.tunnels == other.tunnels
+            && self.pod_cidrs == other.pod_cidrs
     }
 
     /// Whether an agent ever said anything about this node.

@@ -5,9 +5,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 
 use super::cluster::Cluster;
-use super::model::{NodeView, PodView};
+use super::map::{LastMap, Written};
+use super::model::NodeView;
+use super::object::ObjectView;
 use super::report::{Agents, ClusterReport, Source, build};
 use super::stale::Watchdog;
+use super::surroundings::What;
 use super::watch::Change;
 use crate::verdict::{Now, Told};
 
@@ -25,6 +28,7 @@ pub(super) struct Inner {
     pub(super) watchdog: Watchdog,
     pub(super) leads: bool,
     pub(super) patches: Patches,
+    map: LastMap,
 }
 
 /// How the writes of this process went.
@@ -47,7 +51,13 @@ impl Store {
     }
 
     fn new(source: Source, cluster: Cluster) -> Store {
-        let inner = Inner { cluster, watchdog: Watchdog::default(), leads: false, patches: Patches::default() };
+        let inner = Inner {
+            cluster,
+            watchdog: Watchdog::default(),
+            leads: false,
+            patches: Patches::default(),
+            map: LastMap::default(),
+        };
         Store { source, inner: Mutex::new(inner) }
     }
 
@@ -60,6 +70,12 @@ impl Store {
     pub(crate) fn report(&self, only: Option<&str>, now: Now) -> ClusterReport {
         let inner = self.lock();
         build(&inner.cluster, Agents::Watched(&inner.watchdog), self.source, only, now)
+    }
+
+    /// The map of the cluster, or why there is none.
+    pub(super) fn map(&self, now: Now) -> Result<Written, &'static str> {
+        let inner = &mut *self.lock();
+        inner.map.get(&inner.cluster, now.since_boot)
     }
 
     /// Whether everything has been listed once.
@@ -88,10 +104,11 @@ impl Store {
                 cluster.nodes_sight.list_ends();
             }
             Change::Lost(why) => cluster.nodes_sight.lost(now, why),
+            Change::NotThere(_) => {}
         }
     }
 
-    pub(super) fn agent_changed(&self, change: Change<PodView>, now: Timestamp) {
+    pub(super) fn agent_changed(&self, change: Change<ObjectView>, now: Timestamp) {
         let cluster = &mut self.lock().cluster;
         let sight = cluster.agents_sight.get_or_insert_default();
         match change {
@@ -104,7 +121,12 @@ impl Store {
                 cluster.agents_listed();
             }
             Change::Lost(why) => sight.lost(now, why),
+            Change::NotThere(_) => {}
         }
+    }
+
+    pub(super) fn around_changed(&self, what: What, change: Change<ObjectView>, now: Timestamp) {
+        self.lock().cluster.surroundings.take(what, change, now);
     }
 
     /// The API server answered a small request, or did not.

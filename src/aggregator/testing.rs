@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
-use super::model::{NodeView, PodView};
+use super::model::NodeView;
+use super::object::ObjectView;
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::verdict::Now;
 
@@ -32,7 +33,7 @@ pub(crate) fn cluster(nodes: &[Value], agents: &[Value]) -> Cluster {
     sight.list_begins();
     sight.list_ends();
     for agent in agents {
-        let pod: PodView = serde_json::from_value(agent.clone()).expect("a pod");
+        let pod: ObjectView = serde_json::from_value(agent.clone()).expect("a pod");
         cluster.apply_agent(&pod);
     }
     cluster

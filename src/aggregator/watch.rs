@@ -13,9 +13,9 @@ use kube::Client;
 use kube::core::WatchEvent;
 use serde::de::DeserializeOwned;
 
-use super::backoff::{Backoff, jitter};
 use super::lenient::Shape;
 use super::model::{ListPage, Versioned};
+use crate::backoff::{Backoff, jitter};
 
 /// Objects in a page. A page is held in memory as a whole, twice while it is read, and a loaded Node has more than 20 KB.
 const PAGE: usize = 50;
@@ -27,6 +27,8 @@ const WATCH_LASTS: Duration = Duration::from_secs(290);
 const IDLE: Duration = Duration::from_secs(100);
 /// The same while the first list is streamed. A server that knows nothing of streaming lists goes quiet after it.
 const IDLE_IN_LIST: Duration = Duration::from_secs(15);
+/// What does not exist in this cluster, or must not be seen, is asked for again after this time.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// Annotation of the bookmark that ends a streamed list.
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
@@ -35,10 +37,12 @@ const LIST_ENDS: &str = "k8s.io/initial-events-end";
 pub(super) struct Kind {
     /// For the log: `nodes`.
     pub(super) name: &'static str,
-    /// `/api/v1/nodes`.
-    pub(super) path: String,
-    /// A label selector, escaped for a query; empty for all.
+    /// `/api/v1/nodes`; and where else the same kind may be, the first that exists counts.
+    pub(super) paths: Vec<String>,
+    /// `labelSelector=` or `fieldSelector=` with its value, escaped for a query; empty for all.
     pub(super) selector: &'static str,
+    /// Not every cluster has it, and it may be left out of the permissions: neither is an error.
+    pub(super) optional: bool,
 }
 
 /// What has happened.
@@ -56,6 +60,17 @@ pub(super) enum Change<T> {
     ListEnds,
     /// The API server cannot be asked. The text says why.
     Lost(String),
+    /// There is no such kind in this cluster, or no permission to see it.
+    NotThere(NotThere),
+}
+
+/// Why a kind cannot be seen in an API server that answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotThere {
+    /// It does not exist.
+    Missing,
+    /// There is no permission; whether it exists is not known.
+    Denied,
 }
 
 /// Why a watch is over.
@@ -66,6 +81,8 @@ enum End {
     Expired,
     /// The server has no streaming lists.
     NoStreaming(String),
+    /// The kind does not exist, or must not be seen.
+    NotThere(NotThere, String),
     /// It failed.
     Failed(String),
 }
@@ -75,22 +92,29 @@ pub(super) trait Object: Versioned + Shape + DeserializeOwned + Clone + Send + '
 
 impl<T: Versioned + Shape + DeserializeOwned + Clone + Send + 'static> Object for T {}
 
-struct Follower<'a, F> {
+struct Follower<'a, T> {
     client: &'a Client,
     kind: &'a Kind,
-    sink: F,
+    /// Which of the paths.
+    at: usize,
+    /// What the paths before it answered, where an optional kind was not there.
+    missed: Option<NotThere>,
+    sink: &'a mut dyn FnMut(Change<T>),
     /// The version from which to go on; none while everything has to be listed.
     version: Option<String>,
     streaming: bool,
 }
 
 /// Follows all objects of a kind, for ever.
-pub(super) async fn follow<T: Object, F: FnMut(Change<T>)>(client: &Client, kind: &Kind, sink: F) -> Infallible {
-    let mut follower = Follower { client, kind, sink, version: None, streaming: true };
+pub(super) async fn follow<T: Object>(client: &Client, kind: &Kind, sink: &mut dyn FnMut(Change<T>)) -> Infallible {
+    let mut follower = Follower { client, kind, at: 0, missed: None, sink, version: None, streaming: true };
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     loop {
         let begun = tokio::time::Instant::now();
         let end = follower.turn().await;
+        if !matches!(end, End::NotThere(..) | End::NoStreaming(_)) {
+            follower.missed = None;
+        }
         if begun.elapsed() > Duration::from_secs(60) {
             backoff.reset();
         }
@@ -107,23 +131,45 @@ pub(super) async fn follow<T: Object, F: FnMut(Change<T>)>(client: &Client, kind
                 tracing::info!(kind = kind.name, why, "the API server has no streaming lists, reading pages");
                 follower.streaming = false;
             }
-            End::Failed(why) => {
-                let wait = backoff.wait();
-                tracing::warn!(kind = kind.name, why, ?wait, "the watch is lost");
-                (follower.sink)(Change::Lost(why));
-                tokio::time::sleep(wait).await;
+            End::NotThere(how, why) if kind.optional => {
+                if let Some(wait) = follower.not_there(how, &why) {
+                    tokio::time::sleep(wait).await;
+                }
             }
+            End::NotThere(_, why) => follower.lost(why, &mut backoff).await,
+            End::Failed(why) => follower.lost(why, &mut backoff).await,
         }
     }
 }
 
-impl<F> Follower<'_, F> {
-    async fn turn<T: Object>(&mut self) -> End
-    where
-        F: FnMut(Change<T>),
-    {
+impl<T: Object> Follower<'_, T> {
+    async fn lost(&mut self, why: String, backoff: &mut Backoff) {
+        let wait = backoff.wait();
+        tracing::warn!(kind = self.kind.name, why, ?wait, "the watch is lost");
+        (self.sink)(Change::Lost(why));
+        tokio::time::sleep(wait).await;
+    }
+
+    /// It is not at this path: the next one is tried at once; after the last, what was found is told and waited for.
+    fn not_there(&mut self, how: NotThere, why: &str) -> Option<Duration> {
+        self.version = None;
+        self.streaming = true;
+        self.at = (self.at + 1) % self.kind.paths.len();
+        // Where one path must not be seen, the other does not tell that there is nothing.
+        let worst = if self.missed == Some(NotThere::Denied) { NotThere::Denied } else { how };
+        if self.at > 0 {
+            self.missed = Some(worst);
+            return None;
+        }
+        self.missed = None;
+        tracing::debug!(kind = self.kind.name, why, "not in this cluster, or no permission to see it");
+        (self.sink)(Change::NotThere(worst));
+        Some(jitter(AGAIN_AFTER))
+    }
+
+    async fn turn(&mut self) -> End {
         if self.version.is_none() && !self.streaming {
-            match list(self.client, self.kind, &mut self.sink).await {
+            match list(self.client, self.kind, self.at, self.sink).await {
                 Ok(version) => self.version = Some(version),
                 Err(error) => return end_of(&error),
             }
@@ -132,12 +178,9 @@ impl<F> Follower<'_, F> {
     }
 
     /// Watches from where it stopped, or with everything that is there.
-    async fn watch<T: Object>(&mut self) -> End
-    where
-        F: FnMut(Change<T>),
-    {
+    async fn watch(&mut self) -> End {
         let mut listing = self.version.is_none();
-        let request = match self.kind.request(&self.watch_query()) {
+        let request = match self.kind.request(self.at, &self.watch_query()) {
             Ok(request) => request,
             Err(error) => return End::Failed(format!("cannot ask for {}: {error}", self.kind.name)),
         };
@@ -176,10 +219,7 @@ impl<F> Follower<'_, F> {
         }
     }
 
-    fn take<T: Object>(&mut self, event: WatchEvent<T>, listing: &mut bool) -> Option<End>
-    where
-        F: FnMut(Change<T>),
-    {
+    fn take(&mut self, event: WatchEvent<T>, listing: &mut bool) -> Option<End> {
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 self.went_on(object.version(), *listing);
@@ -219,14 +259,10 @@ impl<F> Follower<'_, F> {
 }
 
 impl Kind {
-    fn request(&self, query: &str) -> Result<Request<Vec<u8>>, http::Error> {
-        let Kind { path, selector, .. } = self;
-        let uri = if selector.is_empty() {
-            format!("{path}?{query}")
-        } else {
-            format!("{path}?labelSelector={selector}&{query}")
-        };
-        Request::get(uri).body(Vec::new())
+    fn request(&self, at: usize, query: &str) -> Result<Request<Vec<u8>>, http::Error> {
+        let (path, selector) = (&self.paths[at], self.selector);
+        let and = if selector.is_empty() { "" } else { "&" };
+        Request::get(format!("{path}?{selector}{and}{query}")).body(Vec::new())
     }
 }
 
@@ -234,7 +270,8 @@ impl Kind {
 pub(super) async fn list<T: Object>(
     client: &Client,
     kind: &Kind,
-    mut sink: impl FnMut(Change<T>),
+    at: usize,
+    sink: &mut dyn FnMut(Change<T>),
 ) -> kube::Result<String> {
     let mut next = String::new();
     sink(Change::ListBegins);
@@ -243,7 +280,7 @@ pub(super) async fn list<T: Object>(
         if !next.is_empty() {
             let _ = write!(query, "&continue={}", escaped(&next));
         }
-        let request = kind.request(&query).map_err(kube::Error::HttpError)?;
+        let request = kind.request(at, &query).map_err(kube::Error::HttpError)?;
         let answer = tokio::time::timeout(ANSWER_WITHIN, client.request::<ListPage<T>>(request)).await;
         let page = answer.unwrap_or_else(|_| Err(kube::Error::Service(no_answer().into())))?;
         sink(Change::Found);
@@ -265,7 +302,14 @@ fn no_answer() -> String {
 fn end_of(error: &kube::Error) -> End {
     match error {
         kube::Error::Api(status) if status.code == 410 => End::Expired,
-        kube::Error::Api(status) => End::Failed(format!("the API server says {}: {}", status.code, status.message)),
+        kube::Error::Api(status) => {
+            let why = format!("the API server says {}: {}", status.code, status.message);
+            match status.code {
+                403 => End::NotThere(NotThere::Denied, why),
+                404 => End::NotThere(NotThere::Missing, why),
+                _ => End::Failed(why),
+            }
+        }
         other => End::Failed(crate::api::chain(other)),
     }
 }

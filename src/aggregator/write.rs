@@ -10,11 +10,11 @@ use kube::Client;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::backoff::jitter;
 use super::row::Row;
 use super::stale::{Gone, Missing};
 use super::store::Store;
 use super::watch::escaped;
+use crate::backoff::jitter;
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::verdict::{AGENT_STALE, Now, Status, WorkerState, annotation};
 

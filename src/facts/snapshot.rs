@@ -50,6 +50,9 @@ pub struct Snapshot {
     pub control_plane: Seen<ControlPlanePath>,
     /// What the cluster says about the other nodes; absent where no aggregator is asked.
     pub cluster: Seen<ClusterMap>,
+    /// Since when no aggregator has confirmed that map; none while one does. It stays in force meanwhile, but nodes may
+    /// have come and gone.
+    pub cluster_unconfirmed_since: Option<Timestamp>,
 }
 
 /// Who a node is and since when it runs.
@@ -153,6 +156,7 @@ impl Snapshot {
             },
             control_plane: Seen::not_yet("control plane"),
             cluster: Seen::not_yet("cluster map"),
+            cluster_unconfirmed_since: None,
         }
     }
 }

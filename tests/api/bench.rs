@@ -94,8 +94,9 @@ impl Bench {
     pub(crate) fn take() -> Result<Self> {
         // A test that failed has left nothing that is not removed here.
         let bench = Self { shared: SHARED.lock().unwrap_or_else(PoisonError::into_inner) };
-        for pods in bench.list("/api/v1/pods")? {
-            bench.delete_pod(pods["metadata"]["name"].as_str().context("a name")?)?;
+        for pod in bench.list("/api/v1/pods")? {
+            let text = |key: &str| pod["metadata"][key].as_str().context("a name");
+            bench.delete_pod_in(text("namespace")?, text("name")?)?;
         }
         bench.admin("DELETE /api/v1/nodes", &Value::Null)?;
         bench.exec_in_ns(&["nft", "flush", "ruleset"])?;
@@ -183,9 +184,9 @@ impl Bench {
         Ok(())
     }
 
-    pub(crate) fn delete_pod(&self, pod: &str) -> Result<()> {
+    fn delete_pod_in(&self, namespace: &str, pod: &str) -> Result<()> {
         let at_once = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0});
-        self.admin(&format!("DELETE plain /api/v1/namespaces/nodevitals/pods/{pod}"), &at_once)?;
+        self.admin(&format!("DELETE plain /api/v1/namespaces/{namespace}/pods/{pod}"), &at_once)?;
         Ok(())
     }
 

@@ -9,5 +9,6 @@ mod bench;
 
 mod agent;
 mod aggregator;
+mod map;
 mod policy;
 mod usage;

@@ -4,6 +4,7 @@
 mod blocking;
 mod chains;
 mod changes;
+mod cluster;
 mod cni;
 mod control_plane;
 mod cri;
@@ -28,6 +29,7 @@ mod stats;
 mod update;
 mod xtables_lock;
 
+pub(crate) use cluster::Asked;
 pub(crate) use host_root::HostRoot;
 pub(crate) use identity::look as identity;
 pub(crate) use sources::{Observer, kubelet_server, start};

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::blocking::Blocking;
 use super::changes::{Commits, History};
+use super::cluster::{Answer, Asked, ClusterSource, Failed};
 use super::events::{self, Event};
 use super::{HostRoot, Stats, Update, xtables_lock};
 use crate::clock::since_boot;
@@ -51,6 +52,10 @@ const PROCESSES: Rhythm = rhythm("processes", 2, 5);
 const KUBELET: Rhythm = rhythm("kubelet", 30, 5);
 const HEALTH: Rhythm = rhythm("health", 5, 5);
 const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 8);
+/// Its rhythm is its own: it depends on the answer.
+const CLUSTER: Rhythm = rhythm("cluster", 60, 10);
+/// A map that no aggregator has confirmed for so long, while there is an API server, is dropped: nodes have come and gone.
+const MAP_LASTS: Duration = Duration::from_secs(3600);
 
 /// A look that an event wakes waits for this long at most.
 const LONGEST_BREATH: Duration = Duration::from_secs(1);
@@ -107,8 +112,8 @@ struct Outlet {
     stats: Stats,
 }
 
-/// Starts all sources.
-pub(crate) fn start(host: &HostRoot) -> Observer {
+/// Starts all sources. Where nobody can be asked, nothing is known of the cluster.
+pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     let (sender, updates) = mpsc::channel(32);
     let stats = Stats::default();
     let out = Outlet { updates: sender, stats: stats.clone() };
@@ -137,7 +142,7 @@ pub(crate) fn start(host: &HostRoot) -> Observer {
     tasks.spawn(kubelet(out.clone(), host.clone(), blocking, shared.clone(), wake.clone()));
     tasks.spawn(health(out.clone(), shared.clone()));
     tasks.spawn(control_plane(out.clone(), host.clone(), shared.clone(), wake.clone()));
-    tasks.spawn(cluster(out));
+    tasks.spawn(cluster(out, asked));
     tasks.spawn(dispatch(host.clone(), shared, wake, commits));
     Observer { updates, stats, _tasks: tasks }
 }
@@ -472,9 +477,46 @@ async fn control_plane(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) 
     }
 }
 
-/// Nobody is asked about the cluster yet.
-async fn cluster(out: Outlet) {
-    out.updates.send(Update::Cluster(Seen::Absent)).await.ok();
+/// The map of the cluster. The last one stays in force while nobody answers; of its age only the beginning is told, so
+/// that it is nothing new at each look.
+async fn cluster(out: Outlet, asked: Option<Asked>) {
+    let Some(asked) = asked else {
+        out.updates.send(Update::Cluster(Seen::Absent)).await.ok();
+        return;
+    };
+    let mut source = ClusterSource::new(asked);
+    let (mut known, mut told) = (false, None);
+    let mut confirmed = (Timestamp::now(), since_boot());
+    loop {
+        let began = Instant::now();
+        let answer = source.look().await;
+        let answered = answer.is_ok();
+        out.stats.count(CLUSTER.name, began.elapsed(), answered);
+        if answered {
+            confirmed = (Timestamp::now(), since_boot());
+        }
+        let news = match answer {
+            Ok(Answer::New(map)) => {
+                known = true;
+                Some(Update::Cluster(Seen::Yes(*map)))
+            }
+            Ok(Answer::Same) => None,
+            // An API server that does not answer lets no node come or go either.
+            Err(Failed::Unreachable(_)) if known => None,
+            Err(_) if known && since_boot().saturating_sub(confirmed.1) < MAP_LASTS => None,
+            Err(_) => {
+                known = false;
+                source.forget();
+                Some(Update::Cluster(Seen::Absent))
+            }
+        };
+        let unconfirmed = (known && !answered).then_some(confirmed.0);
+        let change = set(&mut told, unconfirmed).then_some(Update::ClusterUnconfirmed(unconfirmed));
+        for update in news.into_iter().chain(change) {
+            out.updates.send(update).await.ok();
+        }
+        tokio::time::sleep(source.wait(answered)).await;
+    }
 }
 
 /// Turns kernel events into wake-ups.

@@ -24,6 +24,8 @@ pub(crate) enum Update {
     Cluster(Seen<ClusterMap>),
     IpSets(Seen<Vec<IpSet>>),
     XtablesLock(Seen<XtablesLock>),
+    /// Since when nobody confirms the map of the cluster; none when somebody does again.
+    ClusterUnconfirmed(Option<jiff::Timestamp>),
 }
 
 impl Update {
@@ -46,7 +48,7 @@ impl Update {
             Update::Kubelet(_) => 10,
             Update::Health(_) => 11,
             Update::ControlPlane(_) => 12,
-            Update::Cluster(_) => 13,
+            Update::Cluster(_) | Update::ClusterUnconfirmed(_) => 13,
             Update::IpSets(_) => 14,
             Update::XtablesLock(_) => 15,
         }
@@ -73,6 +75,7 @@ impl Update {
             Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
             Update::IpSets(seen) => replace(&mut snapshot.ip_sets, seen),
             Update::XtablesLock(seen) => replace(&mut snapshot.xtables_lock, seen),
+            Update::ClusterUnconfirmed(since) => replace(&mut snapshot.cluster_unconfirmed_since, since),
         }
     }
 }

@@ -89,3 +89,27 @@ fn the_number_of_series_is_bounded() {
     assert_eq!(series, (MOST_GROUPS + 1) * WorkerState::ALL.len());
     assert!(metrics.contains(r#"nodevitals_workers_by{zone="other",pool="other",state="Normal"} 100"#));
 }
+
+fn list_surroundings(pages: &AggregatorPages) {
+    for what in crate::aggregator::surroundings::What::ALL {
+        pages.store.around_changed(what, Change::ListBegins, at(0));
+        pages.store.around_changed(what, Change::ListEnds, at(0));
+    }
+}
+
+#[test]
+fn the_map_is_one_for_all_and_says_who_asks() {
+    let pages = pages(&[node("a.b", "z", "p", "Normal", &[]), node("c", "z", "p", "Normal", &[])]);
+    assert!(pages.shared("/api/v1/map", "node=c").is_none());
+    assert_eq!(pages.get("/api/v1/map", "node=c").status, 503, "not everything is listed");
+    list_surroundings(&pages);
+    assert_eq!(pages.get("/api/v1/map", "").status, 400);
+    assert_eq!(pages.get("/api/v1/map", "node=%22x").status, 400, "no name of a node");
+    assert!(pages.shared("/api/v1/report", "node=c").is_none());
+    let first = pages.shared("/api/v1/map", "node=a%2Eb").expect("a map");
+    let second = pages.shared("/api/v1/map", "x=y&node=c").expect("a map");
+    assert_eq!((&first.etag, first.rest.as_ptr()), (&second.etag, second.rest.as_ptr()));
+    let map: crate::facts::ClusterMap =
+        serde_json::from_slice(&[&first.head[..], &first.rest].concat()).expect("a map");
+    assert_eq!((map.own.as_str(), map.nodes.len()), ("a.b", 2));
+}

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use jiff::Timestamp;
 
+use super::around;
 use super::count::{findings, groups, summary};
 use super::{
     API_VERSION, AgentReport, AgentState, CANNOT_SEE, ClusterReport, Counts, NEVER_REPORTED, NodeReport, Ready, Source,
@@ -49,6 +50,8 @@ pub(crate) fn build(
     for node in &nodes {
         workers.add(node);
     }
+    // What was known of the cluster is no longer known either while it cannot be seen.
+    let around = if view.complete { around::findings(cluster, only, now.wall) } else { Vec::new() };
     let report = ClusterReport {
         api_version: API_VERSION.to_owned(),
         kind: "ClusterReport".to_owned(),
@@ -60,6 +63,7 @@ pub(crate) fn build(
         zones: groups(&nodes, |node| node.zone.as_deref()),
         pools: groups(&nodes, |node| node.pool.as_deref()),
         findings: findings(&nodes, &workers),
+        cluster: around,
         nodes: Vec::new(),
     };
     if let Some(only) = only {

@@ -38,7 +38,7 @@ fn a_rollout_does_not_count() {
     let mut watchdog = Watchdog::default();
     assert!(marked_after(&cluster, &mut watchdog, 0..=10).is_empty());
     let pod = |name: &str, ready| {
-        serde_json::from_value::<crate::aggregator::model::PodView>(agent(name, "n", ready)).expect("a pod")
+        serde_json::from_value::<crate::aggregator::object::ObjectView>(agent(name, "n", ready)).expect("a pod")
     };
     cluster.remove_agent(&pod("old", true));
     assert!(marked_after(&cluster, &mut watchdog, 11..=30).is_empty());

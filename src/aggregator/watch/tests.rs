@@ -77,11 +77,12 @@ async fn followed(answers: Vec<Answer>, changes: usize) -> Log {
     let mut config = kube::Config::new(format!("http://{address}").parse().expect("a URL"));
     config.default_retry = false;
     let client = Client::try_from(config).expect("a client");
-    let kind = Kind { name: "nodes", path: "/api/v1/nodes".to_owned(), selector: "a%3Db" };
+    let paths = vec!["/api/v1/nodes".to_owned(), "/apis/other/v3/nodes".to_owned()];
+    let kind = Kind { name: "nodes", paths, selector: "labelSelector=a%3Db", optional: true };
     let (done, finished) = tokio::sync::oneshot::channel();
     let mut done = Some(done);
     let sink_log = Arc::clone(&log);
-    let sink = move |change: Change<NodeView>| {
+    let mut sink = move |change: Change<NodeView>| {
         let mut log = sink_log.lock().expect("no panic");
         log.changes.push(match change {
             Change::Found => "found".to_owned(),
@@ -90,6 +91,8 @@ async fn followed(answers: Vec<Answer>, changes: usize) -> Log {
             Change::Gone(node) => format!("-{}", node.metadata.name),
             Change::ListEnds => "listed".to_owned(),
             Change::Lost(_) => "lost".to_owned(),
+            Change::NotThere(NotThere::Missing) => "missing".to_owned(),
+            Change::NotThere(NotThere::Denied) => "denied".to_owned(),
         });
         if log.changes.len() >= changes
             && let Some(done) = done.take()
@@ -98,7 +101,7 @@ async fn followed(answers: Vec<Answer>, changes: usize) -> Log {
         }
     };
     tokio::select! {
-        never = follow(&client, &kind, sink) => match never {},
+        never = follow(&client, &kind, &mut sink) => match never {},
         ended = finished => ended.expect("sent"),
         () = tokio::time::sleep(Duration::from_secs(40)) => panic!("too few changes: {:?}", log.lock().expect("no panic").changes),
     }
@@ -210,4 +213,25 @@ async fn failures_are_said_and_a_list_that_is_cut_off_begins_anew() {
 #[test]
 fn values_are_escaped_for_a_query() {
     assert_eq!(escaped("a b/c=1,ü~-._"), "a%20b%2Fc%3D1%2C%C3%BC~-._");
+}
+
+#[tokio::test]
+async fn an_optional_kind_is_looked_for_in_its_other_group() {
+    let missing =
+        [r#"{"kind":"Status","status":"Failure","code":404,"reason":"NotFound","message":"no such resource"}"#];
+    let events = [node("ADDED", "a", 3), bookmark(5, true)];
+    let log =
+        followed(vec![answer("404 Not Found", &missing, false), answer("200 OK", &lines(&events), true)], 4).await;
+    assert_eq!(log.changes, ["found", "list", "+a", "listed"]);
+    assert!(log.requests[0].starts_with("/api/v1/nodes?") && log.requests[1].starts_with("/apis/other/v3/nodes?"));
+}
+
+#[tokio::test]
+async fn that_an_optional_kind_is_not_there_or_denied_is_told_once_all_its_groups_were_asked() {
+    let missing = || answer("404 Not Found", &["404 page not found"], false);
+    let denied = [r#"{"kind":"Status","status":"Failure","code":403,"reason":"Forbidden","message":"no"}"#];
+    let log = followed(vec![missing(), missing()], 1).await;
+    assert_eq!((log.changes, log.requests.len()), (vec!["missing".to_owned()], 2));
+    let log = followed(vec![answer("403 Forbidden", &denied, false), missing()], 1).await;
+    assert_eq!(log.changes, ["denied"]);
 }

@@ -1,7 +1,8 @@
 //! What is written, on which nodes, how often.
 
 use super::*;
-use crate::aggregator::model::{NodeView, PodView};
+use crate::aggregator::model::NodeView;
+use crate::aggregator::object::ObjectView;
 use crate::aggregator::testing::{at, moment, node};
 use crate::aggregator::watch::Change;
 
@@ -15,8 +16,8 @@ fn store(nodes: usize) -> Store {
         store.node_changed(Change::Here(view), at(0));
     }
     store.node_changed(Change::ListEnds, at(0));
-    store.agent_changed(Change::<PodView>::ListBegins, at(0));
-    store.agent_changed(Change::<PodView>::ListEnds, at(0));
+    store.agent_changed(Change::<ObjectView>::ListBegins, at(0));
+    store.agent_changed(Change::<ObjectView>::ListEnds, at(0));
     store.lock().leads = true;
     store
 }

@@ -34,6 +34,7 @@ pub(super) fn render(report: &ClusterReport, only: Option<&str>, all: bool, pain
         return out;
     }
     findings(&mut out, report, paint);
+    around(&mut out, report, paint);
     groups(&mut out, "ZONE", &report.zones, paint);
     groups(&mut out, "POOL", &report.pools, paint);
     nodes(&mut out, report, all, paint);
@@ -62,6 +63,22 @@ fn findings(out: &mut String, report: &ClusterReport, paint: Paint) {
     }
     out.push('\n');
     table.print(out, paint);
+}
+
+/// What is wrong with the cluster.
+fn around(out: &mut String, report: &ClusterReport, paint: Paint) {
+    for finding in &report.cluster {
+        let code = paint.ink(Ink::Strong, &escaped(&finding.code));
+        let severity = paint.ink(Ink::of_severity(finding.severity), severity(finding.severity));
+        let more = finding.nodes.saturating_sub(finding.workers.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let _ = writeln!(out, "\n{code}  {severity}, {} of {} workers", finding.nodes, report.workers.total);
+        paint.paragraph(out, 2, &sentence(&finding.detail));
+        next(out, 2, Some(&finding.next), paint);
+        if !finding.workers.is_empty() {
+            paint.paragraph(out, 2, &format!("On: {}{more}", escaped(&finding.workers.join(", "))));
+        }
+    }
 }
 
 fn severity(severity: Severity) -> &'static str {
@@ -233,6 +250,7 @@ fn whole_node(out: &mut String, report: &ClusterReport, node: &NodeReport, paint
         paint.paragraph(out, 4, &sentence(&finding.detail));
         next(out, 4, Some(&finding.next), paint);
     }
+    around(out, report, paint);
 }
 
 fn facts(node: &NodeReport, now: Timestamp) -> Vec<(&'static str, String)> {

@@ -5,32 +5,32 @@ use std::time::Duration;
 
 /// Doubles from `first` to `most`.
 #[derive(Debug, Clone)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     first: Duration,
     most: Duration,
     next: Duration,
 }
 
 impl Backoff {
-    pub(super) fn new(first: Duration, most: Duration) -> Self {
+    pub(crate) fn new(first: Duration, most: Duration) -> Self {
         Backoff { first, most, next: first }
     }
 
     /// How long to wait now.
-    pub(super) fn wait(&mut self) -> Duration {
+    pub(crate) fn wait(&mut self) -> Duration {
         let wait = jitter(self.next);
         self.next = (self.next * 2).min(self.most);
         wait
     }
 
     /// It worked.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.next = self.first;
     }
 }
 
 /// Between half and all of `time`. The standard library's hash keys are the only randomness that is linked anyway.
-pub(super) fn jitter(time: Duration) -> Duration {
+pub(crate) fn jitter(time: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) % 1000;
     time / 2 + time.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 2000.0)
 }

@@ -1,0 +1,150 @@
+//! Whether calico-node can read the password of its BGP peers. The password itself is never read, and no right to read
+//! it is needed: RBAC is asked what it would say. Whether the Secret exists is told where that is permitted.
+
+use std::time::Duration;
+
+use http::Request;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use jiff::Timestamp;
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+
+use super::store::Store;
+use super::surroundings::Surroundings;
+use crate::clock::since_boot;
+
+/// Whether something else has to be looked at is found out this often.
+const TICK: Duration = Duration::from_secs(5);
+/// The same thing is looked at again after this time, while all is well and while it is not.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(15));
+/// One question.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Namespaces in which calico-node is: one, or two while it moves.
+const MOST: usize = 4;
+/// What calico-node does with its Secret.
+const VERBS: [&str; 3] = ["get", "list", "watch"];
+
+/// Whose way to which Secret.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Way {
+    /// Namespace of calico-node and of the Secret.
+    pub(crate) namespace: Box<str>,
+    /// Service account of calico-node.
+    pub(crate) account: Box<str>,
+    /// The Secret.
+    pub(crate) secret: Box<str>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Where.
+    pub(crate) way: Way,
+    /// Whether the Secret exists; none without permission to see that.
+    pub(crate) exists: Option<bool>,
+    /// What calico-node must do and may not.
+    pub(crate) refused: Vec<&'static str>,
+    /// Since when something is wrong with it.
+    pub(crate) since: Option<Timestamp>,
+}
+
+impl Found {
+    /// Whether calico-node cannot have the password.
+    pub(crate) fn is_wrong(&self) -> bool {
+        self.exists == Some(false) || !self.refused.is_empty()
+    }
+}
+
+/// The ways that there are: none where BGP has no password.
+fn ways(around: &Surroundings) -> Vec<Way> {
+    let Some(secret) = around.bgp().and_then(|bgp| bgp.secret) else { return Vec::new() };
+    let mut ways: Vec<Way> = Vec::new();
+    for pod in around.calico_pods() {
+        let known = |way: &Way| way.namespace == pod.namespace && way.account == pod.account;
+        if ways.len() < MOST && !ways.iter().any(known) {
+            let (namespace, account) = (pod.namespace.clone(), pod.account.clone());
+            ways.push(Way { namespace, account, secret: secret.clone() });
+        }
+    }
+    ways.retain(|way| super::name(&way.namespace).is_ok() && super::name(&way.secret).is_ok());
+    ways
+}
+
+/// Looks for ever.
+pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
+    let (mut looked, mut at) = (Vec::new(), Duration::ZERO);
+    loop {
+        tokio::time::sleep(TICK).await;
+        let (ways, before) = {
+            let inner = store.lock();
+            (ways(&inner.cluster.surroundings), inner.cluster.password.clone())
+        };
+        let again = if before.iter().any(Found::is_wrong) { AGAIN.1 } else { AGAIN.0 };
+        if ways == looked && since_boot().saturating_sub(at) < again {
+            continue;
+        }
+        let mut found = Vec::new();
+        for way in &ways {
+            let (exists, refused) = (exists(client, way).await, refused(client, way).await);
+            let mut this = Found { way: way.clone(), exists, refused, since: None };
+            if this.is_wrong() {
+                let known = before.iter().find(|known| known.way == *way).and_then(|known| known.since);
+                this.since = known.or_else(|| Some(Timestamp::now()));
+            }
+            found.push(this);
+        }
+        store.lock().cluster.password = found;
+        (looked, at) = (ways, since_boot());
+    }
+}
+
+/// Asks for the metadata only, and does not read even that.
+async fn exists(client: &Client, way: &Way) -> Option<bool> {
+    let request = Request::get(format!("/api/v1/namespaces/{}/secrets/{}", way.namespace, way.secret))
+        .header(ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1")
+        .body(Body::empty())
+        .ok()?;
+    let answer = tokio::time::timeout(DEADLINE, client.send(request)).await.ok()?.ok()?;
+    match answer.status().as_u16() {
+        200 => Some(true),
+        404 => Some(false),
+        _ => None,
+    }
+}
+
+async fn refused(client: &Client, way: &Way) -> Vec<&'static str> {
+    let mut refused = Vec::new();
+    for verb in VERBS {
+        // What could not be asked is not refused.
+        if may(client, way, verb).await == Some(false) {
+            refused.push(verb);
+        }
+    }
+    refused
+}
+
+async fn may(client: &Client, way: &Way, verb: &str) -> Option<bool> {
+    let Way { namespace, account, secret } = way;
+    let question = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {
+            "user": format!("system:serviceaccount:{namespace}:{account}"),
+            // As the API server adds them to every request of a service account.
+            "groups": ["system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated"],
+            "resourceAttributes": {"namespace": namespace, "verb": verb, "resource": "secrets", "name": secret},
+        },
+    });
+    let request = Request::post("/apis/authorization.k8s.io/v1/subjectaccessreviews")
+        .header(CONTENT_TYPE, "application/json")
+        .body(question.to_string().into_bytes())
+        .ok()?;
+    let answer = tokio::time::timeout(DEADLINE, client.request_text(request)).await.ok()?.ok()?;
+    let answer: Value = serde_json::from_str(&answer).ok()?;
+    // An authorizer that failed has not refused.
+    let status = &answer["status"];
+    if status["evaluationError"].as_str().is_some_and(|error| !error.is_empty()) {
+        return None;
+    }
+    status["allowed"].as_bool()
+}
