@@ -27,6 +27,8 @@ mod update;
 
 pub(crate) use host_root::HostRoot;
 pub(crate) use identity::look as identity;
+#[cfg(test)]
+pub(crate) use legacy::read_rule;
 pub(crate) use sources::{Observer, kubelet_server, start};
 pub(crate) use stats::Stats;
 pub(crate) use update::Update;
