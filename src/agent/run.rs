@@ -16,6 +16,7 @@ use crate::api::{self, Api};
 use crate::checks::Limits;
 use crate::clock::{now, since_boot};
 use crate::config::Config;
+use crate::facts::Identity;
 use crate::verdict::{self, Now, Raised, Told, Verdict, told};
 
 /// The first verdict waits this long for sources that have not answered yet; theirs is then unknown.
@@ -90,7 +91,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let doubt = Arc::new(Notify::new());
     let mut writer = Writer::new(ways, options.node_name.clone(), told, Arc::clone(&doubt), options.heartbeat);
     let observer = observe::start(&host);
-    let mut judge = Judge::new(observe::identity(&host), config.limits, now());
+    let identity = Identity { node_name: Some(options.node_name.clone()), ..observe::identity(&host) };
+    let mut judge = Judge::new(identity, config.limits, now());
     if let Ok(Some(node)) = timeout(FIRST_LOOK, writer.read()).await {
         restore(&mut judge, &node);
     }

@@ -13,10 +13,11 @@ mod routing;
 mod runtime;
 mod seen;
 mod snapshot;
+mod traffic;
 mod trend;
 
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
-pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniPlugin};
+pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
 pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};
 pub use kubelet::{ControlPlanePath, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
 pub use netfilter::{Backend, BaseChain, Chain, Hook, Jump, Policy, Ruleset, Table};
@@ -29,4 +30,7 @@ pub use routing::{
 pub use runtime::{Condition as RuntimeCondition, Runtime, RuntimeStatus, Sandbox};
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
-pub use trend::Trend;
+pub use traffic::{
+    CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,
+};
+pub use trend::{Growth, Trend};

@@ -21,6 +21,8 @@ pub struct Remembered {
     pub programs: BTreeSet<Program>,
     /// Whether a CNI configuration was seen.
     pub cni: bool,
+    /// Whether Calico's CNI configuration was in force.
+    pub calico_cni: bool,
 }
 
 /// How kube-proxy programs the node.
@@ -111,6 +113,7 @@ impl Remembered {
         if let Some(processes) = now.processes.get() {
             self.programs.extend(processes.found.iter().map(|process| process.program));
         }
+        self.calico_cni |= now.cni.config().is_some_and(|config| config.has("calico"));
         self.cni |= now.cni.files.get().is_some_and(|files| !files.is_empty());
     }
 }

@@ -23,6 +23,7 @@ mod processes;
 mod routing;
 mod sources;
 mod stats;
+mod traffic;
 mod update;
 
 pub(crate) use host_root::HostRoot;

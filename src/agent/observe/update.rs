@@ -2,7 +2,7 @@
 
 use crate::facts::{
     ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes, Routing,
-    Ruleset, Runtime, Seen, Snapshot,
+    Ruleset, Runtime, Seen, Snapshot, Traffic,
 };
 
 /// A part of the snapshot, seen anew.
@@ -22,11 +22,12 @@ pub(crate) enum Update {
     Health(Health),
     ControlPlane(Seen<ControlPlanePath>),
     Cluster(Seen<ClusterMap>),
+    Traffic(Traffic),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 14;
+    pub(crate) const KINDS: usize = 15;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -45,6 +46,7 @@ impl Update {
             Update::Health(_) => 11,
             Update::ControlPlane(_) => 12,
             Update::Cluster(_) => 13,
+            Update::Traffic(_) => 14,
         }
     }
 
@@ -65,6 +67,7 @@ impl Update {
             Update::Health(seen) => replace(&mut snapshot.health, seen),
             Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
             Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
+            Update::Traffic(seen) => replace(&mut snapshot.traffic, seen),
         }
     }
 }

@@ -6,6 +6,8 @@ mod cni_binary_missing;
 mod cni_config_conflict;
 mod cni_config_invalid;
 mod cni_config_missing;
+mod cni_kubeconfig_invalid;
+mod cni_nodename_mismatch;
 mod cni_not_initialized;
 mod conntrack_full;
 mod conntrack_near_full;
@@ -14,6 +16,7 @@ mod containerd_unresponsive;
 mod default_route_missing;
 mod disk_full;
 mod disk_pressure_imminent;
+mod ephemeral_ports_near_full;
 mod filesystem_read_only;
 mod gateway_unreachable;
 mod inodes_exhausted;
@@ -23,9 +26,11 @@ mod kube_proxy_chains_missing;
 mod kube_proxy_chains_unhooked;
 mod kubelet_down;
 mod kubelet_unhealthy;
+mod link_errors;
 mod master_unreachable;
 mod memory_pressure_imminent;
 mod pod_route_missing;
+mod rp_filter_strict;
 mod runtime_not_ready;
 #[cfg(test)]
 mod testing;
@@ -52,15 +57,20 @@ pub const ALL: &[&Check] = &[
     &cni_config_invalid::CHECK,
     &cni_binary_missing::CHECK,
     &cni_config_conflict::CHECK,
+    &cni_kubeconfig_invalid::CHECK,
+    &cni_nodename_mismatch::CHECK,
     &cni_not_initialized::CHECK,
     &ip_forward_disabled::CHECK,
     &pod_route_missing::CHECK,
+    &link_errors::CHECK,
+    &rp_filter_strict::CHECK,
     &conntrack_full::CHECK,
     &calico_chains_missing::CHECK,
     &calico_chains_unhooked::CHECK,
     &kube_proxy_chains_missing::CHECK,
     &kube_proxy_chains_unhooked::CHECK,
     &conntrack_near_full::CHECK,
+    &ephemeral_ports_near_full::CHECK,
 ];
 
 /// The position of a code in [`ALL`]: its rank among causes. Codes that are not there come last.
