@@ -67,7 +67,11 @@ impl Config {
             imminent_minutes,
             full_percent,
             sandbox_settling_seconds,
+            ephemeral_ports_percent,
         } = self.limits;
+        if !(1..=100).contains(&ephemeral_ports_percent) {
+            bail!("limits: ephemeralPortsPercent ({ephemeral_ports_percent}) must be between 1 and 100");
+        }
         if near >= full || full > 100 {
             bail!(
                 "limits: conntrackNearFullPercent ({near}) must be below conntrackFullPercent ({full}), and that at most 100"
@@ -129,9 +133,12 @@ mod tests {
 
     #[test]
     fn values_that_make_no_sense_are_refused() {
-        for text in
-            ["limits: {conntrackNearFullPercent: 99}", "limits: {fullPercent: 200}", "limits: {imminentMinutes: -1}"]
-        {
+        for text in [
+            "limits: {conntrackNearFullPercent: 99}",
+            "limits: {fullPercent: 200}",
+            "limits: {imminentMinutes: -1}",
+            "limits: {ephemeralPortsPercent: 0}",
+        ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }
     }

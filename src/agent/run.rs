@@ -15,6 +15,7 @@ use super::{AgentPages, Judge, Options, Report};
 use crate::api::{self, Api};
 use crate::clock::{now, since_boot};
 use crate::config::Config;
+use crate::facts::Identity;
 use crate::verdict::{self, Now, Raised, Told, Verdict, told};
 
 /// The first verdict waits this long for sources that have not answered yet; theirs is then unknown.
@@ -96,7 +97,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     });
     let mut writer = Writer::new(ways, options.node_name.clone(), told, Arc::clone(&doubt), options.heartbeat);
     let observer = observe::start(&host, asked);
-    let mut judge = Judge::new(observe::identity(&host), &config, now());
+    let identity = Identity { node_name: Some(options.node_name.clone()), ..observe::identity(&host) };
+    let mut judge = Judge::new(identity, &config, now());
     if let Ok(Some(node)) = timeout(FIRST_LOOK, writer.read()).await {
         restore(&mut judge, &node);
     }

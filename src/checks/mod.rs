@@ -274,6 +274,8 @@ pub struct Limits {
     pub full_percent: f64,
     /// A sandbox younger than this many seconds need not have its route yet (catalogue R080).
     pub sandbox_settling_seconds: i64,
+    /// `EphemeralPortsNearFull`: local ports that one destination holds, in percent of those that `connect` chooses from.
+    pub ephemeral_ports_percent: u8,
 }
 
 impl Default for Limits {
@@ -285,6 +287,7 @@ impl Default for Limits {
             imminent_minutes: 30.0,
             full_percent: 1.0,
             sandbox_settling_seconds: 30,
+            ephemeral_ports_percent: 80,
         }
     }
 }

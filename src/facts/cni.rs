@@ -17,11 +17,34 @@ pub struct Cni {
     pub bin_dirs: Vec<String>,
     /// Who told these directories: the runtime itself, its configuration file, or the defaults.
     pub told_by: String,
+    /// Whether the runtime passes over files that it cannot use, as CRI-O does (ocicni `loadNetworks`). containerd stops
+    /// at the first.
+    pub passes_over: bool,
     /// The files with an extension that counts (`.conf`, `.conflist`, `.json`), in the runtime's order: byte order of
     /// the names. containerd uses the first only (go-cni `loadFromConfDir`).
     pub files: Seen<Vec<CniFile>>,
-    /// Every plugin that the first file names, `ipam` included, and the state of its program.
+    /// Every plugin that the configuration in force names, `ipam` included, and the state of its program.
     pub binaries: BTreeMap<String, Seen<Binary>>,
+    /// The kubeconfigs that the configuration in force names, by path.
+    pub kubeconfigs: BTreeMap<String, Seen<CniKubeconfig>>,
+    /// Files without which a meta plugin gives no pod a network (Multus: `readinessindicatorfile`, `clusterNetwork`).
+    pub awaited: BTreeMap<String, Seen<()>>,
+    /// `/var/lib/calico/nodename`: the name under which Calico's plugin registers pods. calico-node writes it at its start.
+    pub nodename: Seen<String>,
+}
+
+/// A kubeconfig with which a CNI plugin asks the API server. Its credentials are never kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CniKubeconfig {
+    /// `cluster.server`; empty when the file cannot be used at all.
+    pub server: String,
+    /// Why it cannot be used, if so: completes "the kubeconfig ...".
+    pub fault: Option<String>,
+    /// `exp` of its token; none for a token without end (a Secret of type service-account-token) or a client certificate.
+    pub token_expires_at: Option<Timestamp>,
+    /// Its last change.
+    pub modified: Option<Timestamp>,
 }
 
 /// One configuration file.
@@ -44,18 +67,25 @@ pub struct CniConfig {
     pub name: String,
     /// `cniVersion`.
     pub cni_version: String,
-    /// The chain of plugins; a `.conf` file is a chain of one.
+    /// The chain of plugins; a `.conf` file is a chain of one. Plugins to which others delegate (Multus, flannel) follow
+    /// those that name them.
     pub plugins: Vec<CniPlugin>,
 }
 
 /// One plugin of the chain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CniPlugin {
     /// `type`: the name of the program.
     pub kind: String,
     /// `ipam.type`.
     pub ipam: Option<String>,
+    /// `kubernetes.kubeconfig` (Calico) or `kubeconfig` (Multus): a path on the node.
+    pub kubeconfig: Option<String>,
+    /// Whether Calico keeps its data in an etcd of its own, where its nodes may be named otherwise than the Nodes.
+    pub etcd: bool,
+    /// A file that has to exist before the plugin does anything (Multus).
+    pub awaits: Vec<String>,
 }
 
 /// What is wrong with a configuration file.
@@ -80,6 +110,9 @@ pub enum CniFault {
     /// JSON, but a required field is missing or has the wrong type.
     #[error("has no usable field `{0}`")]
     Field(String),
+    /// `cniVersion` is no version of the specification: every plugin refuses it.
+    #[error("asks for cniVersion {0:?}, which no plugin speaks (0.1.0 to 1.1.0 exist)")]
+    Version(String),
     /// Could not be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
@@ -95,12 +128,31 @@ pub struct Binary {
     pub size: u64,
     /// Whether any execute bit is set.
     pub executable: bool,
+    /// Why this machine cannot run it all the same, if so: completes "the plugin ...".
+    pub unusable: Option<String>,
 }
 
 impl Cni {
-    /// The file that the runtime uses: the first.
+    /// These directories and files, and nothing looked at yet of what they name.
+    pub fn of(conf_dir: String, bin_dirs: Vec<String>, told_by: String, files: Seen<Vec<CniFile>>) -> Self {
+        Cni {
+            conf_dir,
+            bin_dirs,
+            told_by,
+            passes_over: false,
+            files,
+            binaries: BTreeMap::new(),
+            kubeconfigs: BTreeMap::new(),
+            awaited: BTreeMap::new(),
+            nodename: Seen::not_yet("/var/lib/calico/nodename"),
+        }
+    }
+
+    /// The file that the runtime uses: the first, or the first good one where the runtime passes over bad ones.
     pub fn active(&self) -> Option<&CniFile> {
-        self.files.get().and_then(|files| files.first())
+        let files = self.files.get()?;
+        let good = files.iter().find(|file| self.passes_over && file.content.is_ok());
+        good.or(files.first())
     }
 
     /// The configuration in force, when the first file is valid.

@@ -85,7 +85,7 @@ pub struct Memory {
 }
 
 /// Connection tracking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Conntrack {
     /// `nf_conntrack_count`.
@@ -96,6 +96,10 @@ pub struct Conntrack {
     pub dropped: u64,
     /// Growth of [`Conntrack::dropped`] since the look before.
     pub dropped_since: u64,
+    /// Growth of `insert_failed`: two packets made the same entry, or no port was left to translate to.
+    pub insert_failed_since: u64,
+    /// Growth of `early_drop`: entries thrown out to make room.
+    pub early_drop_since: u64,
 }
 
 /// Forwarding switches of the node's network namespace.

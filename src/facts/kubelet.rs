@@ -14,6 +14,9 @@ pub struct Kubelet {
     pub kubeconfig_path: Option<String>,
     /// `cluster.server` of its kubeconfig: the address by which this node reaches the control plane.
     pub server: Option<String>,
+    /// The name under which it registers its Node, where its arguments settle that: `--hostname-override`, or the host's
+    /// name where no cloud provider has a say.
+    pub node_name: Option<String>,
     /// `healthzPort`; 0 means switched off. Default 10248.
     pub healthz_port: u16,
     /// `containerRuntimeEndpoint`, without `unix://`.

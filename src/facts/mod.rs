@@ -15,12 +15,13 @@ mod routing;
 mod runtime;
 mod seen;
 mod snapshot;
+mod traffic;
 mod trend;
 mod xtables_lock;
 
 pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
-pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniPlugin};
+pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
 pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};
 pub use ipset::IpSet;
 pub use kubelet::{ControlPlanePath, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
@@ -37,5 +38,8 @@ pub use routing::{
 pub use runtime::{Condition as RuntimeCondition, Runtime, RuntimeStatus, Sandbox};
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
-pub use trend::Trend;
+pub use traffic::{
+    CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,
+};
+pub use trend::{Growth, Trend};
 pub use xtables_lock::{LockUser, XtablesLock};

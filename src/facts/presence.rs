@@ -23,6 +23,8 @@ pub struct Remembered {
     pub cni: bool,
     /// Canary chains that were seen, with their tables: kube-proxy and the kubelet make them to notice a flush.
     pub canaries: BTreeSet<(Backend, Family, String, String)>,
+    /// Whether Calico's CNI configuration was in force.
+    pub calico_cni: bool,
 }
 
 /// How kube-proxy programs the node.
@@ -125,6 +127,7 @@ impl Remembered {
         if let Some(processes) = now.processes.get() {
             self.programs.extend(processes.found.iter().map(|process| process.program));
         }
+        self.calico_cni |= now.cni.config().is_some_and(|config| config.has("calico"));
         self.cni |= now.cni.files.get().is_some_and(|files| !files.is_empty());
     }
 }

@@ -198,6 +198,14 @@ pub enum RouteAnswer {
     NoWay(String),
 }
 
+impl Link {
+    /// Whether it is the node's end of a link to a pod that Calico's CNI plugin made: `cali` and eleven digits. Calico used
+    /// for policies alone leaves the links of other CNIs their names.
+    pub fn is_calico_pod(&self) -> bool {
+        self.kind.as_deref() == Some("veth") && self.name.starts_with("cali")
+    }
+}
+
 impl Routing {
     /// The link with this index.
     pub fn link(&self, index: u32) -> Option<&Link> {

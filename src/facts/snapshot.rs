@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
-    PacketFilterChanges, Routing, Ruleset, Runtime, Seen, XtablesLock,
+    PacketFilterChanges, Routing, Ruleset, Runtime, Seen, Traffic, XtablesLock,
 };
 
 /// One look at a node.
@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub xtables_lock: Seen<XtablesLock>,
     /// Connection tracking; absent when the module is not loaded.
     pub conntrack: Seen<Conntrack>,
+    /// Sockets, neighbours, counters and switches of links.
+    pub traffic: Traffic,
     /// CNI files and programs.
     pub cni: Cni,
     /// The container runtime.
@@ -67,6 +69,8 @@ pub struct Identity {
     pub machine_id: String,
     /// `kernel.osrelease`.
     pub kernel: String,
+    /// Name of the Node object, where the program was told it.
+    pub node_name: Option<String>,
 }
 
 /// The programs of a worker that are looked for in the process table.
@@ -133,13 +137,13 @@ impl Snapshot {
             ip_sets: Seen::not_yet("ipset"),
             xtables_lock: Seen::not_yet("/run/xtables.lock"),
             conntrack: Seen::not_yet("conntrack"),
-            cni: Cni {
-                conf_dir: "/etc/cni/net.d".into(),
-                bin_dirs: vec!["/opt/cni/bin".into()],
-                told_by: "default".into(),
-                files: Seen::not_yet("/etc/cni/net.d"),
-                binaries: std::collections::BTreeMap::new(),
-            },
+            traffic: Traffic::not_yet(),
+            cni: Cni::of(
+                "/etc/cni/net.d".into(),
+                vec!["/opt/cni/bin".into()],
+                "default".into(),
+                Seen::not_yet("/etc/cni/net.d"),
+            ),
             runtime: Runtime {
                 socket: Seen::not_yet("CRI socket"),
                 status: Seen::not_yet("CRI status"),

@@ -1,6 +1,7 @@
 //! How fast something runs out.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -41,6 +42,37 @@ impl Trend {
     }
 }
 
+/// The growth of a counter over a window.
+#[derive(Debug, Clone)]
+pub struct Growth {
+    window: Duration,
+    samples: VecDeque<(Duration, u64)>,
+}
+
+impl Growth {
+    /// A counter of which nothing is known yet.
+    pub fn over(window: Duration) -> Self {
+        Growth { window, samples: VecDeque::new() }
+    }
+
+    /// Adds what the counter says at `at`, on a clock that never jumps; answers its growth within the window, or since the
+    /// first sample. A counter that shrinks has begun anew: its link or its driver was replaced.
+    pub fn push(&mut self, at: Duration, value: u64) -> u64 {
+        if self.samples.back().is_some_and(|(_, last)| *last > value) {
+            self.samples.clear();
+        }
+        let age = |sample: Duration| at.saturating_sub(sample);
+        // A twentieth of the window apart, so that the ring stays small.
+        if self.samples.back().is_none_or(|(last, _)| age(*last) >= self.window / 20) {
+            self.samples.push_back((at, value));
+        }
+        while self.samples.len() > 1 && self.samples.front().is_some_and(|(first, _)| age(*first) > self.window) {
+            self.samples.pop_front();
+        }
+        self.samples.front().map_or(0, |(_, first)| value - first)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +95,20 @@ mod tests {
         let rate =
             (0..=60).filter_map(|i| trend.push(at(i * 10), 10_000 - u64::try_from(i).expect("small") * 50)).last();
         assert_eq!(rate, Some(5.0));
+    }
+
+    #[test]
+    fn growth_is_that_of_the_window_and_a_counter_may_begin_anew() {
+        let mut growth = Growth::over(Duration::from_secs(100));
+        let mut push = |second, value| growth.push(Duration::from_secs(second), value);
+        assert_eq!(push(0, 1_000), 0);
+        assert_eq!(push(1, 1_007), 7);
+        assert_eq!(push(60, 1_010), 10);
+        assert_eq!(push(101, 1_010), 0, "the burst at the beginning is out of the window");
+        assert_eq!(push(102, 3), 0);
+        assert_eq!(push(110, 5), 2);
+        assert_eq!(push(1_000, 5), 0);
+        assert_eq!(push(1_001, 6), 1);
     }
 
     #[test]

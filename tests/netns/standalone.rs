@@ -12,7 +12,7 @@ use crate::support::wait::eventually;
 const SOON: Duration = Duration::from_secs(30);
 
 /// A process that ends with this value.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -69,6 +69,13 @@ impl HostRoot {
         Ok(bytes)
     }
 
+    /// The first bytes of a regular file of any length.
+    pub(crate) fn head(&self, path: &str, count: u64) -> Result<Vec<u8>, LookError> {
+        let mut bytes = Vec::new();
+        let read = self.open(path, u64::MAX)?.take(count).read_to_end(&mut bytes);
+        read.map(|_| bytes).map_err(|error| LookError::io(path, &error))
+    }
+
     /// Reads a text file; bytes that are not UTF-8 are replaced.
     pub(crate) fn read_text(&self, path: &str, limit: u64) -> Result<String, LookError> {
         self.read(path, limit).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())

@@ -20,6 +20,7 @@ pub(crate) fn look(host: &HostRoot) -> Identity {
         boot_id: line("/proc/sys/kernel/random/boot_id"),
         machine_id: line("/etc/machine-id"),
         kernel: line("/proc/sys/kernel/osrelease"),
+        node_name: None,
     }
 }
 

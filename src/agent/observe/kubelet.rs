@@ -73,6 +73,7 @@ pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kube
     let endpoint = option("container-runtime-endpoint").or(configuration.container_runtime_endpoint);
     Ok(Kubelet {
         server: kubeconfig_path.as_deref().and_then(|path| server(host, path)),
+        node_name: arguments.and_then(|arguments| node_name(host, arguments)),
         config_path,
         kubeconfig_path,
         healthz_port: port.unwrap_or(HEALTHZ_PORT),
@@ -94,6 +95,15 @@ pub(crate) fn argument(arguments: &[String], name: &str) -> Option<String> {
         }
     }
     found.filter(|value| !value.is_empty())
+}
+
+/// `getNodeName` of the kubelet: with a cloud provider in the kubelet itself that provider decides, which nobody here can
+/// know.
+fn node_name(host: &HostRoot, arguments: &[String]) -> Option<String> {
+    let own = argument(arguments, "cloud-provider").is_none_or(|provider| provider == "external");
+    let host_name = || host.read_text("/proc/sys/kernel/hostname", 256).ok().filter(|_| own);
+    let name = argument(arguments, "hostname-override").or_else(host_name)?;
+    Some(name.trim().to_lowercase()).filter(|name| !name.is_empty())
 }
 
 fn read(host: &HostRoot, path: &str) -> Result<Configuration, String> {

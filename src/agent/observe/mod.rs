@@ -26,6 +26,7 @@ mod processes;
 mod routing;
 mod sources;
 mod stats;
+mod traffic;
 mod update;
 mod xtables_lock;
 

@@ -8,47 +8,56 @@ const LINE: u64 = 256;
 /// The statistics have one line for each CPU; in bytes.
 const STATISTICS: u64 = 1 << 20;
 
-/// Looks at connection tracking, and remembers how many packets were dropped before.
+/// Looks at connection tracking, and remembers what was counted before.
 #[derive(Debug)]
 pub(crate) struct ConntrackSource {
     host: HostRoot,
-    dropped: Option<u64>,
+    before: Option<[u64; 3]>,
 }
+
+/// The columns that count what was lost.
+const LOSSES: [&str; 3] = ["drop", "insert_failed", "early_drop"];
 
 impl ConntrackSource {
     /// Nothing is read yet.
     pub(crate) fn new(host: HostRoot) -> Self {
-        ConntrackSource { host, dropped: None }
+        ConntrackSource { host, before: None }
     }
 
     /// Reads the counts. [`Reason::Missing`] when the kernel module is not loaded. The first look has nothing to
-    /// compare with, so what was dropped before it does not count as growth.
+    /// compare with, so what was lost before it does not count as growth.
     pub(crate) fn look(&mut self) -> Result<Conntrack, LookError> {
         let count = number(&self.host, "/proc/sys/net/netfilter/nf_conntrack_count")?;
         let max = number(&self.host, "/proc/sys/net/netfilter/nf_conntrack_max")?;
-        let dropped = self.dropped_now()?;
+        let now = self.losses()?;
+        let before = self.before.replace(now).unwrap_or(now);
         // Taking a CPU offline removes its line, so the sum can shrink.
-        let dropped_since = dropped.saturating_sub(self.dropped.unwrap_or(dropped));
-        self.dropped = Some(dropped);
-        Ok(Conntrack { count, max, dropped, dropped_since })
+        let [dropped_since, insert_failed_since, early_drop_since] =
+            std::array::from_fn(|at| now[at].saturating_sub(before[at]));
+        Ok(Conntrack { count, max, dropped: now[0], dropped_since, insert_failed_since, early_drop_since })
     }
 
-    fn dropped_now(&self) -> Result<u64, LookError> {
+    fn losses(&self) -> Result<[u64; 3], LookError> {
         // `/proc/net` is the main thread's network namespace, even in a thread that has entered another.
         let path = "/proc/thread-self/net/stat/nf_conntrack";
-        match self.host.read_text(path, STATISTICS) {
-            Ok(text) => sum_of_column(&text, "drop").ok_or_else(|| {
-                LookError::new(path, Reason::Malformed, "a line is shorter than the header or not hexadecimal")
-            }),
+        let text = match self.host.read_text(path, STATISTICS) {
+            Ok(text) => text,
             // CONFIG_NF_CONNTRACK_PROCFS is off.
-            Err(error) if error.reason == Reason::Missing => Ok(0),
-            Err(error) => Err(error),
+            Err(error) if error.reason == Reason::Missing => return Ok([0; 3]),
+            Err(error) => return Err(error),
+        };
+        let mut losses = [0; 3];
+        for (loss, column) in losses.iter_mut().zip(LOSSES) {
+            *loss = sum_of_column(&text, column).ok_or_else(|| {
+                LookError::new(path, Reason::Malformed, "a line is shorter than the header or not hexadecimal")
+            })?;
         }
+        Ok(losses)
     }
 }
 
 /// The sum over all CPUs of a column of hexadecimal numbers; 0 when this kernel has no such column.
-fn sum_of_column(text: &str, name: &str) -> Option<u64> {
+pub(super) fn sum_of_column(text: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines();
     let Some(column) = lines.next()?.split_whitespace().position(|title| title == name) else { return Some(0) };
     lines
@@ -63,7 +72,8 @@ pub(crate) fn forwarding(host: &HostRoot) -> Forwarding {
     Forwarding { ipv4: switch("/proc/sys/net/ipv4/ip_forward"), ipv6: switch("/proc/sys/net/ipv6/conf/all/forwarding") }
 }
 
-fn number(host: &HostRoot, path: &str) -> Result<u64, LookError> {
+/// A file that holds one number.
+pub(super) fn number(host: &HostRoot, path: &str) -> Result<u64, LookError> {
     let text = host.read_text(path, LINE)?;
     text.trim()
         .parse()
@@ -95,9 +105,13 @@ mod tests {
             "entries  drop early_drop\n00000007  0000000a 00000001\n00000007  00000001 00000000\n",
         );
         let first = source.look().expect("readable");
-        assert_eq!(first, Conntrack { count: 7, max: 262_144, dropped: 11, dropped_since: 0 });
+        assert_eq!(first, Conntrack { count: 7, max: 262_144, dropped: 11, ..Conntrack::default() });
         write(dir.path(), statistics, "entries searched drop\n7 0 ff\n");
-        assert_eq!(source.look().expect("readable").dropped_since, 244);
+        let second = source.look().expect("readable");
+        assert_eq!((second.dropped_since, second.early_drop_since), (244, 0), "a column went");
+        write(dir.path(), statistics, "entries insert_failed drop early_drop\n7 3 ff 2\n7 2 0 0\n");
+        let third = source.look().expect("readable");
+        assert_eq!((third.dropped_since, third.insert_failed_since, third.early_drop_since), (0, 5, 2));
         write(dir.path(), statistics, "entries drop\n7\n");
         assert_eq!(source.look().expect_err("a short line").reason, Reason::Malformed);
     }

@@ -51,6 +51,7 @@ const MEMORY: Rhythm = rhythm("memory", 10, 2);
 const PROCESSES: Rhythm = rhythm("processes", 2, 5);
 const KUBELET: Rhythm = rhythm("kubelet", 30, 5);
 const HEALTH: Rhythm = rhythm("health", 5, 5);
+const TRAFFIC: Rhythm = rhythm("traffic", 5, 5);
 const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 8);
 /// Its rhythm is its own: it depends on the answer.
 const CLUSTER: Rhythm = rhythm("cluster", 60, 10);
@@ -80,7 +81,7 @@ impl Observer {
 }
 
 /// Facts that one source needs from another.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Shared {
     /// Pods with a network of their own, by sandbox: the runtime tells, the routes need them.
     pods: watch::Sender<Vec<(String, Vec<IpAddr>)>>,
@@ -88,6 +89,8 @@ struct Shared {
     cni_dirs: watch::Sender<Option<(String, Vec<String>)>>,
     /// The kubelet's files.
     kubelet: watch::Sender<Option<Kubelet>>,
+    /// Links whose counters and switches matter: the routes tell.
+    links: watch::Sender<Vec<super::traffic::Watched>>,
     /// The kubelet's command line: the process table tells.
     arguments: watch::Sender<Option<Vec<String>>>,
 }
@@ -103,6 +106,7 @@ struct Wake {
     kubelet: Arc<Notify>,
     filesystems: Arc<Notify>,
     control_plane: Arc<Notify>,
+    traffic: Arc<Notify>,
 }
 
 /// One source's way to the outside.
@@ -117,12 +121,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     let (sender, updates) = mpsc::channel(32);
     let stats = Stats::default();
     let out = Outlet { updates: sender, stats: stats.clone() };
-    let shared = Shared {
-        pods: watch::channel(Vec::new()).0,
-        cni_dirs: watch::channel(None).0,
-        kubelet: watch::channel(None).0,
-        arguments: watch::channel(None).0,
-    };
+    let shared = Shared::default();
     let wake = Wake::default();
     let blocking = Blocking::default();
     let mut tasks = JoinSet::new();
@@ -142,6 +141,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(kubelet(out.clone(), host.clone(), blocking, shared.clone(), wake.clone()));
     tasks.spawn(health(out.clone(), shared.clone()));
     tasks.spawn(control_plane(out.clone(), host.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(traffic(out.clone(), host.clone(), shared.clone(), wake.clone()));
     tasks.spawn(cluster(out, asked));
     tasks.spawn(dispatch(host.clone(), shared, wake, commits));
     Observer { updates, stats, _tasks: tasks }
@@ -194,6 +194,11 @@ async fn routing(out: Outlet, shared: Shared, wake: Wake) {
         .await;
         if seen.is_err() {
             source = None;
+        }
+        if let Ok(routing) = &seen
+            && shared.links.send_if_modified(|old| set(old, super::traffic::watched(routing)))
+        {
+            wake.traffic.notify_one();
         }
         out.tell(&ROUTING, began, seen.is_ok(), Update::Routing(seen.into())).await;
         rest(&ROUTING, began, Some(&wake.routing)).await;
@@ -310,13 +315,7 @@ async fn cni(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wa
 /// The CNI facts when the look itself hung.
 fn blind_cni(shared: &Shared, error: LookError) -> Cni {
     let (conf_dir, bin_dirs) = shared.cni_dirs.borrow().clone().unwrap_or_default();
-    Cni {
-        conf_dir,
-        bin_dirs,
-        told_by: "nobody".into(),
-        files: Seen::Unreadable(error),
-        binaries: std::collections::BTreeMap::new(),
-    }
+    Cni::of(conf_dir, bin_dirs, "nobody".into(), Seen::Unreadable(error))
 }
 
 async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
@@ -474,6 +473,23 @@ async fn control_plane(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) 
         let seen: Seen<_> = within(&CONTROL_PLANE, source.look(kubelet.as_ref())).await.into();
         out.tell(&CONTROL_PLANE, began, seen.error().is_none(), Update::ControlPlane(seen)).await;
         rest(&CONTROL_PLANE, began, Some(&wake.control_plane)).await;
+    }
+}
+
+/// Sockets, neighbour tables, and the links that the routes tell.
+async fn traffic(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
+    let mut source = super::traffic::TrafficSource::new(host.clone());
+    loop {
+        let began = Instant::now();
+        let links = shared.links.borrow().clone();
+        let looked = timeout(TRAFFIC.deadline, source.look(&links)).await;
+        let success = looked.as_ref().is_ok_and(|seen| seen.sockets.error().is_none() && seen.links.error().is_none());
+        let seen = looked.unwrap_or_else(|_| {
+            source = super::traffic::TrafficSource::new(host.clone());
+            crate::facts::Traffic::not_yet()
+        });
+        out.tell(&TRAFFIC, began, success, Update::Traffic(seen)).await;
+        rest(&TRAFFIC, began, Some(&wake.traffic)).await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::facts::{
     ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
-    PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, XtablesLock,
+    PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, Traffic, XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -26,11 +26,12 @@ pub(crate) enum Update {
     XtablesLock(Seen<XtablesLock>),
     /// Since when nobody confirms the map of the cluster; none when somebody does again.
     ClusterUnconfirmed(Option<jiff::Timestamp>),
+    Traffic(Traffic),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 16;
+    pub(crate) const KINDS: usize = 17;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -51,6 +52,7 @@ impl Update {
             Update::Cluster(_) | Update::ClusterUnconfirmed(_) => 13,
             Update::IpSets(_) => 14,
             Update::XtablesLock(_) => 15,
+            Update::Traffic(_) => 16,
         }
     }
 
@@ -76,6 +78,7 @@ impl Update {
             Update::IpSets(seen) => replace(&mut snapshot.ip_sets, seen),
             Update::XtablesLock(seen) => replace(&mut snapshot.xtables_lock, seen),
             Update::ClusterUnconfirmed(since) => replace(&mut snapshot.cluster_unconfirmed_since, since),
+            Update::Traffic(seen) => replace(&mut snapshot.traffic, seen),
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! *Looks at* every `type` of the chain and every `ipam.type`, in the runtime's plugin directories. The node stays Ready:
 //! nobody tells before a pod fails (recorded: incident 06 C). *Trap*: an installation in progress removes and copies the
-//! file (catalogue R066).
+//! file (catalogue R066): the observer looks again before it tells of a file that has just changed. A file can be there and
+//! still not run: on a file system mounted noexec, or built for another machine.
 
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ fn run(look: &Look<'_>) -> Outcome {
             Seen::Absent => format!("is in none of the plugin directories ({dirs})"),
             Seen::Yes(Binary { size: 0, path, .. }) => format!("is an empty file ({path})"),
             Seen::Yes(Binary { executable: false, path, .. }) => format!("is not executable ({path})"),
+            Seen::Yes(Binary { unusable: Some(why), path, .. }) => format!("{why} ({path})"),
             Seen::Yes(_) | Seen::Unreadable(_) => return None,
         };
         Some(Finding::new(plugin.clone(), format!("The CNI plugin `{plugin}` {what}")))
@@ -48,7 +50,18 @@ mod tests {
     }
 
     fn binary(size: u64, executable: bool) -> Seen<Binary> {
-        Seen::Yes(Binary { path: "/opt/cni/bin/calico".into(), size, executable })
+        Seen::Yes(Binary { path: "/opt/cni/bin/calico".into(), size, executable, unusable: None })
+    }
+
+    #[test]
+    fn there_but_of_no_use() {
+        let why = "is built for aarch64, and this machine is x86_64";
+        let seen = match binary(9, true) {
+            Seen::Yes(binary) => Seen::Yes(Binary { unusable: Some(why.into()), ..binary }),
+            other => other,
+        };
+        let details = testing::details(&run(&plugin(&seen).look()));
+        assert_eq!(details, [format!("The CNI plugin `calico` {why} (/opt/cni/bin/calico)")]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The CNI configuration that the runtime uses cannot be used.
 //!
 //! *Looks at* the first file in the runtime's order. containerd does not go on to the next file when the first is bad: it
-//! drops the network that it had. *Trap*: a file in the middle of a rewrite is bad for a moment (catalogue R064).
+//! drops the network that it had; CRI-O does go on. *Trap*: a file in the middle of a rewrite is bad for a moment: the
+//! observer reads it again before it tells (catalogue R064).
 
 use std::time::Duration;
 
@@ -25,10 +26,10 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::NotApplicable("this is no Kubernetes worker".into());
     }
     let files = seen!(cni.files, Outcome::NotApplicable("there is no CNI configuration".into()));
-    let Some(first) = files.first() else {
+    let (Some(first), Some(active)) = (files.first(), cni.active()) else {
         return Outcome::NotApplicable("there is no CNI configuration".into());
     };
-    let Err(fault) = &first.content else { return Outcome::Healthy };
+    let Err(fault) = &active.content else { return Outcome::Healthy };
     let path = format!("{}/{}", cni.conf_dir, first.name);
     let detail = format!("The CNI configuration {path}, which the runtime uses because it sorts first, {fault}");
     Outcome::from_findings(vec![Finding::new(path, detail)])
@@ -61,6 +62,7 @@ mod tests {
             CniFault::TooLarge(100 << 20),
             CniFault::NotUtf8(7),
             CniFault::Field("plugins".into()),
+            CniFault::Version("9.9".into()),
         ];
         for fault in faults {
             let node = files(&[("10-calico.conflist", Some(fault.clone())), ("99-other.conf", None)]);
@@ -78,6 +80,15 @@ mod tests {
     fn trap_a_bad_file_that_is_not_used() {
         let node = files(&[("10-calico.conflist", None), ("99-other.conf", Some(CniFault::Empty))]);
         assert_eq!(run(&node.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_a_runtime_that_passes_over_bad_files() {
+        let bad = || ("05-bad.conf", Some(CniFault::Empty));
+        let node = files(&[bad(), ("10-calico.conflist", None)]).edit(|now| now.cni.passes_over = true);
+        assert_eq!(run(&node.look()), Outcome::Healthy);
+        let node = files(&[bad()]).edit(|now| now.cni.passes_over = true);
+        assert_eq!(testing::subjects(&run(&node.look())), ["/etc/cni/net.d/05-bad.conf"]);
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! The runtime's CNI directory holds no configuration.
+//! The runtime's CNI directory holds no configuration, or a file for which Multus waits is not there.
 //!
-//! *Looks at* the directory that the runtime names. *Traps*: a new worker has none in its first minute; a machine that is
+//! *Looks at* the directory that the runtime names, and at the files that a meta plugin names (`readinessindicatorfile`,
+//! `clusterNetwork`): without them the runtime says that its network is ready, and no pod gets one. *Traps*: a new worker has none in its first minute; a machine that is
 //! no worker, or whose runtime has no pod network, needs none (catalogue R063).
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error};
 use crate::facts::{Program, Reason, Seen};
 
 pub(super) const CHECK: Check = Check {
@@ -28,7 +29,7 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::NotApplicable("this is no Kubernetes worker".into());
     }
     let empty = match &cni.files {
-        Seen::Yes(files) if !files.is_empty() => return Outcome::Healthy,
+        Seen::Yes(files) if !files.is_empty() => return awaited(look),
         Seen::Unreadable(error) if error.reason != Reason::Missing => return Outcome::unknown(error),
         Seen::Yes(_) => "holds no .conflist, .conf or .json file",
         Seen::Absent | Seen::Unreadable(_) => "does not exist",
@@ -36,6 +37,24 @@ fn run(look: &Look<'_>) -> Outcome {
     let finding = Finding::new(cni.conf_dir.clone(), format!("The CNI directory {} {empty}", cni.conf_dir));
     let finding = if joining(look) { finding.repaired_within(JOINING) } else { finding };
     Outcome::from_findings(vec![finding])
+}
+
+/// What the CNI in force waits for.
+fn awaited(look: &Look<'_>) -> Outcome {
+    let cni = &look.now.cni;
+    let name = cni.active().map_or("", |file| file.name.as_str());
+    let gone = cni.awaited.iter().filter(|(_, seen)| matches!(seen, Seen::Absent));
+    let findings = gone.map(|(path, _)| {
+        let finding = Finding::new(
+            path.clone(),
+            format!(
+                "{}/{name} waits for {path}, which does not exist: the network it delegates to is not set up",
+                cni.conf_dir
+            ),
+        );
+        if joining(look) { finding.repaired_within(JOINING) } else { finding }
+    });
+    findings_or_unknown(findings.collect(), first_error(cni.awaited.values().map(Seen::error)))
 }
 
 /// Whether no configuration was seen before and the kubelet has only just started.
@@ -56,6 +75,17 @@ mod tests {
             let node = Node::worker().edit(|now| now.cni.files = files.clone());
             assert_eq!(testing::subjects(&run(&node.look())), ["/etc/cni/net.d"]);
         }
+    }
+
+    #[test]
+    fn what_multus_waits_for_is_not_there() {
+        let path = "/run/multus/cni/net.d/10-calico.conflist";
+        let node = |seen: &Seen<()>| Node::worker().edit(|now| _ = now.cni.awaited.insert(path.into(), seen.clone()));
+        let outcome = run(&node(&Seen::Absent).look());
+        assert_eq!(testing::subjects(&outcome), [path]);
+        assert!(testing::details(&outcome)[0].starts_with("/etc/cni/net.d/10-bridge.conflist waits for"));
+        assert_eq!(run(&node(&Seen::Yes(())).look()), Outcome::Healthy);
+        assert!(matches!(run(&node(&testing::denied(path)).look()), Outcome::Unknown(_)));
     }
 
     #[test]

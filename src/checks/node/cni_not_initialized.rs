@@ -1,12 +1,14 @@
 //! The runtime says that its network is not ready.
 //!
-//! *Looks at* the condition `NetworkReady` of CRI `Status`, in the runtime's words. It is the CNI's fault, not the
-//! runtime's. *Trap*: normal in the first minute of a new worker (catalogue R047, R057).
+//! *Looks at* the condition `NetworkReady` of CRI `Status`, in the runtime's words, and names the cause that
+//! the other checks of the CNI find. *Traps*: normal in the first minute of a new worker; the words differ by runtime and
+//! version (`cni plugin not initialized`, `no CNI configuration file in ...`, `cni config uninitialized`), so that only the
+//! condition counts (catalogue R047, R057).
 
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
-use crate::facts::Program;
+use crate::facts::{Program, RuntimeStatus};
 
 pub(super) const CHECK: Check = Check {
     code: "CniNotInitialized",
@@ -24,13 +26,38 @@ fn run(look: &Look<'_>) -> Outcome {
     let Some(condition) = status.condition("NetworkReady").filter(|condition| !condition.status) else {
         return Outcome::Healthy;
     };
-    let detail = format!(
-        "{} {} says NetworkReady=false, {}: {}",
-        status.name, status.version, condition.reason, condition.message
-    );
+    let (cause, next) = cause(look, status);
+    let said = short(&condition.message, 300);
+    let detail =
+        format!("{} {} says NetworkReady=false, {}: {said}; {cause}", status.name, status.version, condition.reason);
     let finding = Finding::new("NetworkReady", detail);
+    let finding = next.into_iter().fold(finding, Finding::next);
     let finding = if joining(look) { finding.repaired_within(JOINING) } else { finding };
     Outcome::from_findings(vec![finding])
+}
+
+/// What the other checks of the CNI find, and what to do where the runtime alone is to blame. A missing plugin is no
+/// cause: runtimes look for it when they start a pod.
+fn cause(look: &Look<'_>, status: &RuntimeStatus) -> (String, Option<&'static str>) {
+    for check in [&super::cni_config_missing::CHECK, &super::cni_config_invalid::CHECK] {
+        match (check.run)(look) {
+            Outcome::Findings(findings) => return (format!("{} at {} is why", check.code, findings[0].subject), None),
+            Outcome::Unknown(why) => return (format!("why cannot be seen ({})", short(&why, 200)), None),
+            Outcome::Healthy | Outcome::NotApplicable(_) => {}
+        }
+    }
+    let load = status.cni_load.as_deref().filter(|load| *load != "OK");
+    let load = load.map_or_else(String::new, |load| format!(" (its last load: {})", short(load, 200)));
+    // A file that is moved into the directory is not noticed (facts: go-cni watches for writes).
+    (format!("the files in {} are good, so it has not loaded them{load}", look.now.cni.conf_dir), Some(RELOAD))
+}
+
+const RELOAD: &str =
+    "touch a file in the CNI directory or restart the runtime, so that it reads the configuration again";
+
+/// The beginning of a text that somebody else wrote.
+fn short(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
 }
 
 /// A worker that has just joined has no network yet.
@@ -45,12 +72,46 @@ fn joining(look: &Look<'_>) -> bool {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
+    use crate::facts::Seen;
 
     #[test]
     fn the_runtime_says_so() {
         let node = Node::worker().runtime_condition("NetworkReady", false);
         let details = testing::details(&run(&node.look()));
         assert!(details[0].contains("NetworkReady=false, TestReason: test message"), "{details:?}");
+    }
+
+    #[test]
+    fn it_names_the_cause_that_the_others_find() {
+        let broken = || Node::worker().runtime_condition("NetworkReady", false);
+        let told = |node: Node| testing::details(&run(&node.look())).remove(0);
+        let node = broken().edit(|now| now.cni.files = Seen::Yes(vec![]));
+        assert!(told(node).ends_with("; CniConfigMissing at /etc/cni/net.d is why"));
+        let bad = |now: &mut crate::facts::Snapshot| {
+            let Seen::Yes(files) = &mut now.cni.files else { panic!("seen") };
+            files[0].content = Err(crate::facts::CniFault::Empty);
+        };
+        assert!(told(broken().edit(bad)).contains("CniConfigInvalid at /etc/cni/net.d/10-bridge.conflist"));
+        let node = broken().edit(|now| now.cni.files = testing::denied("/etc/cni/net.d"));
+        assert!(told(node).contains("why cannot be seen"));
+        let Outcome::Findings(findings) = run(&broken().look()) else { panic!("a finding") };
+        assert!(findings[0].detail.contains("has not loaded them"), "{}", findings[0].detail);
+        assert_eq!(findings[0].next_step.as_deref(), Some(RELOAD));
+    }
+
+    #[test]
+    fn trap_the_words_of_other_runtimes_and_long_ones() {
+        for words in ["no CNI configuration file in /etc/cni/net.d/", "Missing CNI default network", &"x".repeat(9_000)]
+        {
+            let node = Node::worker().edit(|now| {
+                let Seen::Yes(status) = &mut now.runtime.status else { panic!("seen") };
+                for condition in &mut status.conditions {
+                    condition.status = condition.kind != "NetworkReady";
+                    condition.message = words.to_owned();
+                }
+            });
+            assert!(testing::details(&run(&node.look()))[0].len() < 600);
+        }
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The connection tracking table is full: new connections are dropped, even to localhost.
 //!
 //! *Looks at* `nf_conntrack_count` against `nf_conntrack_max`, and at the kernel's drop counter. *Trap*: max 0 means no
-//! limit; a counter that grew long ago is no fault now (catalogue R039).
+//! limit; a counter that grew long ago is no fault now (catalogue R039). What else grew meanwhile (entries thrown out or not
+//! inserted, SYNs sent again) is told with it.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
+use super::ephemeral_ports_near_full::syn_retransmits;
 use crate::facts::Conntrack;
 
 pub(super) const CHECK: Check = Check {
@@ -30,16 +33,18 @@ fn run(look: &Look<'_>) -> Outcome {
     if !full && !dropping {
         return Outcome::Healthy;
     }
-    let Conntrack { count, max, dropped_since, .. } = conntrack;
-    let drops = if *dropped_since > 0 {
-        format!(", and {dropped_since} packets were dropped since the last look")
-    } else {
-        String::new()
-    };
-    Outcome::from_findings(vec![Finding::new(
-        "nf_conntrack",
-        format!("Connection tracking holds {count} of {max} entries{drops}"),
-    )])
+    let Conntrack { count, max, .. } = conntrack;
+    let mut detail = format!("Connection tracking holds {count} of {max} entries");
+    let growth = [
+        (conntrack.dropped_since, "packets were dropped"),
+        (conntrack.early_drop_since, "entries were thrown out to make room"),
+        (conntrack.insert_failed_since, "entries could not be inserted"),
+    ];
+    for (number, what) in growth.into_iter().filter(|(number, _)| *number > 0) {
+        write!(detail, ", {number} {what} since the last look").ok();
+    }
+    detail.push_str(&syn_retransmits(look));
+    Outcome::from_findings(vec![Finding::new("nf_conntrack", detail)])
 }
 
 /// How full the table is, in percent.
@@ -54,7 +59,7 @@ mod tests {
     use crate::facts::Seen;
 
     fn with(count: u64, max: u64, dropped_since: u64) -> Outcome {
-        let seen = Seen::Yes(Conntrack { count, max, dropped: 10_000, dropped_since });
+        let seen = Seen::Yes(Conntrack { count, max, dropped: 10_000, dropped_since, ..Conntrack::default() });
         run(&Node::worker().edit(|now| now.conntrack = seen.clone()).look())
     }
 
@@ -62,6 +67,26 @@ mod tests {
     fn full_or_dropping() {
         assert_eq!(testing::subjects(&with(1_000, 1_000, 0)), ["nf_conntrack"]);
         assert!(testing::details(&with(900, 1_000, 7))[0].contains("7 packets were dropped"));
+    }
+
+    #[test]
+    fn what_else_grew_is_told() {
+        let node = Node::worker().edit(|now| {
+            let full = Conntrack {
+                count: 1_000,
+                max: 1_000,
+                insert_failed_since: 4,
+                early_drop_since: 3,
+                ..Conntrack::default()
+            };
+            now.conntrack = Seen::Yes(full);
+            let Seen::Yes(sockets) = &mut now.traffic.sockets else { panic!("seen") };
+            sockets.syn_retransmits_since = 12;
+        });
+        let detail = &testing::details(&run(&node.look()))[0];
+        for part in ["3 entries were thrown out", "4 entries could not be inserted", "12 SYNs were sent again"] {
+            assert!(detail.contains(part), "{detail}");
+        }
     }
 
     #[test]

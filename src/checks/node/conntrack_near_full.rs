@@ -40,7 +40,7 @@ mod tests {
     use crate::facts::{Conntrack, Seen};
 
     fn with(count: u64, max: u64) -> Outcome {
-        let seen = Seen::Yes(Conntrack { count, max, dropped: 0, dropped_since: 0 });
+        let seen = Seen::Yes(Conntrack { count, max, ..Conntrack::default() });
         run(&Node::worker().edit(|now| now.conntrack = seen.clone()).look())
     }
 

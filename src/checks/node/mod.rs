@@ -7,6 +7,8 @@ mod cni_binary_missing;
 mod cni_config_conflict;
 mod cni_config_invalid;
 mod cni_config_missing;
+mod cni_kubeconfig_invalid;
+mod cni_nodename_mismatch;
 mod cni_not_initialized;
 mod conntrack_full;
 mod conntrack_near_full;
@@ -15,6 +17,7 @@ mod containerd_unresponsive;
 mod default_route_missing;
 mod disk_full;
 mod disk_pressure_imminent;
+mod ephemeral_ports_near_full;
 mod filesystem_read_only;
 mod foreign_drop_rule;
 mod forward_policy_drop;
@@ -24,17 +27,19 @@ mod inodes_exhausted;
 mod inodes_exhaustion_imminent;
 mod ip_forward_disabled;
 mod ip_set_missing;
-mod iptables_lock_contention;
 mod iptables_backend_split;
+mod iptables_lock_contention;
 mod kube_proxy_chains_missing;
 mod kube_proxy_chains_unhooked;
 mod kube_proxy_down;
 mod kube_proxy_rules_stale;
 mod kubelet_down;
 mod kubelet_unhealthy;
+mod link_errors;
 mod master_unreachable;
 mod memory_pressure_imminent;
 mod pod_route_missing;
+mod rp_filter_strict;
 mod runtime_not_ready;
 mod tables_flushed;
 #[cfg(test)]
@@ -62,9 +67,13 @@ pub const ALL: &[&Check] = &[
     &cni_config_invalid::CHECK,
     &cni_binary_missing::CHECK,
     &cni_config_conflict::CHECK,
+    &cni_kubeconfig_invalid::CHECK,
+    &cni_nodename_mismatch::CHECK,
     &cni_not_initialized::CHECK,
     &ip_forward_disabled::CHECK,
     &pod_route_missing::CHECK,
+    &link_errors::CHECK,
+    &rp_filter_strict::CHECK,
     &tables_flushed::CHECK,
     &conntrack_full::CHECK,
     &forward_policy_drop::CHECK,
@@ -81,6 +90,7 @@ pub const ALL: &[&Check] = &[
     &foreign_drop_rule::CHECK,
     &calico_hook_order_wrong::CHECK,
     &conntrack_near_full::CHECK,
+    &ephemeral_ports_near_full::CHECK,
 ];
 
 /// The position of a code in [`ALL`]: its rank among causes. Codes that are not there come last.

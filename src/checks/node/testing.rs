@@ -66,7 +66,7 @@ pub(super) fn details(outcome: &Outcome) -> Vec<String> {
 
 /// A valid configuration file with one plugin.
 pub(super) fn cni_file(name: &str, plugin: &str) -> CniFile {
-    let plugins = vec![CniPlugin { kind: plugin.into(), ipam: None }];
+    let plugins = vec![CniPlugin { kind: plugin.into(), ..CniPlugin::default() }];
     CniFile {
         name: name.into(),
         modified: None,
@@ -184,6 +184,20 @@ fn routing() -> Routing {
     }
 }
 
+fn traffic() -> Traffic {
+    let link =
+        |index, name: &str| LinkSwitches { index, link: name.into(), forwarding: true, proxy_arp: false, rp_filter: 0 };
+    let eth0 = LinkCounters { link: "eth0".into(), up: true, packets: 1_000, errors: 0, carrier_changes: 0 };
+    Traffic {
+        sockets: Seen::Yes(Sockets { ports: 28_232, in_use: 10, ..Sockets::default() }),
+        neighbours: vec![NeighbourTable { family: Family::V4, entries: 5, limit: Some(1024), overflows: 0 }],
+        links: Seen::Yes(vec![eth0]),
+        switches: Seen::Yes(vec![link(UPLINK, "eth0")]),
+        bridge_calls_iptables: Seen::Yes(true),
+        reverse_path_drops: 0,
+    }
+}
+
 fn runtime(now: Timestamp) -> Runtime {
     let condition = |kind: &str| RuntimeCondition {
         kind: kind.into(),
@@ -231,6 +245,7 @@ fn kubelet() -> Kubelet {
         config_path: Some("/var/lib/kubelet/config.yaml".into()),
         kubeconfig_path: Some("/etc/kubernetes/kubelet.conf".into()),
         server: Some("https://10.0.0.9:6443".into()),
+        node_name: Some("n1".into()),
         healthz_port: 10248,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),
@@ -244,7 +259,13 @@ impl Node {
         let at = Timestamp::from_second(1_700_000_000).expect("valid");
         let mut now = Snapshot::blank(
             at,
-            Identity { hostname: "n1".into(), boot_id: "b".into(), machine_id: "m".into(), kernel: "6".into() },
+            Identity {
+                hostname: "n1".into(),
+                boot_id: "b".into(),
+                machine_id: "m".into(),
+                kernel: "6".into(),
+                node_name: Some("n1".into()),
+            },
         );
         let process =
             |program, pid| Process { program, pid, state: 'S', started_at: at - SignedDuration::from_hours(1) };
@@ -254,10 +275,12 @@ impl Node {
         now.legacy = Seen::Absent;
         now.ip_sets = Seen::Absent;
         now.xtables_lock = Seen::Absent;
-        now.conntrack = Seen::Yes(Conntrack { count: 10, max: 1_000, dropped: 0, dropped_since: 0 });
+        now.traffic = traffic();
+        now.conntrack = Seen::Yes(Conntrack { count: 10, max: 1_000, ..Conntrack::default() });
         now.cni.files = Seen::Yes(vec![cni_file("10-bridge.conflist", "bridge")]);
-        let binary = Binary { path: "/opt/cni/bin/bridge".into(), size: 1, executable: true };
+        let binary = Binary { path: "/opt/cni/bin/bridge".into(), size: 1, executable: true, unusable: None };
         now.cni.binaries = BTreeMap::from([("bridge".to_owned(), Seen::Yes(binary))]);
+        now.cni.nodename = Seen::Yes("n1".into());
         now.runtime = runtime(at);
         now.filesystems = Seen::Yes(vec![root_filesystem()]);
         let total = 16 << 30;

@@ -49,14 +49,16 @@ fn a_good_file_and_its_programs() {
     let node = Node::new()
         .with("10-calico.conflist", GOOD)
         .with("calico-kubeconfig", "secret")
-        .binary("calico", "x", 0o755)
+        .binary("calico", "#!/x", 0o755)
         .binary("portmap", "", 0o644);
     let cni = node.look();
     assert_eq!(cni.files.get().map(Vec::len), Some(1));
     assert!(cni.active().is_some_and(|file| file.modified.is_some()));
     assert!(cni.config().is_some_and(|config| config.has("calico") && config.cni_version == "0.3.1"), "{cni:?}");
-    let binary = |size, executable, name| Seen::Yes(Binary { path: format!("/opt/cni/bin/{name}"), size, executable });
-    assert_eq!(cni.binaries["calico"], binary(1, true, "calico"));
+    let binary = |size, executable, name| {
+        Seen::Yes(Binary { path: format!("/opt/cni/bin/{name}"), size, executable, unusable: None })
+    };
+    assert_eq!(cni.binaries["calico"], binary(4, true, "calico"));
     assert_eq!(cni.binaries["portmap"], binary(0, false, "portmap"));
     assert_eq!(cni.binaries["calico-ipam"], Seen::Absent);
 }

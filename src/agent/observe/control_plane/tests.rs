@@ -49,6 +49,7 @@ impl Node {
 
 fn kubelet(kubeconfig: &str) -> Kubelet {
     Kubelet {
+        node_name: None,
         config_path: None,
         kubeconfig_path: Some(kubeconfig.to_owned()),
         server: None,

@@ -64,12 +64,7 @@ fn thousands_of_commits_are_a_few_looks_and_the_last_one_sees_the_end() {
     node.block_on(|| async move {
         let mut running = nftables_alone();
         let dir = tempfile::tempdir().expect("a directory");
-        let shared = Shared {
-            pods: watch::channel(Vec::new()).0,
-            cni_dirs: watch::channel(None).0,
-            kubelet: watch::channel(None).0,
-            arguments: watch::channel(None).0,
-        };
+        let shared = Shared::default();
         let host = HostRoot::new(dir.path());
         running.tasks.spawn(dispatch(host, shared, running.wake.clone(), running.commits.clone()));
         running.until(|_| true).await;

@@ -1,0 +1,157 @@
+//! Links: carriers that flap, and the kernel's switches of single links.
+//!
+//! The error counters of a link cannot be made to grow in a namespace; what the kernel sends for them is a test of the
+//! module that reads it.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::machine::{Machine, program};
+use crate::standalone::Running;
+use crate::support::netns::NetNs;
+use crate::support::wait::eventually;
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn standalone(machine: &Machine) -> Result<Running> {
+    let mut command = machine.net().command(program());
+    command.args(["standalone", "--host-root", &machine.place("")]).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(Running(command.spawn()?))
+}
+
+fn page(machine: &Machine) -> Result<Value> {
+    Ok(serde_json::from_str(&machine.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/findings"])?)?)
+}
+
+fn finding(machine: &Machine, code: &str) -> Result<Value> {
+    let page = page(machine)?;
+    let findings = page["verdict"]["findings"].as_array().context("findings")?;
+    Ok(findings.iter().find(|finding| finding["code"] == code).cloned().unwrap_or(Value::Null))
+}
+
+#[test]
+fn an_uplink_flaps_and_links_to_pods_may() -> Result<()> {
+    let machine = Machine::worker()?;
+    machine.run(&["ip", "link", "add", "cali0123456789a", "type", "veth", "peer", "name", "pod"])?;
+    machine.run(&["ip", "link", "set", "cali0123456789a", "up"])?;
+    let _running = standalone(&machine)?;
+    eventually("the counters of the uplink are known", SOON, || {
+        let metrics = machine.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/metrics"])?;
+        ensure!(metrics.contains("nodevitals_tcp_sockets "), "not yet");
+        ensure!(page(&machine)?["verdict"]["unknown"].to_string().find("LinkErrors").is_none(), "not yet");
+        Ok(())
+    });
+    let flap = |peer: &str| -> Result<()> {
+        for state in ["down", "up", "down", "up"] {
+            machine.run(&["ip", "link", "set", peer, state])?;
+        }
+        Ok(())
+    };
+    flap("pod")?;
+    // The first look of a link is what growth is counted from; a flap before it is no growth.
+    eventually("the uplink's flaps are told, and those of the pod are not", SOON, || {
+        flap("far")?;
+        let finding = finding(&machine, "LinkErrors")?;
+        ensure!(
+            finding["subject"] == "uplink" && finding["detail"].to_string().contains("changed its carrier"),
+            "{finding}"
+        );
+        Ok(())
+    });
+    machine.run(&["ip", "link", "set", "uplink", "down"])?;
+    eventually("a link that was brought down is nobody's fault", SOON, || {
+        ensure!(finding(&machine, "LinkErrors")?.is_null(), "still");
+        Ok(())
+    });
+    Ok(())
+}
+
+#[test]
+fn a_tunnel_with_a_strict_filter() -> Result<()> {
+    let machine = Machine::worker()?;
+    machine.run(&[
+        "ip",
+        "link",
+        "add",
+        "vxlan.calico",
+        "type",
+        "vxlan",
+        "id",
+        "4096",
+        "dstport",
+        "4789",
+        "dev",
+        "uplink",
+    ])?;
+    machine.run(&["ip", "link", "set", "vxlan.calico", "up"])?;
+    machine.run(&["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.uplink.rp_filter=1"])?;
+    machine.run(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/vxlan.calico/rp_filter"])?;
+    let checked = machine.check()?;
+    let finding = checked.finding("RpFilterStrict")?;
+    assert_eq!((&finding["subject"], &finding["severity"]), (&"vxlan.calico".into(), &"info".into()));
+    machine.run(&["sh", "-c", "echo 2 > /proc/sys/net/ipv4/conf/vxlan.calico/rp_filter"])?;
+    let checked = machine.check()?;
+    assert!(checked.finding("RpFilterStrict").is_err(), "loose, and strict on the only uplink: {:?}", checked.codes());
+    Ok(())
+}
+
+#[test]
+fn a_second_uplink_with_a_strict_filter_drops_packets() -> Result<()> {
+    let (machine, far) = (Machine::worker()?, NetNs::new()?);
+    machine.net().connect("second", &far, "peer")?;
+    machine.run(&["ip", "address", "add", "198.51.100.5/24", "dev", "second"])?;
+    machine.run(&["ip", "route", "add", "default", "via", "198.51.100.1", "metric", "500"])?;
+    machine.run(&["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.uplink.rp_filter=0"])?;
+    machine.run(&["sysctl", "-qw", "net.ipv4.conf.second.rp_filter=1"])?;
+    far.exec(&["ip", "address", "add", "198.51.100.1/24", "dev", "peer"])?;
+    far.exec(&["ip", "address", "add", "203.0.113.9/32", "dev", "lo"])?;
+    let _running = standalone(&machine)?;
+    eventually("it is worth knowing", SOON, || {
+        let finding = finding(&machine, "RpFilterStrict")?;
+        ensure!(finding["severity"] == "info" && finding["subject"] == "second", "{finding}");
+        Ok(())
+    });
+    eventually("and worse once packets are dropped", SOON, || {
+        far.exec(&["sh", "-c", "ping -c 2 -i 0.2 -W 1 -I 203.0.113.9 198.51.100.5 > /dev/null || true"])?;
+        let finding = finding(&machine, "RpFilterStrict")?;
+        ensure!(finding["severity"] == "warning" && finding["detail"].to_string().contains("dropped"), "{finding}");
+        Ok(())
+    });
+    machine.run(&["sysctl", "-qw", "net.ipv4.conf.second.rp_filter=2"])?;
+    eventually("loose is fine", SOON, || {
+        ensure!(finding(&machine, "RpFilterStrict")?.is_null(), "still");
+        Ok(())
+    });
+    Ok(())
+}
+
+#[test]
+fn switches_of_links_to_pods_and_of_bridges() -> Result<()> {
+    let machine = Machine::worker()?;
+    machine.write("etc/cni/net.d/10-net.conf", r#"{"cniVersion": "1.0.0", "name": "net", "type": "bridge"}"#)?;
+    machine.run(&["ip", "link", "add", "cali0123456789a", "type", "veth", "peer", "name", "pod"])?;
+    machine.run(&["ip", "link", "set", "cali0123456789a", "up"])?;
+    let set = |key: &str, value: u8| machine.run(&["sysctl", "-qw", &format!("net.{key}={value}")]);
+    set("ipv4.ip_forward", 1)?;
+    set("ipv4.conf.cali0123456789a.proxy_arp", 1)?;
+    assert!(machine.check()?.finding("IpForwardDisabled").is_err());
+    for (switch, severity) in [("forwarding", "critical"), ("proxy_arp", "warning")] {
+        set(&format!("ipv4.conf.cali0123456789a.{switch}"), 0)?;
+        let checked = machine.check()?;
+        let finding = checked.finding("IpForwardDisabled")?;
+        assert_eq!(finding["subject"], format!("net.ipv4.conf.cali*.{switch}"));
+        assert_eq!(finding["severity"], severity);
+        set(&format!("ipv4.conf.cali0123456789a.{switch}"), 1)?;
+        assert!(machine.check()?.finding("IpForwardDisabled").is_err());
+    }
+    // kube-proxy is known by its chains. The switch belongs to the namespace.
+    machine.run(&["iptables-nft", "-t", "nat", "-N", "KUBE-SERVICES"])?;
+    set("bridge.bridge-nf-call-iptables", 0)?;
+    assert_eq!(machine.check()?.finding("IpForwardDisabled")?["subject"], "net.bridge.bridge-nf-call-iptables");
+    set("bridge.bridge-nf-call-iptables", 1)?;
+    assert!(machine.check()?.finding("IpForwardDisabled").is_err());
+    Ok(())
+}
