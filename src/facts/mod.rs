@@ -3,6 +3,7 @@
 //! Every field that comes from an outside source is a [`Seen`], so that "there is none" and "could not look" stay
 //! apart all the way to the report. The rooms that fill these in are private inside [`crate::agent`].
 
+mod bgp;
 mod cluster;
 mod cni;
 mod host;
@@ -15,6 +16,7 @@ mod seen;
 mod snapshot;
 mod trend;
 
+pub use bgp::{Bgp, BgpPeer, BgpState, BgpTcp, Bird, BirdDaemon, KernelProtocol};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniPlugin};
 pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};

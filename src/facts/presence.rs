@@ -86,6 +86,7 @@ impl Remembered {
                 ("CalicoChainsMissing" | "CalicoChainsUnhooked", Some(family)) => self.calico.extend(both(family)),
                 ("DefaultRouteMissing", Some(family)) => _ = self.default_route.insert(family),
                 ("CniConfigMissing", _) => self.cni = true,
+                ("BgpDaemonDown", _) => _ = self.programs.insert(Program::Bird),
                 ("KubeletDown", _) => _ = self.programs.insert(Program::Kubelet),
                 _ => {}
             }

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Routing, Ruleset,
-    Runtime, Seen,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Routing,
+    Ruleset, Runtime, Seen,
 };
 
 /// One look at a node.
@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub control_plane: Seen<ControlPlanePath>,
     /// What the cluster says about the other nodes; absent where no aggregator is asked.
     pub cluster: Seen<ClusterMap>,
+    /// BIRD and its sessions; absent where there is no BIRD.
+    pub bgp: Seen<Bgp>,
 }
 
 /// Who a node is and since when it runs.
@@ -144,6 +146,7 @@ impl Snapshot {
             },
             control_plane: Seen::not_yet("control plane"),
             cluster: Seen::not_yet("cluster map"),
+            bgp: Seen::not_yet("BIRD"),
         }
     }
 }

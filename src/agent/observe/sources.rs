@@ -13,7 +13,7 @@ use super::blocking::Blocking;
 use super::events::{self, Event};
 use super::{HostRoot, Stats, Update};
 use crate::clock::since_boot;
-use crate::facts::{Cni, Kubelet, LookError, Reason, Role, Runtime, Seen};
+use crate::facts::{Bgp, Cni, Family, Kubelet, LookError, Reason, Role, Routing, Runtime, Seen};
 
 /// How often each source looks when nothing wakes it, and how long one look may take.
 struct Rhythm {
@@ -45,6 +45,8 @@ const MEMORY: Rhythm = rhythm("memory", 10, 2);
 const PROCESSES: Rhythm = rhythm("processes", 2, 5);
 const KUBELET: Rhythm = rhythm("kubelet", 30, 5);
 const HEALTH: Rhythm = rhythm("health", 5, 5);
+// A BIRD that hangs has to be told within 10 s.
+const BGP: Rhythm = rhythm("bgp", 2, 15);
 const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 8);
 
 /// The running sources.
@@ -77,6 +79,8 @@ struct Shared {
     kubelet: watch::Sender<Option<Kubelet>>,
     /// The kubelet's command line: the process table tells.
     arguments: watch::Sender<Option<Vec<String>>>,
+    /// Routes of BIRD in the kernel: the routes tell.
+    bird_routes: watch::Sender<super::bird::KernelRoutes>,
 }
 
 /// What wakes sources before their time.
@@ -108,6 +112,7 @@ pub(crate) fn start(host: &HostRoot) -> Observer {
         cni_dirs: watch::channel(None).0,
         kubelet: watch::channel(None).0,
         arguments: watch::channel(None).0,
+        bird_routes: watch::channel(None).0,
     };
     let wake = Wake::default();
     let blocking = Blocking::default();
@@ -122,6 +127,7 @@ pub(crate) fn start(host: &HostRoot) -> Observer {
     tasks.spawn(runtime(out.clone(), host.clone(), shared.clone(), wake.clone()));
     tasks.spawn(filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(bgp(out.clone(), host.clone(), blocking.clone(), shared.clone()));
     tasks.spawn(kubelet(out.clone(), host.clone(), blocking, shared.clone(), wake.clone()));
     tasks.spawn(health(out.clone(), shared.clone()));
     tasks.spawn(control_plane(out.clone(), host.clone(), shared.clone(), wake.clone()));
@@ -178,8 +184,35 @@ async fn routing(out: Outlet, shared: Shared, wake: Wake) {
         if seen.is_err() {
             source = None;
         }
+        shared.bird_routes.send_replace(seen.as_ref().ok().map(bird_routes));
         out.tell(&ROUTING, began, seen.is_ok(), Update::Routing(seen.into())).await;
         rest(&ROUTING, began, Some(&wake.routing)).await;
+    }
+}
+
+/// How many routes of BIRD there are of each family.
+fn bird_routes(routing: &Routing) -> [u32; 2] {
+    const BIRD: u8 = 12;
+    [Family::V4, Family::V6].map(|family| {
+        let counts = routing.by_protocol.iter().filter(|(of, protocol, _)| (*of, *protocol) == (family, BIRD));
+        counts.map(|(_, _, count)| count).sum()
+    })
+}
+
+async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
+    let mut source = super::bird::BirdSource::new(host, blocking);
+    loop {
+        let began = Instant::now();
+        let kernel = *shared.bird_routes.borrow();
+        let seen: Seen<Bgp> = within(&BGP, source.look(kernel)).await.into();
+        let mut errors = seen.get().into_iter().flat_map(|bgp| &bgp.daemons).filter_map(|daemon| daemon.bird.error());
+        let hangs = errors.any(|error| error.reason == Reason::TimedOut);
+        out.tell(&BGP, began, seen.error().is_none() && !hangs, Update::Bgp(seen)).await;
+        if hangs {
+            tokio::time::sleep(HUNG_AGAIN).await;
+        } else {
+            rest(&BGP, began, None).await;
+        }
     }
 }
 

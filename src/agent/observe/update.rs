@@ -1,8 +1,8 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes, Routing,
-    Ruleset, Runtime, Seen, Snapshot,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes,
+    Routing, Ruleset, Runtime, Seen, Snapshot,
 };
 
 /// A part of the snapshot, seen anew.
@@ -22,11 +22,12 @@ pub(crate) enum Update {
     Health(Health),
     ControlPlane(Seen<ControlPlanePath>),
     Cluster(Seen<ClusterMap>),
+    Bgp(Seen<Bgp>),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 14;
+    pub(crate) const KINDS: usize = 15;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -45,6 +46,7 @@ impl Update {
             Update::Health(_) => 11,
             Update::ControlPlane(_) => 12,
             Update::Cluster(_) => 13,
+            Update::Bgp(_) => 14,
         }
     }
 
@@ -65,6 +67,7 @@ impl Update {
             Update::Health(seen) => replace(&mut snapshot.health, seen),
             Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
             Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
+            Update::Bgp(seen) => replace(&mut snapshot.bgp, seen),
         }
     }
 }

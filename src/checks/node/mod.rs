@@ -1,5 +1,12 @@
 //! The checks of one node: one file each, and one row each in [`ALL`].
 
+mod bgp_all_sessions_down;
+mod bgp_daemon_down;
+mod bgp_mesh_incomplete;
+mod bgp_password_mismatch;
+mod bgp_port_blocked;
+mod bgp_session_down;
+mod bird_kernel_sync_broken;
 mod calico_chains_missing;
 mod calico_chains_unhooked;
 mod cni_binary_missing;
@@ -54,6 +61,13 @@ pub const ALL: &[&Check] = &[
     &cni_config_conflict::CHECK,
     &cni_not_initialized::CHECK,
     &ip_forward_disabled::CHECK,
+    &bgp_daemon_down::CHECK,
+    &bgp_password_mismatch::CHECK,
+    &bgp_port_blocked::CHECK,
+    &bgp_all_sessions_down::CHECK,
+    &bgp_session_down::CHECK,
+    &bgp_mesh_incomplete::CHECK,
+    &bird_kernel_sync_broken::CHECK,
     &pod_route_missing::CHECK,
     &conntrack_full::CHECK,
     &calico_chains_missing::CHECK,
