@@ -184,3 +184,15 @@ impl BgpPeer {
         self.address.map_or_else(|| self.name.clone(), |address| address.to_string())
     }
 }
+
+/// The other end of a tunnel, on another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelPeer {
+    /// The node's name.
+    pub node: String,
+    /// Its own address, outside of the tunnel.
+    pub address: IpAddr,
+    /// The address of its end of the tunnel.
+    pub tunnel: IpAddr,
+}

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Routing,
-    Ruleset, Runtime, Seen,
+    Ruleset, Runtime, Seen, TunnelPeer,
 };
 
 /// One look at a node.
@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub cluster: Seen<ClusterMap>,
     /// BIRD and its sessions; absent where there is no BIRD.
     pub bgp: Seen<Bgp>,
+    /// Nodes that are silent in the tunnel and answer outside of it; absent where no tunnel is known.
+    pub tunnels: Seen<Vec<TunnelPeer>>,
 }
 
 /// Who a node is and since when it runs.
@@ -147,6 +149,7 @@ impl Snapshot {
             control_plane: Seen::not_yet("control plane"),
             cluster: Seen::not_yet("cluster map"),
             bgp: Seen::not_yet("BIRD"),
+            tunnels: Seen::not_yet("tunnels"),
         }
     }
 }

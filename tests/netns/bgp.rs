@@ -196,7 +196,9 @@ fn bird_hangs_and_goes_on_and_dies() -> Result<()> {
         let said = bird(&checked);
         let number = if version == Version::One { "1.6" } else { "2.0" };
         assert!(said["version"].as_str().is_some_and(|it| it.starts_with(number)), "{said}");
-        assert_eq!((&said["kernels"][0]["state"], &said["kernels"][0]["exported"]), (&"up".into(), &3.into()));
+        // BIRD 1.6 counts more routes than it has at times, so the count is no more than a hint.
+        assert!(said["kernels"][0]["exported"].as_u64() >= Some(3), "{said}");
+        assert_eq!((&said["kernels"][0]["state"], &said["kernels"][0]["missing"]), (&"up".into(), &0.into()));
         assert_eq!((&said["peers"][0]["address"], &said["peers"][0]["remoteAs"]), (&"10.0.0.1".into(), &64512.into()));
 
         mesh.bird.signal(Signal::SIGSTOP)?;
@@ -273,7 +275,7 @@ fn the_kernel_does_not_get_the_routes() -> Result<()> {
         mesh.bird.configure(600, None)?;
         mesh.clears();
         delete()?;
-        mesh.finds("BirdKernelSyncBroken", "lacks 1 of 3 routes that BIRD has for it (kernel1): 10.244.1.0/26");
+        mesh.finds("BirdKernelSyncBroken", "lacks a route that BIRD has for it (kernel1): 10.244.1.0/26");
         mesh.bird.configure(2, None)?;
         mesh.clears();
         Ok(())

@@ -24,6 +24,7 @@ mod processes;
 mod routing;
 mod sources;
 mod stats;
+mod tunnels;
 mod update;
 
 pub(crate) use host_root::HostRoot;

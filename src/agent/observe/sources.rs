@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::blocking::Blocking;
 use super::events::{self, Event};
+use super::tunnels::{Targets, TunnelSource, targets};
 use super::{HostRoot, Stats, Update};
 use crate::clock::since_boot;
 use crate::facts::{Bgp, Cni, Family, Kubelet, LookError, Reason, Role, Routing, Runtime, Seen};
@@ -47,19 +48,27 @@ const KUBELET: Rhythm = rhythm("kubelet", 30, 5);
 const HEALTH: Rhythm = rhythm("health", 5, 5);
 // A BIRD that hangs has to be told within 10 s.
 const BGP: Rhythm = rhythm("bgp", 2, 15);
+const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);
 const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 8);
 
 /// The running sources.
 pub(crate) struct Observer {
     updates: mpsc::Receiver<Update>,
     stats: Stats,
+    /// Tunnels to probe: the map of the cluster tells, as it comes by.
+    tunnels: watch::Sender<Option<Targets>>,
     _tasks: JoinSet<()>,
 }
 
 impl Observer {
     /// What a source sees next.
     pub(crate) async fn next(&mut self) -> Option<Update> {
-        self.updates.recv().await
+        let update = self.updates.recv().await;
+        if let Some(Update::Cluster(seen)) = &update {
+            let targets = seen.get().and_then(targets);
+            self.tunnels.send_if_modified(|old| set(old, targets));
+        }
+        update
     }
 
     /// Counters of the sources.
@@ -115,6 +124,7 @@ pub(crate) fn start(host: &HostRoot) -> Observer {
         bird_routes: watch::channel(None).0,
     };
     let wake = Wake::default();
+    let tunnel_out = out.clone();
     let blocking = Blocking::default();
     let mut tasks = JoinSet::new();
     tasks.spawn(routing(out.clone(), shared.clone(), wake.clone()));
@@ -133,7 +143,9 @@ pub(crate) fn start(host: &HostRoot) -> Observer {
     tasks.spawn(control_plane(out.clone(), host.clone(), shared.clone(), wake.clone()));
     tasks.spawn(cluster(out));
     tasks.spawn(dispatch(host.clone(), shared, wake));
-    Observer { updates, stats, _tasks: tasks }
+    let tunnels = watch::channel(None).0;
+    tasks.spawn(tunnels_between_nodes(tunnel_out, tunnels.subscribe()));
+    Observer { updates, stats, tunnels, _tasks: tasks }
 }
 
 impl Outlet {
@@ -213,6 +225,25 @@ async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
         } else {
             rest(&BGP, began, None).await;
         }
+    }
+}
+
+/// Probes while there are tunnels, else waits for some.
+async fn tunnels_between_nodes(out: Outlet, mut targets: watch::Receiver<Option<Targets>>) {
+    let mut source = TunnelSource::default();
+    loop {
+        let began = Instant::now();
+        let now = targets.borrow_and_update().clone();
+        let Some(now) = now else {
+            out.updates.send(Update::Tunnels(Seen::Absent)).await.ok();
+            if targets.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let seen = within(&TUNNELS, async { Ok(source.look(&now, Timestamp::now()).await) }).await;
+        out.tell(&TUNNELS, began, seen.is_ok(), Update::Tunnels(seen.into())).await;
+        rest(&TUNNELS, began, None).await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::facts::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes,
-    Routing, Ruleset, Runtime, Seen, Snapshot,
+    Routing, Ruleset, Runtime, Seen, Snapshot, TunnelPeer,
 };
 
 /// A part of the snapshot, seen anew.
@@ -23,11 +23,12 @@ pub(crate) enum Update {
     ControlPlane(Seen<ControlPlanePath>),
     Cluster(Seen<ClusterMap>),
     Bgp(Seen<Bgp>),
+    Tunnels(Seen<Vec<TunnelPeer>>),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 15;
+    pub(crate) const KINDS: usize = 16;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -47,6 +48,7 @@ impl Update {
             Update::ControlPlane(_) => 12,
             Update::Cluster(_) => 13,
             Update::Bgp(_) => 14,
+            Update::Tunnels(_) => 15,
         }
     }
 
@@ -68,6 +70,7 @@ impl Update {
             Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
             Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
             Update::Bgp(seen) => replace(&mut snapshot.bgp, seen),
+            Update::Tunnels(seen) => replace(&mut snapshot.tunnels, seen),
         }
     }
 }

@@ -21,6 +21,7 @@ mod containerd_unresponsive;
 mod default_route_missing;
 mod disk_full;
 mod disk_pressure_imminent;
+mod encap_blocked;
 mod filesystem_read_only;
 mod gateway_unreachable;
 mod inodes_exhausted;
@@ -68,6 +69,7 @@ pub const ALL: &[&Check] = &[
     &bgp_session_down::CHECK,
     &bgp_mesh_incomplete::CHECK,
     &bird_kernel_sync_broken::CHECK,
+    &encap_blocked::CHECK,
     &pod_route_missing::CHECK,
     &conntrack_full::CHECK,
     &calico_chains_missing::CHECK,

@@ -293,6 +293,7 @@ impl Node {
             Seen::Yes(ControlPlanePath { server: "https://10.0.0.9:6443".into(), answer: Seen::Yes(403) });
         now.cluster = Seen::Absent;
         now.bgp = Seen::Absent;
+        now.tunnels = Seen::Absent;
         let before = Remembered::default();
         let expected = Expected::of(&now, &before);
         Node { now, before, expected, limits: Limits::default() }.kube_proxy(Backend::Nftables)
