@@ -6,7 +6,7 @@
 #
 # The test parts are kept in ${NODEVITALS_CACHE:-~/.cache/nodevitals}: a Kubernetes control plane built from
 # tests/control-plane/go.mod (set KUBEBUILDER_ASSETS to use another one), a small Debian root for container images,
-# and two tiny images, `pause` and `busybox`.
+# two tiny images, `pause` and `busybox`, and BIRD 1.6, whose package cannot be installed beside that of BIRD 2.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -108,6 +108,23 @@ base_root() {
   rm -rf "$building"
 }
 
+bird_1() {
+  local to=$cache/bird-1.6 building
+  [ -e "$to" ] && return
+  say "fetching BIRD 1.6"
+  building=$(mktemp -d "$cache/building.XXXXXX")
+  if ! { apt-get update -q && cd "$building" && apt-get download -q bird && dpkg-deb -x bird_*.deb root; } \
+      >"$building/log" 2>&1; then
+    tail -n 20 "$building/log" >&2
+    rm -rf "$building"
+    die "the package bird cannot be fetched"
+  fi
+  chmod 755 "$building/root"
+  mv -T "$building/root" "$to"
+  rm -rf "$building"
+  cd "$root"
+}
+
 # one_layer_image NAME DIRECTORY ENTRYPOINT ARCHIVE: an archive that `ctr images import` takes.
 one_layer_image() {
   local name=$1 from=$2 entrypoint=$3 to=$4 building layer config
@@ -163,6 +180,7 @@ test_parts() {
   base_root
   pause_image
   busybox_image
+  bird_1
 }
 
 case ${1:-run} in

@@ -1,7 +1,7 @@
 //! The agent's metrics, made anew from the last verdict at every scrape, so that a gauge forgets what is gone.
 //!
 //! Cardinality is bounded: codes, conditions, states and sources by the tables in the code, routes by protocol, chains
-//! by table, file systems by the mounts that have a role.
+//! by table, file systems by the mounts that have a role, BGP sessions by state.
 
 use std::sync::atomic::AtomicU64;
 
@@ -114,6 +114,13 @@ fn snapshot_metrics(registry: &mut Registry, snapshot: &Snapshot) {
         })
     });
     gauges(registry, "chains", "Packet filter chains by table", chains);
+    if let Some(bgp) = snapshot.bgp.get() {
+        let sessions = crate::facts::BgpState::ALL.map(|state| {
+            let count = bgp.peers().filter(|peer| peer.state == state).count();
+            (vec![("state", state.as_str().to_owned())], count as f64)
+        });
+        gauges(registry, "bgp_sessions", "BGP sessions of this node's BIRD, by state", sessions);
+    }
     if let Some(conntrack) = snapshot.conntrack.get() {
         gauges(registry, "conntrack_entries", "Connection tracking entries", [(vec![], conntrack.count as f64)]);
         gauges(

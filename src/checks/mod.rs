@@ -4,6 +4,7 @@
 //! ("could not look"). A question that does not arise on this node (no Calico here) is answered by
 //! [`Outcome::NotApplicable`], which is healthy and says why.
 
+mod bgp;
 mod chains;
 pub mod node;
 mod passage;

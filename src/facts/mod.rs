@@ -3,6 +3,7 @@
 //! Every field that comes from an outside source is a [`Seen`], so that "there is none" and "could not look" stay
 //! apart all the way to the report. The rooms that fill these in are private inside [`crate::agent`].
 
+mod bgp;
 mod changes;
 mod cluster;
 mod cni;
@@ -19,6 +20,7 @@ mod traffic;
 mod trend;
 mod xtables_lock;
 
+pub use bgp::{Bgp, BgpPeer, BgpState, BgpTcp, Bird, BirdDaemon, KernelProtocol, TunnelPeer};
 pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};

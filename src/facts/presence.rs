@@ -96,6 +96,7 @@ impl Remembered {
                 ("DefaultRouteMissing", Some(family)) => _ = self.default_route.insert(family),
                 ("CniConfigMissing", _) => self.cni = true,
                 ("KubeProxyDown", _) => _ = self.programs.insert(Program::KubeProxy),
+                ("BgpDaemonDown", _) => _ = self.programs.insert(Program::Bird),
                 ("KubeletDown", _) => _ = self.programs.insert(Program::Kubelet),
                 _ => {}
             }

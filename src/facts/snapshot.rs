@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
-    PacketFilterChanges, Routing, Ruleset, Runtime, Seen, Traffic, XtablesLock,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
+    PacketFilterChanges, Routing, Ruleset, Runtime, Seen, Traffic, TunnelPeer, XtablesLock,
 };
 
 /// One look at a node.
@@ -55,6 +55,10 @@ pub struct Snapshot {
     /// Since when no aggregator has confirmed that map; none while one does. It stays in force meanwhile, but nodes may
     /// have come and gone.
     pub cluster_unconfirmed_since: Option<Timestamp>,
+    /// BIRD and its sessions; absent where there is no BIRD.
+    pub bgp: Seen<Bgp>,
+    /// Nodes that are silent in the tunnel and answer outside of it; absent where no tunnel is known.
+    pub tunnels: Seen<Vec<TunnelPeer>>,
 }
 
 /// Who a node is and since when it runs.
@@ -161,6 +165,8 @@ impl Snapshot {
             control_plane: Seen::not_yet("control plane"),
             cluster: Seen::not_yet("cluster map"),
             cluster_unconfirmed_since: None,
+            bgp: Seen::not_yet("BIRD"),
+            tunnels: Seen::not_yet("tunnels"),
         }
     }
 }

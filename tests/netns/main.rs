@@ -8,6 +8,7 @@ mod support;
 #[allow(unreachable_pub, reason = "shared by the modules of this target")]
 mod machine;
 
+mod bgp;
 mod capacity;
 mod cni;
 mod filter;

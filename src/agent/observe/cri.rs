@@ -10,7 +10,7 @@ use self::connection::Connection;
 use super::host_root::HostRoot;
 use crate::facts::{LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, Seen};
 
-mod connection;
+pub(super) mod connection;
 mod messages;
 
 /// Sockets of containerd, CRI-O, k3s and RKE2, and cri-dockerd (facts.md G.1).

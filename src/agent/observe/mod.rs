@@ -1,6 +1,7 @@
 //! Looking: one task per source, each with its own rhythm, deadline and error, so that a source that hangs costs its own
 //! checks and nothing else. What they see flows one way, through a channel, into the snapshot.
 
+mod bird;
 mod blocking;
 mod chains;
 mod changes;
@@ -27,6 +28,7 @@ mod routing;
 mod sources;
 mod stats;
 mod traffic;
+mod tunnels;
 mod update;
 mod xtables_lock;
 

@@ -23,6 +23,11 @@ impl NetNs {
         namespace
     }
 
+    /// A path by which other processes open it, while this value is there.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&self.0))
+    }
+
     /// Runs `work` on a thread inside. Threads and processes that it starts are inside too; `/proc/net` is not, it is
     /// that of the process's first thread: read `/proc/thread-self/net`.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {

@@ -13,9 +13,10 @@ use super::blocking::Blocking;
 use super::changes::{Commits, History};
 use super::cluster::{Answer, Asked, ClusterSource, Failed};
 use super::events::{self, Event};
+use super::tunnels::{Targets, TunnelSource, targets};
 use super::{HostRoot, Stats, Update, xtables_lock};
 use crate::clock::since_boot;
-use crate::facts::{Cni, Kubelet, LookError, Reason, Role, Runtime, Seen};
+use crate::facts::{Bgp, Cni, Family, Kubelet, LookError, Reason, Role, Routing, Runtime, Seen};
 
 /// How often each source looks when nothing wakes it, and how long one look may take.
 struct Rhythm {
@@ -52,6 +53,9 @@ const PROCESSES: Rhythm = rhythm("processes", 2, 5);
 const KUBELET: Rhythm = rhythm("kubelet", 30, 5);
 const HEALTH: Rhythm = rhythm("health", 5, 5);
 const TRAFFIC: Rhythm = rhythm("traffic", 5, 5);
+// A BIRD that hangs has to be told within 10 s.
+const BGP: Rhythm = rhythm("bgp", 2, 15);
+const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);
 const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 8);
 /// Its rhythm is its own: it depends on the answer.
 const CLUSTER: Rhythm = rhythm("cluster", 60, 10);
@@ -65,13 +69,20 @@ const LONGEST_BREATH: Duration = Duration::from_secs(1);
 pub(crate) struct Observer {
     updates: mpsc::Receiver<Update>,
     stats: Stats,
+    /// Tunnels to probe: the map of the cluster tells, as it comes by.
+    tunnels: watch::Sender<Option<Targets>>,
     _tasks: JoinSet<()>,
 }
 
 impl Observer {
     /// What a source sees next.
     pub(crate) async fn next(&mut self) -> Option<Update> {
-        self.updates.recv().await
+        let update = self.updates.recv().await;
+        if let Some(Update::Cluster(seen)) = &update {
+            let targets = seen.get().and_then(targets);
+            self.tunnels.send_if_modified(|old| set(old, targets));
+        }
+        update
     }
 
     /// Counters of the sources.
@@ -93,6 +104,8 @@ struct Shared {
     links: watch::Sender<Vec<super::traffic::Watched>>,
     /// The kubelet's command line: the process table tells.
     arguments: watch::Sender<Option<Vec<String>>>,
+    /// Routes of BIRD in the kernel: the routes tell.
+    bird_routes: watch::Sender<super::bird::KernelRoutes>,
 }
 
 /// What wakes sources before their time.
@@ -138,13 +151,16 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(runtime(out.clone(), host.clone(), shared.clone(), wake.clone()));
     tasks.spawn(filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(bgp(out.clone(), host.clone(), blocking.clone(), shared.clone()));
     tasks.spawn(kubelet(out.clone(), host.clone(), blocking, shared.clone(), wake.clone()));
     tasks.spawn(health(out.clone(), shared.clone()));
     tasks.spawn(control_plane(out.clone(), host.clone(), shared.clone(), wake.clone()));
     tasks.spawn(traffic(out.clone(), host.clone(), shared.clone(), wake.clone()));
+    let tunnels = watch::channel(None).0;
+    tasks.spawn(tunnels_between_nodes(out.clone(), tunnels.subscribe()));
     tasks.spawn(cluster(out, asked));
     tasks.spawn(dispatch(host.clone(), shared, wake, commits));
-    Observer { updates, stats, _tasks: tasks }
+    Observer { updates, stats, tunnels, _tasks: tasks }
 }
 
 impl Outlet {
@@ -195,6 +211,7 @@ async fn routing(out: Outlet, shared: Shared, wake: Wake) {
         if seen.is_err() {
             source = None;
         }
+        shared.bird_routes.send_replace(seen.as_ref().ok().map(bird_routes));
         if let Ok(routing) = &seen
             && shared.links.send_if_modified(|old| set(old, super::traffic::watched(routing)))
         {
@@ -202,6 +219,51 @@ async fn routing(out: Outlet, shared: Shared, wake: Wake) {
         }
         out.tell(&ROUTING, began, seen.is_ok(), Update::Routing(seen.into())).await;
         rest(&ROUTING, began, Some(&wake.routing)).await;
+    }
+}
+
+/// How many routes of BIRD there are of each family.
+fn bird_routes(routing: &Routing) -> [u32; 2] {
+    const BIRD: u8 = 12;
+    [Family::V4, Family::V6].map(|family| {
+        let counts = routing.by_protocol.iter().filter(|(of, protocol, _)| (*of, *protocol) == (family, BIRD));
+        counts.map(|(_, _, count)| count).sum()
+    })
+}
+
+async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
+    let mut source = super::bird::BirdSource::new(host, blocking);
+    loop {
+        let began = Instant::now();
+        let kernel = *shared.bird_routes.borrow();
+        let seen: Seen<Bgp> = within(&BGP, source.look(kernel)).await.into();
+        let mut errors = seen.get().into_iter().flat_map(|bgp| &bgp.daemons).filter_map(|daemon| daemon.bird.error());
+        let hangs = errors.any(|error| error.reason == Reason::TimedOut);
+        out.tell(&BGP, began, seen.error().is_none() && !hangs, Update::Bgp(seen)).await;
+        if hangs {
+            tokio::time::sleep(HUNG_AGAIN).await;
+        } else {
+            rest(&BGP, began, None).await;
+        }
+    }
+}
+
+/// Probes while there are tunnels, else waits for some.
+async fn tunnels_between_nodes(out: Outlet, mut targets: watch::Receiver<Option<Targets>>) {
+    let mut source = TunnelSource::default();
+    loop {
+        let began = Instant::now();
+        let now = targets.borrow_and_update().clone();
+        let Some(now) = now else {
+            out.updates.send(Update::Tunnels(Seen::Absent)).await.ok();
+            if targets.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let seen = within(&TUNNELS, async { Ok(source.look(&now, Timestamp::now()).await) }).await;
+        out.tell(&TUNNELS, began, seen.is_ok(), Update::Tunnels(seen.into())).await;
+        rest(&TUNNELS, began, None).await;
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
-    PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, Traffic, XtablesLock,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
+    PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, Traffic, TunnelPeer, XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -27,11 +27,13 @@ pub(crate) enum Update {
     /// Since when nobody confirms the map of the cluster; none when somebody does again.
     ClusterUnconfirmed(Option<jiff::Timestamp>),
     Traffic(Traffic),
+    Bgp(Seen<Bgp>),
+    Tunnels(Seen<Vec<TunnelPeer>>),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 17;
+    pub(crate) const KINDS: usize = 19;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -53,6 +55,8 @@ impl Update {
             Update::IpSets(_) => 14,
             Update::XtablesLock(_) => 15,
             Update::Traffic(_) => 16,
+            Update::Bgp(_) => 17,
+            Update::Tunnels(_) => 18,
         }
     }
 
@@ -79,6 +83,8 @@ impl Update {
             Update::XtablesLock(seen) => replace(&mut snapshot.xtables_lock, seen),
             Update::ClusterUnconfirmed(since) => replace(&mut snapshot.cluster_unconfirmed_since, since),
             Update::Traffic(seen) => replace(&mut snapshot.traffic, seen),
+            Update::Bgp(seen) => replace(&mut snapshot.bgp, seen),
+            Update::Tunnels(seen) => replace(&mut snapshot.tunnels, seen),
         }
     }
 }

@@ -1,5 +1,12 @@
 //! The checks of one node: one file each, and one row each in [`ALL`].
 
+mod bgp_all_sessions_down;
+mod bgp_daemon_down;
+mod bgp_mesh_incomplete;
+mod bgp_password_mismatch;
+mod bgp_port_blocked;
+mod bgp_session_down;
+mod bird_kernel_sync_broken;
 mod calico_chains_missing;
 mod calico_chains_unhooked;
 mod calico_hook_order_wrong;
@@ -17,6 +24,7 @@ mod containerd_unresponsive;
 mod default_route_missing;
 mod disk_full;
 mod disk_pressure_imminent;
+mod encap_blocked;
 mod ephemeral_ports_near_full;
 mod filesystem_read_only;
 mod foreign_drop_rule;
@@ -71,6 +79,14 @@ pub const ALL: &[&Check] = &[
     &cni_nodename_mismatch::CHECK,
     &cni_not_initialized::CHECK,
     &ip_forward_disabled::CHECK,
+    &bgp_daemon_down::CHECK,
+    &bgp_password_mismatch::CHECK,
+    &bgp_port_blocked::CHECK,
+    &bgp_all_sessions_down::CHECK,
+    &bgp_session_down::CHECK,
+    &bgp_mesh_incomplete::CHECK,
+    &bird_kernel_sync_broken::CHECK,
+    &encap_blocked::CHECK,
     &pod_route_missing::CHECK,
     &link_errors::CHECK,
     &rp_filter_strict::CHECK,

@@ -198,6 +198,38 @@ fn traffic() -> Traffic {
     }
 }
 
+/// The first BIRD, which answers.
+pub(super) fn bird(bgp: &mut Bgp) -> &mut Bird {
+    let Seen::Yes(bird) = &mut bgp.daemons[0].bird else { panic!("seen") };
+    bird
+}
+
+fn bgp() -> Bgp {
+    let peer = |number: u8| BgpPeer {
+        name: format!("Mesh_10_0_0_{number}"),
+        address: Some([10, 0, 0, number].into()),
+        remote_as: Some(64512),
+        state: BgpState::Established,
+        since: "02:24:08".into(),
+        error: None,
+        imported: 1,
+        exported: 2,
+        restarting: false,
+    };
+    let kernel = KernelProtocol {
+        name: "kernel1".into(),
+        table: "master".into(),
+        state: "up".into(),
+        exported: Some(3),
+        ..KernelProtocol::default()
+    };
+    let bird =
+        Bird { version: "1.6.8".into(), recovering: false, kernels: vec![kernel], peers: vec![peer(2), peer(3)] };
+    let socket = "/var/run/calico/bird.ctl".into();
+    let daemon = BirdDaemon { socket, family: Family::V4, had_peers: true, bird: Seen::Yes(bird) };
+    Bgp { daemons: vec![daemon], tcp: Seen::Absent }
+}
+
 fn runtime(now: Timestamp) -> Runtime {
     let condition = |kind: &str| RuntimeCondition {
         kind: kind.into(),
@@ -300,6 +332,8 @@ impl Node {
         now.control_plane =
             Seen::Yes(ControlPlanePath { server: "https://10.0.0.9:6443".into(), answer: Seen::Yes(403) });
         now.cluster = Seen::Absent;
+        now.bgp = Seen::Absent;
+        now.tunnels = Seen::Absent;
         let before = Remembered::default();
         let expected = Expected::of(&now, &before);
         Node { now, before, expected, limits: Limits::default() }.kube_proxy(Backend::Nftables)
@@ -329,6 +363,33 @@ impl Node {
     pub(super) fn remember(mut self, change: impl FnOnce(&mut Remembered)) -> Self {
         change(&mut self.before);
         self.edit(|_| ())
+    }
+
+    /// A BIRD with an established session to each of 10.0.0.2 and 10.0.0.3, unless there is one, and then changes it.
+    pub(super) fn bgp(self, change: impl FnOnce(&mut Bgp)) -> Self {
+        self.edit(|now| {
+            if now.bgp == Seen::Absent {
+                now.bgp = Seen::Yes(bgp());
+            }
+            let Seen::Yes(bgp) = &mut now.bgp else { panic!("seen") };
+            change(bgp);
+        })
+    }
+
+    /// A full mesh of n1, which is this node, and for each of `ready` n2 (10.0.0.2), n3, ...
+    pub(super) fn mesh(self, ready: &[bool]) -> Self {
+        let node = |number: usize, ready| ClusterNode {
+            name: format!("n{number}"),
+            ready,
+            created_at: None,
+            addresses: vec![format!("10.0.0.{number}").parse().expect("an address")],
+            tunnels: vec![],
+            blocks: vec![],
+        };
+        let others = ready.iter().enumerate().map(|(position, ready)| node(position + 2, *ready));
+        let nodes = std::iter::once(node(1, true)).chain(others).collect();
+        let map = ClusterMap { own: "n1".into(), nodes, pools: vec![], full_mesh: Some(true), services: vec![] };
+        self.edit(|now| now.cluster = Seen::Yes(map))
     }
 
     /// Changes the routing state.

@@ -110,7 +110,7 @@ fn name(method: &str) -> &str {
 }
 
 /// Connects by whatever path is short enough for a socket address.
-async fn connect(path: &Path) -> std::io::Result<UnixStream> {
+pub(in super::super) async fn connect(path: &Path) -> std::io::Result<UnixStream> {
     if path.as_os_str().len() <= LONGEST_PATH {
         return UnixStream::connect(path).await;
     }
@@ -123,7 +123,7 @@ async fn connect(path: &Path) -> std::io::Result<UnixStream> {
 }
 
 /// Why there is no connection.
-fn refused(socket: &str, error: &std::io::Error) -> LookError {
+pub(in super::super) fn refused(socket: &str, error: &std::io::Error) -> LookError {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => {
             LookError::new(socket, Reason::Refused, "the socket is there, but nobody listens on it")
@@ -137,7 +137,7 @@ fn refused(socket: &str, error: &std::io::Error) -> LookError {
 }
 
 /// Whether there is a socket at `path`: an error says what there is instead.
-pub(super) fn check(socket: &str, path: &Path) -> Result<(), LookError> {
+pub(in super::super) fn check(socket: &str, path: &Path) -> Result<(), LookError> {
     let about = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => LookError::new(socket, Reason::Missing, "there is no such socket"),
         _ => LookError::io(socket, &error),
