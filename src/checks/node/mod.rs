@@ -1,5 +1,6 @@
 //! The checks of one node: one file each, and one row each in [`ALL`].
 
+mod block_blackhole_missing;
 mod calico_chains_missing;
 mod calico_chains_unhooked;
 mod cni_binary_missing;
@@ -25,10 +26,19 @@ mod kubelet_down;
 mod kubelet_unhealthy;
 mod master_unreachable;
 mod memory_pressure_imminent;
+mod mtu_mismatch;
 mod pod_route_missing;
+mod pod_route_shadowed;
+mod pod_route_stale;
+mod policy_routing_hijack;
+mod remote_block_route_missing;
+mod remote_block_route_wrong_next_hop;
 mod runtime_not_ready;
+mod static_route_added;
 #[cfg(test)]
 mod testing;
+mod tunnel_device_missing;
+mod vpn_interface_added;
 
 use super::Check;
 
@@ -54,7 +64,17 @@ pub const ALL: &[&Check] = &[
     &cni_config_conflict::CHECK,
     &cni_not_initialized::CHECK,
     &ip_forward_disabled::CHECK,
+    &tunnel_device_missing::CHECK,
+    &policy_routing_hijack::CHECK,
+    &pod_route_shadowed::CHECK,
+    &remote_block_route_wrong_next_hop::CHECK,
+    &remote_block_route_missing::CHECK,
     &pod_route_missing::CHECK,
+    &block_blackhole_missing::CHECK,
+    &mtu_mismatch::CHECK,
+    &pod_route_stale::CHECK,
+    &vpn_interface_added::CHECK,
+    &static_route_added::CHECK,
     &conntrack_full::CHECK,
     &calico_chains_missing::CHECK,
     &calico_chains_unhooked::CHECK,
