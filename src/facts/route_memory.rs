@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::routes::TUNNELS;
-use super::{Link, Program, Routing, Seen, Snapshot, TableRoute};
+use super::{ClusterMap, Link, Program, Routing, Seen, Snapshot, TableRoute};
 
 /// Kinds of links (`IFLA_INFO_KIND`) that lead into a virtual private network.
 const VPN: [&str; 7] = ["tun", "wireguard", "ppp", "xfrm", "vti", "vti6", "ovpn"];
@@ -149,19 +149,15 @@ impl RouteMemory {
         }
         all.dedup_by_key(|route| route.to);
         // Blocks that the cluster still has; their routes are missed.
-        let mut alive: Vec<IpNet> =
-            now.cluster.get().into_iter().flat_map(|map| map.others()).fold(Vec::new(), |mut blocks, node| {
-                blocks.extend(&node.blocks);
-                blocks
-            });
+        let others = now.cluster.get().into_iter().flat_map(ClusterMap::others);
+        let mut alive: Vec<IpNet> = others.flat_map(|node| node.blocks.iter().copied()).collect();
         alive.sort_unstable();
         for old in &self.remote {
             match all.binary_search_by_key(&old.to, |route| route.to) {
                 // Onto a link that leads elsewhere: the old one was right.
                 Ok(at) if !routing.leads_to_nodes(all[at].link) => all[at] = *old,
-                Ok(_) => {}
                 Err(at) if !now.owner_lives(old) || alive.binary_search(&old.to).is_ok() => all.insert(at, *old),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
         self.remote = all;

@@ -126,9 +126,9 @@ impl std::fmt::Display for TableRoute {
             _ => {}
         }
         if self.to.prefix_len() == 0 {
-            out.write_str("default")?
+            out.write_str("default")?;
         } else {
-            write!(out, "{}", self.to)?
+            write!(out, "{}", self.to)?;
         }
         self.gateway.map_or(Ok(()), |gateway| write!(out, " via {gateway}"))
     }

@@ -14,5 +14,6 @@ mod filter;
 mod numbers;
 mod paths;
 mod recordings;
+mod routes;
 mod standalone;
 mod usage;

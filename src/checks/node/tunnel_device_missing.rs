@@ -5,7 +5,7 @@
 //! one subnet needs none; a pool that changed its mode while nobody can be asked; no other node has a block; a node that no
 //! pool selects has no address for its end (catalogue R086).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::super::routes::{NEW_BLOCK, calico_map, pool_of, tunnel_to};
@@ -32,19 +32,7 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::Unknown("cluster map: not looked at yet".into());
     }
     let used = &look.before.routes.tunnels;
-    let needed: BTreeMap<String, String> = match calico_map(look) {
-        Some(map) => by_pools(routing, map),
-        None => {
-            // A pool that no longer asks for the tunnel has routes by another link.
-            let replaced = |name: &str| {
-                !routing.links.iter().any(|link| link.name == name) && routing.remote_routes().next().is_some()
-            };
-            used.iter()
-                .filter(|name| !replaced(name))
-                .map(|name| (name.clone(), "routes to other nodes".into()))
-                .collect()
-        }
-    };
+    let needed = calico_map(look).map_or_else(|| by_memory(routing, used), |map| by_pools(routing, map));
     if needed.is_empty() {
         return Outcome::NotApplicable("no packets between nodes go through a tunnel here".into());
     }
@@ -74,6 +62,14 @@ fn by_pools(routing: &Routing, map: &ClusterMap) -> BTreeMap<String, String> {
         }
     }
     needed
+}
+
+/// Tunnels that were used. A pool that no longer asks for one has routes by another link.
+fn by_memory(routing: &Routing, used: &BTreeSet<String>) -> BTreeMap<String, String> {
+    let replaced =
+        |name: &str| !routing.links.iter().any(|link| link.name == name) && routing.remote_routes().next().is_some();
+    let needed = used.iter().filter(|name| !replaced(name));
+    needed.map(|name| (name.clone(), "routes to other nodes".into())).collect()
 }
 
 fn wrong(routing: &Routing, name: &str, addressed: bool) -> Option<&'static str> {

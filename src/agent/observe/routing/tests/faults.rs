@@ -1,6 +1,7 @@
 //! A node with Calico's routes in a real kernel: each fault is made with `ip`, seen by its check, undone, and seen to clear.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -30,13 +31,14 @@ fn node() -> Node {
                      addr add 10.77.0.11/24 dev eth0\naddr add fd00:77::11/64 dev eth0 nodad\n"
         .to_owned();
     let pods = recorded.split_whitespace().filter(|word| word.starts_with("cali"));
+    // Writing to a String cannot fail.
     for (number, pod) in pods.enumerate() {
-        batch +=
-            &format!("link add {pod} type veth peer name pod{number}\nlink set pod{number} up\nlink set {pod} up\n");
+        let peer = format!("pod{number}");
+        writeln!(batch, "link add {pod} type veth peer name {peer}\nlink set {peer} up\nlink set {pod} up").ok();
     }
     for route in recorded.lines().filter(|route| !route.contains("proto kernel")) {
         // Names of protocols are those of the recorded machine.
-        batch += &format!("route add {}\n", route.replace("bird", "12"));
+        writeln!(batch, "route add {}", route.replace("bird", "12")).ok();
     }
     batch += "route add fd00:30:40::135/128 dev cali415c2f8ba99 metric 1024\n\
               route add blackhole fd00:30:40::100/120 proto 12\n\
@@ -202,6 +204,40 @@ fn without_the_map_all_routes_at_once() {
     }
     node.tells("RemoteBlockRouteMissing", "The routes to pods behind 10.77.0.12, 172.30.217.0/26, are gone");
     node.ip("route add 172.30.217.0/26 via 10.77.0.12 proto 12 metric 1024");
+    node.is_well();
+}
+
+#[test]
+fn what_a_living_owner_took_away_is_forgotten_and_what_nobody_did_is_missed() {
+    let mut node = node();
+    node.bird = true;
+    node.is_well();
+    node.ip("route del 172.30.217.0/26");
+    node.is_well();
+    node.bird = false;
+    node.is_well();
+    node.ip("route del 172.30.98.0/26");
+    node.tells("RemoteBlockRouteMissing", "The routes to pods behind 10.77.0.13, 172.30.98.0/26, are gone");
+    node.tells("RemoteBlockRouteMissing", "The routes to pods behind 10.77.0.13");
+    node.ip("route add 172.30.98.0/26 via 10.77.0.13 proto 12 metric 1024");
+    node.is_well();
+    // A wider route of BIRD does as well.
+    node.ip("route add 172.30.98.0/24 via 10.77.0.13 proto 12 metric 1024");
+    node.ip("route del 172.30.98.0/26");
+    node.is_well();
+}
+
+#[test]
+fn a_link_that_leads_elsewhere_is_not_taken_for_right() {
+    let mut node = node();
+    node.ip("tuntap add tun0 mode tun");
+    node.ip("link set tun0 up");
+    node.is_well();
+    for _ in 0..3 {
+        node.ip("route replace 172.30.98.0/26 via 10.77.0.13 dev tun0 onlink proto 12 metric 1024");
+        node.tells("RemoteBlockRouteWrongNextHop", "172.30.98.0/26 leaves by tun0 and no longer by eth0");
+    }
+    node.ip("route replace 172.30.98.0/26 via 10.77.0.13 proto 12 metric 1024");
     node.is_well();
 }
 
