@@ -3,20 +3,18 @@
 # output is its path.
 #
 # Statically linked, because the C library's pages are a tenth of the agent's memory otherwise; packed relocations,
-# because half a megabyte of them is not needed to say what eight bytes a page can. Identical functions are folded where
-# the compiler links with lld by itself (x86_64). No unwind tables, since a panic ends the process (`panic = "abort"`)
-# and without symbols a backtrace would say nothing: they are an eighth of the program.
+# because half a megabyte of them is not needed to say what eight bytes a page can. Where the compiler links with lld by
+# itself (x86_64), identical functions are folded and tables for unwinding left out.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 manifest=$root/Cargo.toml
-folded=()
+lean=()
 if [[ $(uname -m) == x86_64 ]]; then
-  folded=(-C link-arg=-Wl,--icf=all)
+  lean=(-C link-arg=-Wl,--icf=all -C "link-arg=-Wl,--no-eh-frame-hdr" -C "link-arg=-Wl,-T,$root/scripts/no-unwind.ld")
 fi
-export RUSTFLAGS="${RUSTFLAGS-} -C force-unwind-tables=no"
 cargo rustc --release --locked --bin nodevitals --manifest-path "$manifest" "$@" -- \
-  -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs "${folded[@]}"
+  -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs "${lean[@]}"
 target=$(cargo metadata --format-version 1 --no-deps --manifest-path "$manifest" |
   sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
 printf '%s\n' "$target/release/nodevitals"

@@ -12,6 +12,8 @@ mod ipset;
 mod kubelet;
 mod netfilter;
 mod presence;
+mod route_memory;
+mod routes;
 mod routing;
 mod runtime;
 mod seen;
@@ -33,9 +35,11 @@ pub use netfilter::{
 };
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
 pub(crate) use presence::{is_calico_chain, is_kube_proxy_chain, rulesets};
+pub use route_memory::{FirstLook, RouteMemory};
+pub(crate) use routes::{Flow, longest};
+pub use routes::{IpsecPolicy, RouteList, Rule, RuleAction, TableRoute};
 pub use routing::{
-    Address, Family, Link, Neighbour, NeighbourState, PodRoute, Route, RouteAnswer, RouteKind, Routing, Rule,
-    protocol_name,
+    Address, Family, Link, Neighbour, NeighbourState, PodRoute, Route, RouteAnswer, RouteKind, Routing, protocol_name,
 };
 pub use runtime::{Condition as RuntimeCondition, Runtime, RuntimeStatus, Sandbox};
 pub use seen::{LookError, Reason, Seen};

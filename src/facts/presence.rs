@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::{Backend, Family, Program, Ruleset, Seen, Snapshot, Table};
+use super::{Backend, Family, Program, RouteMemory, Ruleset, Seen, Snapshot, Table};
 
 /// What earlier looks of this boot saw. Something that was here and is gone is a finding; something that never was is
 /// not.
@@ -25,6 +25,8 @@ pub struct Remembered {
     pub canaries: BTreeSet<(Backend, Family, String, String)>,
     /// Whether Calico's CNI configuration was in force.
     pub calico_cni: bool,
+    /// Routes.
+    pub routes: RouteMemory,
 }
 
 /// How kube-proxy programs the node.
@@ -86,6 +88,7 @@ impl Remembered {
     /// missed were there. In which backend they do not say.
     pub(crate) fn restore<'a>(&mut self, findings: impl Iterator<Item = (&'a str, &'a str)>) {
         for (code, subject) in findings {
+            self.routes.restore(code, subject);
             let family = [Family::V4, Family::V6].into_iter().find(|family| family.to_string() == subject);
             let both = |family| [(Backend::Nftables, family), (Backend::Legacy, family)];
             match (code, family) {
@@ -129,6 +132,7 @@ impl Remembered {
             self.programs.extend(processes.found.iter().map(|process| process.program));
         }
         self.calico_cni |= now.cni.config().is_some_and(|config| config.has("calico"));
+        self.routes.update(now);
         self.cni |= now.cni.files.get().is_some_and(|files| !files.is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::Seen;
+use super::{IpsecPolicy, RouteList, Rule, Seen};
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -34,8 +34,8 @@ impl std::fmt::Display for Family {
     }
 }
 
-/// The routing state that checks use. The tables themselves are counted, not kept: a worker can have tens of thousands
-/// of routes, and the kernel answers single questions ([`PodRoute`]) better than any copy of its tables.
+/// The routing state that checks use. The tables themselves are counted, and a bounded part of them is kept: a worker can
+/// have tens of thousands of routes, and the kernel answers single questions ([`PodRoute`]) better than any copy.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Routing {
@@ -47,8 +47,14 @@ pub struct Routing {
     pub defaults: Vec<Route>,
     /// Routes counted by family and protocol number (`rtm_protocol`), the table `local` left out.
     pub by_protocol: Vec<(Family, u8, u32)>,
-    /// Policy rules.
+    /// Policy rules, in the order in which the kernel asks them.
     pub rules: Vec<Rule>,
+    /// Routes of the table `main`, and of tables that policy rules name, as far as they are kept.
+    pub routes: RouteList,
+    /// Where there are policy rules of somebody: the kernel's own decision for addresses of other nodes and of their pods.
+    pub samples: Vec<PodRoute>,
+    /// Policies of IPsec; absent where the kernel has none.
+    pub ipsec: Seen<Vec<IpsecPolicy>>,
     /// Neighbour entries of the gateways of [`Routing::defaults`].
     pub gateways: Vec<Neighbour>,
     /// The kernel's own decision for every local pod's address, by sandbox identifier.
@@ -92,7 +98,7 @@ pub struct Address {
 }
 
 /// `rtm_type` of `linux/rtnetlink.h`, as far as checks tell types apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RouteKind {
     /// `RTN_UNICAST`.
@@ -125,18 +131,6 @@ pub struct Route {
     pub metric: Option<u32>,
     /// Next hops: gateway and link, one or more.
     pub next_hops: Vec<(Option<IpAddr>, Option<u32>)>,
-}
-
-/// A policy rule.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Rule {
-    /// Family.
-    pub family: Family,
-    /// `FRA_PRIORITY`.
-    pub priority: u32,
-    /// `FRA_TABLE`; 255 local, 254 main, 253 default.
-    pub table: u32,
 }
 
 /// State of a neighbour entry (`NUD_*` of `linux/neighbour.h`).

@@ -18,5 +18,6 @@ mod numbers;
 mod paths;
 mod ports;
 mod recordings;
+mod routes;
 mod standalone;
 mod usage;

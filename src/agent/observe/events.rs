@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::errno::Errno;
 use rtnetlink::MulticastGroup;
@@ -37,10 +37,13 @@ const BUFFER: usize = 4096;
 /// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: u32 = 7;
 
+/// `XFRMNLGRP_POLICY` of `linux/xfrm.h`.
+const IPSEC_POLICIES: u32 = 4;
+
 /// What changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A link, an address, a route or a rule.
+    /// A link, an address, a route, a rule or a policy of IPsec.
     Routing,
     /// Rules of nf_tables were committed, and by whom.
     PacketFilter {
@@ -65,6 +68,7 @@ pub(crate) enum Event {
 pub(super) fn watch(cni_dirs: Vec<PathBuf>, lock_file: PathBuf, commits: Commits) -> Receiver<Event> {
     let (events, receiver) = mpsc::channel(CAPACITY);
     spawn("routing changes", events.clone(), watch_routing);
+    spawn("changes of IPsec policies", events.clone(), watch_ipsec);
     spawn("nf_tables changes", events.clone(), |events| watch_nftables(events, commits));
     spawn("the lock of legacy iptables", events.clone(), |events| lock_file::watch(lock_file, events));
     for dir in cni_dirs {
@@ -142,6 +146,15 @@ fn routing_socket() -> io::Result<TokioSocket> {
         socket.socket_ref().add_membership(group as u32)?;
     }
     Ok(socket)
+}
+
+async fn watch_ipsec(events: Sender<Event>) -> io::Error {
+    // A kernel without IPsec has nothing to tell.
+    let Ok(mut socket) = TokioSocket::new(NETLINK_XFRM) else { return std::future::pending().await };
+    match socket.socket_mut().bind_auto().and_then(|_| socket.socket_ref().add_membership(IPSEC_POLICIES)) {
+        Ok(()) => forward(Notifications { socket, event: routing }, events).await,
+        Err(error) => error,
+    }
 }
 
 /// Whatever it says, the look that follows asks the kernel itself.

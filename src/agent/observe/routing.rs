@@ -15,11 +15,13 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMes
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::rule::RuleMessage;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
 use tokio::sync::Mutex;
 
 use super::netlink::{ATTEMPTS, Failure, Malformed, Netlink, refused};
-use crate::facts::{Link, LookError, Neighbour, PodRoute, Reason, Route, RouteAnswer, Routing, Seen};
+use crate::facts::{
+    IpsecPolicy, Link, LookError, Neighbour, PodRoute, Reason, Route, RouteAnswer, RouteList, Routing, Rule, Seen,
+};
 
 /// `RTM_NEWLINK` and `RTM_GETLINK` of `linux/rtnetlink.h`.
 const NEW_LINK: u16 = 16;
@@ -30,6 +32,16 @@ const GET_ROUTE: u16 = 26;
 /// `RTM_NEWNEIGH` and `RTM_GETNEIGH`.
 const NEW_NEIGHBOUR: u16 = 28;
 const GET_NEIGHBOUR: u16 = 30;
+
+/// `XFRM_MSG_NEWPOLICY` and `XFRM_MSG_GETPOLICY` of `linux/xfrm.h`, and the length of `struct xfrm_userpolicy_id`.
+const NEW_POLICY: u16 = 19;
+const GET_POLICY: u16 = 21;
+const POLICY_ID: usize = 64;
+/// So many policies are kept; one alone that holds a pod's address is enough to be told.
+const POLICIES: usize = 128;
+
+/// Where somebody's policy rules decide, the kernel is asked for so many addresses of other nodes and of their pods.
+const SAMPLES: usize = 64;
 
 /// One lookup takes microseconds. An answer that rtnetlink cannot decode is dropped there, and would never come.
 const LOOKUP_SECONDS: f32 = 1.0;
@@ -44,6 +56,8 @@ pub(crate) struct RoutingSource {
 struct Connection {
     handle: rtnetlink::Handle,
     stream: Netlink,
+    /// None where the kernel has no IPsec.
+    ipsec: Option<Netlink>,
 }
 
 impl RoutingSource {
@@ -76,7 +90,8 @@ impl Connection {
         // The end of a dump can carry an error, and the flag that it does not fit together.
         task.set_forward_done(true);
         tokio::spawn(task);
-        Ok(Connection { handle, stream: Netlink::open(NETLINK_ROUTE).map_err(refused)? })
+        let stream = Netlink::open(NETLINK_ROUTE).map_err(refused)?;
+        Ok(Connection { handle, stream, ipsec: Netlink::open(NETLINK_XFRM).ok() })
     }
 
     async fn look(&mut self, pods: &[(String, Vec<IpAddr>)]) -> Result<Routing, LookError> {
@@ -84,10 +99,17 @@ impl Connection {
         let addresses =
             self.list("address dump", Message::GetAddress(AddressMessage::default()), decode::address).await?;
         let rules = self.list("rule dump", Message::GetRule(RuleMessage::default()), decode::rule).await?;
-        let (defaults, by_protocol) = self.routes().await?;
+        let (defaults, by_protocol, routes) = self.routes(&rules).await?;
         let gateways = self.gateways(&defaults).await?;
         let pods = self.pods(pods).await;
-        Ok(Routing { links, addresses, defaults, by_protocol, rules, gateways, pods })
+        let ipsec = self.ipsec().await;
+        let samples = Vec::new();
+        let mut routing =
+            Routing { links, addresses, defaults, by_protocol, rules, routes, samples, ipsec, gateways, pods };
+        if routing.rules.iter().any(Rule::is_foreign) {
+            routing.samples = self.samples(&routing).await;
+        }
+        Ok(routing)
     }
 
     /// A short dump, as a list of what `decode` makes of its messages.
@@ -132,12 +154,14 @@ impl Connection {
         .await
     }
 
-    /// Default routes, and counts by family and protocol.
-    async fn routes(&mut self) -> Result<(Vec<Route>, decode::Counts), LookError> {
+    /// Default routes, counts by family and protocol, and the routes that are kept.
+    async fn routes(&mut self, rules: &[Rule]) -> Result<(Vec<Route>, decode::Counts, RouteList), LookError> {
+        let tables: BTreeSet<u32> = rules.iter().filter(|rule| rule.is_foreign()).map(|rule| rule.table).collect();
+        let tables: Vec<u32> = tables.into_iter().collect();
         // `struct rtmsg` with `AF_UNSPEC`: all families.
         let routes =
             self.long("route dump", GET_ROUTE, &[0; 12], |routes: &mut decode::Routes, kind, body| match kind {
-                NEW_ROUTE => routes.add(body),
+                NEW_ROUTE => routes.add(body, &tables),
                 _ => Ok(()),
             });
         Ok(routes.await?.finish())
@@ -177,6 +201,38 @@ impl Connection {
             }
         }
         Err(Failure::Interrupted.about(what))
+    }
+
+    /// Policies of IPsec.
+    async fn ipsec(&mut self) -> Seen<Vec<IpsecPolicy>> {
+        let Some(socket) = &mut self.ipsec else { return Seen::Absent };
+        let mut policies = Vec::new();
+        let each = |kind, body: &[u8]| {
+            if kind == NEW_POLICY && policies.len() < POLICIES {
+                policies.extend(decode::ipsec(body)?);
+            }
+            Ok(())
+        };
+        match socket.ask(GET_POLICY, NLM_F_DUMP, &[0; POLICY_ID], each).await {
+            // One that changes right now is told by the next look.
+            Ok(()) | Err(Failure::Interrupted) => Seen::Yes(policies),
+            Err(failure) => Seen::Unreadable(failure.about("IPsec policies")),
+        }
+    }
+
+    /// The kernel's decision for addresses of other nodes, and for one address of each of some of their blocks.
+    async fn samples(&mut self, routing: &Routing) -> Vec<PodRoute> {
+        let mut addresses = BTreeSet::new();
+        let step = routing.remote_routes().count().div_ceil(SAMPLES / 2).max(1);
+        for route in routing.remote_routes().step_by(step) {
+            addresses.insert(route.to.addr());
+            addresses.extend(route.gateway);
+        }
+        let mut samples = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            samples.push(PodRoute { address, answer: self.lookup(address).await });
+        }
+        samples
     }
 
     async fn pods(&mut self, pods: &[(String, Vec<IpAddr>)]) -> BTreeMap<String, Vec<PodRoute>> {

@@ -7,6 +7,7 @@ mod bgp_password_mismatch;
 mod bgp_port_blocked;
 mod bgp_session_down;
 mod bird_kernel_sync_broken;
+mod block_blackhole_missing;
 mod calico_chains_missing;
 mod calico_chains_unhooked;
 mod calico_hook_order_wrong;
@@ -46,12 +47,21 @@ mod kubelet_unhealthy;
 mod link_errors;
 mod master_unreachable;
 mod memory_pressure_imminent;
+mod mtu_mismatch;
 mod pod_route_missing;
+mod pod_route_shadowed;
+mod pod_route_stale;
+mod policy_routing_hijack;
+mod remote_block_route_missing;
+mod remote_block_route_wrong_next_hop;
 mod rp_filter_strict;
 mod runtime_not_ready;
+mod static_route_added;
 mod tables_flushed;
 #[cfg(test)]
 mod testing;
+mod tunnel_device_missing;
+mod vpn_interface_added;
 
 use super::Check;
 
@@ -79,6 +89,10 @@ pub const ALL: &[&Check] = &[
     &cni_nodename_mismatch::CHECK,
     &cni_not_initialized::CHECK,
     &ip_forward_disabled::CHECK,
+    &link_errors::CHECK,
+    &tunnel_device_missing::CHECK,
+    &policy_routing_hijack::CHECK,
+    &pod_route_shadowed::CHECK,
     &bgp_daemon_down::CHECK,
     &bgp_password_mismatch::CHECK,
     &bgp_port_blocked::CHECK,
@@ -87,9 +101,15 @@ pub const ALL: &[&Check] = &[
     &bgp_mesh_incomplete::CHECK,
     &bird_kernel_sync_broken::CHECK,
     &encap_blocked::CHECK,
+    &remote_block_route_wrong_next_hop::CHECK,
+    &remote_block_route_missing::CHECK,
     &pod_route_missing::CHECK,
-    &link_errors::CHECK,
+    &block_blackhole_missing::CHECK,
     &rp_filter_strict::CHECK,
+    &mtu_mismatch::CHECK,
+    &pod_route_stale::CHECK,
+    &vpn_interface_added::CHECK,
+    &static_route_added::CHECK,
     &tables_flushed::CHECK,
     &conntrack_full::CHECK,
     &forward_policy_drop::CHECK,

@@ -1,14 +1,15 @@
 //! A local pod's address is not routed to the pod.
 //!
 //! *Looks at* the kernel's own answer (`RTM_GETROUTE`, policy rules included) for every address of every READY sandbox
-//! with a network of its own. Right is a route to a local link that is no uplink. *Traps*: a sandbox younger than 30 s;
-//! CNIs that do not route pods through the host (macvlan, ipvlan, SR-IOV); secondary networks are not asked for at all
-//! (catalogue R080).
+//! with a network of its own. Right is a route to a local link that is up, no uplink and no tunnel. *Traps*: a sandbox
+//! younger than 30 s; CNIs that do not route pods through the host (macvlan, ipvlan, SR-IOV); a CNI that is not known, which
+//! is judged only while it routes other pods; secondary networks are not asked for at all (catalogue R080).
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error, seen};
-use crate::facts::{Cni, PodRoute, RouteAnswer, Routing, Sandbox};
+use crate::facts::{Cni, PodRoute, RouteAnswer, RouteKind, Routing, Sandbox};
 
 pub(super) const CHECK: Check = Check {
     code: "PodRouteMissing",
@@ -30,7 +31,7 @@ const ROUTED: [&str; 6] = ["calico", "bridge", "ptp", "flannel", "kindnet", "cil
 fn run(look: &Look<'_>) -> Outcome {
     let sandboxes = seen!(look.now.runtime.sandboxes, Outcome::NotApplicable("no container runtime here".into()));
     let routing = seen!(look.now.routing, Outcome::NotApplicable("no routes are to be seen here".into()));
-    if !routes_pods(&look.now.cni) {
+    if !routes_pods(&look.now.cni, routing) {
         return Outcome::NotApplicable("the CNI here does not route pods through the host's tables".into());
     }
     let felix = look.now.health.felix.get().is_some();
@@ -47,9 +48,23 @@ fn run(look: &Look<'_>) -> Outcome {
     findings_or_unknown(findings.collect(), errors)
 }
 
-/// Whether the CNI in force routes pods. Unknown plugins are not judged: a false alarm costs more than silence.
-fn routes_pods(cni: &Cni) -> bool {
-    cni.config().is_some_and(|config| ROUTED.iter().any(|plugin| config.has(plugin)))
+/// Plugins that give a pod an address of the network outside, or leave it to others.
+const UNROUTED: [&str; 6] = ["macvlan", "ipvlan", "host-device", "sriov", "vlan", "multus"];
+
+/// Whether the CNI in force routes pods. One that is not known does if it routes any of them now: a false alarm costs more
+/// than silence.
+fn routes_pods(cni: &Cni, routing: &Routing) -> bool {
+    let named = |plugins: &[&str]| cni.config().is_some_and(|config| plugins.iter().any(|plugin| config.has(plugin)));
+    let routed = || {
+        routing.pods.values().flatten().any(|pod| match pod.answer.get() {
+            Some(RouteAnswer::Via { link, kind: RouteKind::Unicast, .. }) => {
+                let local = routing.link(*link).is_some_and(|link| link.up && link.is_pods());
+                local && !routing.uplinks().any(|uplink| uplink == *link)
+            }
+            _ => false,
+        })
+    };
+    named(&ROUTED) || (!named(&UNROUTED) && routed())
 }
 
 fn wrong(routing: &Routing, sandbox: &Sandbox, route: &PodRoute) -> Option<Finding> {
@@ -57,13 +72,20 @@ fn wrong(routing: &Routing, sandbox: &Sandbox, route: &PodRoute) -> Option<Findi
         RouteAnswer::NoWay(error) => format!("has no route ({error})"),
         RouteAnswer::Via { link, gateway, .. } => {
             let name = routing.link_name(*link);
-            let away = routing.uplinks().any(|uplink| uplink == *link);
+            let outside = routing.link(*link).is_some_and(|link| link.is_vpn() || link.is_tunnel());
+            let away = outside || routing.uplinks().any(|uplink| uplink == *link);
             let local = routing.link(*link).is_some_and(|link| link.loopback);
             match gateway {
                 _ if local => format!("is routed to this node itself ({name})"),
                 Some(gateway) if away => format!("is routed away from this node, via {gateway} on {name}"),
                 None if away => format!("is routed away from this node, on {name}"),
                 _ if !routing.link(*link).is_some_and(|link| link.up) => format!("is routed to {name}, which is down"),
+                _ if name.starts_with("cali") => match shared(routing, sandbox, route.address, *link) {
+                    Some(other) => {
+                        format!("is routed to {name}, and so is {other}: one of them has lost its own route")
+                    }
+                    None => return None,
+                },
                 _ => return None,
             }
         }
@@ -72,11 +94,21 @@ fn wrong(routing: &Routing, sandbox: &Sandbox, route: &PodRoute) -> Option<Findi
     Some(Finding::new(format!("{pod} {}", route.address), format!("The local pod {pod} at {} {how}", route.address)))
 }
 
+/// The address of another pod that is routed to the same link. With Calico each pod has a link of its own.
+fn shared(routing: &Routing, sandbox: &Sandbox, address: IpAddr, wanted: u32) -> Option<IpAddr> {
+    let others = routing.pods.iter().filter(|(id, _)| **id != sandbox.id).flat_map(|(_, routes)| routes);
+    let same = |other: &&PodRoute| {
+        other.address.is_ipv4() == address.is_ipv4()
+            && matches!(other.answer.get(), Some(RouteAnswer::Via { link, .. }) if *link == wanted)
+    };
+    others.into_iter().find(same).map(|other| other.address)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{RouteKind, Seen};
+    use crate::facts::Seen;
 
     fn answered(answer: Seen<RouteAnswer>) -> Node {
         Node::worker().routing(move |routing| {
@@ -121,6 +153,43 @@ mod tests {
     fn trap_macvlan_is_not_routed() {
         let node = answered(via(testing::UPLINK)).cni_plugin("macvlan");
         assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn the_link_of_another_pod() {
+        let shared = |link: u32| {
+            Node::calico_worker().routing(move |routing| {
+                let address = "10.244.0.8".parse().expect("an address");
+                routing.links.push(testing::link(41, "cali41", Some("veth")));
+                routing.pods.insert("other".into(), vec![PodRoute { address, answer: via(link) }]);
+            })
+        };
+        assert_eq!(run(&shared(41).look()), Outcome::Healthy);
+        let outcome = run(&shared(testing::POD_LINK).look());
+        assert!(testing::details(&outcome)[0].contains("is routed to cali0, and so is 10.244.0.8"), "{outcome:?}");
+        // A bridge has many.
+        let bridge = Node::worker().routing(|routing| {
+            let address = "10.244.0.8".parse().expect("an address");
+            routing.pods.insert("other".into(), vec![PodRoute { address, answer: via(testing::POD_LINK) }]);
+        });
+        assert_eq!(run(&bridge.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn a_vpn_is_away_too() {
+        let node = answered(via(9)).routing(|routing| routing.links.push(testing::link(9, "tun0", Some("tun"))));
+        assert!(testing::details(&run(&node.look()))[0].ends_with("is routed away from this node, on tun0"));
+    }
+
+    #[test]
+    fn trap_a_cni_that_is_not_known_is_judged_by_what_it_does() {
+        let unknown = |node: Node| node.cni_plugin("some-cni");
+        assert!(matches!(run(&unknown(answered(via(testing::UPLINK))).look()), Outcome::NotApplicable(_)));
+        let another = unknown(answered(via(testing::UPLINK))).routing(|routing| {
+            let address = "10.244.0.8".parse().expect("an address");
+            routing.pods.insert("other".into(), vec![PodRoute { address, answer: via(testing::POD_LINK) }]);
+        });
+        assert_eq!(testing::subjects(&run(&another.look())), ["default/web 10.244.0.7"]);
     }
 
     #[test]

@@ -138,7 +138,51 @@ fn calico_tables() -> Vec<Table> {
     ]
 }
 
-fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
+/// A route of the table `main`: destination, gateway or `-`, link, protocol.
+pub(super) fn table_route(text: &str) -> TableRoute {
+    let words: Vec<&str> = text.split(' ').collect();
+    TableRoute {
+        table: 254,
+        to: words[0].parse().expect("a prefix"),
+        metric: 0,
+        protocol: words[3].parse().expect("a protocol"),
+        kind: RouteKind::Unicast,
+        link: words[2].parse().expect("a link"),
+        gateway: words[1].parse().ok(),
+        several: false,
+    }
+}
+
+/// Two other nodes with a block each, without tunnels.
+fn cluster_map() -> ClusterMap {
+    let node = |name: &str, address: &str, block: &str| ClusterNode {
+        name: name.into(),
+        ready: true,
+        created_at: None,
+        addresses: vec![address.parse().expect("an address")],
+        tunnels: vec![],
+        blocks: vec![block.parse().expect("a block")],
+    };
+    ClusterMap {
+        own: "n1".into(),
+        nodes: vec![
+            node("n1", "10.0.0.5", "10.244.0.0/26"),
+            node("n2", "10.0.0.6", "10.244.1.0/26"),
+            node("n3", "10.0.0.8", "10.244.2.0/26"),
+        ],
+        pools: vec![Pool {
+            name: "default".into(),
+            cidr: "10.244.0.0/16".parse().expect("a pool"),
+            ipip: Encapsulation::Never,
+            vxlan: Encapsulation::Never,
+            disabled: false,
+        }],
+        full_mesh: Some(true),
+        services: vec![],
+    }
+}
+
+pub(super) fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
     let loopback = name == "lo";
     Link {
         index,
@@ -179,6 +223,9 @@ fn routing() -> Routing {
         }],
         by_protocol: vec![(Family::V4, 2, 3)],
         rules: vec![],
+        routes: RouteList::default(),
+        samples: vec![],
+        ipsec: Seen::Absent,
         gateways: vec![Neighbour { link: UPLINK, address: gateway, state: NeighbourState::Reachable }],
         pods: BTreeMap::from([("sandbox-1".to_owned(), vec![PodRoute { address: pod, answer: Seen::Yes(via) }])]),
     }
@@ -400,6 +447,56 @@ impl Node {
         })
     }
 
+    /// A worker of a cluster with Calico and BGP, with two other nodes, and a VPN's link `tun0` that nothing uses.
+    pub(super) fn calico_worker() -> Self {
+        let node = Node::worker().calico(Backend::Nftables).without(Program::KubeProxy).edit(|now| {
+            let Seen::Yes(processes) = &mut now.processes else { panic!("seen") };
+            let started_at = processes.found[0].started_at;
+            processes.found.push(Process { program: Program::Bird, pid: 20, state: 'S', started_at });
+        });
+        let node = node.routing(|routing| {
+            routing.links.retain(|link| link.index != POD_LINK);
+            routing.links.extend([link(POD_LINK, "cali0", Some("veth")), link(9, "tun0", Some("tun"))]);
+        });
+        let node = node.routes(|list| {
+            list.extend(
+                [
+                    "0.0.0.0/0 10.0.0.1 2 16",
+                    "10.0.0.0/24 - 2 2",
+                    "10.244.0.7/32 - 5 3",
+                    "10.244.0.0/26 - 0 12",
+                    "10.244.1.0/26 10.0.0.6 2 12",
+                    "10.244.2.0/26 10.0.0.8 2 12",
+                ]
+                .map(|text| TableRoute { metric: 1024, ..table_route(text) }),
+            );
+            list[3].kind = RouteKind::Blackhole;
+        });
+        let now = node.now.clone();
+        node.remember(|before| {
+            before.routes.update(&now);
+            before.routes.first = None;
+        })
+    }
+
+    /// Changes the routes that are kept.
+    pub(super) fn routes(self, change: impl FnOnce(&mut Vec<TableRoute>)) -> Self {
+        self.routing(|routing| {
+            let mut list = routing.routes.all().to_vec();
+            change(&mut list);
+            routing.routes = RouteList::new(list, 0);
+        })
+    }
+
+    /// Changes what the cluster says; that everything is as on [`Node::calico_worker`] if it said nothing.
+    pub(super) fn with_map(self, change: impl FnOnce(&mut ClusterMap)) -> Self {
+        self.edit(|now| {
+            let mut map = now.cluster.get().cloned().unwrap_or_else(cluster_map);
+            change(&mut map);
+            now.cluster = Seen::Yes(map);
+        })
+    }
+
     /// Changes the root file system.
     pub(super) fn filesystem(self, change: impl FnOnce(&mut Filesystem)) -> Self {
         self.edit(|now| {
@@ -576,9 +673,13 @@ impl Node {
 
 #[test]
 fn a_healthy_worker_and_a_plain_machine_raise_nothing() {
-    for node in
-        [Node::worker(), Node::plain_machine(), Node::worker().calico(Backend::Nftables).without(Program::KubeProxy)]
-    {
+    for node in [
+        Node::worker(),
+        Node::plain_machine(),
+        Node::worker().calico(Backend::Nftables).without(Program::KubeProxy),
+        Node::calico_worker(),
+        Node::calico_worker().with_map(|_| ()),
+    ] {
         for check in super::ALL {
             let outcome = (check.run)(&node.look());
             assert!(matches!(outcome, Outcome::Healthy | Outcome::NotApplicable(_)), "{}: {outcome:?}", check.code);

@@ -44,6 +44,7 @@ fn links_addresses_routes_and_rules_are_told() {
             "rule add priority 10 table 100",
             "-6 rule add priority 10 table 100",
             "route del blackhole 10.0.0.0/26",
+            "xfrm policy add src 10.0.0.0/8 dst 10.1.0.0/16 dir out",
         ] {
             node.command("ip", &line.split(' ').collect::<Vec<_>>());
             assert_eq!(next(&mut events).await, Event::Routing, "{line}");

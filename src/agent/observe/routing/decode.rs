@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_core::{NetlinkPayload, Parseable as _};
 use netlink_packet_route::address::{AddressAttribute, AddressScope};
 use netlink_packet_route::link::LinkFlags;
@@ -10,17 +11,45 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType, RouteVia,
 };
-use netlink_packet_route::rule::RuleAttribute;
+use netlink_packet_route::rule::{RuleAction as Action, RuleAttribute, RuleFlags};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use nix::errno::Errno;
 
 use crate::agent::observe::netlink::{Attributes, Malformed, find, refused, text};
 use crate::facts::{
-    Address, Family, Link, LookError, Neighbour, NeighbourState, Reason, Route, RouteAnswer, RouteKind, Rule,
+    Address, Family, IpsecPolicy, Link, LookError, Neighbour, NeighbourState, Reason, Route, RouteAnswer, RouteKind,
+    RouteList, Rule, RuleAction, TableRoute,
 };
 
 /// `RT_TABLE_LOCAL`: the kernel's own, for the node's own addresses.
 const LOCAL: u8 = 255;
+/// `RT_TABLE_MAIN`.
+const MAIN: u8 = 254;
+
+/// Attributes of a route (`linux/rtnetlink.h`).
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTA_VIA: u16 = 18;
+/// `sizeof(struct rtnexthop)`.
+const NEXT_HOP: usize = 8;
+
+/// Of BIRD's and Felix's routes so many are kept: one per block of the cluster.
+const CALICOS: usize = 16_384;
+/// And of all others.
+const OTHERS: usize = 4_096;
+
+/// `linux/xfrm.h`: `struct xfrm_userpolicy_info`, its `dir` for packets that leave, and `XFRM_POLICY_BLOCK`.
+const POLICY: usize = 168;
+const POLICY_DIR: usize = 160;
+const POLICY_ACTION: usize = 161;
+const OUT: u8 = 1;
+const BLOCK: u8 = 1;
+const XFRMA_TMPL: u16 = 5;
+const XFRMA_IF_ID: u16 = 31;
 
 /// `linux/if_link.h`.
 const IFLA_IFNAME: u16 = 3;
@@ -104,11 +133,45 @@ pub(super) fn address(message: &Message) -> Option<Address> {
 
 pub(super) fn rule(message: &Message) -> Option<Rule> {
     let Message::NewRule(message) = message else { return None };
-    let mut rule = Rule { family: family(message.header.family)?, priority: 0, table: message.header.table.into() };
+    let header = &message.header;
+    let mut rule = Rule {
+        family: family(header.family)?,
+        priority: 0,
+        table: header.table.into(),
+        action: match header.action {
+            Action::ToTable => RuleAction::Lookup,
+            Action::Blackhole | Action::Unreachable | Action::Prohibit => RuleAction::Drop,
+            _ => RuleAction::Nothing,
+        },
+        from: None,
+        to: None,
+        mark: None,
+        iif: None,
+        narrow: header.tos != 0,
+        invert: header.flags.contains(RuleFlags::Invert),
+        suppress: None,
+    };
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
             RuleAttribute::Table(table) => rule.table = *table,
+            RuleAttribute::Source(address) => rule.from = IpNet::new(*address, header.src_len).ok(),
+            RuleAttribute::Destination(address) => rule.to = IpNet::new(*address, header.dst_len).ok(),
+            RuleAttribute::FwMark(mark) => rule.mark = Some((*mark, rule.mark.map_or(u32::MAX, |(_, mask)| mask))),
+            RuleAttribute::FwMask(mask) if *mask != 0 => {
+                rule.mark = Some((rule.mark.map_or(0, |(mark, _)| mark), *mask));
+            }
+            RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
+            RuleAttribute::Goto(target) => rule.action = RuleAction::Goto(*target),
+            // All ones is the kernel's word for "not set".
+            RuleAttribute::SuppressPrefixLen(length) => rule.suppress = u8::try_from(*length).ok(),
+            RuleAttribute::L3MDev(true) => rule.action = RuleAction::Nothing,
+            RuleAttribute::Oifname(_)
+            | RuleAttribute::UidRange(_)
+            | RuleAttribute::IpProtocol(_)
+            | RuleAttribute::SourcePortRange(_)
+            | RuleAttribute::DestinationPortRange(_)
+            | RuleAttribute::TunId(_) => rule.narrow = true,
             _ => {}
         }
     }
@@ -120,12 +183,15 @@ pub(super) fn rule(message: &Message) -> Option<Rule> {
 pub(super) struct Routes {
     defaults: Vec<Route>,
     counts: BTreeMap<(Family, u8), u32>,
+    kept: Vec<TableRoute>,
+    calicos: usize,
+    beyond: u32,
 }
 
 impl Routes {
-    /// Takes one `RTM_NEWROUTE`.
-    pub(super) fn add(&mut self, body: &[u8]) -> Result<(), Malformed> {
-        // Only default routes are decoded in full: of the others the header says enough, and there can be 100,000.
+    /// Takes one `RTM_NEWROUTE`. Of tables other than `main` those in `tables` are kept.
+    pub(super) fn add(&mut self, body: &[u8], tables: &[u32]) -> Result<(), Malformed> {
+        // Only default routes are decoded in full, and there can be 100,000 others.
         let header = RouteHeader::parse(body).map_err(|_| Malformed("a route ends in its header"))?;
         let Some(family) = family(header.address_family) else { return Ok(()) };
         // Cloned ones are cached decisions, not routes.
@@ -138,13 +204,105 @@ impl Routes {
             let message = RouteMessage::parse(body).map_err(|_| Malformed("a default route cannot be decoded"))?;
             self.defaults.push(default_route(&message, family));
         }
+        if header.table == MAIN || !tables.is_empty() {
+            let route = table_route(&header, family, body.get(12..).unwrap_or_default())?;
+            self.keep(route.filter(|route| route.table == u32::from(MAIN) || tables.contains(&route.table)));
+        }
         Ok(())
     }
 
-    /// Default routes, and the counts.
-    pub(super) fn finish(self) -> (Vec<Route>, Counts) {
-        (self.defaults, self.counts.into_iter().map(|((family, protocol), count)| (family, protocol, count)).collect())
+    fn keep(&mut self, route: Option<TableRoute>) {
+        let Some(route) = route else { return };
+        let calicos = route.is_calicos();
+        let full = if calicos { self.calicos >= CALICOS } else { self.kept.len() - self.calicos >= OTHERS };
+        if full {
+            self.beyond = self.beyond.saturating_add(1);
+        } else {
+            self.calicos += usize::from(calicos);
+            self.kept.push(route);
+        }
     }
+
+    /// Default routes, the counts, and the routes that are kept.
+    pub(super) fn finish(self) -> (Vec<Route>, Counts, RouteList) {
+        let counts = self.counts.into_iter().map(|((family, protocol), count)| (family, protocol, count)).collect();
+        (self.defaults, counts, RouteList::new(self.kept, self.beyond))
+    }
+}
+
+/// A route as it is kept; none for groups, for addresses of one link, and for what the kernel keeps for itself.
+fn table_route(header: &RouteHeader, family: Family, attributes: &[u8]) -> Result<Option<TableRoute>, Malformed> {
+    let kind = kind(header.kind);
+    if !matches!(
+        kind,
+        RouteKind::Unicast | RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit | RouteKind::Other(9)
+    ) {
+        return Ok(None);
+    }
+    let mut to = match family {
+        Family::V4 => IpAddr::V4([0; 4].into()),
+        Family::V6 => IpAddr::V6([0; 16].into()),
+    };
+    let (mut table, mut metric, mut link, mut gateway, mut several) = (header.table.into(), 0, 0, None, false);
+    for attribute in Attributes(attributes) {
+        match attribute? {
+            (RTA_DST, value) => to = ip(value)?,
+            (RTA_OIF, value) => link = number(value)?,
+            (RTA_GATEWAY, value) => gateway = Some(ip(value)?),
+            (RTA_VIA, value) => gateway = Some(ip(value.get(2..).unwrap_or_default())?),
+            (RTA_PRIORITY, value) => metric = number(value)?,
+            (RTA_TABLE, value) => table = number(value)?,
+            (RTA_MULTIPATH, hops) => (link, gateway, several) = first_hop(hops)?,
+            _ => {}
+        }
+    }
+    let one_link = match to {
+        IpAddr::V4(address) => address.is_link_local() || address.is_multicast(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
+    };
+    let to = IpNet::new(to, header.destination_prefix_length).map_err(|_| Malformed("a prefix is too long"))?;
+    let protocol = header.protocol.into();
+    Ok((!one_link).then_some(TableRoute { table, to, metric, protocol, kind, link, gateway, several }))
+}
+
+/// The first of several next hops, and whether there are more.
+fn first_hop(hops: &[u8]) -> Result<(u32, Option<IpAddr>, bool), Malformed> {
+    let (head, _) = hops.split_first_chunk::<NEXT_HOP>().ok_or(Malformed("a next hop ends in its header"))?;
+    let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+    let link = u32::from_ne_bytes([head[4], head[5], head[6], head[7]]);
+    let attributes = hops.get(NEXT_HOP..length).ok_or(Malformed("a next hop is cut off"))?;
+    let gateway = match find(Attributes(attributes), RTA_GATEWAY)? {
+        Some(value) => Some(ip(value)?),
+        None => find(Attributes(attributes), RTA_VIA)?.map(|via| ip(via.get(2..).unwrap_or_default())).transpose()?,
+    };
+    Ok((link, gateway, hops.len() > length.next_multiple_of(4)))
+}
+
+fn ip(value: &[u8]) -> Result<IpAddr, Malformed> {
+    match (<[u8; 4]>::try_from(value), <[u8; 16]>::try_from(value)) {
+        (Ok(four), _) => Ok(IpAddr::from(four)),
+        (_, Ok(sixteen)) => Ok(IpAddr::from(sixteen)),
+        _ => Err(Malformed("an address is neither 4 nor 16 bytes long")),
+    }
+}
+
+/// One `XFRM_MSG_NEWPOLICY`; none if it does nothing to packets that leave, or belongs to a link of its own.
+pub(super) fn ipsec(body: &[u8]) -> Result<Option<IpsecPolicy>, Malformed> {
+    let (head, attributes) = body.split_first_chunk::<POLICY>().ok_or(Malformed("a policy is cut off"))?;
+    // `struct xfrm_selector`: destination, source, four ports, family and prefix lengths.
+    let (family, to_length, from_length) = (u16::from_ne_bytes([head[40], head[41]]), head[42], head[43]);
+    let block = head[POLICY_ACTION] == BLOCK;
+    if head[POLICY_DIR] != OUT || find(Attributes(attributes), XFRMA_IF_ID)?.is_some() {
+        return Ok(None);
+    }
+    if !block && find(Attributes(attributes), XFRMA_TMPL)?.is_none() {
+        return Ok(None);
+    }
+    let net = |bytes: &[u8], length| {
+        let bytes = if family == 2 { &bytes[..4] } else { &bytes[..16] };
+        IpNet::new(ip(bytes)?, length).map_err(|_| Malformed("a prefix is too long"))
+    };
+    Ok(Some(IpsecPolicy { from: net(&head[16..32], from_length)?, to: net(&head[..16], to_length)?, block }))
 }
 
 fn default_route(message: &RouteMessage, family: Family) -> Route {

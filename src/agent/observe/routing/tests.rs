@@ -4,6 +4,8 @@ use super::*;
 use crate::agent::observe::netns::NetNs;
 use crate::facts::{Family, NeighbourState, RouteAnswer, RouteKind};
 
+mod faults;
+
 /// A node: an uplink with a gateway, a bridge, and a pod behind a link of its own, in both families.
 fn node() -> NetNs {
     let node = NetNs::new();
@@ -220,7 +222,12 @@ fn parts_and_noise_are_malformed_and_do_no_harm() {
     });
     let read = |body: &[u8]| {
         let mut routes = decode::Routes::default();
-        let _ = (decode::link(body).is_ok(), decode::neighbour(body).is_ok(), routes.add(body).is_ok());
+        let _ = (
+            decode::link(body).is_ok(),
+            decode::neighbour(body).is_ok(),
+            routes.add(body, &[1000]).is_ok(),
+            decode::ipsec(body).is_ok(),
+        );
     };
     assert!(bodies.len() > 20);
     for body in &bodies {
@@ -239,9 +246,9 @@ fn parts_and_noise_are_malformed_and_do_no_harm() {
 
 proptest::proptest! {
     #[test]
-    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..240)) {
         let mut routes = decode::Routes::default();
-        let _ = (decode::link(&bytes).is_ok(), decode::neighbour(&bytes).is_ok(), routes.add(&bytes).is_ok());
+        let _ = (decode::link(&bytes).is_ok(), decode::neighbour(&bytes).is_ok(), routes.add(&bytes, &[1000]).is_ok(), decode::ipsec(&bytes).is_ok());
     }
 }
 

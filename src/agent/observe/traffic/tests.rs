@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::agent::observe::netns::NetNs;
-use crate::facts::{Address, Link};
+use crate::facts::{Address, Link, RouteList};
 
 fn write(root: &Path, path: &str, text: &str) {
     let path = root.join(path);
@@ -35,6 +35,9 @@ fn routing(links: Vec<Link>, addressed: &[u32]) -> Routing {
         defaults: vec![],
         by_protocol: vec![],
         rules: vec![],
+        routes: RouteList::default(),
+        samples: vec![],
+        ipsec: Seen::Absent,
         gateways: vec![],
         pods: std::collections::BTreeMap::new(),
     }

@@ -1,0 +1,151 @@
+//! What the checks of routes share: whose routes are judged, where a block should lead, and who captures it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{Finding, Look};
+use crate::facts::{
+    ClusterMap, ClusterNode, Cni, Encapsulation, Link, Pool, RouteKind, RouteMemory, Routing, TableRoute, longest,
+};
+
+/// BIRD reads the kernel's routes every 2 s and puts its own back (`scan time`), plus a margin.
+const BIRD_REPAIRS: Duration = Duration::from_secs(5);
+/// Felix writes routes again with its periodic refresh (`RouteRefreshInterval`, 90 s), plus a margin.
+pub(crate) const FELIX_REFRESH: Duration = Duration::from_secs(100);
+/// A block that is new needs not have its routes yet, and the cluster's word may be late (catalogue R082).
+pub(crate) const NEW_BLOCK: Duration = Duration::from_secs(60);
+
+/// Plugins that route pods by other tables and rules, on purpose.
+const OWN_RULES: [&str; 5] = ["cilium-cni", "aws-cni", "azure-vnet", "antrea", "ovn-k8s-cni-overlay"];
+
+/// Whether the CNI in force leaves the routes of pods to the table `main`.
+pub(crate) fn uses_main(cni: &Cni) -> bool {
+    cni.config().is_none_or(|config| !OWN_RULES.iter().any(|plugin| config.has(plugin)))
+}
+
+/// What the cluster says, where Calico hands out the blocks: only then a route to each is expected.
+pub(crate) fn calico_map<'a>(look: &Look<'a>) -> Option<&'a ClusterMap> {
+    let map = look.now.cluster.get()?;
+    let config = look.now.cni.config();
+    let calico = look.expected.calico.is_some() || config.is_some_and(|config| config.has("calico"));
+    // Another plugin's addresses are routed by somebody else: flannel, or the network outside.
+    let others = config.is_some_and(|config| {
+        config.plugins.iter().any(|plugin| plugin.ipam.as_deref().is_some_and(|ipam| ipam != "calico-ipam"))
+    });
+    (calico && !others && !map.pools.is_empty()).then_some(map)
+}
+
+/// The pool of a block.
+pub(crate) fn pool_of(map: &ClusterMap, block: IpNet) -> Option<&Pool> {
+    map.pools.iter().find(|pool| pool.cidr.contains(&block))
+}
+
+/// The finding, held down for as long as the living owner of the route takes to put it back.
+pub(crate) fn repaired(look: &Look<'_>, route: &TableRoute, finding: Finding) -> Finding {
+    match () {
+        () if !look.now.owner_lives(route) => finding,
+        () if route.protocol == 12 => finding.repaired_within(BIRD_REPAIRS),
+        () => finding.repaired_within(FELIX_REFRESH),
+    }
+}
+
+/// Whether the node is in a subnet of this node.
+pub(crate) fn same_subnet(routing: &Routing, node: &ClusterNode) -> bool {
+    let own = routing.addresses.iter().filter(|own| own.global && own.prefix < longest(own.address.into()));
+    let nets: Vec<IpNet> = own.filter_map(|own| IpNet::new(own.address, own.prefix).ok()).collect();
+    node.addresses.iter().any(|address| nets.iter().any(|net| net.contains(address)))
+}
+
+/// The tunnel that a pool needs towards a node, if it needs one (catalogue R086).
+pub(crate) fn tunnel_to(routing: &Routing, pool: &Pool, node: &ClusterNode) -> Option<&'static str> {
+    let needed = |mode| match mode {
+        Encapsulation::Never => false,
+        Encapsulation::Always => true,
+        Encapsulation::CrossSubnet => !same_subnet(routing, node),
+    };
+    match () {
+        () if needed(pool.vxlan) => Some(if pool.cidr.addr().is_ipv4() { "vxlan.calico" } else { "vxlan-v6.calico" }),
+        () if needed(pool.ipip) => Some("tunl0"),
+        () => None,
+    }
+}
+
+/// What a route of somebody else captures, if it captures anything of pods: as a phrase.
+pub(crate) fn captures(look: &Look<'_>, routing: &Routing, route: &TableRoute) -> Option<String> {
+    for (sandbox, routes) in &routing.pods {
+        let hit = routes.iter().find(|pod| {
+            route.to.contains(&pod.address) && routing.routes.best_in_main(pod.address.into()) == Some(route)
+        });
+        if let Some(pod) = hit {
+            let name = look.now.runtime.sandboxes.get().and_then(|all| all.iter().find(|it| it.id == *sandbox));
+            let name = name.map_or_else(String::new, |it| format!(" {}/{}", it.namespace, it.name));
+            return Some(format!("the local pod{name} at {}", pod.address));
+        }
+    }
+    let memory = &look.before.routes;
+    if let Some(block) = memory.blackholes.iter().copied().chain(routing.blackholes()).find(|it| it.contains(&route.to))
+    {
+        return Some(if block == route.to {
+            "this node's own block of pod addresses".to_owned()
+        } else {
+            format!("a part of this node's own block {block}")
+        });
+    }
+    remote_capture(look, routing, route)
+}
+
+/// The same for blocks of other nodes.
+fn remote_capture(look: &Look<'_>, routing: &Routing, route: &TableRoute) -> Option<String> {
+    let part = |block: IpNet| if block == route.to { "the block" } else { "a part of the block" };
+    if let Some(map) = calico_map(look) {
+        let (node, block) = map.others().find_map(|node| {
+            let block = node.blocks.iter().find(|block| block.contains(&route.to))?;
+            Some((node, *block))
+        })?;
+        let right = route.gateway.is_some_and(|gateway| is_at(node, gateway));
+        return (!right).then(|| format!("{} {block} of node {}", part(block), node.name));
+    }
+    let known = covering(&look.before.routes, route.to)
+        .or_else(|| routing.remote_routes().find(|other| other.to.contains(&route.to)))?;
+    let same = known.gateway == route.gateway && known.link == route.link;
+    (!same && known != route).then(|| {
+        let gateway = known.gateway.map_or_else(String::new, |gateway| format!(", which {gateway} has"));
+        format!("{} {}{gateway}", part(known.to), known.to)
+    })
+}
+
+/// The remembered route to a block that holds this destination.
+fn covering(memory: &RouteMemory, to: IpNet) -> Option<&TableRoute> {
+    (1..=to.prefix_len()).rev().find_map(|length| memory.remote(IpNet::new(to.network(), length).ok()?.trunc()))
+}
+
+/// Whether this is an address of the node, or of its end of a tunnel.
+pub(crate) fn is_at(node: &ClusterNode, address: IpAddr) -> bool {
+    node.addresses.contains(&address) || node.tunnels.contains(&address)
+}
+
+/// A route as `ip route` prints it.
+pub(crate) fn written(routing: &Routing, route: &TableRoute) -> String {
+    let link = if route.link == 0 { String::new() } else { format!(" dev {}", routing.link_name(route.link)) };
+    format!("{route}{link} proto {}", crate::facts::protocol_name(route.protocol))
+}
+
+/// Whether a packet that this route takes comes out elsewhere than one that the other takes.
+pub(crate) fn differs(routing: &Routing, one: Option<&TableRoute>, other: Option<&TableRoute>) -> bool {
+    let own = |route: &TableRoute| routing.link(route.link).is_some_and(Link::is_tunnel);
+    match (one, other) {
+        (Some(one), Some(other)) => {
+            !own(one) && (one.link, one.gateway, one.kind) != (other.link, other.gateway, other.kind)
+        }
+        (None, None) => false,
+        (Some(one), None) => !own(one),
+        (None, Some(_)) => true,
+    }
+}
+
+/// Whether packets that take it are dropped.
+pub(crate) fn leads_nowhere(route: &TableRoute) -> bool {
+    route.kind != RouteKind::Unicast
+}
