@@ -30,5 +30,8 @@ mod http;
 mod telemetry;
 mod yaml;
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 #[cfg(test)]
 mod readme;

@@ -37,6 +37,8 @@ use crate::clock::{now, since_boot};
 use lease::{Elector, Failure};
 use watch::Kind;
 
+#[cfg(fuzzing)]
+pub(crate) use model::fuzz;
 pub(crate) use offline::from_node_objects;
 #[cfg(test)]
 pub(crate) use offline::report_once;

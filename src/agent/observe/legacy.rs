@@ -190,5 +190,14 @@ fn word(text: &str) -> Option<(&str, &str)> {
     (end > 0).then(|| text.split_at(end))
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok(table) = parse(Family::V4, &String::from_utf8_lossy(data)) {
+        let rules_only_of_base_chains = table.chains.iter().all(|chain| chain.base.is_some() || chain.jumps.is_empty());
+        assert!(rules_only_of_base_chains, "{table:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests;
