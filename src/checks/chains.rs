@@ -7,7 +7,10 @@
 use std::collections::BTreeSet;
 
 use super::Look;
-use crate::facts::{Backend, CalicoDataplane, Family, LookError, ProxyMode, Ruleset, Seen};
+use crate::facts::{Backend, CalicoDataplane, Family, LookError, Piece, ProxyMode, Ruleset, Seen};
+
+/// So many changes are blamed in one sentence.
+const MOST_BLAMED: usize = 2;
 
 /// Chains and jumps that must be there, by table.
 #[derive(Debug, Clone, Copy)]
@@ -164,6 +167,18 @@ pub(super) fn gaps<'a>(
 }
 
 impl Gaps {
+    /// Who made these gaps, as the end of a sentence: the commits at which they were first missed. Empty when the kernel has
+    /// not told, as in the legacy backend.
+    pub(super) fn blame(&self, look: &Look<'_>, gaps: &[String]) -> String {
+        if self.backend != Backend::Nftables {
+            return String::new();
+        }
+        let ours = |piece: &Piece| piece.family == self.family && gaps.contains(&piece.to_string());
+        let removals = look.now.packet_filter_changes.removals.iter();
+        let removals = removals.filter(|removal| !removal.by.is_empty() && removal.gone.iter().any(ours));
+        removals.take(MOST_BLAMED).map(|removal| format!("; {removal}")).collect()
+    }
+
     fn count(&self) -> usize {
         self.missing.len() + self.unhooked.len()
     }

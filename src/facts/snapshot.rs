@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Routing, Ruleset,
-    Runtime, Seen,
+    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
+    PacketFilterChanges, Routing, Ruleset, Runtime, Seen, XtablesLock,
 };
 
 /// One look at a node.
@@ -22,8 +22,14 @@ pub struct Snapshot {
     pub forwarding: Forwarding,
     /// The nf_tables rule set.
     pub nftables: Seen<Ruleset>,
+    /// Who changed the nf_tables rule set, and what has gone from it.
+    pub packet_filter_changes: PacketFilterChanges,
     /// The ip_tables rule set; absent when `/proc/net/ip_tables_names` and its IPv6 twin name no table.
     pub legacy: Seen<Ruleset>,
+    /// Sets of addresses of Calico and kube-proxy; absent when the kernel's module is not loaded.
+    pub ip_sets: Seen<Vec<IpSet>>,
+    /// The lock of legacy iptables; absent when nobody ever took it.
+    pub xtables_lock: Seen<XtablesLock>,
     /// Connection tracking; absent when the module is not loaded.
     pub conntrack: Seen<Conntrack>,
     /// CNI files and programs.
@@ -119,7 +125,10 @@ impl Snapshot {
                 ipv6: Seen::not_yet("net.ipv6.conf.all.forwarding"),
             },
             nftables: Seen::not_yet("nf_tables"),
+            packet_filter_changes: PacketFilterChanges::default(),
             legacy: Seen::not_yet("ip_tables"),
+            ip_sets: Seen::not_yet("ipset"),
+            xtables_lock: Seen::not_yet("/run/xtables.lock"),
             conntrack: Seen::not_yet("conntrack"),
             cni: Cni {
                 conf_dir: "/etc/cni/net.d".into(),

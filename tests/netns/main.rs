@@ -11,6 +11,7 @@ mod machine;
 mod capacity;
 mod cni;
 mod filter;
+mod hooks;
 mod numbers;
 mod paths;
 mod recordings;

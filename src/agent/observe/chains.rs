@@ -1,4 +1,8 @@
-//! Which chains mean something by their name: one answer for both backends.
+//! Which chains mean something by their name, and which are read: one answer for both backends.
+
+use std::net::SocketAddr;
+
+use crate::facts::{Action, Chain, FilterRule, Hook, Table};
 
 /// What a chain's name says about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,13 +70,95 @@ pub(super) fn meaning(table: &str, chain: &str) -> Meaning {
     }
 }
 
+/// How many chains are followed in one table, and of how many endpoints of one Service the chains are read.
+pub(super) const MOST_FOLLOWED: usize = 48;
+pub(super) const MOST_ENDPOINTS: usize = 64;
+
+/// The chain of others that is to be read next: a packet goes through it that comes in, leaves or is forwarded, before or
+/// after it goes through the chains of Kubernetes.
+pub(super) fn to_follow(table: &Table) -> Option<String> {
+    let passed = table.chains.iter().filter(|chain| {
+        chain.base.is_none_or(|base| !base.nat && matches!(base.hook, Hook::Input | Hook::Forward | Hook::Output))
+    });
+    let mut targets = passed.flat_map(Chain::rules).filter_map(FilterRule::target);
+    let wanted = |target: &&str| {
+        let read = || table.chain(target).is_some_and(|chain| chain.rules.is_some());
+        (*target == "KUBE-FORWARD" || meaning(&table.name, target) == Meaning::Foreign) && !read()
+    };
+    targets.find(wanted).map(str::to_owned)
+}
+
+/// Puts a chain that was read into its table.
+pub(super) fn put(table: &mut Table, chain: Chain) {
+    match table.chains.iter_mut().find(|it| it.name == chain.name) {
+        Some(old) => *old = chain,
+        None => {
+            table.foreign_chains = table.foreign_chains.saturating_sub(1);
+            table.chains.push(chain);
+        }
+    }
+}
+
+/// Ports of Services that everything needs, with the end of the names of their chains: 16 digits in base 32 of the SHA-256 of
+/// the Service's name and its protocol (`portProtoHash` of `pkg/proxy/iptables/proxier.go`).
+const SERVICES: [(&str, &str, &str); 5] = [
+    ("default/kubernetes:https", "tcp", "NPX46M4PTMTKRN6Y"),
+    ("kube-system/kube-dns:dns", "udp", "TCOU7JCQXEZGVUNU"),
+    ("kube-system/kube-dns:dns-tcp", "tcp", "ERIFXISQEP7F7OF4"),
+    ("openshift-dns/dns-default:dns", "udp", "BGNS3J6UB7MMLVDO"),
+    ("openshift-dns/dns-default:dns-tcp", "tcp", "6BRQXW4I6ZZ3LHZH"),
+];
+
+/// Service and protocol, if a chain is that of one which everything needs.
+pub(super) fn service(table: &str, chain: &str) -> Option<(&'static str, &'static str)> {
+    let found = |wanted: &dyn Fn(&str, &str, &str) -> bool| {
+        SERVICES.iter().find(|(service, protocol, hash)| wanted(service, protocol, hash)).map(|it| (it.0, it.1))
+    };
+    if table == "kube-proxy" {
+        let name = chain.strip_prefix("service-").or_else(|| chain.strip_prefix("local-"))?;
+        return found(&|service, protocol, _| native(name, service, protocol) == Some(""));
+    }
+    let hash =
+        ["KUBE-SVC-", "KUBE-SVL-"].iter().find_map(|prefix| chain.strip_prefix(prefix)).filter(|_| table == "nat")?;
+    found(&|_, _, it| it == hash)
+}
+
+/// Service and protocol, if a chain of the native mode is that of an endpoint of one which everything needs.
+pub(super) fn endpoint(table: &str, chain: &str) -> Option<(&'static str, &'static str)> {
+    let name = chain.strip_prefix("endpoint-").filter(|_| table == "kube-proxy")?;
+    let mut all = SERVICES.iter().map(|it| (it.0, it.1));
+    all.find(|(service, protocol)| native(name, service, protocol).is_some_and(|rest| rest.starts_with("__")))
+}
+
+/// What follows `<8 digits>-<namespace>/<name>/<protocol>/<port>` in a name.
+fn native<'a>(name: &'a str, service: &str, protocol: &str) -> Option<&'a str> {
+    let (service, port) = service.split_once(':')?;
+    let rest = name.split_once('-')?.1.strip_prefix(service)?.strip_prefix('/')?;
+    rest.strip_prefix(protocol)?.strip_prefix('/')?.strip_prefix(port)
+}
+
+/// Whether a chain is that of an endpoint in iptables' tables.
+pub(super) fn is_endpoint(chain: &str) -> bool {
+    chain.starts_with("KUBE-SEP-")
+}
+
+/// Adds where rules send packets to; false when they send them nowhere.
+pub(super) fn destinations(rules: &[FilterRule], all: &mut Vec<SocketAddr>) -> bool {
+    let before = all.len();
+    all.extend(rules.iter().filter_map(|rule| match rule.action {
+        Action::Dnat(to) => to,
+        _ => None,
+    }));
+    all.len() > before
+}
+
 fn per_object(yes: bool) -> Meaning {
     if yes { Meaning::PerObject } else { Meaning::Known }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Meaning, meaning};
+    use super::{Meaning, endpoint, meaning, service};
 
     #[test]
     fn names_are_told_apart() {
@@ -115,5 +201,18 @@ mod tests {
         ] {
             assert_eq!(meaning(table, chain), expected, "{chain} in {table}");
         }
+    }
+
+    #[test]
+    fn services_that_everything_needs_are_known_by_their_chains() {
+        let api = Some(("default/kubernetes:https", "tcp"));
+        assert_eq!(service("nat", "KUBE-SVC-NPX46M4PTMTKRN6Y"), api);
+        assert_eq!(service("nat", "KUBE-SVL-TCOU7JCQXEZGVUNU"), Some(("kube-system/kube-dns:dns", "udp")));
+        assert_eq!(service("filter", "KUBE-SVC-NPX46M4PTMTKRN6Y"), None);
+        assert_eq!(service("nat", "KUBE-SVC-NPX46M4PTMTKRN6Z"), None);
+        assert_eq!(service("kube-proxy", "service-2QRHZV4L-default/kubernetes/tcp/https"), api);
+        assert_eq!(service("kube-proxy", "service-2QRHZV4L-default/kubernetes/tcp/https2"), None);
+        assert_eq!(endpoint("kube-proxy", "endpoint-5OJB2KTY-default/kubernetes/tcp/https__10.0.0.9/6443"), api);
+        assert_eq!(endpoint("kube-proxy", "endpoint-5OJB2KTY-default/kubernetes2/tcp/https__10.0.0.9/6443"), None);
     }
 }

@@ -4,12 +4,14 @@
 //! and what does not fit into the channel is dropped, since the ones in it say the same.
 
 mod directory;
+mod lock_file;
 
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::errno::Errno;
@@ -18,8 +20,10 @@ use socket2::{SockFilter, SockRef};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
 
+use super::changes::Commits;
 use super::netlink::{Messages, refused};
 use super::nftables::wire;
+use crate::facts::Commit;
 
 /// At most one event of a kind in this time, and at least one at its end if there was more.
 const WINDOW: Duration = Duration::from_millis(100);
@@ -47,6 +51,8 @@ pub(crate) enum Event {
         /// Its name (`comm`, at most 15 bytes).
         program: Option<String>,
     },
+    /// Somebody had the lock of legacy iptables.
+    Legacy,
     /// The directory of CNI configurations.
     Cni,
     /// Notifications were lost: anything may have changed.
@@ -54,11 +60,13 @@ pub(crate) enum Event {
 }
 
 /// Starts watching; ends when the receiver is dropped. A source that cannot be watched is logged once, and what it
-/// would have told is left to the periodic look.
-pub(crate) fn watch(cni_dir: PathBuf) -> Receiver<Event> {
+/// would have told is left to the periodic look. Every commit to nf_tables is written to `commits` too, also those of
+/// which a burst makes one event.
+pub(super) fn watch(cni_dir: PathBuf, lock_file: PathBuf, commits: Commits) -> Receiver<Event> {
     let (events, receiver) = mpsc::channel(CAPACITY);
     spawn("routing changes", events.clone(), watch_routing);
-    spawn("nf_tables changes", events.clone(), watch_nftables);
+    spawn("nf_tables changes", events.clone(), |events| watch_nftables(events, commits));
+    spawn("the lock of legacy iptables", events.clone(), |events| lock_file::watch(lock_file, events));
     spawn("changes of the CNI directory", events, move |events| directory::watch(cni_dir, events));
     receiver
 }
@@ -140,9 +148,17 @@ fn routing(_: &[u8]) -> Option<Event> {
     Some(Event::Routing)
 }
 
-async fn watch_nftables(events: Sender<Event>) -> io::Error {
+async fn watch_nftables(events: Sender<Event>, commits: Commits) -> io::Error {
+    let event = move |datagram: &[u8]| {
+        let event = packet_filter(datagram)?;
+        if let Event::PacketFilter { generation, pid, program } = &event {
+            let (at, program) = (Timestamp::now(), program.clone());
+            commits.add(Commit { at, generation: *generation, pid: *pid, program });
+        }
+        Some(event)
+    };
     match nftables_socket() {
-        Ok(socket) => forward(Notifications { socket, event: packet_filter }, events).await,
+        Ok(socket) => forward(Notifications { socket, event }, events).await,
         Err(error) => error,
     }
 }
@@ -171,13 +187,13 @@ fn packet_filter(datagram: &[u8]) -> Option<Event> {
 }
 
 /// A netlink socket that is a member of multicast groups.
-struct Notifications {
+struct Notifications<F> {
     socket: TokioSocket,
     /// What a datagram tells, if anything.
-    event: fn(&[u8]) -> Option<Event>,
+    event: F,
 }
 
-impl Source for Notifications {
+impl<F: Fn(&[u8]) -> Option<Event> + Send> Source for Notifications<F> {
     async fn next(&mut self) -> io::Result<Event> {
         let mut buffer = Vec::with_capacity(BUFFER);
         loop {

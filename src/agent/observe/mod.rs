@@ -3,6 +3,7 @@
 
 mod blocking;
 mod chains;
+mod changes;
 mod cni;
 mod control_plane;
 mod cri;
@@ -11,6 +12,7 @@ mod filesystems;
 mod health;
 mod host_root;
 mod identity;
+mod ipset;
 mod kubelet;
 mod legacy;
 mod memory;
@@ -24,6 +26,7 @@ mod routing;
 mod sources;
 mod stats;
 mod update;
+mod xtables_lock;
 
 pub(crate) use host_root::HostRoot;
 pub(crate) use identity::look as identity;

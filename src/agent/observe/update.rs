@@ -1,8 +1,8 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, Kubelet, Memory, Processes, Routing,
-    Ruleset, Runtime, Seen, Snapshot,
+    ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
+    PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -10,7 +10,7 @@ use crate::facts::{
 pub(crate) enum Update {
     Routing(Seen<Routing>),
     Forwarding(Forwarding),
-    Nftables(Seen<Ruleset>),
+    Nftables(Seen<Ruleset>, PacketFilterChanges),
     Legacy(Seen<Ruleset>),
     Conntrack(Seen<Conntrack>),
     Cni(Cni),
@@ -22,18 +22,20 @@ pub(crate) enum Update {
     Health(Health),
     ControlPlane(Seen<ControlPlanePath>),
     Cluster(Seen<ClusterMap>),
+    IpSets(Seen<Vec<IpSet>>),
+    XtablesLock(Seen<XtablesLock>),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 14;
+    pub(crate) const KINDS: usize = 16;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
         match self {
             Update::Routing(_) => 0,
             Update::Forwarding(_) => 1,
-            Update::Nftables(_) => 2,
+            Update::Nftables(..) => 2,
             Update::Legacy(_) => 3,
             Update::Conntrack(_) => 4,
             Update::Cni(_) => 5,
@@ -45,6 +47,8 @@ impl Update {
             Update::Health(_) => 11,
             Update::ControlPlane(_) => 12,
             Update::Cluster(_) => 13,
+            Update::IpSets(_) => 14,
+            Update::XtablesLock(_) => 15,
         }
     }
 
@@ -53,7 +57,9 @@ impl Update {
         match self {
             Update::Routing(seen) => replace(&mut snapshot.routing, seen),
             Update::Forwarding(seen) => replace(&mut snapshot.forwarding, seen),
-            Update::Nftables(seen) => replace(&mut snapshot.nftables, seen),
+            Update::Nftables(seen, changes) => {
+                replace(&mut snapshot.nftables, seen) | replace(&mut snapshot.packet_filter_changes, changes)
+            }
             Update::Legacy(seen) => replace(&mut snapshot.legacy, seen),
             Update::Conntrack(seen) => replace(&mut snapshot.conntrack, seen),
             Update::Cni(seen) => replace(&mut snapshot.cni, seen),
@@ -65,6 +71,8 @@ impl Update {
             Update::Health(seen) => replace(&mut snapshot.health, seen),
             Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
             Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
+            Update::IpSets(seen) => replace(&mut snapshot.ip_sets, seen),
+            Update::XtablesLock(seen) => replace(&mut snapshot.xtables_lock, seen),
         }
     }
 }

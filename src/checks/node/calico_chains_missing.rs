@@ -35,7 +35,7 @@ fn run(look: &Look<'_>) -> Outcome {
     let felix = look.now.health.felix.get().is_some_and(|answer| answer.status < 300);
     let missing = gaps.iter().filter(|gaps| !gaps.missing.is_empty());
     let findings = missing.map(|gaps| {
-        let what = gaps.missing.join(", ");
+        let what = gaps.missing.join(", ") + &gaps.blame(look, &gaps.missing);
         let detail = format!("Calico's chains are missing ({}), so policies are NOT enforced: {what}", gaps.place());
         let finding = Finding::new(gaps.family.to_string(), detail);
         if felix { finding.repaired_within(FELIX_REFRESH) } else { finding }

@@ -35,7 +35,7 @@ fn run(look: &Look<'_>) -> Outcome {
     let felix = look.now.health.felix.get().is_some_and(|answer| answer.status < 300);
     let unhooked = gaps.iter().filter(|gaps| !gaps.unhooked.is_empty());
     let findings = unhooked.map(|gaps| {
-        let what = gaps.unhooked.join(", ");
+        let what = gaps.unhooked.join(", ") + &gaps.blame(look, &gaps.unhooked);
         let detail =
             format!("Jumps to Calico's chains are gone ({}), so policies are NOT enforced: {what}", gaps.place());
         let finding = Finding::new(gaps.family.to_string(), detail);

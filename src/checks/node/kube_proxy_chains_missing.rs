@@ -31,7 +31,8 @@ fn run(look: &Look<'_>) -> Outcome {
     Outcome::from_findings(
         missing
             .map(|gaps| {
-                let detail = format!("kube-proxy's chains are missing ({}): {}", gaps.place(), gaps.missing.join(", "));
+                let (what, blame) = (gaps.missing.join(", "), gaps.blame(look, &gaps.missing));
+                let detail = format!("kube-proxy's chains are missing ({}): {what}{blame}", gaps.place());
                 Finding::new(gaps.family.to_string(), detail)
             })
             .collect(),

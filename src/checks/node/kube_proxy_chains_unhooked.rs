@@ -32,8 +32,8 @@ fn run(look: &Look<'_>) -> Outcome {
     Outcome::from_findings(
         unhooked
             .map(|gaps| {
-                let detail =
-                    format!("Jumps to kube-proxy's chains are gone ({}): {}", gaps.place(), gaps.unhooked.join(", "));
+                let (what, blame) = (gaps.unhooked.join(", "), gaps.blame(look, &gaps.unhooked));
+                let detail = format!("Jumps to kube-proxy's chains are gone ({}): {what}{blame}", gaps.place());
                 Finding::new(gaps.family.to_string(), detail)
             })
             .collect(),
@@ -44,7 +44,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::Backend;
+    use crate::facts::{Backend, Commit, Family, Piece, Removal};
 
     fn without_jump(backend: Backend) -> Node {
         Node::worker().kube_proxy(backend).edit_chains(backend, "nat", |chains| {
@@ -59,6 +59,32 @@ mod tests {
             let details = testing::details(&run(&without_jump(backend).look()));
             assert!(details[0].contains("nat PREROUTING -> KUBE-SERVICES"), "{details:?}");
         }
+    }
+
+    #[test]
+    fn it_names_who_removed_the_jump() {
+        let gone = |chain: &str| Piece {
+            family: Family::V4,
+            table: "nat".into(),
+            chain: chain.into(),
+            target: Some("KUBE-SERVICES".into()),
+        };
+        let at = "2026-11-21T02:41:07.5Z".parse().expect("a time");
+        let by = vec![Commit { at, generation: 8, pid: Some(1425), program: Some("iptables-nft-re".into()) }];
+        let removal = |chain, by| Removal { at, generation: 8, commits: 1, by, gone: vec![gone(chain)] };
+        let node = without_jump(Backend::Nftables).edit(|now| {
+            now.packet_filter_changes.removals =
+                vec![removal("PREROUTING", vec![]), removal("OUTPUT", by.clone()), removal("PREROUTING", by.clone())];
+        });
+        let end = ": nat PREROUTING -> KUBE-SERVICES; removed at 2026-11-21T02:41:07Z by iptables-nft-re (pid 1425)";
+        let details = testing::details(&run(&node.look()));
+        assert!(details[0].ends_with(end), "{details:?}");
+    }
+
+    #[test]
+    fn trap_the_legacy_backend_does_not_tell_who() {
+        let details = testing::details(&run(&without_jump(Backend::Legacy).look()));
+        assert!(details[0].ends_with("KUBE-SERVICES"), "{details:?}");
     }
 
     #[test]

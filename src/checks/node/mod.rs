@@ -19,6 +19,8 @@ mod gateway_unreachable;
 mod inodes_exhausted;
 mod inodes_exhaustion_imminent;
 mod ip_forward_disabled;
+mod ip_set_missing;
+mod iptables_lock_contention;
 mod kube_proxy_chains_missing;
 mod kube_proxy_chains_unhooked;
 mod kubelet_down;
@@ -60,6 +62,8 @@ pub const ALL: &[&Check] = &[
     &calico_chains_unhooked::CHECK,
     &kube_proxy_chains_missing::CHECK,
     &kube_proxy_chains_unhooked::CHECK,
+    &ip_set_missing::CHECK,
+    &iptables_lock_contention::CHECK,
     &conntrack_near_full::CHECK,
 ];
 

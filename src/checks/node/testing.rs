@@ -43,13 +43,13 @@ pub(super) fn answers(status: u16) -> Seen<HttpAnswer> {
 
 /// A backend without any table.
 pub(super) fn no_tables(backend: Backend) -> Seen<Ruleset> {
-    Seen::Yes(Ruleset { backend, generation: Some(1), tables: vec![] })
+    Seen::Yes(Ruleset { generation: Some(1), ..Ruleset::empty(backend) })
 }
 
 /// A backend with one IPv4 table that holds these chains.
 pub(super) fn chains(backend: Backend, table: &str, names: &[&str]) -> Seen<Ruleset> {
     let chains = names.iter().map(|name| chain(name, &[])).collect();
-    Seen::Yes(Ruleset { backend, generation: Some(1), tables: vec![filter_table(table, chains)] })
+    Seen::Yes(Ruleset { generation: Some(1), tables: vec![filter_table(table, chains)], ..Ruleset::empty(backend) })
 }
 
 /// The subjects of findings; fails when there are none.
@@ -87,8 +87,11 @@ fn chain(name: &str, targets: &[&str]) -> Chain {
         "POSTROUTING" => Some(Hook::Postrouting),
         _ => None,
     };
-    let base = hook.filter(|_| !targets.is_empty()).map(|hook| BaseChain { hook, policy: Policy::Accept });
-    Chain { name: name.into(), base, jumps: targets.iter().enumerate().map(jump).collect() }
+    let base = hook.filter(|_| !targets.is_empty()).map(|hook| BaseChain { hook, policy: Policy::Accept, nat: false });
+    let jumps: Vec<Jump> = targets.iter().enumerate().map(jump).collect();
+    let rule = |jump: &Jump| FilterRule { action: Action::Jump(jump.target.clone()), ..FilterRule::new(jump.position) };
+    let rules = base.is_some().then(|| jumps.iter().map(rule).collect());
+    Chain { jumps, rules, ..Chain::new(name, base) }
 }
 
 fn filter_table(name: &str, chains: Vec<Chain>) -> Table {
@@ -237,6 +240,8 @@ impl Node {
         now.forwarding = Forwarding { ipv4: Seen::Yes(true), ipv6: Seen::Yes(true) };
         now.nftables = no_tables(Backend::Nftables);
         now.legacy = Seen::Absent;
+        now.ip_sets = Seen::Absent;
+        now.xtables_lock = Seen::Absent;
         now.conntrack = Seen::Yes(Conntrack { count: 10, max: 1_000, dropped: 0, dropped_since: 0 });
         now.cni.files = Seen::Yes(vec![cni_file("10-bridge.conflist", "bridge")]);
         let binary = Binary { path: "/opt/cni/bin/bridge".into(), size: 1, executable: true };
@@ -319,7 +324,8 @@ impl Node {
     /// kube-proxy's chains in this backend too.
     pub(super) fn and_kube_proxy(self, backend: Backend) -> Self {
         self.edit(|now| {
-            let seen = Seen::Yes(Ruleset { backend, generation: Some(1), tables: kube_proxy_tables() });
+            let seen =
+                Seen::Yes(Ruleset { generation: Some(1), tables: kube_proxy_tables(), ..Ruleset::empty(backend) });
             match backend {
                 Backend::Nftables => now.nftables = seen,
                 Backend::Legacy => now.legacy = seen,
@@ -341,7 +347,8 @@ impl Node {
                     chain("cluster-ips-check", &[]),
                 ],
             );
-            now.nftables = Seen::Yes(Ruleset { backend: Backend::Nftables, generation: Some(1), tables: vec![table] });
+            now.nftables =
+                Seen::Yes(Ruleset { generation: Some(1), tables: vec![table], ..Ruleset::empty(Backend::Nftables) });
         })
     }
 
@@ -353,7 +360,7 @@ impl Node {
     /// Calico's chains in a backend, and its CNI configuration.
     pub(super) fn calico(self, backend: Backend) -> Self {
         self.cni_plugin("calico").edit(|now| {
-            let seen = Seen::Yes(Ruleset { backend, generation: Some(1), tables: calico_tables() });
+            let seen = Seen::Yes(Ruleset { generation: Some(1), tables: calico_tables(), ..Ruleset::empty(backend) });
             match backend {
                 Backend::Nftables => now.nftables = seen,
                 Backend::Legacy => {

@@ -44,7 +44,7 @@ struct Directory {
 }
 
 /// Tokio asks for the trait that [`Inotify`] does not have.
-struct Notices(Inotify);
+pub(super) struct Notices(Inotify);
 
 impl AsRawFd for Notices {
     fn as_raw_fd(&self) -> RawFd {
@@ -57,17 +57,17 @@ impl Directory {
         let (watched, notices) = arm(&wanted)?;
         Ok(Directory { wanted, watched, notices })
     }
+}
 
-    /// Waits for notices; true when one says that the watched directory itself is gone.
-    async fn notices(&self) -> io::Result<bool> {
-        loop {
-            let mut ready = self.notices.readable().await?;
-            let read = ready.try_io(|notices| notices.get_ref().0.read_events().map_err(io::Error::from));
-            // Err means that nothing was there after all.
-            if let Ok(events) = read {
-                let gone = GONE | AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_UNMOUNT;
-                return Ok(events?.iter().any(|event| event.mask.intersects(gone)));
-            }
+/// Waits for notices; true when one says that what is watched is gone itself.
+pub(super) async fn wait(notices: &AsyncFd<Notices>) -> io::Result<bool> {
+    loop {
+        let mut ready = notices.readable().await?;
+        let read = ready.try_io(|notices| notices.get_ref().0.read_events().map_err(io::Error::from));
+        // Err means that nothing was there after all.
+        if let Ok(events) = read {
+            let gone = GONE | AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_UNMOUNT;
+            return Ok(events?.iter().any(|event| event.mask.intersects(gone)));
         }
     }
 }
@@ -75,7 +75,7 @@ impl Directory {
 impl Source for Directory {
     async fn next(&mut self) -> io::Result<Event> {
         loop {
-            let gone = self.notices().await?;
+            let gone = wait(&self.notices).await?;
             if self.watched == self.wanted && !gone {
                 return Ok(Event::Cni);
             }
@@ -112,6 +112,6 @@ fn arm(wanted: &Path) -> io::Result<(PathBuf, AsyncFd<Notices>)> {
 }
 
 #[expect(deprecated, reason = "its replacement is unsafe; Notices owns its descriptor and keeps it for its lifetime")]
-fn register(notices: Inotify) -> io::Result<AsyncFd<Notices>> {
+pub(super) fn register(notices: Inotify) -> io::Result<AsyncFd<Notices>> {
     AsyncFd::with_interest(Notices(notices), Interest::READABLE)
 }

@@ -24,7 +24,7 @@ async fn settle(events: &mut Receiver<Event>) -> Vec<Event> {
 /// Watches inside `node`; the CNI directory is one that stays quiet, for as long as the first value is kept.
 async fn quiet_watch() -> (tempfile::TempDir, Receiver<Event>) {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut events = watch(dir.path().to_owned());
+    let mut events = watch(dir.path().to_owned(), dir.path().join("none/lock"), Commits::default());
     settle(&mut events).await;
     (dir, events)
 }
@@ -76,7 +76,7 @@ fn without_the_capability_only_the_packet_filter_is_left_to_polling() {
             assert_eq!(refusal, Some(Errno::EPERM as i32));
             assert!(routing_socket().is_ok());
             let dir = tempfile::tempdir().expect("a directory");
-            let mut events = watch(dir.path().to_owned());
+            let mut events = watch(dir.path().to_owned(), dir.path().join("none/lock"), Commits::default());
             settle(&mut events).await;
             std::fs::write(dir.path().join("a.conf"), "{}").expect("write");
             assert_eq!(next(&mut events).await, Event::Cni);
@@ -185,7 +185,7 @@ async fn nobody_has_to_read() {
 #[tokio::test]
 async fn the_watch_ends_with_its_receiver() {
     let dir = tempfile::tempdir().expect("a directory");
-    let events = watch(dir.path().to_owned());
+    let events = watch(dir.path().to_owned(), dir.path().join("none/lock"), Commits::default());
     tokio::task::yield_now().await;
     drop(events);
     let begin = Instant::now();
@@ -253,4 +253,24 @@ async fn a_directory_that_is_made_anew_is_watched_anew() {
     settle(&mut events).await;
     std::fs::write(wanted.join("a.conf"), "{}").expect("write");
     assert_eq!(next(&mut events).await, Event::Cni);
+}
+
+#[tokio::test]
+async fn who_had_the_lock_of_iptables_is_told_when_it_is_done() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("xtables.lock");
+    std::fs::write(&file, "").expect("write");
+    let (events, mut told) = mpsc::channel(CAPACITY);
+    let task = tokio::spawn(lock_file::watch(file.clone(), events));
+    assert_eq!(settle(&mut told).await, [Event::Legacy], "what was before is not known");
+    let held = std::fs::File::open(&file).expect("open");
+    assert_eq!(settle(&mut told).await, [], "not while it is held");
+    drop(held);
+    assert_eq!(next(&mut told).await, Event::Legacy);
+    settle(&mut told).await;
+    // Gone: it is looked for again, later.
+    std::fs::remove_file(&file).expect("remove");
+    assert_eq!(settle(&mut told).await, []);
+    assert!(!task.is_finished());
+    task.abort();
 }

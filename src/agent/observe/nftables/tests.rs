@@ -101,7 +101,7 @@ fn both_families_policies_and_gotos() {
 }
 
 #[test]
-fn native_tables_are_read_and_other_families_are_left_out() {
+fn native_tables_are_read_and_bridges_are_left_out() {
     let node = NetNs::new();
     let rules = "
         table ip kube-proxy {
@@ -135,6 +135,9 @@ fn native_tables_are_read_and_other_families_are_left_out() {
     let proxy = ruleset.table(Family::V4, "kube-proxy").expect("kube-proxy");
     assert_eq!((proxy.chains.len(), proxy.per_object_chains), (2, 1));
     let calico = ruleset.table(Family::V4, "calico").expect("calico");
+    let firewalld = ruleset.inet.iter().find(|table| table.name == "firewalld").expect("firewalld");
+    assert_eq!(firewalld.chains[0].rules.as_ref().map(Vec::len), Some(1), "{firewalld:?}");
+    assert_eq!(ruleset.inet.len(), 1);
     assert_eq!((calico.chains.len(), calico.per_object_chains, calico.foreign_chains), (2, 1, 0));
     assert_eq!(ruleset.table(Family::V6, "mine").map(|table| table.foreign_chains), Some(1));
 }
@@ -270,7 +273,7 @@ fn a_look_that_was_cancelled_does_not_spoil_the_next() {
             messages += 1;
             if messages > 10 { Err(Malformed("enough")) } else { Ok(()) }
         };
-        assert!(source.netlink.ask(wire::GET_CHAIN, NLM_F_DUMP, &wire::head(None), stop).await.is_err());
+        assert!(source.netlink.ask(wire::GET_CHAIN, NLM_F_DUMP, &wire::ALL, stop).await.is_err());
         assert_eq!(source.look().await.expect("look").tables[0].per_object_chains, 2000);
     });
 }

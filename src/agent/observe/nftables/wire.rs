@@ -31,34 +31,16 @@ const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
 /// `NFTA_CHAIN_POLICY`: `NF_DROP` 0 or `NF_ACCEPT` 1.
 const CHAIN_POLICY: u16 = 5;
+/// `NFTA_CHAIN_USE`: its rules, and what leads to it.
+const CHAIN_USE: u16 = 6;
+/// `NFTA_CHAIN_TYPE`: `filter`, `nat` or `route`.
+const CHAIN_TYPE: u16 = 7;
 /// `NFTA_HOOK_HOOKNUM`.
 const HOOK_NUMBER: u16 = 1;
 /// `NFTA_RULE_TABLE`.
 const RULE_TABLE: u16 = 1;
 /// `NFTA_RULE_CHAIN`.
 const RULE_CHAIN: u16 = 2;
-/// `NFTA_RULE_EXPRESSIONS`: a list of `NFTA_LIST_ELEM`.
-const RULE_EXPRESSIONS: u16 = 4;
-/// `NFTA_LIST_ELEM`.
-const LIST_ELEMENT: u16 = 1;
-/// `NFTA_EXPR_NAME`.
-const EXPRESSION_NAME: u16 = 1;
-/// `NFTA_EXPR_DATA`.
-const EXPRESSION_DATA: u16 = 2;
-/// `NFTA_IMMEDIATE_DREG`: `NFT_REG_VERDICT`, 0, for a verdict.
-const IMMEDIATE_REGISTER: u16 = 1;
-/// `NFTA_IMMEDIATE_DATA`.
-const IMMEDIATE_DATA: u16 = 2;
-/// `NFTA_DATA_VERDICT`.
-const DATA_VERDICT: u16 = 2;
-/// `NFTA_VERDICT_CODE`.
-const VERDICT_CODE: u16 = 1;
-/// `NFTA_VERDICT_CHAIN`.
-const VERDICT_CHAIN: u16 = 2;
-/// `NFT_JUMP`, -3.
-const JUMP: u32 = (-3_i32).cast_unsigned();
-/// `NFT_GOTO`, -4.
-const GOTO: u32 = (-4_i32).cast_unsigned();
 /// `NFTA_GEN_ID`.
 const GENERATION_ID: u16 = 1;
 /// `NFTA_GEN_PROC_PID`.
@@ -66,20 +48,21 @@ const GENERATION_PID: u16 = 2;
 /// `NFTA_GEN_PROC_NAME`.
 const GENERATION_PROGRAM: u16 = 3;
 
-/// `struct nfgenmsg`, the beginning of every message: family, version 0, resource 0.
-pub(super) fn head(family: Option<Family>) -> [u8; 4] {
+/// `NFPROTO_INET`.
+const INET: u8 = 1;
+
+/// `struct nfgenmsg`, the beginning of every message that asks for all families: family, version 0, resource 0.
+pub(super) const ALL: [u8; 4] = [0; 4];
+
+/// A request for the rules of one chain. No family stands for `inet`.
+pub(super) fn rules_of(family: Option<Family>, table: &str, chain: &str) -> Vec<u8> {
     let family = match family {
-        None => 0,
+        None => INET,
         // `NFPROTO_IPV4`, `NFPROTO_IPV6`.
         Some(Family::V4) => 2,
         Some(Family::V6) => 10,
     };
-    [family, 0, 0, 0]
-}
-
-/// A request for the rules of one chain.
-pub(super) fn rules_of(family: Family, table: &str, chain: &str) -> Vec<u8> {
-    let mut body = head(Some(family)).to_vec();
+    let mut body = vec![family, 0, 0, 0];
     put(&mut body, RULE_TABLE, table);
     put(&mut body, RULE_CHAIN, chain);
     body
@@ -96,23 +79,24 @@ fn put(body: &mut Vec<u8>, kind: u16, text: &str) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
-/// The attributes after a message's head, and its family if it is one of the two.
-fn open(body: &[u8]) -> Result<(Option<Family>, Attributes<'_>), Malformed> {
+/// The attributes after a message's head, and its family if it is one that is looked at: one of the two, or none for `inet`.
+pub(super) fn open(body: &[u8]) -> Result<(Option<Option<Family>>, Attributes<'_>), Malformed> {
     let (head, rest) = body.split_first_chunk::<4>().ok_or(Malformed("a message ends in its family"))?;
     let family = match head[0] {
-        2 => Some(Family::V4),
-        10 => Some(Family::V6),
+        INET => Some(None),
+        2 => Some(Some(Family::V4)),
+        10 => Some(Some(Family::V6)),
         _ => None,
     };
     Ok((family, Attributes(rest)))
 }
 
-fn number(value: &[u8]) -> Result<u32, Malformed> {
+pub(super) fn number(value: &[u8]) -> Result<u32, Malformed> {
     value.try_into().map(u32::from_be_bytes).map_err(|_| Malformed("a number is not 4 bytes long"))
 }
 
 /// Family and name of a table; none for families that are not looked at.
-pub(super) fn table(body: &[u8]) -> Result<Option<(Family, Cow<'_, str>)>, Malformed> {
+pub(super) fn table(body: &[u8]) -> Result<Option<(Option<Family>, Cow<'_, str>)>, Malformed> {
     let (family, attributes) = open(body)?;
     let Some(family) = family else { return Ok(None) };
     let name = find(attributes, TABLE_NAME)?.ok_or(Malformed("a table has no name"))?;
@@ -122,10 +106,12 @@ pub(super) fn table(body: &[u8]) -> Result<Option<(Family, Cow<'_, str>)>, Malfo
 /// One chain.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chain<'a> {
-    pub(super) family: Family,
+    pub(super) family: Option<Family>,
     pub(super) table: Cow<'a, str>,
     pub(super) name: Cow<'a, str>,
     pub(super) base: Option<BaseChain>,
+    /// How many rules it has, and how many rules and elements of maps lead to it, together.
+    pub(super) users: u32,
 }
 
 /// A chain; none for families that are not looked at.
@@ -133,11 +119,14 @@ pub(super) fn chain(body: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
     let (family, attributes) = open(body)?;
     let Some(family) = family else { return Ok(None) };
     let (mut table, mut name, mut hook, mut policy) = (None, None, None, Policy::Accept);
+    let (mut users, mut nat) = (0, false);
     for attribute in attributes {
         match attribute? {
             (CHAIN_TABLE, value) => table = Some(text(value)),
             (CHAIN_NAME, value) => name = Some(text(value)),
             (CHAIN_HOOK, value) => hook = hook_of(value)?,
+            (CHAIN_USE, value) => users = number(value)?,
+            (CHAIN_TYPE, value) => nat = text(value) == "nat",
             (CHAIN_POLICY, value) => policy = if number(value)? == 0 { Policy::Drop } else { Policy::Accept },
             _ => {}
         }
@@ -146,7 +135,8 @@ pub(super) fn chain(body: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
         family,
         table: table.ok_or(Malformed("a chain has no table"))?,
         name: name.ok_or(Malformed("a chain has no name"))?,
-        base: hook.map(|hook| BaseChain { hook, policy }),
+        base: hook.map(|hook| BaseChain { hook, policy, nat }),
+        users,
     }))
 }
 
@@ -160,38 +150,6 @@ fn hook_of(value: &[u8]) -> Result<Option<Hook>, Malformed> {
         Some(4) => Some(Hook::Postrouting),
         _ => None,
     })
-}
-
-/// The chain that a rule jumps or goes to, if it does. `iptables-nft` and `nft` both write that as an `immediate`
-/// expression whose data is a verdict; all other expressions are skipped.
-pub(super) fn jump(body: &[u8]) -> Result<Option<Cow<'_, str>>, Malformed> {
-    let (_, attributes) = open(body)?;
-    let Some(expressions) = find(attributes, RULE_EXPRESSIONS)? else { return Ok(None) };
-    for element in Attributes(expressions) {
-        let (kind, expression) = element?;
-        if kind == LIST_ELEMENT
-            && let Some(target) = expression_target(expression)?
-        {
-            return Ok(Some(target));
-        }
-    }
-    Ok(None)
-}
-
-fn expression_target(expression: &[u8]) -> Result<Option<Cow<'_, str>>, Malformed> {
-    let name = find(Attributes(expression), EXPRESSION_NAME)?.map(text);
-    let Some(data) = find(Attributes(expression), EXPRESSION_DATA)? else { return Ok(None) };
-    if name.as_deref() != Some("immediate")
-        || find(Attributes(data), IMMEDIATE_REGISTER)?.map(number).transpose()?.unwrap_or(0) != 0
-    {
-        return Ok(None);
-    }
-    let Some(value) = find(Attributes(data), IMMEDIATE_DATA)? else { return Ok(None) };
-    let Some(verdict) = find(Attributes(value), DATA_VERDICT)? else { return Ok(None) };
-    match find(Attributes(verdict), VERDICT_CODE)?.map(number).transpose()? {
-        Some(JUMP | GOTO) => Ok(find(Attributes(verdict), VERDICT_CHAIN)?.map(text)),
-        _ => Ok(None),
-    }
 }
 
 /// A generation, and who made it: the kernel says so only in the notification.
@@ -225,12 +183,12 @@ pub(crate) fn fuzz(data: &[u8]) {
     match which % 4 {
         0 => drop(table(body)),
         1 => drop(chain(body)),
-        2 => drop(jump(body)),
+        2 => drop(super::rule::rule(body, 0)),
         _ => drop(generation(body)),
     }
     // A request that is made of any name is one that can be read.
     let name = text(body.get(..body.len().min(256)).unwrap_or_default());
-    let request = rules_of(Family::V4, &name, &name);
+    let request = rules_of(Some(Family::V4), &name, &name);
     let (_, attributes) = open(&request).expect("a head");
     assert_eq!(find(attributes, RULE_CHAIN).map(|it| it.map(text)), Ok(Some(name)));
 }

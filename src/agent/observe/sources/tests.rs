@@ -1,0 +1,86 @@
+//! Against the real kernel: what wakes a look, and how many looks a burst makes.
+
+use super::*;
+use crate::agent::observe::netns::NetNs;
+use crate::facts::{PacketFilterChanges, Ruleset};
+
+/// The look at nf_tables alone, with what wakes it.
+struct Running {
+    updates: mpsc::Receiver<Update>,
+    stats: Stats,
+    wake: Wake,
+    commits: Commits,
+    tasks: JoinSet<()>,
+}
+
+fn nftables_alone() -> Running {
+    let (sender, updates) = mpsc::channel(32);
+    let (stats, wake, commits) = (Stats::default(), Wake::default(), Commits::default());
+    let mut tasks = JoinSet::new();
+    let out = Outlet { updates: sender, stats: stats.clone() };
+    tasks.spawn(nftables(out, wake.clone(), History::new(commits.clone())));
+    Running { updates, stats, wake, commits, tasks }
+}
+
+impl Running {
+    /// The first look for which `wanted` is true.
+    async fn until(&mut self, wanted: impl Fn(&Ruleset) -> bool) -> PacketFilterChanges {
+        loop {
+            let update = timeout(Duration::from_secs(60), self.updates.recv()).await.expect("in time");
+            let update = update.expect("it goes on");
+            let Update::Nftables(seen, changes) = update else { panic!("another source") };
+            if seen.get().is_some_and(&wanted) {
+                return changes;
+            }
+        }
+    }
+}
+
+#[test]
+fn lost_notifications_lead_to_a_look_at_everything() {
+    let node = NetNs::new();
+    node.block_on(|| async {
+        let mut running = nftables_alone();
+        running.until(|_| true).await;
+        // Nobody watches: this change is not told.
+        node.command("iptables-nft", &["-N", "KUBE-FORWARD"]);
+        let lost = Instant::now();
+        woken(&Event::Overrun, &running.wake);
+        running.until(|ruleset| ruleset.any_chain(|name| name == "KUBE-FORWARD")).await;
+        assert!(lost.elapsed() < NFTABLES.every / 2, "it did not wait for its period");
+        timeout(Duration::from_millis(1), running.wake.routing.notified()).await.expect("routes too");
+    });
+}
+
+#[test]
+fn thousands_of_commits_are_a_few_looks_and_the_last_one_sees_the_end() {
+    const COMMITS: usize = 3000;
+    const SHORTEST_BREATH: u128 = 50;
+    let mut lines = "add table ip filter\nadd chain ip filter KUBE-FORWARD\n".to_owned();
+    lines.push_str(&"add rule ip filter KUBE-FORWARD accept\n".repeat(COMMITS));
+    lines.push_str("add chain ip filter KUBE-END\nquit\n");
+    let node = Arc::new(NetNs::new());
+    let changer = Arc::clone(&node);
+    node.block_on(|| async move {
+        let mut running = nftables_alone();
+        let dir = tempfile::tempdir().expect("a directory");
+        let shared = Shared {
+            pods: watch::channel(Vec::new()).0,
+            cni_dirs: watch::channel(None).0,
+            kubelet: watch::channel(None).0,
+            arguments: watch::channel(None).0,
+        };
+        let host = HostRoot::new(dir.path());
+        running.tasks.spawn(dispatch(host, shared, running.wake.clone(), running.commits.clone()));
+        running.until(|_| true).await;
+        let (before, began) = (running.stats.all()["nftables"].looks, Instant::now());
+        let burst = tokio::task::spawn_blocking(move || changer.command_with_input("nft", &["-i"], &lines));
+        let changes = running.until(|ruleset| ruleset.any_chain(|name| name == "KUBE-END")).await;
+        let looks = running.stats.all()["nftables"].looks - before;
+        let (most, took) = (began.elapsed().as_millis() / SHORTEST_BREATH + 2, began.elapsed());
+        assert!(u128::from(looks) <= most, "{looks} looks in {took:?}");
+        assert!(looks < COMMITS as u64 / 10, "{looks} looks at {COMMITS} commits");
+        assert!(changes.last.iter().all(|commit| commit.program.as_deref() == Some("nft")), "{changes:?}");
+        burst.await.expect("nft ends");
+    });
+}

@@ -1,0 +1,226 @@
+//! The packet filter as it is changed: who removed what, sets of addresses, host endpoints, and the lock of iptables. On the
+//! kernel's own tables; what needs the kernel's notifications is asked of a process that watches.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::machine::{Machine, program, recording};
+use crate::support::wait::eventually;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A process that ends with this value.
+struct Running<'a>(Child, &'a Machine);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl<'a> Running<'a> {
+    /// `nodevitals standalone` on this machine, after its first verdict.
+    fn start(machine: &'a Machine) -> Result<Self> {
+        let mut command = machine.net().command(program());
+        command.args(["standalone", "--host-root", &machine.place("")]).stdout(Stdio::null()).stderr(Stdio::null());
+        let running = Running(command.spawn()?, machine);
+        eventually("the first verdict", SOON, || {
+            ensure!(!running.findings()?["verdict"].is_null(), "none yet");
+            Ok(())
+        });
+        Ok(running)
+    }
+
+    fn findings(&self) -> Result<Value> {
+        let page = self.1.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/findings"])?;
+        Ok(serde_json::from_str(&page)?)
+    }
+
+    /// The detail of the raised finding with this code.
+    fn detail(&self, code: &str) -> Result<String> {
+        let page = self.findings()?;
+        let findings = page["verdict"]["findings"].as_array().context("findings")?;
+        let finding = findings.iter().find(|finding| finding["code"] == code);
+        let finding = finding.with_context(|| format!("no {code} in {page}"))?;
+        Ok(finding["detail"].as_str().context("a text")?.to_owned())
+    }
+
+    /// Waits until the finding is raised, and says what it says.
+    fn raised(&self, code: &str) -> String {
+        let mut said = String::new();
+        eventually(code, SOON, || {
+            said = self.detail(code)?;
+            Ok(())
+        });
+        said
+    }
+
+    /// Waits until the finding is gone.
+    fn cleared(&self, code: &str) {
+        eventually(&format!("{code} is over"), SOON, || {
+            ensure!(self.detail(code).is_err(), "not yet");
+            self.findings().map(|_| ())
+        });
+    }
+}
+
+/// The recorded rules of a healthy node.
+fn healthy() -> Result<Machine> {
+    let machine = Machine::worker()?;
+    machine.feed(&["ipset", "restore"], &recording("01-healthy/ipset-save.txt")?)?;
+    machine.feed(&["iptables-nft-restore"], &recording("01-healthy/iptables-nft-save.txt")?)?;
+    Ok(machine)
+}
+
+#[test]
+fn the_finding_names_who_removed_the_jump_and_not_who_came_later() -> Result<()> {
+    let machine = healthy()?;
+    let running = Running::start(&machine)?;
+    let jump = ["-m", "comment", "--comment", "kubernetes service portals", "-j", "KUBE-SERVICES"];
+    machine.run(&[&["iptables-nft", "-t", "nat", "-D", "PREROUTING"][..], &jump].concat())?;
+    let said = running.raised("KubeProxyChainsUnhooked");
+    assert!(
+        said.contains("nat PREROUTING -> KUBE-SERVICES; removed at ") && said.contains(" by iptables-nft (pid "),
+        "{said}"
+    );
+
+    // kube-proxy writes its other chains again, by another program; so does Calico lose something to a third.
+    machine.feed(&["nft", "-f", "-"], "add rule ip nat KUBE-MARK-MASQ counter\n")?;
+    let hook = ["-m", "comment", "--comment", "cali:tVnHkvAo15HuiPy0", "-j", "cali-OUTPUT"];
+    let (delete, noflush) = (format!("*raw\n-D OUTPUT {}\nCOMMIT\n", hook.join(" ")), "--noflush");
+    machine.feed(&["iptables-nft-restore", noflush], &delete)?;
+    let calico = running.raised("CalicoChainsUnhooked");
+    assert!(
+        calico.contains("raw OUTPUT -> cali-OUTPUT; removed at ") && calico.contains(" iptables-nft-re (pid "),
+        "{calico}"
+    );
+    assert_eq!(running.raised("KubeProxyChainsUnhooked"), said);
+
+    machine.run(&[&["iptables-nft", "-t", "nat", "-I", "PREROUTING"][..], &jump].concat())?;
+    machine.run(&[&["iptables-nft", "-t", "raw", "-I", "OUTPUT"][..], &hook].concat())?;
+    running.cleared("KubeProxyChainsUnhooked");
+    running.cleared("CalicoChainsUnhooked");
+    Ok(())
+}
+
+#[test]
+fn a_flushed_rule_set_names_who_flushed_it() -> Result<()> {
+    let machine = healthy()?;
+    let running = Running::start(&machine)?;
+    machine.run(&["nft", "flush", "ruleset"])?;
+    let said = running.raised("KubeProxyChainsMissing");
+    assert!(said.contains("; removed at ") && said.contains(" by nft (pid "), "{said}");
+    let said = running.raised("CalicoChainsMissing");
+    assert!(said.contains(" by nft (pid "), "{said}");
+    machine.feed(&["iptables-nft-restore"], &recording("01-healthy/iptables-nft-save.txt")?)?;
+    running.cleared("KubeProxyChainsMissing");
+    running.cleared("CalicoChainsMissing");
+    Ok(())
+}
+
+#[test]
+fn a_jump_of_legacy_iptables_is_missed_at_once_though_the_kernel_tells_nobody() -> Result<()> {
+    let machine = Machine::worker()?;
+    machine.write("run/xtables.lock", "")?;
+    let lock = format!("XTABLES_LOCKFILE={}", machine.place("run/xtables.lock"));
+    machine.feed(&["ipset", "restore"], &recording("01-healthy/ipset-save.txt")?)?;
+    machine.feed(&["env", &lock, "iptables-legacy-restore"], &recording("01-healthy/iptables-nft-save.txt")?)?;
+    let running = Running::start(&machine)?;
+    let jump = ["-m", "comment", "--comment", "kubernetes service portals", "-j", "KUBE-SERVICES"];
+    let change = |how: &str| {
+        machine.run(&[&["env", &lock, "iptables-legacy", "-t", "nat", how, "PREROUTING"][..], &jump].concat())
+    };
+    for _ in 0..2 {
+        change("-D")?;
+        let began = Instant::now();
+        let said = running.raised("KubeProxyChainsUnhooked");
+        assert!(said.ends_with("nat PREROUTING -> KUBE-SERVICES"), "{said}");
+        assert!(began.elapsed() < Duration::from_secs(15), "it did not wait for its period: {:?}", began.elapsed());
+        change("-I")?;
+        running.cleared("KubeProxyChainsUnhooked");
+    }
+    Ok(())
+}
+
+#[test]
+fn calicos_pools_are_missed_in_their_set_and_found_again() -> Result<()> {
+    for restore in ["iptables-nft-restore", "iptables-legacy-restore"] {
+        let machine = Machine::worker()?;
+        machine.feed(&["ipset", "restore"], &recording("01-healthy/ipset-save.txt")?)?;
+        machine.feed(&[restore], &recording("01-healthy/iptables-nft-save.txt")?)?;
+        let checked = machine.check()?;
+        assert!(checked.codes_like("IpSet").is_empty(), "{:?}", checked.codes());
+        assert!(checked.unknown().iter().all(|(code, _)| *code != "IpSetMissing"), "{:?}", checked.unknown());
+        machine.run(&["ipset", "flush", "cali40masq-ipam-pools"])?;
+        let checked = machine.check()?;
+        let detail = checked.finding("IpSetMissing")?["detail"].to_string();
+        assert!(detail.contains("cali40masq-ipam-pools is empty"), "{detail}");
+        assert_eq!(checked.condition("PacketFilterProblem"), ("True", "IpSetMissing"));
+        machine.run(&["ipset", "add", "cali40masq-ipam-pools", "172.30.0.0/16"])?;
+        assert!(machine.check()?.codes_like("IpSet").is_empty());
+        // A selector that no pod matches is no fault.
+        machine.run(&["ipset", "flush", "cali40s:5DYuSn5tLWFQtZEUUL-THHn"])?;
+        assert!(machine.check()?.codes_like("IpSet").is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_set_of_all_cluster_ips_is_missed_in_ipvs_mode() -> Result<()> {
+    let machine = Machine::worker()?;
+    machine.run(&["ip", "link", "add", "kube-ipvs0", "type", "veth", "peer", "name", "ipvs-peer"])?;
+    machine.run(&["ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0"])?;
+    machine.run(&["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])?;
+    machine.run(&["ipset", "add", "KUBE-CLUSTER-IP", "10.96.0.1,tcp:443"])?;
+    let rules = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-POSTROUTING - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n\
+        -A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j KUBE-SERVICES\n-A POSTROUTING -j KUBE-POSTROUTING\n\
+        -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT\nCOMMIT\n";
+    machine.feed(&["iptables-nft-restore"], rules)?;
+    assert_eq!(machine.check()?.condition("PacketFilterProblem").0, "False");
+    machine.run(&["ipset", "flush", "KUBE-CLUSTER-IP"])?;
+    let detail = machine.check()?.finding("IpSetMissing")?["detail"].to_string();
+    assert!(detail.contains("KUBE-CLUSTER-IP is empty"), "{detail}");
+    machine.run(&["iptables-nft", "-t", "nat", "-F", "KUBE-SERVICES"])?;
+    machine.run(&["ipset", "destroy", "KUBE-CLUSTER-IP"])?;
+    let detail = machine.check()?.finding("IpSetMissing")?["detail"].to_string();
+    assert!(detail.contains("KUBE-CLUSTER-IP does not exist"), "{detail}");
+    Ok(())
+}
+
+#[test]
+fn a_lock_that_is_kept_is_told_with_its_holder_and_cleared() -> Result<()> {
+    let machine = Machine::worker()?;
+    // Of the test's own: the machine's lock is never touched.
+    machine.run(&["mount", "-t", "tmpfs", "lock", &machine.place("run")])?;
+    let lock = machine.place("run/xtables.lock");
+    machine.run(&["touch", &lock])?;
+    let checked = machine.check()?;
+    assert!(checked.codes_like("Lock").is_empty(), "{:?}", checked.codes());
+    assert!(checked.unknown().iter().all(|(code, _)| *code != "IptablesLockContention"), "{:?}", checked.unknown());
+
+    let hold = || machine.net().command("flock").args(["-F", &lock, "sleep", "600"]).spawn();
+    let holder = Running(hold()?, &machine);
+    let detail = eventually("the holder is told", SOON, || {
+        Ok(machine.check()?.finding("IptablesLockContention")?["detail"].to_string())
+    });
+    assert!(detail.contains(&format!("(pid {}) holds /run/xtables.lock", holder.0.id())), "{detail}");
+    assert!(detail.contains("sleep (pid") && !detail.contains("wait"), "{detail}");
+    let waiter = Running(hold()?, &machine);
+    eventually("who waits is counted", SOON, || {
+        let detail = machine.check()?.finding("IptablesLockContention")?["detail"].to_string();
+        ensure!(detail.contains("1 process waits for it"), "{detail}");
+        Ok(())
+    });
+    drop(waiter);
+    drop(holder);
+    eventually("it is free again", SOON, || {
+        ensure!(machine.check()?.codes_like("Lock").is_empty(), "not yet");
+        Ok(())
+    });
+    Ok(())
+}
