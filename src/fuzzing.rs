@@ -33,4 +33,6 @@ targets! {
     proc => crate::agent::fuzzing::proc;
     /// Links, routes, neighbours, addresses and rules of rtnetlink.
     routing => crate::agent::fuzzing::routing;
+    /// Sets of ipset.
+    ipset => crate::agent::fuzzing::ipset;
 }

@@ -40,6 +40,7 @@ pub(crate) mod fuzzing {
     pub(crate) use super::cni::fuzz as cni;
     pub(crate) use super::cri::fuzz as cri;
     pub(crate) use super::events::fuzz as events;
+    pub(crate) use super::ipset::fuzz as ipset;
     pub(crate) use super::kubelet::fuzz as kubelet;
     pub(crate) use super::legacy::fuzz as legacy;
     pub(crate) use super::netlink::fuzz as netlink;
