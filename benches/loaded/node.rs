@@ -112,7 +112,7 @@ fn chain(kind: &str, service: usize, endpoint: usize) -> String {
 }
 
 fn endpoints(service: usize) -> usize {
-    if service % 3 == 0 { 2 } else { 1 }
+    if service.is_multiple_of(3) { 2 } else { 1 }
 }
 
 fn address(first: u8, number: usize) -> String {

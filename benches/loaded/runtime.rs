@@ -68,15 +68,15 @@ fn text(field: u8, value: &str) -> Vec<u8> {
     bytes(field, value.as_bytes())
 }
 
-/// A field of a length: all here have numbers below 16 and fewer than 16,384 bytes.
+/// A field with its length, which protobuf writes in pieces of seven bits, the lowest first.
 fn bytes(field: u8, value: &[u8]) -> Vec<u8> {
     let mut out = vec![field << 3 | 2];
-    if let [low @ 0..=127, 0] = value.len().to_le_bytes()[..2] {
-        out.push(low);
-    } else {
-        let length = value.len();
-        out.extend([(length % 128) as u8 | 128, (length / 128) as u8]);
+    let mut rest = value.len();
+    while rest > 127 {
+        out.push(128 | (rest % 128).to_le_bytes()[0]);
+        rest /= 128;
     }
+    out.push(rest.to_le_bytes()[0]);
     out.extend_from_slice(value);
     out
 }
