@@ -11,6 +11,8 @@ mod watchdog;
 
 pub(crate) use judge::{Judge, Report};
 pub(crate) use observe::HostRoot;
+#[cfg(test)]
+pub(crate) use observe::read_rule;
 pub use options::Options;
 pub(crate) use pages::AgentPages;
 pub use run::run;

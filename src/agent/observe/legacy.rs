@@ -249,4 +249,7 @@ fn hook(chain: &str) -> Option<Hook> {
 }
 
 #[cfg(test)]
+pub(crate) use rule::rule as read_rule;
+
+#[cfg(test)]
 mod tests;
