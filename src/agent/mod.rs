@@ -13,6 +13,8 @@ pub(crate) use judge::{Judge, Report};
 pub(crate) use observe::HostRoot;
 #[cfg(fuzzing)]
 pub(crate) use observe::fuzzing;
+#[cfg(test)]
+pub(crate) use observe::read_rule;
 pub use options::Options;
 pub(crate) use pages::AgentPages;
 pub use run::run;

@@ -6,6 +6,7 @@
 
 mod chains;
 pub mod node;
+mod passage;
 pub(crate) mod space;
 
 use std::time::Duration;

@@ -29,7 +29,7 @@ pub use netfilter::{
     Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table,
 };
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
-pub(crate) use presence::{is_calico_chain, is_kube_proxy_chain};
+pub(crate) use presence::{is_calico_chain, is_kube_proxy_chain, rulesets};
 pub use routing::{
     Address, Family, Link, Neighbour, NeighbourState, PodRoute, Route, RouteAnswer, RouteKind, Routing, Rule,
     protocol_name,

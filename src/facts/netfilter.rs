@@ -201,6 +201,9 @@ pub struct FilterRule {
     /// Sets that it looks into, by name; where nf_tables tells only the number of an ipset, `#number`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<Is<String>>,
+    /// Whether it changes the packet's mark, which is how Calico notes that a policy accepts.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub marks: bool,
     /// Its comment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
@@ -301,6 +304,7 @@ impl FilterRule {
             states: None,
             mark: None,
             sets: Vec::new(),
+            marks: false,
             comment: None,
             other_matches: false,
             packets: None,
@@ -331,6 +335,7 @@ impl FilterRule {
         let open = FilterRule {
             position: self.position,
             action: self.action.clone(),
+            marks: self.marks,
             comment: self.comment.clone(),
             packets: self.packets,
             ..FilterRule::new(0)

@@ -21,6 +21,8 @@ pub struct Remembered {
     pub programs: BTreeSet<Program>,
     /// Whether a CNI configuration was seen.
     pub cni: bool,
+    /// Canary chains that were seen, with their tables: kube-proxy and the kubelet make them to notice a flush.
+    pub canaries: BTreeSet<(Backend, Family, String, String)>,
 }
 
 /// How kube-proxy programs the node.
@@ -72,6 +74,11 @@ pub(crate) fn is_calico_chain(name: &str) -> bool {
     name.starts_with("cali-")
 }
 
+/// Whether a chain of this name is one by which somebody notices that tables are flushed.
+pub(crate) fn is_canary(name: &str) -> bool {
+    name.starts_with("KUBE-") && name.ends_with("-CANARY")
+}
+
 impl Remembered {
     /// Adds what findings of this boot, as code and subject, say of what was here before: chains and default routes that are
     /// missed were there. In which backend they do not say.
@@ -86,6 +93,7 @@ impl Remembered {
                 ("CalicoChainsMissing" | "CalicoChainsUnhooked", Some(family)) => self.calico.extend(both(family)),
                 ("DefaultRouteMissing", Some(family)) => _ = self.default_route.insert(family),
                 ("CniConfigMissing", _) => self.cni = true,
+                ("KubeProxyDown", _) => _ = self.programs.insert(Program::KubeProxy),
                 ("KubeletDown", _) => _ = self.programs.insert(Program::Kubelet),
                 _ => {}
             }
@@ -102,6 +110,12 @@ impl Remembered {
                 }
                 if holds_calico(table) {
                     self.calico.insert(key);
+                }
+                for chain in table.chains.iter().filter(|chain| is_canary(&chain.name)) {
+                    let canary = (ruleset.backend, table.family, table.name.clone(), chain.name.clone());
+                    if !self.canaries.contains(&canary) {
+                        self.canaries.insert(canary);
+                    }
                 }
             }
         }

@@ -224,3 +224,78 @@ fn a_lock_that_is_kept_is_told_with_its_holder_and_cleared() -> Result<()> {
     });
     Ok(())
 }
+
+/// A host endpoint on the uplink without policies, as Felix writes it.
+const HOST_ENDPOINT: &str = "*filter
+:cali-fh-uplink - [0:0]
+:cali-th-uplink - [0:0]
+:cali-failsafe-in - [0:0]
+:cali-failsafe-out - [0:0]
+-A cali-from-host-endpoint -i uplink -g cali-fh-uplink
+-A cali-to-host-endpoint -o uplink -g cali-th-uplink
+-A cali-fh-uplink -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A cali-fh-uplink -m conntrack --ctstate INVALID -j DROP
+-A cali-fh-uplink -j cali-failsafe-in
+-A cali-fh-uplink -j MARK --set-xmark 0x0/0x30000
+-A cali-fh-uplink -m comment --comment \"Drop if no profiles matched\" -j DROP
+-A cali-th-uplink -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A cali-th-uplink -m conntrack --ctstate INVALID -j DROP
+-A cali-th-uplink -j cali-failsafe-out
+-A cali-th-uplink -j MARK --set-xmark 0x0/0x30000
+-A cali-th-uplink -m comment --comment \"Drop if no profiles matched\" -j DROP
+-A cali-failsafe-in -p tcp -m multiport --dports 22 -j ACCEPT
+-A cali-failsafe-in -p tcp -m multiport --dports 10250 -j ACCEPT
+-A cali-failsafe-out -p udp -m multiport --dports 53 -j ACCEPT
+-A cali-failsafe-out -p tcp -m multiport --dports 6443 -j ACCEPT
+COMMIT
+";
+
+#[test]
+fn a_failsafe_port_that_is_taken_away_is_told_and_found_again_in_either_backend() -> Result<()> {
+    const CODE: &str = "HostPolicyBlocksControlPlane";
+    for (iptables, restore) in
+        [("iptables-nft", "iptables-nft-restore"), ("iptables-legacy", "iptables-legacy-restore")]
+    {
+        let machine = Machine::worker()?;
+        let kubeconfig = "clusters: [{name: c, cluster: {server: 'https://192.0.2.9:6443'}}]\n\
+            contexts: [{name: x, context: {cluster: c, user: u}}]\ncurrent-context: x\nusers: [{name: u, user: {}}]\n";
+        machine.write("etc/kubernetes/kubelet.conf", kubeconfig)?;
+        machine.feed(&["ipset", "restore"], &recording("01-healthy/ipset-save.txt")?)?;
+        machine.feed(&[restore], &recording("01-healthy/iptables-nft-save.txt")?)?;
+        assert!(machine.check()?.codes_like(CODE).is_empty(), "no host endpoint");
+        machine.feed(&[restore, "--noflush"], HOST_ENDPOINT)?;
+        let checked = machine.check()?;
+        assert!(checked.codes_like(CODE).is_empty(), "{:?}", checked.finding(CODE));
+        assert!(checked.unknown().iter().all(|(code, _)| *code != CODE), "{:?}", checked.unknown());
+
+        let port = |how: &str| {
+            let rule = ["-p", "tcp", "-m", "multiport", "--dports", "6443", "-j", "ACCEPT"];
+            machine.run(&[&[iptables, how, "cali-failsafe-out"][..], &rule].concat())
+        };
+        port("-D")?;
+        // The first look tries to reach the API server, and is counted.
+        machine.check()?;
+        let checked = machine.check()?;
+        let finding = checked.finding(CODE)?;
+        let detail = finding["detail"].to_string();
+        assert!(
+            detail.contains("the API server 192.0.2.9 port 6443 (IPv4): dropped by Calico's chain cali-th-uplink"),
+            "{detail}"
+        );
+        assert!(detail.contains("which has dropped"), "{detail}");
+        assert_eq!(finding["severity"], "critical", "{finding}");
+
+        // A policy that accepts it: its set may hold the address.
+        let policy = "*filter\n:cali-po-allow - [0:0]\n\
+            -A cali-po-allow -p tcp -m set --match-set cali40this-host dst -m multiport --dports 6443 -j MARK --set-xmark 0x10000/0x10000\n\
+            -I cali-th-uplink 5 -m mark --mark 0x0/0x20000 -j cali-po-allow\n\
+            -I cali-th-uplink 6 -m mark --mark 0x10000/0x10000 -j RETURN\nCOMMIT\n";
+        machine.feed(&[restore, "--noflush"], policy)?;
+        assert!(machine.check()?.codes_like(CODE).is_empty());
+        machine.run(&[iptables, "-F", "cali-po-allow"])?;
+        machine.check()?.finding(CODE)?;
+        port("-A")?;
+        assert!(machine.check()?.codes_like(CODE).is_empty());
+    }
+    Ok(())
+}

@@ -88,12 +88,32 @@ pub(super) fn to_follow(table: &Table) -> Option<String> {
     targets.find(wanted).map(str::to_owned)
 }
 
+/// The chain of Calico's host endpoints that is to be read next: from the two that tell endpoints apart to their own chains, and
+/// on to the failsafe ports, policies and profiles of those. Without host endpoints that is two empty chains.
+pub(super) fn host_endpoint_to_follow(table: &Table) -> Option<String> {
+    const ROOTS: [&str; 2] = ["cali-from-host-endpoint", "cali-to-host-endpoint"];
+    const BEHIND: [&str; 8] = ["fh-", "th-", "failsafe-", "pi-", "po-", "pri-", "pro-", "g"];
+    let ours = |name: &str| {
+        let short = name.strip_prefix("cali-").unwrap_or_default();
+        ROOTS.iter().any(|root| name.starts_with(root)) || BEHIND.iter().any(|start| short.starts_with(start))
+    };
+    let unread = |name: &&str| table.chain(name).is_none_or(|chain| chain.rules.is_none());
+    let root = ROOTS.into_iter().find(|root| table.chain(root).is_some() && unread(root));
+    let mut behind = table.chains.iter().filter(|chain| ours(&chain.name)).flat_map(Chain::rules);
+    root.or_else(|| behind.find_map(|rule| rule.target().filter(|target| ours(target) && unread(target))))
+        .map(str::to_owned)
+}
+
 /// Puts a chain that was read into its table.
 pub(super) fn put(table: &mut Table, chain: Chain) {
     match table.chains.iter_mut().find(|it| it.name == chain.name) {
         Some(old) => *old = chain,
         None => {
-            table.foreign_chains = table.foreign_chains.saturating_sub(1);
+            let count = match meaning(&table.name, &chain.name) {
+                Meaning::PerObject => &mut table.per_object_chains,
+                _ => &mut table.foreign_chains,
+            };
+            *count = count.saturating_sub(1);
             table.chains.push(chain);
         }
     }

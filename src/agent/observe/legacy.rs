@@ -190,7 +190,8 @@ fn read_rules(mut table: Table, rules: &Rules<'_>) -> Table {
         rules.fill(chain);
     }
     for _ in 0..chains::MOST_FOLLOWED {
-        let Some(name) = chains::to_follow(&table) else { break };
+        let next = chains::to_follow(&table).or_else(|| chains::host_endpoint_to_follow(&table));
+        let Some(name) = next else { break };
         let mut chain = Chain::new(&name, None);
         rules.fill(&mut chain);
         chain.jumps.clear();
@@ -255,6 +256,9 @@ pub(crate) fn fuzz(data: &[u8]) {
         rules.for_each(|rules| assert!(rules.len() <= Chain::MOST_RULES));
     }
 }
+
+#[cfg(test)]
+pub(crate) use rule::rule as read_rule;
 
 #[cfg(test)]
 mod tests;

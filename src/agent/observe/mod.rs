@@ -30,6 +30,8 @@ mod xtables_lock;
 
 pub(crate) use host_root::HostRoot;
 pub(crate) use identity::look as identity;
+#[cfg(test)]
+pub(crate) use legacy::read_rule;
 pub(crate) use sources::{Observer, kubelet_server, start};
 pub(crate) use stats::Stats;
 pub(crate) use update::Update;

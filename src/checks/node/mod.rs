@@ -2,6 +2,7 @@
 
 mod calico_chains_missing;
 mod calico_chains_unhooked;
+mod calico_hook_order_wrong;
 mod cni_binary_missing;
 mod cni_config_conflict;
 mod cni_config_invalid;
@@ -15,20 +16,27 @@ mod default_route_missing;
 mod disk_full;
 mod disk_pressure_imminent;
 mod filesystem_read_only;
+mod foreign_drop_rule;
+mod forward_policy_drop;
 mod gateway_unreachable;
+mod host_policy_blocks_control_plane;
 mod inodes_exhausted;
 mod inodes_exhaustion_imminent;
 mod ip_forward_disabled;
 mod ip_set_missing;
+mod iptables_backend_split;
 mod iptables_lock_contention;
 mod kube_proxy_chains_missing;
 mod kube_proxy_chains_unhooked;
+mod kube_proxy_down;
+mod kube_proxy_rules_stale;
 mod kubelet_down;
 mod kubelet_unhealthy;
 mod master_unreachable;
 mod memory_pressure_imminent;
 mod pod_route_missing;
 mod runtime_not_ready;
+mod tables_flushed;
 #[cfg(test)]
 mod testing;
 
@@ -57,13 +65,21 @@ pub const ALL: &[&Check] = &[
     &cni_not_initialized::CHECK,
     &ip_forward_disabled::CHECK,
     &pod_route_missing::CHECK,
+    &tables_flushed::CHECK,
     &conntrack_full::CHECK,
+    &forward_policy_drop::CHECK,
     &calico_chains_missing::CHECK,
     &calico_chains_unhooked::CHECK,
+    &kube_proxy_down::CHECK,
     &kube_proxy_chains_missing::CHECK,
     &kube_proxy_chains_unhooked::CHECK,
+    &host_policy_blocks_control_plane::CHECK,
     &ip_set_missing::CHECK,
     &iptables_lock_contention::CHECK,
+    &kube_proxy_rules_stale::CHECK,
+    &iptables_backend_split::CHECK,
+    &foreign_drop_rule::CHECK,
+    &calico_hook_order_wrong::CHECK,
     &conntrack_near_full::CHECK,
 ];
 

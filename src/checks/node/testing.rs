@@ -98,6 +98,18 @@ fn filter_table(name: &str, chains: Vec<Chain>) -> Table {
     Table { family: Family::V4, name: name.into(), chains, per_object_chains: 0, foreign_chains: 0 }
 }
 
+fn api_chain(name: &str) -> Vec<ServiceChain> {
+    let endpoints = vec!["10.0.0.9:6443".parse().expect("an address")];
+    let chain = ServiceChain::new(Family::V4, "default/kubernetes:https", "tcp", name);
+    vec![ServiceChain { referenced: Some(true), endpoints, ..chain }]
+}
+
+/// A rule as `iptables-save` prints it behind `-A CHAIN`.
+pub(super) fn rule(text: &str) -> FilterRule {
+    let own = ["ACCEPT", "DROP", "REJECT", "RETURN", "LOG", "MARK", "DNAT", "NFQUEUE"];
+    crate::agent::read_rule(text, 0, |target| !own.contains(&target))
+}
+
 fn kube_proxy_tables() -> Vec<Table> {
     let nat = vec![
         chain("PREROUTING", &["KUBE-SERVICES"]),
@@ -324,8 +336,12 @@ impl Node {
     /// kube-proxy's chains in this backend too.
     pub(super) fn and_kube_proxy(self, backend: Backend) -> Self {
         self.edit(|now| {
-            let seen =
-                Seen::Yes(Ruleset { generation: Some(1), tables: kube_proxy_tables(), ..Ruleset::empty(backend) });
+            let seen = Seen::Yes(Ruleset {
+                generation: Some(1),
+                tables: kube_proxy_tables(),
+                services: api_chain("KUBE-SVC-NPX46M4PTMTKRN6Y"),
+                ..Ruleset::empty(backend)
+            });
             match backend {
                 Backend::Nftables => now.nftables = seen,
                 Backend::Legacy => now.legacy = seen,
@@ -347,8 +363,12 @@ impl Node {
                     chain("cluster-ips-check", &[]),
                 ],
             );
-            now.nftables =
-                Seen::Yes(Ruleset { generation: Some(1), tables: vec![table], ..Ruleset::empty(Backend::Nftables) });
+            now.nftables = Seen::Yes(Ruleset {
+                generation: Some(1),
+                tables: vec![table],
+                services: api_chain("service-2QRHZV4L-default/kubernetes/tcp/https"),
+                ..Ruleset::empty(Backend::Nftables)
+            });
         })
     }
 
@@ -380,6 +400,42 @@ impl Node {
             };
             let Seen::Yes(ruleset) = seen else { panic!("seen") };
             change(&mut ruleset.tables.iter_mut().find(|it| it.name == table).expect("the table").chains);
+        })
+    }
+
+    /// A chain with these rules, put in the place of the one of that name; a base chain where a hook and a policy are given.
+    pub(super) fn rules(
+        self,
+        backend: Backend,
+        (table, name): (&str, &str),
+        base: Option<(Hook, Policy)>,
+        rules: Vec<FilterRule>,
+    ) -> Self {
+        self.edit(|now| {
+            let seen = match backend {
+                Backend::Nftables => &mut now.nftables,
+                Backend::Legacy => &mut now.legacy,
+            };
+            if seen.get().is_none() {
+                *seen = no_tables(backend);
+            }
+            let Seen::Yes(ruleset) = seen else { panic!("seen") };
+            let (all, table) = match table.strip_prefix("inet ") {
+                Some(table) => (&mut ruleset.inet, table),
+                None => (&mut ruleset.tables, table),
+            };
+            if !all.iter().any(|it| it.name == table) {
+                all.push(filter_table(table, vec![]));
+            }
+            let table = all.iter_mut().find(|it| it.name == table).expect("just made");
+            table.chains.retain(|chain| chain.name != name);
+            let base = base.map(|(hook, policy)| BaseChain { hook, policy, nat: false });
+            let numbered = (0..).zip(rules).map(|(position, rule)| FilterRule { position, ..rule }).collect::<Vec<_>>();
+            let jump = |rule: &FilterRule| {
+                rule.target().map(|target| Jump { position: rule.position, target: target.to_owned() })
+            };
+            let jumps = numbered.iter().filter_map(jump).collect();
+            table.chains.push(Chain { jumps, rules: Some(numbered), ..Chain::new(name, base) });
         })
     }
 

@@ -8,12 +8,12 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn ruleset(generation: u32, chains: &[&str], jumps: &[&str]) -> Ruleset {
-    let base = BaseChain { hook: Hook::Prerouting, policy: Policy::Accept };
+    let base = BaseChain { hook: Hook::Prerouting, policy: Policy::Accept, nat: true };
     let jumps = jumps.iter().map(|target| Jump { position: 0, target: (*target).into() }).collect();
-    let mut all = vec![Chain { name: "PREROUTING".into(), base: Some(base), jumps }];
-    all.extend(chains.iter().map(|name| Chain { name: (*name).into(), base: None, jumps: vec![] }));
+    let mut all = vec![Chain { jumps, ..Chain::new("PREROUTING", Some(base)) }];
+    all.extend(chains.iter().map(|name| Chain::new(name, None)));
     let table = Table { family: Family::V4, name: "nat".into(), chains: all, per_object_chains: 0, foreign_chains: 0 };
-    Ruleset { backend: Backend::Nftables, generation: Some(generation), tables: vec![table] }
+    Ruleset { generation: Some(generation), tables: vec![table], ..Ruleset::empty(Backend::Nftables) }
 }
 
 fn commit(generation: u32, pid: u32, program: &str) -> Commit {

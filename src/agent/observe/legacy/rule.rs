@@ -9,7 +9,7 @@ use crate::agent::observe::nftables::xt::target_by_name;
 use crate::facts::{Action, FilterRule, Is};
 
 /// Reads what follows `-A CHAIN`; `is_chain` says whether a target is a chain.
-pub(super) fn rule(text: &str, position: u32, is_chain: impl Fn(&str) -> bool) -> FilterRule {
+pub(crate) fn rule(text: &str, position: u32, is_chain: impl Fn(&str) -> bool) -> FilterRule {
     let mut rule = FilterRule::new(position);
     let (mut rest, mut not) = (text, false);
     // After the target come its own options.
@@ -33,6 +33,7 @@ pub(super) fn rule(text: &str, position: u32, is_chain: impl Fn(&str) -> bool) -
             if option == "-j" || option == "-g" {
                 target = value;
                 rule.action = action(value, option == "-g", &is_chain);
+                rule.marks = value == "MARK";
             } else if option == "--to-destination" {
                 rule.action = Action::Dnat(destination(value));
             } else {

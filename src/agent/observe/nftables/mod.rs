@@ -125,7 +125,8 @@ impl NftablesSource {
             }
         }
         for _ in 0..chains::MOST_FOLLOWED {
-            let Some(name) = chains::to_follow(table) else { break };
+            let next = chains::to_follow(table).or_else(|| chains::host_endpoint_to_follow(table));
+            let Some(name) = next else { break };
             let mut chain = Chain::new(&name, None);
             if !self.fill(family, &table.name, &mut chain).await? {
                 return Ok(false);

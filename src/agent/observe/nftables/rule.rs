@@ -188,6 +188,7 @@ impl<'a> Reader<'a> {
             "masq" | "redir" | "tproxy" | "synproxy" | "fwd" => self.rule.action = Action::Other(name.into_owned()),
             "match" => xt::condition(&text(data[1].unwrap_or_default()), value(data[2])?, data[3], &mut self.rule),
             "target" => {
+                self.rule.marks |= text(data[1].unwrap_or_default()) == "MARK";
                 self.rule.action = xt::target(&text(data[1].unwrap_or_default()), value(data[2])?, data[3]);
             }
             // They load something that is not understood: comparing it is a condition that is not either.
