@@ -11,6 +11,8 @@
 #![allow(clippy::print_stdout, reason = "prints its figures")]
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
 
+#[allow(unreachable_pub, reason = "shared with the other benchmark")]
+mod figures;
 #[path = "../tests/cluster/product.rs"]
 #[allow(unreachable_pub, dead_code, reason = "shared with the tests")]
 mod product;
@@ -24,6 +26,7 @@ use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use figures::{figure, kib};
 use product::{Product, SOON, program};
 use support::control_plane::{ControlPlane, Parts};
 use support::node::Node;
@@ -45,12 +48,6 @@ fn main() -> Result<()> {
         aggregator()?;
     }
     Ok(())
-}
-
-/// One figure beside its limit.
-fn figure(what: &str, value: f64, unit: &str, limit: f64) {
-    let verdict = if value <= limit { "ok" } else { "OVER" };
-    println!("{what:<60} {value:>10.3} {unit:<4} limit {limit:>8} {verdict}");
 }
 
 fn agent() -> Result<()> {
@@ -114,12 +111,6 @@ fn cpu(node: &Node) -> Result<f64> {
     // utime, stime, cutime and cstime are fields 14 to 17 of proc(5); field 3 is the first here.
     let ticks: f64 = fields[11..15].iter().map(|field| field.parse::<f64>().unwrap_or(0.0)).sum();
     Ok(ticks / TICKS)
-}
-
-/// A figure of `/proc/PID/status`, in KiB.
-fn kib(status: &str, key: &str) -> Result<f64> {
-    let line = status.lines().find(|line| line.starts_with(key)).with_context(|| key.to_owned())?;
-    Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
 }
 
 fn aggregator() -> Result<()> {

@@ -31,5 +31,8 @@ mod http;
 mod telemetry;
 mod yaml;
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 #[cfg(test)]
 mod readme;

@@ -11,6 +11,8 @@ mod watchdog;
 
 pub(crate) use judge::{Judge, Report};
 pub(crate) use observe::HostRoot;
+#[cfg(fuzzing)]
+pub(crate) use observe::fuzzing;
 #[cfg(test)]
 pub(crate) use observe::read_rule;
 pub use options::Options;

@@ -41,6 +41,8 @@ use lease::{Elector, Failure};
 use surroundings::What;
 use watch::Kind;
 
+#[cfg(fuzzing)]
+pub(crate) use model::fuzz;
 pub(crate) use offline::from_node_objects;
 #[cfg(test)]
 pub(crate) use offline::report_once;

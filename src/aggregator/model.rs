@@ -183,6 +183,33 @@ pub(super) struct ListMeta {
     pub(super) resource_version: String,
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    use super::cluster::Cluster;
+    let Some((which, json)) = data.split_first() else { return };
+    let mut cluster = Cluster::watched();
+    match which % 3 {
+        0 => {
+            let Ok(node) = serde_json::from_slice::<NodeView>(json) else { return };
+            cluster.apply_node(&node);
+            for (_, row) in cluster.nodes() {
+                let _ = (row.told(), row.marked_stale(), row.settling(), row.kubelet_silent());
+                row.conditions.iter().for_each(|condition| drop(condition.to_node_condition()));
+            }
+            cluster.nodes_listed();
+            cluster.remove_node(&node.metadata.name);
+        }
+        1 => {
+            let Ok(page) = serde_json::from_slice::<ListPage<PodView>>(json) else { return };
+            page.items.iter().for_each(|pod| cluster.apply_agent(pod));
+            page.items.iter().for_each(|pod| cluster.remove_agent(pod));
+            assert!(page.items.iter().all(|pod| cluster.agents_on(&pod.spec.node_name).is_empty()));
+        }
+        _ => drop(serde_json::from_slice::<ListPage<NodeView>>(json)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -176,7 +176,7 @@ impl Gaps {
         let ours = |piece: &Piece| piece.family == self.family && gaps.contains(&piece.to_string());
         let removals = look.now.packet_filter_changes.removals.iter();
         let removals = removals.filter(|removal| !removal.by.is_empty() && removal.gone.iter().any(ours));
-        removals.take(MOST_BLAMED).map(|removal| format!("; {removal}")).collect()
+        removals.take(MOST_BLAMED).flat_map(|removal| ["; ".to_owned(), removal.to_string()]).collect()
     }
 
     fn count(&self) -> usize {

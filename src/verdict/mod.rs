@@ -13,6 +13,8 @@ use crate::checks::{Area, Severity};
 
 pub use state::{Status, WorkerState};
 pub use step::Beliefs;
+#[cfg(fuzzing)]
+pub(crate) use told::fuzz;
 pub use told::{ANNOTATION_PREFIX, NodeCondition, Told, annotation, our_condition, told};
 pub(crate) use told::{parse_findings, parse_state};
 

@@ -126,6 +126,22 @@ pub(crate) fn parse_state(annotations: &BTreeMap<String, String>) -> Option<(Wor
     Some((state, annotations.get(annotation::SINCE)?.parse().ok()?))
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let findings = parse_findings(&text);
+    let written = findings_json(&findings);
+    assert!(written.len() <= LONGEST_FINDINGS);
+    // What is written is read back the same, but for times below a second and what did not fit.
+    let again = parse_findings(&written);
+    if again.len() < findings.len() {
+        assert!(written.contains(r#"{"truncated":"#), "{written}");
+    } else {
+        assert_eq!(findings_json(&again), written);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

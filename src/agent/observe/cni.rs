@@ -252,5 +252,21 @@ fn find_binary(host: &HostRoot, bin_dirs: &[String], kind: &str) -> Seen<Binary>
     refused
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((which, bytes)) = data.split_first() else { return };
+    match which % 4 {
+        0 | 1 => {
+            if let Ok(config) = parse(bytes, which % 4 == 1) {
+                assert!(!config.plugins.is_empty() && !config.name.is_empty());
+                let kinds = config.plugins.iter().flat_map(|plugin| std::iter::once(&plugin.kind).chain(&plugin.ipam));
+                assert!(kinds.into_iter().all(|kind| is_program_name(kind)), "{config:?}");
+            }
+        }
+        _ => directories::fuzz(bytes),
+    }
+}
+
 #[cfg(test)]
 mod tests;

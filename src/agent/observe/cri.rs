@@ -253,5 +253,33 @@ fn read_network(status: messages::PodSandboxStatus) -> (Option<bool>, Vec<IpAddr
     (host, addresses)
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    use prost::Message as _;
+    let Some((which, bytes)) = data.split_first() else { return };
+    match which % 4 {
+        0 => drop(messages::VersionResponse::decode(bytes)),
+        1 => {
+            if let Ok(answer) = messages::StatusResponse::decode(bytes) {
+                let _ = conditions(&answer).cloned().map(RuntimeCondition::from).count();
+                let _ = read_info(&answer.info);
+            }
+        }
+        2 => {
+            if let Ok(answer) = messages::ListPodSandboxResponse::decode(bytes) {
+                let source = CriSource::new(HostRoot::new("/"));
+                answer.items.into_iter().map(|item| source.sandbox(item)).for_each(drop);
+            }
+        }
+        _ => {
+            if let Ok(answer) = messages::PodSandboxStatusResponse::decode(bytes) {
+                let (host, addresses) = answer.status.map(read_network).unwrap_or_default();
+                assert!(host != Some(true) || addresses.is_empty());
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -201,5 +201,17 @@ fn has_errors(host: &HostRoot, mount: &Mount) -> bool {
     count.is_ok_and(|count| count.trim().parse::<u64>().is_ok_and(|count| count > 0))
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz_mounts(bytes: &[u8]) {
+    mounts::fuzz(bytes);
+}
+
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz_fstab(text: &str) {
+    fstab::fuzz(text);
+}
+
 #[cfg(test)]
 mod tests;

@@ -153,5 +153,27 @@ fn thresholds(configuration: &Configuration, flag: Option<&str>) -> Result<Evict
     })
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((which, bytes)) = data.split_first() else { return };
+    let text = String::from_utf8_lossy(bytes);
+    match which % 4 {
+        0 => {
+            if let Ok(configuration) = crate::yaml::parse::<Configuration>(&text) {
+                let _ = thresholds(&configuration, None);
+            }
+        }
+        1 => kubeconfig::fuzz(&text),
+        2 => quantity::fuzz(&text),
+        _ => {
+            let arguments: Vec<String> = text.split('\0').map(str::to_owned).collect();
+            let hard = argument(&arguments, "eviction-hard");
+            assert_ne!(hard.as_deref(), Some(""));
+            let _ = thresholds(&Configuration::default(), hard.as_deref());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

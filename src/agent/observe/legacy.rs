@@ -248,6 +248,15 @@ fn hook(chain: &str) -> Option<Hook> {
     })
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok((table, _)) = parse(Family::V4, &String::from_utf8_lossy(data)) {
+        let rules = table.chains.iter().filter_map(|chain| chain.rules.as_ref());
+        rules.for_each(|rules| assert!(rules.len() <= Chain::MOST_RULES));
+    }
+}
+
 #[cfg(test)]
 pub(crate) use rule::rule as read_rule;
 

@@ -1,7 +1,6 @@
 //! Memory: what is left, what the kubelet counts as left, and how long tasks wait for it.
 
 use jiff::Timestamp;
-use procfs::{FromRead, Meminfo, MemoryPressure, ProcError};
 
 use super::host_root::HostRoot;
 use crate::facts::{LookError, Memory, Reason, Trend};
@@ -25,13 +24,15 @@ impl MemorySource {
     /// Reads `/proc/meminfo`, and `/proc/pressure/memory` where the kernel has it.
     pub(crate) fn look(&mut self, now: Timestamp) -> Result<Memory, LookError> {
         let path = "/proc/meminfo";
-        let bytes = self.host.read(path, LIMIT)?;
-        let info = Meminfo::from_read(bytes.as_slice()).map_err(|error| malformed(path, &error))?;
-        let kubelet_available = info.mem_free + info.inactive_file.unwrap_or(0);
+        let text = self.host.read_text(path, LIMIT)?;
+        let malformed = |name| LookError::new(path, Reason::Malformed, format!("has no line {name}"));
+        let needed = |name| bytes_of(&text, name).ok_or_else(|| malformed(name));
+        let (total, free) = (needed("MemTotal")?, needed("MemFree")?);
+        let kubelet_available = free.saturating_add(bytes_of(&text, "Inactive(file)").unwrap_or(0));
         Ok(Memory {
-            total: info.mem_total,
+            total,
             // Kernels before 3.14 have no estimate; free memory is its lower bound.
-            available: info.mem_available.unwrap_or(info.mem_free),
+            available: bytes_of(&text, "MemAvailable").unwrap_or(free),
             kubelet_available,
             pressure: self.pressure(),
             bytes_per_second: self.trend.push(now, kubelet_available),
@@ -41,14 +42,26 @@ impl MemorySource {
     /// `full avg10`. A kernel without PSI has no such file, and one booted with `psi=0` refuses to read it: both are
     /// "none".
     fn pressure(&self) -> Option<f64> {
-        let bytes = self.host.read("/proc/pressure/memory", LIMIT).ok()?;
-        MemoryPressure::from_read(bytes.as_slice()).ok().map(|pressure| f64::from(pressure.full.avg10))
+        full_avg10(&self.host.read_text("/proc/pressure/memory", LIMIT).ok()?)
     }
 }
 
-/// A file of `/proc` that does not hold what its kernel should write.
-fn malformed(path: &str, error: &ProcError) -> LookError {
-    LookError::new(path, Reason::Malformed, error.to_string())
+/// A line of `/proc/meminfo`, `NAME: NUMBER kB`, in bytes. Read here: the crate procfs panics on names that no kernel has.
+fn bytes_of(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Of `full avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
+fn full_avg10(text: &str) -> Option<f64> {
+    let full = text.lines().find_map(|line| line.strip_prefix("full "))?;
+    full.split_whitespace().find_map(|word| word.strip_prefix("avg10="))?.parse().ok().filter(|it: &f64| it.is_finite())
+}
+
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let _ = (full_avg10(text), bytes_of(text, "MemTotal"), bytes_of(text, "Inactive(file)"));
 }
 
 #[cfg(test)]
@@ -97,6 +110,13 @@ mod tests {
     fn nonsense_is_malformed() {
         let (_dir, mut source) = source("what is this", None);
         assert_eq!(source.look(Timestamp::now()).expect_err("no meminfo").reason, Reason::Malformed);
+        for odd in
+            ["MemTotal: 7 MB", "MemTotal: 99999999999999999999 kB", "MemTotal: 18446744073709551615 kB", "MemTotal"]
+        {
+            assert_eq!(bytes_of(odd, "MemTotal"), None, "{odd}");
+        }
+        assert_eq!(bytes_of("Active(anon\u{5ff}\nMemFree:\t7 kB\n", "MemFree"), Some(7 << 10));
+        assert_eq!(full_avg10("full avg10=inf\n"), None);
     }
 
     #[test]

@@ -40,3 +40,29 @@ pub(crate) use legacy::read_rule;
 pub(crate) use sources::{Observer, kubelet_server, start};
 pub(crate) use stats::Stats;
 pub(crate) use update::Update;
+
+/// What the fuzz targets call.
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing {
+    pub(crate) use super::cni::fuzz as cni;
+    pub(crate) use super::cri::fuzz as cri;
+    pub(crate) use super::events::fuzz as events;
+    pub(crate) use super::ipset::fuzz as ipset;
+    pub(crate) use super::kubelet::fuzz as kubelet;
+    pub(crate) use super::legacy::fuzz as legacy;
+    pub(crate) use super::netlink::fuzz as netlink;
+    pub(crate) use super::nftables::wire::fuzz as nftables;
+    pub(crate) use super::routing::fuzz as routing;
+
+    /// The files of `/proc`, and `/etc/fstab`.
+    pub(crate) fn proc(data: &[u8]) {
+        let Some((which, bytes)) = data.split_first() else { return };
+        match which % 5 {
+            0 => super::filesystems::fuzz_mounts(bytes),
+            1 => super::filesystems::fuzz_fstab(&String::from_utf8_lossy(bytes)),
+            2 => super::net_sysctl::fuzz(&String::from_utf8_lossy(bytes)),
+            3 => super::memory::fuzz(&String::from_utf8_lossy(bytes)),
+            _ => super::processes::fuzz(bytes),
+        }
+    }
+}

@@ -269,5 +269,24 @@ pub(super) fn text(value: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default())
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let mut told = 0;
+    let mut answer = Answer { sequence: 0, interrupted: false, refusal: None };
+    let done = answer.take(data, &mut |_, body| {
+        told += HEADER + body.len();
+        Attributes(body).take_while(Result::is_ok).flatten().for_each(|(_, value)| drop(text(value)));
+        find(Attributes(body), 1).map(drop)
+    });
+    assert!(told <= data.len(), "messages overlap");
+    if let Some(error) = answer.refusal {
+        let _ = refused("a dump", &error);
+        assert_eq!(done, Ok(true));
+    }
+    let all: usize = Attributes(data).flatten().map(|(_, value)| 4 + value.len()).sum();
+    assert!(all <= data.len(), "attributes overlap");
+}
+
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use procfs::FromRead;
-use procfs::process::Stat;
 
 use super::host_root::HostRoot;
 use crate::facts::{LookError, Process, Processes, Program};
@@ -109,10 +107,24 @@ impl ProcessSource {
     }
 }
 
+/// Two fields of `/proc/PID/stat`. Read here: the crate procfs panics on a line that is cut after the name.
+struct Stat {
+    state: char,
+    /// In clock ticks after boot.
+    starttime: u64,
+}
+
 /// The state of a process that runs: none for one that has gone, and for a zombie, which has ended too.
 fn stat(proc: &std::path::Path, pid: i32) -> Option<Stat> {
-    let bytes = std::fs::read(proc.join(format!("{pid}/stat"))).ok()?;
-    Stat::from_read(bytes.as_slice()).ok().filter(|stat| !matches!(stat.state, 'Z' | 'X'))
+    parse_stat(&std::fs::read(proc.join(format!("{pid}/stat"))).ok()?).filter(|stat| !matches!(stat.state, 'Z' | 'X'))
+}
+
+/// The name in parentheses can hold anything, so the fields are counted from the last one of them (proc(5): the state is
+/// the 3rd, the start time the 22nd).
+fn parse_stat(line: &[u8]) -> Option<Stat> {
+    let name_ends = line.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(&line[name_ends + 1..]).ok()?.split_ascii_whitespace();
+    Some(Stat { state: fields.next()?.chars().next()?, starttime: fields.nth(18)?.parse().ok()? })
 }
 
 /// Which program a process runs, and its arguments. The kernel's short name is read first, since it rules out nearly
@@ -207,6 +219,20 @@ fn started_at(now: Timestamp, since_boot: Duration, start: u64) -> Timestamp {
 /// The start time told before, unless the wall clock was set since: two looks at one process tell the same.
 fn steady(told: Timestamp, computed: Timestamp) -> Timestamp {
     if computed.duration_since(told).abs() < JITTER { told } else { computed }
+}
+
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let _ = is_nested(&text);
+    if let Some(stat) = parse_stat(bytes) {
+        let now = Timestamp::UNIX_EPOCH;
+        let started = started_at(now, Duration::from_secs(1 << 20), stat.starttime);
+        assert!(started <= now && steady(started, now) <= now);
+    }
+    let arguments: Vec<String> = text.split('\0').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    SHORT_NAMES.iter().filter_map(|comm| classify(comm, &arguments)).for_each(drop);
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! crate decodes a dump into a channel without a bound: those are read with [`Netlink`], one datagram at a time.
 
 mod decode;
+#[cfg(fuzzing)]
+pub(crate) use decode::fuzz;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -130,7 +132,7 @@ impl Connection {
                     NetlinkPayload::InnerMessage(message) => list.extend(decode(&message)),
                     NetlinkPayload::Done(done) if done.code == 0 => complete = true,
                     NetlinkPayload::Done(done) => return Err(refused(what, &error_number(done.code))),
-                    NetlinkPayload::Error(error) => return Err(refused(what, &error.to_io())),
+                    NetlinkPayload::Error(error) => return Err(refused(what, &error_number(error.raw_code()))),
                     _ => return Err(LookError::new(what, Reason::Malformed, "messages were lost")),
                 }
             }
@@ -268,6 +270,7 @@ fn closed(what: &str, error: &rtnetlink::Error) -> LookError {
     LookError::new(what, Reason::Failed, error.to_string())
 }
 
+/// The crate has one too, which overflows at the lowest number.
 fn error_number(code: i32) -> io::Error {
     io::Error::from_raw_os_error(code.wrapping_neg())
 }

@@ -35,7 +35,7 @@ const ROUTING: Rhythm = rhythm("routing", 30, 5);
 const NFTABLES: Rhythm = rhythm("nftables", 5, 5);
 // Every look copies whole tables. Whoever changes them takes a lock, whose file is watched.
 const LEGACY: Rhythm = rhythm("legacy", 30, 10);
-// Nothing tells of changes; headers of a hundred sets cost 0.1 ms.
+// Nothing tells of changes; a dozen headers cost a quarter of a millisecond.
 const IP_SETS: Rhythm = rhythm("ipsets", 5, 2);
 // One small file; short holds are normal, so being late by ten seconds does not matter.
 const XTABLES_LOCK: Rhythm = rhythm("xtables lock", 10, 2);

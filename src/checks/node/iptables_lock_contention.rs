@@ -20,17 +20,18 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
-    let lock = seen!(look.now.xtables_lock, Outcome::NotApplicable("nobody has ever taken iptables' lock here".into()));
-    let held = lock.holders.iter().map(|user| {
-        let waiting = match lock.waiters.len() {
+    let users =
+        seen!(look.now.xtables_lock, Outcome::NotApplicable("nobody has ever taken iptables' lock here".into()));
+    let held = users.holders.iter().map(|user| {
+        let waiting = match users.waiters.len() {
             0 => String::new(),
             count => format!(", and {count} {} for it", if count == 1 { "process waits" } else { "processes wait" }),
         };
         Finding::new(format!("held by {}", user.pid), format!("{user} holds /run/xtables.lock{waiting}"))
     });
     // Whoever waits for longer than the present holder has it, waits for many in a row.
-    let held_since = lock.holders.iter().map(|user| user.since).min();
-    let passed_over = lock.waiters.iter().filter(|user| held_since.is_none_or(|since| user.since < since));
+    let held_since = users.holders.iter().map(|user| user.since).min();
+    let passed_over = users.waiters.iter().filter(|user| held_since.is_none_or(|since| user.since < since));
     let passed_over = passed_over.map(|user| {
         let detail = format!("{user} waits for /run/xtables.lock, which others take again and again");
         Finding::new(format!("awaited by {}", user.pid), detail)

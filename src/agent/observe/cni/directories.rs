@@ -118,6 +118,17 @@ fn quoted(value: &str) -> impl Iterator<Item = String> + '_ {
     })
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    for keys in &RUNTIMES {
+        let (conf_dir, bin_dirs) = scan(&text, keys);
+        let all = conf_dir.into_iter().chain(bin_dirs.into_iter().flatten());
+        all.for_each(|path| assert!(path.starts_with('/')));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

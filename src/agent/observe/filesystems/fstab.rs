@@ -26,6 +26,12 @@ fn parse(line: &str) -> Option<Entry> {
     Some(Entry { point, kind, read_only })
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    text.lines().filter_map(parse).for_each(drop);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -133,6 +133,21 @@ pub(super) fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Ok(infos) = parse(bytes, "/proc/1/mountinfo") else { return };
+    let in_pod: Vec<_> = infos.iter().cloned().filter_map(|info| from_pod(info, "/host")).collect();
+    assert!(in_pod.iter().all(|mount| mount.point.starts_with('/')));
+    let mounts: Vec<_> = infos.into_iter().map(from_node).collect();
+    for mount in &mounts {
+        let _ = (mount.is_remote(), mount.is_local_disk());
+        if mount.point.starts_with('/') {
+            assert!(holding(&mounts, &mount.point).is_some(), "{mount:?}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

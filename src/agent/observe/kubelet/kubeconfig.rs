@@ -63,8 +63,11 @@ struct ClusterFields {
 /// The cluster of the current context, or the first when no context leads to one. [`Reason::Missing`] when the file
 /// does not exist or names no server.
 pub(crate) fn cluster(host: &HostRoot, path: &str) -> Result<Cluster, LookError> {
-    let text = host.read_text(path, LIMIT)?;
-    let mut file: File = crate::yaml::parse(&text).map_err(|error| {
+    understand(path, &host.read_text(path, LIMIT)?)
+}
+
+fn understand(path: &str, text: &str) -> Result<Cluster, LookError> {
+    let mut file: File = crate::yaml::parse(text).map_err(|error| {
         // Not the parser's own words: they may quote a token.
         let place = error.line().map_or_else(String::new, |line| format!(" in line {line}"));
         LookError::new(path, Reason::Malformed, format!("is not a kubeconfig{place}"))
@@ -91,4 +94,13 @@ fn absolute(kubeconfig: &str, file: &str) -> String {
     }
     let (directory, _) = kubeconfig.rsplit_once('/').unwrap_or_default();
     format!("{directory}/{file}")
+}
+
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    if let Ok(cluster) = understand("/etc/kubernetes/kubelet.conf", text) {
+        assert!(!cluster.server.is_empty());
+        assert!(cluster.certificate_authority.is_none_or(|path| path.starts_with('/')));
+    }
 }

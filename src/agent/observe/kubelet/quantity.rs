@@ -37,6 +37,14 @@ fn number(digits: &str) -> Option<f64> {
     (first.is_ascii_digit() || first == '.').then(|| digits.parse().ok())?.filter(|number: &f64| number.is_finite())
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    if let Some(Quantity::Percent(percent)) = parse(text) {
+        assert!((0.0..=100.0).contains(&percent), "{text:?} is {percent}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -176,5 +176,22 @@ pub(crate) fn generation(body: &[u8]) -> Result<Generation, Malformed> {
     Ok(Generation { id, pid, program: program.filter(|name| !name.is_empty()) })
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((which, body)) = data.split_first() else { return };
+    match which % 4 {
+        0 => drop(table(body)),
+        1 => drop(chain(body)),
+        2 => drop(super::rule::rule(body, 0)),
+        _ => drop(generation(body)),
+    }
+    // A request that is made of any name is one that can be read.
+    let name = text(body.get(..body.len().min(256)).unwrap_or_default());
+    let request = rules_of(Some(Family::V4), &name, &name);
+    let (_, attributes) = open(&request).expect("a head");
+    assert_eq!(find(attributes, RULE_CHAIN).map(|it| it.map(text)), Ok(Some(name)));
+}
+
 #[cfg(test)]
 mod tests;

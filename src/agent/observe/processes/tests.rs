@@ -130,6 +130,16 @@ fn reads_this_machine() {
 }
 
 #[test]
+fn a_line_that_no_kernel_writes_is_no_process() {
+    let line = |line: &[u8]| parse_stat(line).map(|stat| (stat.state, stat.starttime));
+    let zeros = "0 ".repeat(18);
+    assert_eq!(line(format!("7 (a) b) R {zeros} 42 0\n").as_bytes()), Some(('R', 42)));
+    for odd in [b"7 (a)".as_slice(), b"7 (a)\xda0R 1 2", b"", b"7 (a) R 1 2", b"7 a R"] {
+        assert_eq!(line(odd), None, "{odd:?}");
+    }
+}
+
+#[test]
 fn no_process_table_is_an_error() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut source = ProcessSource::new(HostRoot::new(dir.path()));

@@ -15,6 +15,7 @@ use netlink_packet_route::rule::{RuleAction as Action, RuleAttribute, RuleFlags}
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use nix::errno::Errno;
 
+use super::error_number;
 use crate::agent::observe::netlink::{Attributes, Malformed, find, refused, text};
 use crate::facts::{
     Address, Family, IpsecPolicy, Link, LookError, Neighbour, NeighbourState, Reason, Route, RouteAnswer, RouteKind,
@@ -410,7 +411,7 @@ pub(super) fn answer(what: &str, payload: &NetlinkPayload<Message>) -> Result<Ro
             None => Err(LookError::new(what, Reason::Malformed, "the kernel's answer names no link")),
         },
         NetlinkPayload::Error(error) => {
-            let error = error.to_io();
+            let error = error_number(error.raw_code());
             no_way(&error).map(RouteAnswer::NoWay).ok_or_else(|| refused(what, &error))
         }
         _ => Err(LookError::new(what, Reason::Malformed, "the kernel answered something else")),
@@ -429,4 +430,30 @@ fn no_way(error: &std::io::Error) -> Option<String> {
         _ => return None,
     };
     Some(format!("{} ({type_of_route})", errno.desc()))
+}
+
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    use netlink_packet_core::NetlinkMessage;
+    let Some((which, body)) = data.split_first() else { return };
+    match which % 4 {
+        0 => drop(link(body)),
+        1 => {
+            let mut routes = Routes::default();
+            let _ = routes.add(body);
+            let (defaults, counts) = routes.finish();
+            assert!(defaults.len() <= 1 && counts.iter().map(|(_, _, count)| count).sum::<u32>() <= 1);
+        }
+        2 => drop(neighbour(body)),
+        // As the crate rtnetlink reads the rest.
+        _ => {
+            if let Ok(message) = NetlinkMessage::<Message>::deserialize(body) {
+                let _ = answer("a route", &message.payload);
+                if let NetlinkPayload::InnerMessage(message) = &message.payload {
+                    let _ = (address(message), rule(message));
+                }
+            }
+        }
+    }
 }

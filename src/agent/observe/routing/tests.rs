@@ -253,6 +253,15 @@ proptest::proptest! {
 }
 
 #[test]
+fn the_lowest_error_number_is_an_error_too() {
+    // `struct nlmsghdr` of `NLMSG_ERROR`, the number, and the head of the request that is refused.
+    let mut bytes = vec![36, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80];
+    bytes.extend_from_slice(&[16, 0, 0, 0, 26, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    let message = NetlinkMessage::<Message>::deserialize(&bytes).expect("well formed");
+    assert!(decode::answer("a route", &message.payload).is_err());
+}
+
+#[test]
 fn the_future_can_be_spawned() {
     fn is_send<T: Send>(_: T) {}
     NetNs::new().block_on(|| async { is_send(RoutingSource::open().expect("open").look(&[])) });

@@ -70,12 +70,12 @@ fn thousands_of_commits_are_a_few_looks_and_the_last_one_sees_the_end() {
         running.until(|_| true).await;
         let (before, began) = (running.stats.all()["nftables"].looks, Instant::now());
         let burst = tokio::task::spawn_blocking(move || changer.command_with_input("nft", &["-i"], &lines));
-        let changes = running.until(|ruleset| ruleset.any_chain(|name| name == "KUBE-END")).await;
+        let told = running.until(|ruleset| ruleset.any_chain(|name| name == "KUBE-END")).await;
         let looks = running.stats.all()["nftables"].looks - before;
         let (most, took) = (began.elapsed().as_millis() / SHORTEST_BREATH + 2, began.elapsed());
         assert!(u128::from(looks) <= most, "{looks} looks in {took:?}");
         assert!(looks < COMMITS as u64 / 10, "{looks} looks at {COMMITS} commits");
-        assert!(changes.last.iter().all(|commit| commit.program.as_deref() == Some("nft")), "{changes:?}");
+        assert!(told.last.iter().all(|commit| commit.program.as_deref() == Some("nft")), "{told:?}");
         burst.await.expect("nft ends");
     });
 }

@@ -1,0 +1,38 @@
+//! What the fuzz targets in `fuzz/` call: one function for each, which takes any bytes and must come back. Only there
+//! with `--cfg fuzzing`.
+
+macro_rules! targets {
+    ($($(#[$about:meta])* $name:ident => $door:path;)*) => {$(
+        $(#[$about])*
+        pub fn $name(data: &[u8]) {
+            $door(data);
+        }
+    )*};
+}
+
+targets! {
+    /// Files of `/etc/cni/net.d`, and what the runtime's configuration says of that directory.
+    cni => crate::agent::fuzzing::cni;
+    /// Answers of the container runtime.
+    cri => crate::agent::fuzzing::cri;
+    /// Notifications of the kernel.
+    events => crate::agent::fuzzing::events;
+    /// The annotation `findings`.
+    findings => crate::verdict::fuzz;
+    /// The kubelet's configuration, kubeconfig and arguments.
+    kubelet => crate::agent::fuzzing::kubelet;
+    /// What `iptables-legacy-save` prints.
+    legacy => crate::agent::fuzzing::legacy;
+    /// Framing and attributes of netlink.
+    netlink => crate::agent::fuzzing::netlink;
+    /// Tables, chains, rules and generations of nf_tables.
+    nftables => crate::agent::fuzzing::nftables;
+    /// Nodes and Pods, as the API server sends them.
+    nodes => crate::aggregator::fuzz;
+    /// Files of `/proc`, and `/etc/fstab`.
+    proc => crate::agent::fuzzing::proc;
+    /// Links, routes, neighbours, addresses and rules of rtnetlink.
+    routing => crate::agent::fuzzing::routing;
+    /// Sets of ipset.
+    ipset => crate::agent::fuzzing::ipset;
+}
