@@ -88,6 +88,8 @@ impl Remembered {
                 ("CalicoChainsMissing" | "CalicoChainsUnhooked", Some(family)) => self.calico.extend(both(family)),
                 ("DefaultRouteMissing", Some(family)) => _ = self.default_route.insert(family),
                 ("CniConfigMissing", _) => self.cni = true,
+                // About the directory and not one of its files: Calico's own is missed there.
+                ("CniConfigConflict", None) if subject.ends_with(".d") => self.calico_cni = true,
                 ("KubeletDown", _) => _ = self.programs.insert(Program::Kubelet),
                 _ => {}
             }
@@ -197,5 +199,9 @@ mod tests {
         assert!(!remembered.kube_proxy.contains(&(Backend::Nftables, Family::V6)));
         assert!(remembered.calico.contains(&(Backend::Nftables, Family::V6)));
         assert!(remembered.default_route.is_empty());
+        remembered.restore([("CniConfigConflict", "/etc/cni/net.d/05-stray.conf")].into_iter());
+        assert!(!remembered.calico_cni);
+        remembered.restore([("CniConfigConflict", "/etc/cni/net.d")].into_iter());
+        assert!(remembered.calico_cni);
     }
 }
