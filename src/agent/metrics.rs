@@ -130,14 +130,7 @@ fn snapshot_metrics(registry: &mut Registry, snapshot: &Snapshot) {
             [(vec![], conntrack.max as f64)],
         );
     }
-    if let Some(sockets) = snapshot.traffic.sockets.get() {
-        let busiest = sockets.busiest.first().map_or(0, |busiest| busiest.sockets);
-        gauges(registry, "tcp_sockets", "TCP sockets in use and in TIME_WAIT", [(vec![], sockets.in_use as f64)]);
-        gauges(registry, "local_ports", "Local ports to connect from", [(vec![], f64::from(sockets.ports))]);
-        let help = "Local ports that the busiest destination holds; 0 while there are few connections";
-        gauges(registry, "local_ports_busiest", help, [(vec![], f64::from(busiest))]);
-        registry.register("tcp_syn_retransmissions", "SYNs sent again", ConstCounter::new(sockets.syn_retransmits));
-    }
+    socket_metrics(registry, snapshot);
     if let Some(memory) = snapshot.memory.get() {
         let (kubelet, kernel) = (memory.kubelet_available as f64, memory.available as f64);
         let values = [(vec![("by", "kubelet".into())], kubelet), (vec![("by", "kernel".into())], kernel)];
@@ -165,6 +158,17 @@ fn snapshot_metrics(registry: &mut Registry, snapshot: &Snapshot) {
     if let Some(sandboxes) = snapshot.runtime.sandboxes.get() {
         gauges(registry, "sandboxes", "Pod sandboxes that are ready", [(vec![], sandboxes.len() as f64)]);
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn socket_metrics(registry: &mut Registry, snapshot: &Snapshot) {
+    let Some(sockets) = snapshot.traffic.sockets.get() else { return };
+    let busiest = sockets.busiest.first().map_or(0, |busiest| busiest.sockets);
+    gauges(registry, "tcp_sockets", "TCP sockets in use and in TIME_WAIT", [(vec![], sockets.in_use as f64)]);
+    gauges(registry, "local_ports", "Local ports to connect from", [(vec![], f64::from(sockets.ports))]);
+    let help = "Local ports that the busiest destination holds; 0 while there are few connections";
+    gauges(registry, "local_ports_busiest", help, [(vec![], f64::from(busiest))]);
+    registry.register("tcp_syn_retransmissions", "SYNs sent again", ConstCounter::new(sockets.syn_retransmits));
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]

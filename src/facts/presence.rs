@@ -100,6 +100,8 @@ impl Remembered {
                 ("CniConfigMissing", _) => self.cni = true,
                 ("KubeProxyDown", _) => _ = self.programs.insert(Program::KubeProxy),
                 ("BgpDaemonDown", _) => _ = self.programs.insert(Program::Bird),
+                // About the directory and not one of its files: Calico's own is missed there.
+                ("CniConfigConflict", None) if subject.ends_with(".d") => self.calico_cni = true,
                 ("KubeletDown", _) => _ = self.programs.insert(Program::Kubelet),
                 _ => {}
             }
@@ -216,5 +218,9 @@ mod tests {
         assert!(!remembered.kube_proxy.contains(&(Backend::Nftables, Family::V6)));
         assert!(remembered.calico.contains(&(Backend::Nftables, Family::V6)));
         assert!(remembered.default_route.is_empty());
+        remembered.restore([("CniConfigConflict", "/etc/cni/net.d/05-stray.conf")].into_iter());
+        assert!(!remembered.calico_cni);
+        remembered.restore([("CniConfigConflict", "/etc/cni/net.d")].into_iter());
+        assert!(remembered.calico_cni);
     }
 }

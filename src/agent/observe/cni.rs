@@ -135,10 +135,10 @@ fn parse(bytes: &[u8], is_list: bool) -> Result<CniConfig, CniFault> {
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err(CniFault::NotJson("it begins with a byte order mark, at line 1".to_owned()));
     }
-    if bytes.iter().filter(|byte| **byte == b',').count() > VALUES {
+    let text = std::str::from_utf8(bytes).map_err(|error| CniFault::NotUtf8(error.valid_up_to()))?;
+    if text.matches(',').nth(VALUES).is_some() {
         return Err(CniFault::NotJson(format!("it holds more than {VALUES} values")));
     }
-    let text = std::str::from_utf8(bytes).map_err(|error| CniFault::NotUtf8(error.valid_up_to()))?;
     let top: Value = serde_json::from_str(text).map_err(|error| CniFault::NotJson(error.to_string()))?;
     if !top.is_object() {
         return Err(CniFault::NotJson("the top level is not an object".to_owned()));

@@ -47,7 +47,9 @@ fn run(look: &Look<'_>) -> Outcome {
         None if calicos => "because Calico's own configuration is gone".to_owned(),
         None => return Outcome::Healthy,
     };
-    let finding = Finding::new(path.clone(), format!("The runtime uses {path} (plugin {plugin}) {why}"));
+    // What is missed is missed in the directory, whichever leftover is in force; `Remembered::restore` goes by that.
+    let subject = if rightful.is_some() { &path } else { &cni.conf_dir };
+    let finding = Finding::new(subject, format!("The runtime uses {path} (plugin {plugin}) {why}"));
     let finding = if rightful.is_none() { finding.next(RESTORE) } else { finding };
     Outcome::from_findings(vec![if calicos { finding.severity(Severity::Critical) } else { finding }])
 }
@@ -92,8 +94,10 @@ mod tests {
     fn a_leftover_is_in_force_since_calicos_file_is_gone() {
         let leftover = || files(&[("99-bridge.conf", "bridge")]);
         let node = leftover().remember(|before| before.calico_cni = true);
-        assert_eq!(testing::subjects(&run(&node.look())), ["/etc/cni/net.d/99-bridge.conf"]);
-        assert!(testing::details(&run(&node.look()))[0].contains("Calico's own configuration is gone"));
+        assert_eq!(testing::subjects(&run(&node.look())), ["/etc/cni/net.d"]);
+        let detail =
+            "The runtime uses /etc/cni/net.d/99-bridge.conf (plugin bridge) because Calico's own configuration is gone";
+        assert_eq!(testing::details(&run(&node.look())), [detail]);
         assert_eq!(severity(&node), Some(Severity::Critical));
         let node = leftover().routing(|routing| {
             routing.links[0].name = "cali0123456789a".into();

@@ -56,7 +56,7 @@ fn judge(look: &Look<'_>, path: &str, config: &CniKubeconfig, calico: bool) -> O
     let age = config.modified.map_or(0, |modified| now - modified.as_second());
     match expires.as_second() - now {
         ..=0 => Some(finding(format!("holds a token that expired at {expires}"))),
-        ..SOON => Some(
+        1..SOON => Some(
             finding(format!("holds a token that expires at {expires} and was not renewed")).severity(Severity::Warning),
         ),
         // Only Calico's is known to be written again while its owner runs.

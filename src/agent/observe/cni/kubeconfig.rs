@@ -115,8 +115,7 @@ fn holds_certificate(pem: &[u8]) -> Result<(), &'static str> {
     // A SEQUENCE as long as it says (X.690 8.1.3).
     let length = match der.as_slice() {
         [0x30, 0x82, high, low, rest @ ..] => rest.len() == usize::from(u16::from_be_bytes([*high, *low])),
-        [0x30, 0x81, short, rest @ ..] => rest.len() == usize::from(*short),
-        [0x30, short @ 0..=0x7f, rest @ ..] => rest.len() == usize::from(*short),
+        [0x30, 0x81, short, rest @ ..] | [0x30, short @ 0..=0x7f, rest @ ..] => rest.len() == usize::from(*short),
         _ => false,
     };
     if length { Ok(()) } else { Err("holds a certificate that cannot be decoded") }
