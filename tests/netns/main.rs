@@ -13,6 +13,8 @@ mod cni;
 mod filter;
 mod numbers;
 mod paths;
-mod recordings;
+#[allow(unreachable_pub, reason = "shared by the modules of this target")]
+mod recorded;
+mod routine;
 mod standalone;
 mod usage;
