@@ -135,12 +135,15 @@ fn a_node_joins() -> Result<()> {
         node.feed("iptables-nft-restore --noflush", &kube_proxy_sync(save, table)?)?;
         sleep(Duration::from_millis(200));
     }
-    // calico-node: CNI programs and configuration, its processes, then its chains, the tables one after the other.
+    // calico-node: CNI programs and configuration, and only when its image is there its processes; then Felix writes its
+    // chains, the tables one after the other.
     node.set_files(&all)?;
+    sleep(Duration::from_secs(3));
     node.set_network(&all)?;
+    node.set_ports(&all)?;
+    node.set_programs(&all)?;
     for table in save.split_inclusive("COMMIT\n").filter(|table| table.contains("COMMIT")) {
         node.feed("iptables-nft-restore", table)?;
-        sleep(Duration::from_millis(200));
     }
     node.become_(&all)?;
     sleep(Duration::from_secs(2));
