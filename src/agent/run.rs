@@ -207,7 +207,10 @@ pub(crate) async fn look_once(host: &HostRoot, config: &Config) -> Report {
         judge.take(update);
     }
     // What one source learnt another may need: the pods their routes, the runtime's directories their files.
-    while let Ok(Some(update)) = timeout(Duration::from_millis(300), observer.next()).await {
+    loop {
+        let patience = Duration::from_millis(if judge.settled() { 300 } else { 3000 });
+        let until = end.min(Instant::now() + patience);
+        let Ok(Some(update)) = tokio::time::timeout_at(until, observer.next()).await else { break };
         judge.take(update);
     }
     let at = now();

@@ -17,7 +17,9 @@ mod links;
 mod numbers;
 mod paths;
 mod ports;
-mod recordings;
+#[allow(unreachable_pub, reason = "shared by the modules of this target")]
+mod recorded;
 mod routes;
+mod routine;
 mod standalone;
 mod usage;

@@ -1,11 +1,13 @@
 //! Calico's chains are not there: network policies are not enforced, and no connectivity test can show it.
 //!
 //! *Looks at* the chains that Felix always programs. *Traps*: eBPF has no such chains; a living Felix writes them again with its
-//! periodic refresh, so it is waited for; without Felix nobody will (recorded: incident 04; catalogue R100, R101).
+//! periodic refresh, so it is waited for; without Felix nobody will (recorded: incident 04); on a worker that joins, the CNI
+//! configuration is there before Felix is, whose image is still to be pulled (catalogue R100, R101).
 
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains};
+use crate::facts::Program;
 
 pub(super) const CHECK: Check = Check {
     code: "CalicoChainsMissing",
@@ -20,6 +22,8 @@ pub(super) const CHECK: Check = Check {
 
 /// `IptablesRefreshInterval` of Felix is 90 s up to 3.21 and 180 s today, plus a margin.
 const FELIX_REFRESH: Duration = Duration::from_secs(200);
+/// On a worker that has just joined Felix is still to start; until then there is nothing to miss.
+const JOINING: Duration = Duration::from_secs(60);
 
 fn run(look: &Look<'_>) -> Outcome {
     let Some(dataplane) = look.expected.calico else {
@@ -38,9 +42,23 @@ fn run(look: &Look<'_>) -> Outcome {
         let what = gaps.missing.join(", ") + &gaps.blame(look, &gaps.missing);
         let detail = format!("Calico's chains are missing ({}), so policies are NOT enforced: {what}", gaps.place());
         let finding = Finding::new(gaps.family.to_string(), detail);
-        if felix { finding.repaired_within(FELIX_REFRESH) } else { finding }
+        match () {
+            () if felix => finding.repaired_within(FELIX_REFRESH),
+            () if joining(look) => finding.repaired_within(JOINING),
+            () => finding,
+        }
     });
     Outcome::from_findings(findings.collect())
+}
+
+/// Whether the kubelet has only just started, and Felix too, or not yet at all in this boot.
+fn joining(look: &Look<'_>) -> bool {
+    let age = |program| {
+        let process = look.now.processes.get().and_then(|processes| processes.of(program));
+        process.map(|process| look.now.taken_at.duration_since(process.started_at).unsigned_abs())
+    };
+    let felix = age(Program::Felix).map_or(!look.before.programs.contains(&Program::Felix), |age| age < JOINING);
+    felix && age(Program::Kubelet).is_some_and(|age| age < JOINING * 2)
 }
 
 #[cfg(test)]
@@ -72,6 +90,19 @@ mod tests {
         let node = node.edit(|now| now.health.felix = testing::timed_out("Felix health port"));
         let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
         assert_eq!(findings[0].owner_repairs_within, None);
+    }
+
+    #[test]
+    fn trap_a_worker_that_joins_has_no_chains_yet() {
+        let waits = |node: Node| {
+            let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
+            findings[0].owner_repairs_within
+        };
+        assert_eq!(waits(broken(Backend::Nftables).kubelet_started_ago(30)), Some(JOINING));
+        assert_eq!(waits(broken(Backend::Nftables).kubelet_started_ago(600)), None);
+        let node = broken(Backend::Nftables).kubelet_started_ago(30);
+        let node = node.remember(|before| _ = before.programs.insert(Program::Felix));
+        assert_eq!(waits(node), None, "it had Felix: this kubelet was started again");
     }
 
     #[test]

@@ -1,0 +1,100 @@
+//! Recorded faults as they come and go under a running agent: what it raises, in which order, and that it clears; and
+//! that a routine update, seen from beginning to end, raises nothing.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Node, Recording, codes, exists};
+use crate::support::wait::within;
+
+/// Longer than any hold-down of the faults below, on a busy machine.
+const SOON: Duration = Duration::from_secs(25);
+
+/// Lets a fault come and go: these findings are raised, root first, are cleared again, and nothing else ever is.
+fn comes_and_goes(incident: &str, name: &str, fault: &str, expected: &[&str]) -> Result<()> {
+    let expected: Vec<&str> = expected.iter().copied().filter(|code| exists(code)).collect();
+    let before = Recording::read(incident, "before", name)?;
+    let mut node = Node::recorded(incident, "before", name)?;
+    node.watch()?;
+    node.become_(&Recording::read(incident, fault, name)?)?;
+    within(SOON, || {
+        ensure!(node.codes()? == expected, "{}", node.verdict()?);
+        Ok(())
+    })
+    .context("it is raised")?;
+    node.become_(&before)?;
+    within(SOON, || {
+        ensure!(node.codes()?.is_empty(), "{}", node.verdict()?);
+        Ok(())
+    })
+    .context("it is cleared")?;
+    let raised = node.ever_raised()?;
+    let others: Vec<_> =
+        raised.iter().filter(|line| !expected.iter().any(|code| line.contains(&format!("code=\"{code}\"")))).collect();
+    ensure!(others.is_empty(), "also raised: {others:#?}");
+    Ok(())
+}
+
+#[test]
+fn jumps_of_a_live_kube_proxy_deleted() -> Result<()> {
+    comes_and_goes("05-kube-proxy-stopped", "n2", "during-d-alive-jumps-gone", &["KubeProxyChainsUnhooked"])
+}
+
+#[test]
+fn jumps_of_a_dead_felix_deleted() -> Result<()> {
+    comes_and_goes("04-felix-stopped", "n1", "during-b-dead-and-jumps-gone", &["CalicoChainsUnhooked"])
+}
+
+#[test]
+fn a_stray_cni_configuration() -> Result<()> {
+    comes_and_goes("06-cni-config-missing", "n2", "during-d-stray-conf", &["CniConfigConflict"])
+}
+
+#[test]
+fn the_route_of_a_pod_with_felix_dead() -> Result<()> {
+    comes_and_goes("11-pod-route-missing", "n1", "during-b-felix-dead", &["PodRouteMissing"])
+}
+
+#[test]
+fn a_legacy_policy_that_drops() -> Result<()> {
+    comes_and_goes("17-mixed-backends", "n2", "during-a-legacy-rules", &["ForwardPolicyDrop", "IptablesBackendSplit"])
+}
+
+#[test]
+fn what_a_live_felix_repairs_is_seen_and_held() -> Result<()> {
+    let incident = "04-felix-stopped";
+    let mut node = Node::recorded(incident, "before", "n1")?;
+    node.watch()?;
+    node.become_(&Recording::read(incident, "during-c-alive-jumps-gone", "n1")?)?;
+    within(SOON, || {
+        let pending = codes(&node.verdict()?["pending"]);
+        ensure!(pending == ["CalicoChainsUnhooked"], "{pending:?}");
+        Ok(())
+    })?;
+    // It took 9.2 s when it was recorded; this is long enough to outlast the hold-down for a dead one.
+    sleep(Duration::from_secs(4));
+    node.become_(&Recording::read(incident, "after", "n1")?)?;
+    within(SOON, || {
+        ensure!(codes(&node.verdict()?["pending"]).is_empty(), "{}", node.verdict()?);
+        Ok(())
+    })?;
+    ensure!(node.ever_raised()?.is_empty(), "{:#?}", node.ever_raised()?);
+    Ok(())
+}
+
+#[test]
+fn a_rolling_restart_of_calico_is_silent() -> Result<()> {
+    let incident = "18-rolling-restart";
+    let mut node = Node::recorded(incident, "before", "n2")?;
+    node.watch()?;
+    // BIRD and Felix were away for 7.5 s on this node.
+    for (phase, seconds) in [("during-n2", 7), ("after-rolling", 1), ("during-slow-n2", 7), ("after", 2)] {
+        node.become_(&Recording::read(incident, phase, "n2")?)?;
+        sleep(Duration::from_secs(seconds));
+    }
+    ensure!(node.ever_raised()?.is_empty(), "{:#?}", node.ever_raised()?);
+    ensure!(node.verdict()?["state"] == "Normal", "{}", node.verdict()?);
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! Routine is not a fault: what happens on every worker every day, under a running agent that has to keep quiet about it.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::recorded::{Node, Pod, Recording, codes, pods};
+use crate::support::wait::within;
+
+const HEALTHY: (&str, &str) = ("01-healthy", "before");
+const SOON: Duration = Duration::from_secs(25);
+
+fn healthy(name: &str) -> Result<(Node, Recording)> {
+    let recording = Recording::read(HEALTHY.0, HEALTHY.1, name)?;
+    let node = Node::recorded(HEALTHY.0, HEALTHY.1, name)?;
+    node.watch()?;
+    Ok((node, recording))
+}
+
+/// Nothing was ever raised, and in the end nothing is seen either.
+fn was_quiet(node: &Node) -> Result<()> {
+    within(SOON, || {
+        ensure!(codes(&node.verdict()?["pending"]).is_empty(), "{}", node.verdict()?);
+        Ok(())
+    })?;
+    let raised = node.ever_raised()?;
+    ensure!(raised.is_empty(), "raised: {raised:#?}");
+    ensure!(node.verdict()?["state"] == "Normal", "{}", node.verdict()?);
+    Ok(())
+}
+
+/// What kube-proxy feeds to `iptables-restore --noflush` for one table: its chains, which this empties, then its rules.
+fn kube_proxy_sync(save: &str, table: &str) -> Result<String> {
+    let start = save.find(&format!("*{table}\n")).context("the table")?;
+    let lines = save[start..].lines().skip(1).take_while(|line| *line != "COMMIT");
+    let own = lines.filter(|line| line.starts_with(":KUBE-") || line.starts_with("-A KUBE-"));
+    Ok(format!("*{table}\n{}\nCOMMIT\n", own.collect::<Vec<_>>().join("\n")))
+}
+
+/// What kube-proxy does at the beginning of a full sync: for each jump, `iptables -N` its chain, then the rule if it is
+/// not there.
+fn ensure_jumps(node: &Node, save: &str, table: &str) -> Result<()> {
+    let start = save.find(&format!("*{table}\n")).context("the table")?;
+    let lines = save[start..].lines().skip(1).take_while(|line| *line != "COMMIT");
+    for line in lines.filter(|line| line.starts_with("-A ") && !line.starts_with("-A KUBE-")) {
+        let (rule, Some((_, chain))) = (&line[3..], line.split_once(" -j KUBE-")) else { continue };
+        let iptables = format!("iptables-nft -w -t {table}");
+        let command =
+            format!("{iptables} -N KUBE-{chain} 2>/dev/null; {iptables} -C {rule} 2>/dev/null || {iptables} -A {rule}");
+        node.run(&["sh", "-c", &command])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn kube_proxy_restarts_and_writes_everything_again() -> Result<()> {
+    let (mut node, recording) = healthy("n2")?;
+    let save = recording.text("iptables-nft-save.txt")?;
+    let dead = recording.clone().keeping("ps.txt", |line| !line.contains("kube-proxy"))?.refusing("kube-proxy");
+    for _ in 0..2 {
+        node.become_(&dead)?;
+        sleep(Duration::from_millis(1500));
+        node.become_(&recording)?;
+        for table in ["filter", "nat"] {
+            ensure_jumps(&node, save, table)?;
+        }
+        for table in ["filter", "nat"] {
+            node.feed("iptables-nft-restore --noflush", &kube_proxy_sync(save, table)?)?;
+        }
+    }
+    was_quiet(&node)
+}
+
+#[test]
+fn calico_is_updated_and_writes_everything_again() -> Result<()> {
+    let (mut node, recording) = healthy("n1")?;
+    // Felix and BIRD gone, as during a real update of another node; the rest stays this node's own.
+    let gone = Recording::read("18-rolling-restart", "during-n2", "n2")?;
+    let dead = recording.clone().refusing("felix");
+    let dead = dead.keeping("ps.txt", |line| !line.contains(" calico ") && !line.contains(" bird "))?;
+    let dead =
+        ["bird-protocols.txt", "bird-status.txt", "bird-route.txt"].iter().fold(dead, |dead, file| dead.without(file));
+    let dead = dead.with("bird-protocols.txt.stderr", gone.text("bird-protocols.txt.stderr")?);
+    node.become_(&dead)?;
+    sleep(Duration::from_secs(5));
+    // Felix starts: all of its chains in one transaction, and each pod's route anew, which the CNI plugin had written
+    // without a metric.
+    node.feed("iptables-nft-restore", recording.text("iptables-nft-save.txt")?)?;
+    let routes = node.run(&["ip", "route", "show", "scope", "link", "metric", "1024"])?;
+    ensure!(routes.lines().count() == 5, "{routes}");
+    for line in routes.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (pod, link) = (words[0], words[2]);
+        node.run(&["ip", "route", "add", pod, "dev", link, "scope", "link"])?;
+        node.run(&["ip", "route", "del", pod, "dev", link, "scope", "link", "metric", "1024"])?;
+        sleep(Duration::from_millis(100));
+        node.run(&["ip", "route", "add", pod, "dev", link, "scope", "link", "metric", "1024"])?;
+        node.run(&["ip", "route", "del", pod, "dev", link, "scope", "link", "metric", "0"])?;
+    }
+    node.become_(&recording)?;
+    sleep(Duration::from_secs(1));
+    was_quiet(&node)
+}
+
+#[test]
+fn a_node_joins() -> Result<()> {
+    let all = Recording::read(HEALTHY.0, HEALTHY.1, "n3")?;
+    let not_ready = Recording::read("06-cni-config-missing", "during-a-missing", "n2")?;
+    let mut node = Node::empty("n3")?;
+    // The machine has its uplink; kubelet and runtime start, and the runtime says that it has no network.
+    let uplink = all.clone().keeping("network.json", |line| !line.contains("cali") && !line.contains("bird"))?;
+    let uplink = uplink.clone().with("network.json", &uplink.text("network.json")?.replace("},\n]", "}\n]"));
+    node.set_switches(&all)?;
+    node.set_network(&uplink)?;
+    let own = |line: &str| line.contains("containerd") || line.contains(" kubelet ");
+    let bare = all.clone().keeping("ps.txt", own)?.refusing("kube-proxy").refusing("felix");
+    let bare = bare.with("cri.txt", not_ready.text("cri.txt")?).with("pods.json", "[]");
+    node.containerd().tell(&bare)?;
+    node.set_ports(&bare)?;
+    node.set_programs(&bare)?;
+    node.watch()?;
+    sleep(Duration::from_secs(3));
+
+    // kube-proxy makes each chain that is jumped to and the jump, one by one, and then writes them all.
+    let proxy = |line: &str| own(line) || line.contains("kube-proxy");
+    node.set_programs(&all.clone().keeping("ps.txt", proxy)?)?;
+    let save = all.text("iptables-nft-save.txt")?;
+    node.feed("ipset -exist restore", all.text("ipset-save.txt")?)?;
+    for table in ["filter", "nat"] {
+        ensure_jumps(&node, save, table)?;
+    }
+    for table in ["filter", "nat"] {
+        node.feed("iptables-nft-restore --noflush", &kube_proxy_sync(save, table)?)?;
+        sleep(Duration::from_millis(200));
+    }
+    // calico-node: CNI programs and configuration, and only when its image is there its processes; then Felix writes its
+    // chains, the tables one after the other.
+    node.set_files(&all)?;
+    sleep(Duration::from_secs(3));
+    node.set_network(&all)?;
+    node.set_ports(&all)?;
+    node.set_programs(&all)?;
+    for table in save.split_inclusive("COMMIT\n").filter(|table| table.contains("COMMIT")) {
+        node.feed("iptables-nft-restore", table)?;
+    }
+    node.become_(&all)?;
+    sleep(Duration::from_secs(2));
+    was_quiet(&node)
+}
+
+#[test]
+fn pods_come_and_go() -> Result<()> {
+    let (node, recording) = healthy("n1")?;
+    let always = pods(&recording)?;
+    for round in 0..12 {
+        let (link, address) = (format!("cali{round:011x}"), format!("172.30.40.{}", 140 + round));
+        // As the plugin does it: a link, a route through it, and only then does the runtime tell of the sandbox.
+        node.run(&["ip", "link", "add", &link, "type", "veth", "peer", "name", "eth1"])?;
+        node.run(&["ip", "link", "set", "eth1", "up"])?;
+        node.run(&["ip", "link", "set", &link, "up"])?;
+        node.run(&["ip", "route", "add", &address, "dev", &link, "scope", "link"])?;
+        let pod = Pod {
+            uid: format!("new-{round}"),
+            name: format!("new-{round}"),
+            ips: vec![address],
+            seconds: 0,
+            ..always[0].clone()
+        };
+        node.containerd().set_pods(&[&always[..], &[pod]].concat())?;
+        sleep(Duration::from_millis(250));
+        // Its end: the link goes first and takes the route along, the sandbox is told a little longer.
+        node.run(&["ip", "link", "del", &link])?;
+        sleep(Duration::from_millis(100));
+        node.containerd().set_pods(&always)?;
+    }
+    was_quiet(&node)
+}
+
+#[test]
+fn a_cni_configuration_is_written_again() -> Result<()> {
+    let (node, recording) = healthy("n1")?;
+    let text = recording.text("cni-net.d/10-calico.conflist")?;
+    let path = node.path("etc/cni/net.d/10-calico.conflist");
+    let beside = node.path("etc/cni/net.d/10-calico.conflist.tmp");
+    for round in 0..15 {
+        let new = format!("{text}{}", "\n".repeat(round % 2));
+        // By renaming, as install-cni does it.
+        fs::write(&beside, &new)?;
+        fs::rename(&beside, &path)?;
+        sleep(Duration::from_millis(50));
+        // In place: empty for a moment, then half of it, then whole.
+        fs::write(&path, "")?;
+        sleep(Duration::from_millis(60));
+        fs::write(&path, &new[..150])?;
+        sleep(Duration::from_millis(60));
+        fs::write(&path, &new)?;
+        sleep(Duration::from_millis(50));
+    }
+    was_quiet(&node)
+}
