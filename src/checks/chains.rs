@@ -166,17 +166,22 @@ pub(super) fn gaps<'a>(
     Ok(all)
 }
 
+/// Who removed these (`nat KUBE-SERVICES`, `nat OUTPUT -> KUBE-SERVICES`), as the end of a sentence: the commits at which they
+/// were first missed. Empty when the kernel has not told, as in the legacy backend.
+pub(super) fn blame(look: &Look<'_>, backend: Backend, family: Family, gone: &[String]) -> String {
+    if backend != Backend::Nftables {
+        return String::new();
+    }
+    let ours = |piece: &Piece| piece.family == family && gone.contains(&piece.to_string());
+    let removals = look.now.packet_filter_changes.removals.iter();
+    let removals = removals.filter(|removal| !removal.by.is_empty() && removal.gone.iter().any(ours));
+    removals.take(MOST_BLAMED).flat_map(|removal| ["; ".to_owned(), removal.to_string()]).collect()
+}
+
 impl Gaps {
-    /// Who made these gaps, as the end of a sentence: the commits at which they were first missed. Empty when the kernel has
-    /// not told, as in the legacy backend.
+    /// Who made these gaps: see [`blame`].
     pub(super) fn blame(&self, look: &Look<'_>, gaps: &[String]) -> String {
-        if self.backend != Backend::Nftables {
-            return String::new();
-        }
-        let ours = |piece: &Piece| piece.family == self.family && gaps.contains(&piece.to_string());
-        let removals = look.now.packet_filter_changes.removals.iter();
-        let removals = removals.filter(|removal| !removal.by.is_empty() && removal.gone.iter().any(ours));
-        removals.take(MOST_BLAMED).flat_map(|removal| ["; ".to_owned(), removal.to_string()]).collect()
+        blame(look, self.backend, self.family, gaps)
     }
 
     fn count(&self) -> usize {

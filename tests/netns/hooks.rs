@@ -115,8 +115,10 @@ fn a_flushed_rule_set_names_who_flushed_it() -> Result<()> {
     machine.run(&["nft", "flush", "ruleset"])?;
     let said = running.raised("KubeProxyChainsMissing");
     assert!(said.contains("; removed at ") && said.contains(" by nft (pid "), "{said}");
-    let said = running.raised("CalicoChainsMissing");
-    assert!(said.contains(" by nft (pid "), "{said}");
+    for code in ["CalicoChainsMissing", "TablesFlushed"] {
+        let said = running.raised(code);
+        assert!(said.contains("; removed at ") && said.contains(" by nft (pid "), "{said}");
+    }
     machine.feed(&["iptables-nft-restore"], &recording("01-healthy/iptables-nft-save.txt")?)?;
     running.cleared("KubeProxyChainsMissing");
     running.cleared("CalicoChainsMissing");

@@ -106,17 +106,16 @@ pub(super) fn host_endpoint_to_follow(table: &Table) -> Option<String> {
 
 /// Puts a chain that was read into its table.
 pub(super) fn put(table: &mut Table, chain: Chain) {
-    match table.chains.iter_mut().find(|it| it.name == chain.name) {
-        Some(old) => *old = chain,
-        None => {
-            let count = match meaning(&table.name, &chain.name) {
-                Meaning::PerObject => &mut table.per_object_chains,
-                _ => &mut table.foreign_chains,
-            };
-            *count = count.saturating_sub(1);
-            table.chains.push(chain);
-        }
+    if let Some(old) = table.chains.iter_mut().find(|it| it.name == chain.name) {
+        *old = chain;
+        return;
     }
+    let count = match meaning(&table.name, &chain.name) {
+        Meaning::PerObject => &mut table.per_object_chains,
+        _ => &mut table.foreign_chains,
+    };
+    *count = count.saturating_sub(1);
+    table.chains.push(chain);
 }
 
 /// Ports of Services that everything needs, with the end of the names of their chains: 16 digits in base 32 of the SHA-256 of

@@ -54,8 +54,10 @@ fn run(look: &Look<'_>) -> Outcome {
             Some(0) => "it holds none of the chains of Kubernetes and Calico any more",
             Some(_) => "it holds other chains",
         };
+        let pieces: Vec<String> = chains.iter().map(|chain| format!("{table} {chain}")).collect();
+        let blame = super::super::chains::blame(look, backend, family, &pieces);
         let detail = format!(
-            "Table {table} of {family} ({backend}) was flushed: {} went missing, and {left}",
+            "Table {table} of {family} ({backend}) was flushed: {} went missing, and {left}{blame}",
             chains.join(" and ")
         );
         Finding::new(format!("{backend} {family} {table}"), detail)

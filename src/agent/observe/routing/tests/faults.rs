@@ -110,7 +110,8 @@ impl Node {
             host_network: Some(false),
             addresses: vec![address(POD), address(POD6)],
         }]);
-        let plugins = vec![CniPlugin { kind: "calico".into(), ipam: Some("calico-ipam".into()), ..CniPlugin::default() }];
+        let plugins =
+            vec![CniPlugin { kind: "calico".into(), ipam: Some("calico-ipam".into()), ..CniPlugin::default() }];
         snapshot.cni.files = Seen::Yes(vec![CniFile {
             name: "10-calico.conflist".into(),
             modified: None,
