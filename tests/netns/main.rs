@@ -14,5 +14,6 @@ mod filter;
 mod numbers;
 mod paths;
 mod recordings;
+mod rules;
 mod standalone;
 mod usage;
