@@ -21,5 +21,6 @@ mod ports;
 mod recorded;
 mod routes;
 mod routine;
+mod rules;
 mod standalone;
 mod usage;
