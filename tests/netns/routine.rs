@@ -160,6 +160,7 @@ fn pods_come_and_go() -> Result<()> {
         node.run(&["ip", "link", "add", &link, "type", "veth", "peer", "name", "eth1"])?;
         node.run(&["ip", "link", "set", "eth1", "up"])?;
         node.run(&["ip", "link", "set", &link, "up"])?;
+        node.set_pod_switches(&link)?;
         node.run(&["ip", "route", "add", &address, "dev", &link, "scope", "link"])?;
         let pod = Pod {
             uid: format!("new-{round}"),

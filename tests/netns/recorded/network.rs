@@ -125,7 +125,15 @@ impl Node {
         let file = self.path("logs/far.batch");
         fs::write(&file, far)?;
         self.far.exec(&["ip", "-batch", text(&file)?])?;
-        self.batch(&near)
+        self.batch(&near)?;
+        links.iter().filter(|link| link.name.starts_with("cali")).try_for_each(|link| self.set_pod_switches(&link.name))
+    }
+
+    /// The switches of a link to a pod that the CNI plugin and Felix set, which no recording holds.
+    pub fn set_pod_switches(&self, link: &str) -> Result<()> {
+        let switches = "for switch in proxy_arp route_localnet forwarding; do echo 1 > $0/$switch; done";
+        self.run(&["sh", "-c", switches, &format!("/proc/sys/net/ipv4/conf/{link}")])?;
+        Ok(())
     }
 }
 
