@@ -105,16 +105,18 @@ fn quiet(agent: &Agent, name: &str) -> Result<f64> {
     Ok(cpu / QUIET as f64)
 }
 
+/// CPU seconds of bare dumps, the median of nine, and how many messages came.
+fn raw(node: &Node, dumps: &raw::Dumps) -> Result<(f64, usize)> {
+    let mut all = (0..9).map(|_| node.machine.net().run(|| raw::dumps(dumps))).collect::<Result<Vec<_>>>()?;
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Ok(all[all.len() / 2])
+}
+
 /// A look at the routing state against dumps of the same that nobody understands.
 fn routes(node: &Node, agent: &Agent, quiet: f64) -> Result<()> {
-    let raw = |kinds: &[(u16, usize)]| -> Result<(f64, usize)> {
-        let mut all = (0..9).map(|_| node.machine.net().run(|| raw::dumps(kinds))).collect::<Result<Vec<_>>>()?;
-        all.sort_by(|a, b| a.0.total_cmp(&b.0));
-        Ok(all[all.len() / 2])
-    };
-    let (routes, count) = raw(&raw::ROUTES)?;
+    let (routes, count) = raw(node, &raw::ROUTES)?;
     println!("{:<60} {:>10.3} ms", format!("nft: a bare dump of {count} routes of both families"), routes * 1000.0);
-    let (all, count) = raw(&raw::LOOK)?;
+    let (all, count) = raw(node, &raw::LOOK)?;
     println!("{:<60} {:>10.3} ms", format!("nft: bare dumps of all {count} objects of a look"), all * 1000.0);
     let look = agent.cost("routing", quiet, |round| {
         let change = ["add", "del"][round % 2];
@@ -131,6 +133,8 @@ fn rules(node: &Node, agent: &Agent, quiet: f64) -> Result<()> {
         // Nothing tells of changes there: what its looks cost is in the quiet minute.
         return Ok(());
     }
+    let (chains, count) = raw(node, &raw::CHAINS)?;
+    println!("{:<60} {:>10.3} ms", format!("nft: a bare dump of {count} chains"), chains * 1000.0);
     let look = agent.cost("nftables", quiet, |round| {
         let change = ["-N", "-X"][round % 2];
         node.machine.run(&[node.backend.iptables, "-t", "mangle", change, "bench"]).map(drop)

@@ -1,22 +1,27 @@
 //! A netlink dump that is read and not understood: what the kernel itself costs.
 
 use anyhow::{Result, ensure};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
 use nix::time::{ClockId, clock_gettime};
 
-/// The dumps that one look at the routing state is made of: links, addresses, rules, routes, neighbours, each with the
-/// length of its request.
-pub const LOOK: [(u16, usize); 5] = [(18, 16), (22, 8), (34, 12), (26, 12), (30, 12)];
+/// Dumps of one netlink protocol: the type of each request, and the length of its body.
+pub struct Dumps(isize, &'static [(u16, usize)]);
+
+/// What one look at the routing state is made of: links, addresses, rules, routes, neighbours.
+pub const LOOK: Dumps = Dumps(NETLINK_ROUTE, &[(18, 16), (22, 8), (34, 12), (26, 12), (30, 12)]);
 /// The routes alone.
-pub const ROUTES: [(u16, usize); 1] = [(26, 12)];
+pub const ROUTES: Dumps = Dumps(NETLINK_ROUTE, &[(26, 12)]);
+/// The chains of nf_tables (`NFT_MSG_GETCHAIN`).
+pub const CHAINS: Dumps = Dumps(NETLINK_NETFILTER, &[(10 << 8 | 4, 4)]);
 
 /// CPU seconds of this thread for these dumps, and how many messages came.
-pub fn dumps(kinds: &[(u16, usize)]) -> Result<(f64, usize)> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+pub fn dumps(Dumps(protocol, kinds): &Dumps) -> Result<(f64, usize)> {
+    let mut socket = Socket::new(*protocol)?;
     socket.bind_auto()?;
     let mut buffer = Vec::with_capacity(32 << 10);
     let (before, mut count) = (clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?, 0);
-    for (kind, length) in kinds {
+    for (kind, length) in *kinds {
         socket.send_to(&request(*kind, *length), &SocketAddr::new(0, 0), 0)?;
         'dump: loop {
             buffer.clear();
