@@ -89,7 +89,7 @@ impl Remembered {
                 ("DefaultRouteMissing", Some(family)) => _ = self.default_route.insert(family),
                 ("CniConfigMissing", _) => self.cni = true,
                 // About the directory and not one of its files: Calico's own is missed there.
-                ("CniConfigConflict", None) if subject.ends_with(".d") => self.calico_cni = true,
+                ("CniConfigConflict", None) if subject.ends_with("net.d") => self.calico_cni = true,
                 ("KubeletDown", _) => _ = self.programs.insert(Program::Kubelet),
                 _ => {}
             }
