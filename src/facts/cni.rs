@@ -84,6 +84,8 @@ pub struct CniPlugin {
     pub kubeconfig: Option<String>,
     /// Whether Calico keeps its data in an etcd of its own, where its nodes may be named otherwise than the Nodes.
     pub etcd: bool,
+    /// Calico's `nodename_file_optional`: without its file it takes another name.
+    pub nodename_optional: bool,
     /// A file that has to exist before the plugin does anything (Multus).
     pub awaits: Vec<String>,
 }

@@ -101,7 +101,7 @@ impl Remembered {
                 ("KubeProxyDown", _) => _ = self.programs.insert(Program::KubeProxy),
                 ("BgpDaemonDown", _) => _ = self.programs.insert(Program::Bird),
                 // About the directory and not one of its files: Calico's own is missed there.
-                ("CniConfigConflict", None) if subject.ends_with(".d") => self.calico_cni = true,
+                ("CniConfigConflict", None) if subject.ends_with("net.d") => self.calico_cni = true,
                 ("KubeletDown", _) => _ = self.programs.insert(Program::Kubelet),
                 _ => {}
             }

@@ -201,6 +201,7 @@ fn understand(plugin: &Value, prefix: &str, plugins: &mut Vec<CniPlugin>) -> Res
         kubeconfig: path(nested.or(plugin.get("kubeconfig").filter(|_| meta))),
         etcd: text(plugin.get("etcd_endpoints")).is_some()
             || plugin.get("datastore_type").and_then(Value::as_str) == Some("etcdv3"),
+        nodename_optional: plugin.get("nodename_file_optional").and_then(Value::as_bool) == Some(true),
         awaits: awaited.filter_map(|field| path(plugin.get(field)).map(on_node)).collect(),
     });
     if kind == "flannel" {

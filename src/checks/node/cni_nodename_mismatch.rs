@@ -2,13 +2,14 @@
 //!
 //! *Looks at* `/var/lib/calico/nodename`, which calico-node writes at its start, against the Node's name as the agent was
 //! told it, or as the kubelet's arguments settle it. The file wins over everything in the CNI configuration. *Traps*: the
-//! file is absent until calico-node has started for the first time; a host's name says nothing about the Node's where a
+//! file is absent until calico-node has started, which removes it when it ends in an orderly way; a host's name says nothing about the Node's where a
 //! cloud provider names it; with an etcd of its own Calico may name its nodes otherwise; a fully qualified and a short name
 //! are different names, and the most frequent way to this fault (catalogue R068).
 
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
+use crate::facts::{Program, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "CniNodenameMismatch",
@@ -23,14 +24,26 @@ pub(super) const CHECK: Check = Check {
 
 const FILE: &str = "/var/lib/calico/nodename";
 
+/// calico-node writes the file before it starts Felix; this is a margin.
+const STARTED: Duration = Duration::from_secs(60);
+
+fn felix_runs_since(look: &Look<'_>, time: Duration) -> bool {
+    let felix = look.now.processes.get().and_then(|processes| processes.of(Program::Felix));
+    felix.is_some_and(|felix| look.now.taken_at.duration_since(felix.started_at).unsigned_abs() >= time)
+}
+
 fn run(look: &Look<'_>) -> Outcome {
     let cni = &look.now.cni;
     if let Some(error) = cni.files.error() {
         return Outcome::unknown(error);
     }
     let calico = cni.config().and_then(|config| config.plugins.iter().find(|plugin| plugin.kind == "calico"));
-    if calico.is_none_or(|calico| calico.etcd) {
+    let Some(calico) = calico.filter(|calico| !calico.etcd) else {
         return Outcome::NotApplicable("no CNI here takes the node's name from Calico's file".into());
+    };
+    if cni.nodename == Seen::Absent && !calico.nodename_optional && felix_runs_since(look, STARTED) {
+        let detail = format!("{FILE} does not exist, though calico-node has started: its plugin refuses every pod");
+        return Outcome::from_findings(vec![Finding::new(FILE, detail)]);
     }
     let told = look.now.identity.node_name.as_ref();
     let kubelets = || look.now.kubelet.get().and_then(|kubelet| kubelet.node_name.as_ref());
@@ -53,7 +66,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{CniConfig, Seen};
+    use crate::facts::{CniConfig, Process};
 
     fn named(file: &str) -> Node {
         Node::worker().cni_plugin("calico").edit(|now| now.cni.nodename = Seen::Yes(file.into()))
@@ -88,6 +101,26 @@ mod tests {
         assert_eq!(run(&by_kubelet.look()), Outcome::Healthy, "the host is called otherwise, the Node is not");
         let unknown = by_kubelet.edit(|now| now.kubelet = Seen::Absent);
         assert!(matches!(run(&unknown.look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn no_file_though_calico_node_runs() {
+        let node = |seconds| {
+            named("").edit(|now| {
+                now.cni.nodename = Seen::Absent;
+                let started_at = now.taken_at - jiff::SignedDuration::from_secs(seconds);
+                let Seen::Yes(processes) = &mut now.processes else { panic!("seen") };
+                processes.found.push(Process { program: Program::Felix, pid: 20, state: 'S', started_at });
+            })
+        };
+        assert!(testing::details(&run(&node(61).look()))[0].contains("does not exist"));
+        assert!(matches!(run(&node(5).look()), Outcome::NotApplicable(_)));
+        let node = node(600).edit(|now| {
+            let Seen::Yes(files) = &mut now.cni.files else { panic!("seen") };
+            let Ok(CniConfig { plugins, .. }) = &mut files[0].content else { panic!("good") };
+            plugins[0].nodename_optional = true;
+        });
+        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
     }
 
     #[test]

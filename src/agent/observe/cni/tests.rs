@@ -172,6 +172,71 @@ fn programs_are_found_as_the_runtime_finds_them() {
     assert_eq!(Path::new(&cni.conf_dir), Path::new("/etc/cni/net.d"));
 }
 
+#[test]
+fn versions_marks_and_masses() {
+    let fault = |text: &str| Node::new().with("10-x.conf", text).fault();
+    let version = |version: &str| format!(r#"{{"cniVersion":{version},"name":"n","type":"a"}}"#);
+    assert_eq!(fault(&version("\"2.0.0\"")), CniFault::Version("2.0.0".to_owned()));
+    for bad in ["\"0.9.0\"", "\"1.0\"", "\"x\"", "\"1.0.0.0\"", "\"1.0.x\""] {
+        assert!(matches!(fault(&version(bad)), CniFault::Version(_)), "{bad}");
+    }
+    assert_eq!(fault(&version("1")), CniFault::Field("cniVersion".to_owned()));
+    for good in ["\"\"", "null", "\"0.1.0\"", "\"0.4.0\"", "\"1.1.0\"", "\"1.2.0\""] {
+        assert!(parse(version(good).as_bytes(), false).is_ok(), "{good}");
+    }
+    assert!(fault("\u{feff}{}").to_string().contains("byte order mark"));
+    assert!(fault(&format!("[{}1]", "1,".repeat(VALUES + 1))).to_string().contains("values"));
+    let twice = parse(br#"{"name":"n","type":"a","type":"b"}"#, false).expect("the last one counts");
+    assert_eq!(twice.plugins[0].kind, "b");
+}
+
+#[test]
+fn what_delegates_names_those_it_delegates_to() {
+    let kinds = |text: &str| -> Vec<String> {
+        parse(text.as_bytes(), false).expect("good").plugins.into_iter().map(|plugin| plugin.kind).collect()
+    };
+    assert_eq!(kinds(r#"{"name":"n","type":"flannel"}"#), ["flannel", "bridge"]);
+    assert_eq!(kinds(r#"{"name":"n","type":"flannel","delegate":{"type":"ipvlan"}}"#), ["flannel", "ipvlan"]);
+    let delegates = r#"{"name":"n","type":"multus","delegates":[{"type":"a"},{"plugins":[{"type":"b"},{"type":"c"}]},
+        {"type":"multus","delegates":[{"type":"d"}]}]}"#;
+    assert_eq!(kinds(delegates), ["multus", "a", "b", "c"]);
+    assert!(parse(br#"{"name":"n","type":"multus","delegates":[{}]}"#, false).is_err());
+    let shim = r#"{"name":"n","type":"multus-shim","clusterNetwork":"/host/etc/cni/net.d/10-calico.conflist",
+        "kubeconfig":"/etc/cni/net.d/multus.d/multus.kubeconfig"}"#;
+    let shim = parse(shim.as_bytes(), false).expect("good").plugins.remove(0);
+    assert_eq!(shim.awaits, ["/etc/cni/net.d/10-calico.conflist"]);
+    assert_eq!(shim.kubeconfig.as_deref(), Some("/etc/cni/net.d/multus.d/multus.kubeconfig"));
+    let calico = r#"{"name":"n","type":"calico","etcd_endpoints":"https://a","kubernetes":{"kubeconfig":"/k"}}"#;
+    let calico = parse(calico.as_bytes(), false).expect("good").plugins.remove(0);
+    assert!(calico.etcd && calico.kubeconfig.as_deref() == Some("/k"), "{calico:?}");
+}
+
+#[test]
+fn cri_o_goes_on_to_the_next_file() {
+    let node = Node::new().with("00-bad.conf", "{").with("10-calico.conflist", GOOD);
+    assert_eq!(node.look().active().map(|file| file.name.as_str()), Some("00-bad.conf"));
+    std::fs::create_dir_all(node.0.path().join("run/crio")).expect("mkdir");
+    std::fs::write(node.0.path().join("run/crio/crio.sock"), "").expect("write");
+    let cni = node.look();
+    assert_eq!(cni.active().map(|file| file.name.as_str()), Some("10-calico.conflist"));
+    assert_eq!(cni.binaries.len(), 3);
+    let told = ("/etc/cni/net.d".to_owned(), Vec::new());
+    assert!(!look(&HostRoot::new(node.0.path()), Some(&told)).passes_over, "containerd has told its directories");
+}
+
+#[test]
+fn credentials_and_the_nodes_name_are_looked_at() {
+    let text = r#"{"name":"n","type":"calico","kubernetes":{"kubeconfig":"/etc/cni/net.d/calico-kubeconfig"}}"#;
+    let node = Node::new().with("10-calico.conf", text);
+    assert_eq!(node.look().kubeconfigs["/etc/cni/net.d/calico-kubeconfig"], Seen::Absent);
+    assert_eq!(node.look().nodename, Seen::Absent);
+    std::fs::create_dir_all(node.0.path().join("var/lib/calico")).expect("mkdir");
+    std::fs::write(node.0.path().join("var/lib/calico/nodename"), "n1\n").expect("write");
+    let cni = node.with("calico-kubeconfig", "x").look();
+    assert_eq!(cni.nodename, Seen::Yes("n1".to_owned()));
+    assert!(cni.kubeconfigs.values().all(|seen| seen.get().is_some_and(|it| it.fault.is_some())), "{cni:?}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes: Vec<u8>, is_list: bool) {
