@@ -15,5 +15,6 @@ mod hooks;
 mod numbers;
 mod paths;
 mod recordings;
+mod rules;
 mod standalone;
 mod usage;

@@ -296,3 +296,72 @@ fn a_kernel_without_nf_tables_is_told_from_one_that_refuses() {
     assert_eq!(explain("nf_tables", &failure(Errno::EPROTONOSUPPORT)).reason, Reason::Unsupported);
     assert_eq!(explain("nf_tables", &failure(Errno::EPERM)).reason, Reason::Denied);
 }
+
+/// The API server's Service as kube-proxy writes it.
+const SERVICE: &str = "*nat
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SEP-L7PMTEED6PWUMWBF - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+-A KUBE-SEP-L7PMTEED6PWUMWBF -s 10.77.0.1/32 -j KUBE-MARK-MASQ
+-A KUBE-SEP-L7PMTEED6PWUMWBF -p tcp -m tcp -j DNAT --to-destination 10.77.0.1:6443
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y
+-A KUBE-SVC-NPX46M4PTMTKRN6Y ! -s 10.244.0.0/16 -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-MARK-MASQ
+-A KUBE-SVC-NPX46M4PTMTKRN6Y -j KUBE-SEP-L7PMTEED6PWUMWBF
+COMMIT
+";
+
+#[test]
+fn services_that_everything_needs_are_followed() {
+    let node = NetNs::new();
+    node.command_with_input("iptables-nft-restore", &[], SERVICE);
+    let ruleset = look(&node);
+    let api = ruleset.services.iter().find(|it| it.service == "default/kubernetes:https").expect("the API server");
+    assert_eq!((api.referenced, api.endpoints.len(), api.dead_ends.len()), (Some(true), 1, 0), "{api:?}");
+    // The rule that leads to it.
+    node.command("iptables-nft", &["-t", "nat", "-F", "KUBE-SERVICES"]);
+    let ruleset = look(&node);
+    let api = ruleset.services.iter().find(|it| it.service == "default/kubernetes:https").expect("the API server");
+    assert_eq!(api.referenced, Some(false));
+}
+
+#[test]
+fn chains_of_others_are_followed_and_long_ones_are_cut() {
+    let node = NetNs::new();
+    let many: String = (0..300).map(|port| format!("-A LONG -p tcp --dport {} -j DROP\n", port + 1)).collect();
+    let rules = format!(
+        "*filter\n:LONG - [0:0]\n:INNER - [0:0]\n:UNUSED - [0:0]\n:KUBE-SERVICES - [0:0]\n-A FORWARD -j LONG\n\
+         -A FORWARD -j INNER\n-A FORWARD -j KUBE-SERVICES\n-A INNER -j INNER2\n{many}COMMIT\n"
+    );
+    let rules = rules.replace(":INNER -", ":INNER2 - [0:0]\n:INNER -");
+    node.command_with_input("iptables-nft-restore", &[], &rules);
+    let ruleset = look(&node);
+    let filter = ruleset.table(Family::V4, "filter").expect("filter");
+    let rules = |name: &str| filter.chain(name).and_then(|chain| chain.rules.as_ref().map(|it| (it.len(), chain.cut)));
+    assert_eq!(rules("LONG"), Some((Chain::MOST_RULES, true)));
+    assert_eq!((rules("INNER"), rules("INNER2"), rules("UNUSED")), (Some((1, false)), Some((0, false)), None));
+    assert_eq!(rules("KUBE-SERVICES"), None, "can be long, and is not needed");
+    assert_eq!(filter.foreign_chains, 1);
+}
+
+#[test]
+fn counters_are_read_again_after_a_while_and_do_not_change_a_quiet_look() {
+    let node = NetNs::new();
+    node.command("ip", &["link", "set", "lo", "up"]);
+    node.command("iptables-nft", &["-A", "INPUT", "-p", "udp", "-j", "DROP"]);
+    node.command("iptables-nft", &["-A", "INPUT", "-p", "tcp", "-j", "ACCEPT"]);
+    node.block_on(|| async {
+        let mut source = NftablesSource::open().expect("open");
+        let before = source.look().await.expect("look");
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        socket.send_to(b"x", "127.0.0.1:9").expect("sent");
+        assert_eq!(source.look().await.expect("look"), before, "the generation is the same");
+        source.counted = Instant::now().checked_sub(COUNTERS * 2).expect("the machine runs for a minute");
+        let after = source.look().await.expect("look");
+        let packets = |ruleset: &Ruleset| {
+            let input = ruleset.table(Family::V4, "filter").and_then(|table| table.chain("INPUT")).expect("INPUT");
+            input.rules()[0].packets
+        };
+        assert_eq!((packets(&before), packets(&after)), (Some(0), Some(1)));
+    });
+}
