@@ -189,6 +189,10 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let surely = sure && fit == Fit::Always;
+            if is_calicos(rule) && matches!(rule.action, Action::Drop | Action::Reject) {
+                // With eBPF Calico drops in the base chains what its programs have not marked.
+                continue;
+            }
             match &rule.action {
                 Action::Accept if is_calicos_accept(rule) => return true,
                 Action::Accept => {
@@ -241,7 +245,12 @@ impl<'a> Walk<'a> {
 
 /// The rule with which Calico accepts what its policies let through; it appends it to the base chain.
 fn is_calicos_accept(rule: &FilterRule) -> bool {
-    rule.action == Action::Accept && rule.comment.as_deref().is_some_and(|comment| comment.starts_with("cali:"))
+    rule.action == Action::Accept && is_calicos(rule)
+}
+
+/// Whether Calico wrote a rule: it marks its own.
+fn is_calicos(rule: &FilterRule) -> bool {
+    rule.comment.as_deref().is_some_and(|comment| comment.starts_with("cali:"))
 }
 
 impl Packet {
@@ -257,8 +266,10 @@ impl Packet {
 
     fn fit(&self, rule: &FilterRule) -> Fit {
         let kube_mark = rule.mark.as_ref().is_some_and(|mark| !mark.not && mark.value == (MASQUERADE, MASQUERADE));
+        // A connection is none of ICMP.
+        let icmp = rule.protocol.as_ref().is_some_and(|it| !it.not && matches!(it.value, 1 | 58));
         let fits = [
-            if kube_mark || !rule.may_open() || rule.family.is_some_and(|family| family != self.family) {
+            if kube_mark || icmp || !rule.may_open() || rule.family.is_some_and(|family| family != self.family) {
                 Fit::Never
             } else {
                 Fit::Always

@@ -28,7 +28,7 @@ pub struct Snapshot {
     pub legacy: Seen<Ruleset>,
     /// Sets of addresses of Calico and kube-proxy; absent when the kernel's module is not loaded.
     pub ip_sets: Seen<Vec<IpSet>>,
-    /// The lock of legacy iptables; absent when nobody ever took it.
+    /// The lock of legacy iptables; absent when it has no tables, or nobody ever took it.
     pub xtables_lock: Seen<XtablesLock>,
     /// Connection tracking; absent when the module is not loaded.
     pub conntrack: Seen<Conntrack>,

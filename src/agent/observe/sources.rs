@@ -37,7 +37,7 @@ const NFTABLES: Rhythm = rhythm("nftables", 5, 5);
 const LEGACY: Rhythm = rhythm("legacy", 30, 10);
 // Nothing tells of changes; a dozen headers cost a quarter of a millisecond.
 const IP_SETS: Rhythm = rhythm("ipsets", 5, 2);
-// One small file; short holds are normal, so being late by ten seconds does not matter.
+// Short holds are normal, so being late by ten seconds does not matter.
 const XTABLES_LOCK: Rhythm = rhythm("xtables lock", 10, 2);
 const CONNTRACK: Rhythm = rhythm("conntrack", 5, 2);
 const FORWARDING: Rhythm = rhythm("forwarding", 10, 2);
@@ -143,7 +143,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(nftables(out.clone(), wake.clone(), History::new(commits.clone())));
     tasks.spawn(legacy(out.clone(), host.clone(), blocking.clone(), wake.clone()));
     tasks.spawn(ip_sets(out.clone()));
-    tasks.spawn(xtables_lock(out.clone(), host.clone()));
+    tasks.spawn(xtables_lock(out.clone(), host.clone(), blocking.clone()));
     tasks.spawn(files(out.clone(), host.clone()));
     tasks.spawn(forwarding(out.clone(), host.clone()));
     tasks.spawn(memory(out.clone(), host.clone()));
@@ -322,11 +322,25 @@ async fn ip_sets(out: Outlet) {
     }
 }
 
-async fn xtables_lock(out: Outlet, host: HostRoot) {
-    let mut source = super::xtables_lock::XtablesLockSource::new(host);
+async fn xtables_lock(out: Outlet, host: HostRoot, blocking: Blocking) {
+    let mut source = xtables_lock::XtablesLockSource::new(host.clone());
     loop {
         let began = Instant::now();
-        let seen: Seen<_> = source.look(Timestamp::now()).into();
+        let looked = blocking.run("file locks", XTABLES_LOCK.deadline, move || {
+            let seen = source.look(Timestamp::now());
+            Ok((source, seen))
+        });
+        let seen = match looked.await {
+            Ok((back, seen)) => {
+                source = back;
+                seen
+            }
+            Err(error) => {
+                source = xtables_lock::XtablesLockSource::new(host.clone());
+                Err(error)
+            }
+        };
+        let seen: Seen<_> = seen.into();
         out.tell(&XTABLES_LOCK, began, seen.error().is_none(), Update::XtablesLock(seen)).await;
         rest(&XTABLES_LOCK, began, None).await;
     }

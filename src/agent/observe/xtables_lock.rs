@@ -1,4 +1,7 @@
 //! `/run/xtables.lock`: who holds it and who waits, from `/proc/locks`. It is never taken or opened here.
+//!
+//! Reading that file costs little work but some 10 ms of waiting, since the kernel stops all changes of locks for it
+//! (`locks_start` of `fs/locks.c`). It is read only where legacy tables exist: nobody else takes this lock.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -6,12 +9,16 @@ use std::os::unix::fs::MetadataExt;
 use jiff::Timestamp;
 
 use super::HostRoot;
-use crate::facts::{LockUser, LookError, XtablesLock};
+use crate::facts::{LockUser, LookError, Reason, XtablesLock};
 
 /// Where iptables keeps its lock (`XT_LOCK_NAME` of `iptables/xshared.h`).
 pub(super) const PATH: &str = "/run/xtables.lock";
 /// A busy machine has hundreds of locks, with less than 100 bytes for each.
 const LOCKS_LIMIT: u64 = 1 << 20;
+/// Files of `/proc/net` that name the legacy tables.
+const NAMES: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+/// There are five tables, with short names.
+const NAMES_LIMIT: u64 = 4096;
 /// So many processes are told.
 const MOST_TOLD: usize = 8;
 
@@ -28,8 +35,11 @@ impl XtablesLockSource {
         XtablesLockSource { host, since: BTreeMap::new() }
     }
 
-    /// Who has the lock. [`crate::facts::Reason::Missing`] when nobody ever took it.
+    /// Who has the lock. [`Reason::Missing`] when nobody needs it, or nobody ever took it.
     pub(super) fn look(&mut self, now: Timestamp) -> Result<XtablesLock, LookError> {
+        if !NAMES.iter().any(|names| self.host.read(names, NAMES_LIMIT).is_ok_and(|names| !names.is_empty())) {
+            return Err(LookError::new(PATH, Reason::Missing, "no legacy table exists"));
+        }
         let file = std::fs::metadata(self.host.path(PATH)).map_err(|error| LookError::io(PATH, &error))?;
         let text = self.host.read_text("/proc/locks", LOCKS_LIMIT)?;
         let users = users(&text, file.dev(), file.ino());
@@ -98,8 +108,9 @@ mod tests {
         };
         let mut source = XtablesLockSource::new(HostRoot::new(root.path()));
         let at = |second| Timestamp::from_second(second).expect("valid");
-        assert_eq!(source.look(at(0)).map_err(|error| error.reason), Err(crate::facts::Reason::Missing));
         write("run/xtables.lock", "");
+        assert_eq!(source.look(at(0)).map_err(|error| error.reason), Err(Reason::Missing), "no legacy tables");
+        write("proc/net/ip_tables_names", "nat\n");
         write("proc/812/comm", "iptables-restor\n");
         let file = std::fs::metadata(root.path().join("run/xtables.lock")).expect("the file");
         let (major, minor) = (nix::sys::stat::major(file.dev()), nix::sys::stat::minor(file.dev()));

@@ -26,7 +26,9 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::NotApplicable("no Calico on this node".into());
     };
     let Some(plan) = chains::calico(dataplane) else {
-        return Outcome::NotApplicable("Calico uses its eBPF dataplane here, which has no chains".into());
+        return Outcome::NotApplicable(
+            "Calico uses its eBPF dataplane here, which enforces policies without chains".into(),
+        );
     };
     let gaps = match chains::gaps(look, plan, &look.before.calico) {
         Ok(gaps) => gaps,

@@ -30,9 +30,6 @@ pub(super) const CHECK: Check = Check {
 /// Ports without which a worker does not work: DNS, BGP, HTTPS, VXLAN of Calico and of flannel, Typha, API server, kubelet.
 const NEEDED: [u16; 8] = [53, 179, 443, 4789, 5473, 6443, 8472, 10250];
 
-/// ICMP and its sibling: a rule about them alone drops no connection.
-const ICMP: [u8; 2] = [1, 58];
-
 fn run(look: &Look<'_>) -> Outcome {
     let packets = passage::packets(look);
     if packets.is_empty() {
@@ -80,7 +77,7 @@ fn drops(look: &Look<'_>, packet: &Packet, hook: Hook, findings: &mut BTreeMap<S
 /// How bad a rule is; none when it is nobody's business.
 fn severity(look: &Look<'_>, hit: &Hit<'_>) -> Option<Severity> {
     let rule = hit.rule;
-    if rule.other_matches || rule.mark.is_some() || rule.protocol.as_ref().is_some_and(|it| ICMP.contains(&it.value)) {
+    if rule.other_matches || rule.mark.is_some() {
         return None;
     }
     let about = [&rule.source, &rule.destination];
@@ -203,6 +200,7 @@ mod tests {
             "-p icmp -j DROP",
             "! -s 10.0.0.0/8 -i eth9 -j DROP",
             "-m mark --mark 0x1/0x1 -j DROP",
+            "-m comment --comment cali:x -i cni+ -j DROP",
             "-j KUBE-SERVICES",
         ] {
             assert_eq!(run(&forward(&[(rule, Some(1000))]).look()), Outcome::Healthy, "{rule}");

@@ -76,6 +76,8 @@ mod tests {
     fn a_policy_that_nobody_is_ahead_of() {
         let node = dropping(&["-j LOG", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"]);
         assert_eq!(testing::subjects(&run(&node.look())), ["nf_tables IPv4 filter FORWARD"]);
+        let icmp = dropping(&["-p icmp -j ACCEPT"]);
+        assert!(matches!(run(&icmp.look()), Outcome::Findings(_)), "a ping is no connection");
         let node = kube_forward(dropping(&["-j KUBE-FORWARD"]));
         assert!(matches!(run(&node.look()), Outcome::Findings(_)), "kube-proxy accepts no new connection between pods");
     }

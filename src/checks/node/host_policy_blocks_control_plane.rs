@@ -66,8 +66,7 @@ fn run(look: &Look<'_>) -> Outcome {
 
 fn judge(look: &Look<'_>, endpoint: &HostEndpoint<'_>, findings: &mut Vec<Finding>) {
     let mut tell = |subject: &str, severity, what: &str, (chain, dropped): (String, u64)| {
-        let counted =
-            if dropped > 0 { format!(", which has dropped {dropped} packets and more") } else { String::new() };
+        let counted = if dropped > 0 { format!(" (at least {dropped} packets so far)") } else { String::new() };
         let detail = format!("{what} ({}): dropped by Calico's chain {chain}{counted}", endpoint.family);
         findings.push(Finding::new(format!("{subject} {}", endpoint.family), detail).severity(severity));
     };
@@ -284,7 +283,7 @@ mod tests {
         assert_eq!(testing::subjects(&outcome), ["API server IPv4"]);
         let details = testing::details(&outcome);
         let expected = "This node may not open connections to the API server 10.0.0.9 port 6443 (IPv4): dropped by Calico's \
-                        chain cali-th-eth0, which has dropped 1000 packets and more";
+                        chain cali-th-eth0 (at least 1000 packets so far)";
         assert_eq!(details, [expected]);
         assert_eq!(testing::subjects(&run(&node(&IN, &OUT[1..], vec![]).look())), ["DNS IPv4"]);
     }

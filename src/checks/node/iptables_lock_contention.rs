@@ -20,8 +20,7 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
-    let users =
-        seen!(look.now.xtables_lock, Outcome::NotApplicable("nobody has ever taken iptables' lock here".into()));
+    let users = seen!(look.now.xtables_lock, Outcome::NotApplicable("nobody uses legacy iptables here".into()));
     let held = users.holders.iter().map(|user| {
         let waiting = match users.waiters.len() {
             0 => String::new(),
