@@ -90,12 +90,11 @@ pub(super) fn to_follow(table: &Table) -> Option<String> {
 
 /// Puts a chain that was read into its table.
 pub(super) fn put(table: &mut Table, chain: Chain) {
-    match table.chains.iter_mut().find(|it| it.name == chain.name) {
-        Some(old) => *old = chain,
-        None => {
-            table.foreign_chains = table.foreign_chains.saturating_sub(1);
-            table.chains.push(chain);
-        }
+    if let Some(old) = table.chains.iter_mut().find(|it| it.name == chain.name) {
+        *old = chain;
+    } else {
+        table.foreign_chains = table.foreign_chains.saturating_sub(1);
+        table.chains.push(chain);
     }
 }
 
