@@ -322,10 +322,14 @@ pub(super) fn describe(rule: &FilterRule) -> String {
         text.push(' ');
     };
     for (option, net) in [("-s", &rule.source), ("-d", &rule.destination)] {
-        net.iter().for_each(|it| add(it.not, option, &it.value.to_string()));
+        if let Some(net) = net {
+            add(net.not, option, &net.value.to_string());
+        }
     }
     for (option, link) in [("-i", &rule.input), ("-o", &rule.output)] {
-        link.iter().for_each(|it| add(it.not, option, &it.value));
+        if let Some(link) = link {
+            add(link.not, option, &link.value);
+        }
     }
     if let Some(protocol) = &rule.protocol {
         let name = match protocol.value {

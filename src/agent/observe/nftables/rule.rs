@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::wire::{number, open};
+use super::wire::{self, number, open};
 use super::xt;
 use crate::agent::observe::netlink::{Attributes, Malformed, find, text};
 use crate::facts::{Action, Family, FilterRule, Is};
@@ -95,8 +95,8 @@ const KNOWN: [&str; 32] = [
 
 /// The rule of one message, with its whole packet counter.
 pub(super) fn rule(body: &[u8], position: u32) -> Result<FilterRule, Malformed> {
-    let (family, attributes) = open(body)?;
-    let family = family.flatten();
+    let (protocol, attributes) = open(body)?;
+    let family = wire::family(protocol);
     let mut reader = Reader { rule: FilterRule::new(position), family, loads: Vec::new(), values: Vec::new() };
     for attribute in attributes {
         match attribute? {
@@ -176,7 +176,7 @@ impl<'a> Reader<'a> {
             "bitwise" => self.mask(&data)?,
             "cmp" => self.compare(&data)?,
             "range" => self.range(&data)?,
-            "lookup" => self.look_up(&data)?,
+            "lookup" => self.look_up(&data),
             "immediate" => self.immediate(&data)?,
             "nat" => self.translate(&data)?,
             "counter" => {
@@ -342,7 +342,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn look_up(&mut self, fields: &Fields<'a>) -> Result<(), Malformed> {
+    fn look_up(&mut self, fields: &Fields<'a>) {
         if fields[3].is_some_and(|register| number(register) == Ok(0)) {
             self.rule.action = Action::Other("vmap".into());
             self.rule.other_matches = true;
@@ -351,7 +351,6 @@ impl<'a> Reader<'a> {
             self.rule.sets.push(Is::new(name, fields[5].is_some_and(|flags| number(flags) == Ok(1))));
             self.rule.other_matches = true;
         }
-        Ok(())
     }
 
     fn immediate(&mut self, fields: &Fields<'a>) -> Result<(), Malformed> {

@@ -79,28 +79,41 @@ fn put(body: &mut Vec<u8>, kind: u16, text: &str) {
     body.resize(body.len().next_multiple_of(4), 0);
 }
 
-/// The attributes after a message's head, and its family if it is one that is looked at: one of the two, or none for `inet`.
-pub(super) fn open(body: &[u8]) -> Result<(Option<Option<Family>>, Attributes<'_>), Malformed> {
+/// The protocol and the attributes of a message.
+pub(super) fn open(body: &[u8]) -> Result<(u8, Attributes<'_>), Malformed> {
     let (head, rest) = body.split_first_chunk::<4>().ok_or(Malformed("a message ends in its family"))?;
-    let family = match head[0] {
-        INET => Some(None),
-        2 => Some(Some(Family::V4)),
-        10 => Some(Some(Family::V6)),
-        _ => None,
-    };
-    Ok((family, Attributes(rest)))
+    Ok((head[0], Attributes(rest)))
 }
+
+/// The family of a protocol; none for `inet` and for those that are not looked at.
+pub(super) fn family(protocol: u8) -> Option<Family> {
+    match protocol {
+        2 => Some(Family::V4),
+        10 => Some(Family::V6),
+        _ => None,
+    }
+}
+
+/// Whether tables of a protocol are looked at.
+fn is_looked_at(protocol: u8) -> bool {
+    protocol == INET || family(protocol).is_some()
+}
+
+/// Family and name of a table; no family stands for `inet`.
+type Named<'a> = (Option<Family>, Cow<'a, str>);
 
 pub(super) fn number(value: &[u8]) -> Result<u32, Malformed> {
     value.try_into().map(u32::from_be_bytes).map_err(|_| Malformed("a number is not 4 bytes long"))
 }
 
 /// Family and name of a table; none for families that are not looked at.
-pub(super) fn table(body: &[u8]) -> Result<Option<(Option<Family>, Cow<'_, str>)>, Malformed> {
-    let (family, attributes) = open(body)?;
-    let Some(family) = family else { return Ok(None) };
+pub(super) fn table(body: &[u8]) -> Result<Option<Named<'_>>, Malformed> {
+    let (protocol, attributes) = open(body)?;
+    if !is_looked_at(protocol) {
+        return Ok(None);
+    }
     let name = find(attributes, TABLE_NAME)?.ok_or(Malformed("a table has no name"))?;
-    Ok(Some((family, text(name))))
+    Ok(Some((family(protocol), text(name))))
 }
 
 /// One chain.
@@ -116,8 +129,10 @@ pub(super) struct Chain<'a> {
 
 /// A chain; none for families that are not looked at.
 pub(super) fn chain(body: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
-    let (family, attributes) = open(body)?;
-    let Some(family) = family else { return Ok(None) };
+    let (protocol, attributes) = open(body)?;
+    if !is_looked_at(protocol) {
+        return Ok(None);
+    }
     let (mut table, mut name, mut hook, mut policy) = (None, None, None, Policy::Accept);
     let (mut users, mut nat) = (0, false);
     for attribute in attributes {
@@ -132,7 +147,7 @@ pub(super) fn chain(body: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
         }
     }
     Ok(Some(Chain {
-        family,
+        family: family(protocol),
         table: table.ok_or(Malformed("a chain has no table"))?,
         name: name.ok_or(Malformed("a chain has no name"))?,
         base: hook.map(|hook| BaseChain { hook, policy, nat }),

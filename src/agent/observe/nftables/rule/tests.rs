@@ -35,8 +35,8 @@ fn nft(lines: &str) -> Vec<FilterRule> {
     self::rules(&node, None, "t", "f")
 }
 
-fn net(text: &str) -> Option<Is<IpNet>> {
-    Some(Is::new(text.parse().expect("a prefix"), false))
+fn net(text: &str) -> Is<IpNet> {
+    Is::new(text.parse().expect("a prefix"), false)
 }
 
 fn open_rule(position: u32) -> FilterRule {
@@ -48,8 +48,8 @@ fn what_iptables_writes_is_read() {
     let rule = iptables("-s 10.1.0.0/16 -d 10.2.3.0/27 -p tcp --dport 80:90 -m comment --comment my~comment -j DROP");
     let expected = FilterRule {
         action: Action::Drop,
-        source: net("10.1.0.0/16"),
-        destination: net("10.2.3.0/27"),
+        source: Some(net("10.1.0.0/16")),
+        destination: Some(net("10.2.3.0/27")),
         protocol: Some(Is::new(6, false)),
         ports: vec![(80, 90)],
         comment: Some("my comment".into()),
@@ -122,8 +122,8 @@ fn what_nft_writes_is_read() {
         FilterRule { states: Some(6), ..accept(0) },
         FilterRule { input: Some(Is::new("lo".into(), false)), ..accept(1) },
         FilterRule { input: Some(Is::new("cali+".into(), false)), comment: Some("hello there".into()), ..accept(2) },
-        FilterRule { family: Some(Family::V4), source: net("10.16.0.0/12"), packets: Some(0), ..drop(3) },
-        FilterRule { family: Some(Family::V6), destination: net("fd00::/9"), ..drop(4) },
+        FilterRule { family: Some(Family::V4), source: Some(net("10.16.0.0/12")), packets: Some(0), ..drop(3) },
+        FilterRule { family: Some(Family::V6), destination: Some(net("fd00::/9")), ..drop(4) },
         FilterRule {
             action: Action::Reject,
             protocol: Some(Is::new(6, false)),

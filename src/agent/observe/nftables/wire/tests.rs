@@ -86,8 +86,8 @@ proptest! {
     #[test]
     fn what_is_asked_can_be_read_back(table in "[a-z-]{1,20}", chain in "[A-Za-z/-]{1,40}") {
         let body = rules_of(Some(Family::V6), &table, &chain);
-        let (family, attributes) = open(&body).expect("well formed");
-        prop_assert_eq!(family, Some(Some(Family::V6)));
+        let (protocol, attributes) = open(&body).expect("well formed");
+        prop_assert_eq!(family(protocol), Some(Family::V6));
         let values: Vec<_> = attributes.map(|it| it.map(|(_, value)| text(value).into_owned())).collect();
         prop_assert_eq!(values, [Ok(table), Ok(chain)]);
     }
