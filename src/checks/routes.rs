@@ -6,9 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{Finding, Look};
-use crate::facts::{
-    ClusterMap, ClusterNode, Cni, Encapsulation, Link, Pool, RouteKind, RouteMemory, Routing, TableRoute, longest,
-};
+use crate::facts::{ClusterMap, ClusterNode, Cni, Encapsulation, Link, Pool, RouteKind, Routing, TableRoute, longest};
 
 /// BIRD reads the kernel's routes every 2 s and puts its own back (`scan time`), plus a margin.
 const BIRD_REPAIRS: Duration = Duration::from_secs(5);
@@ -82,7 +80,8 @@ pub(crate) struct Captures<'a> {
     own: Vec<IpNet>,
     /// Blocks of other nodes, in order, as the cluster tells them.
     others: Option<Vec<(IpNet, &'a ClusterNode)>>,
-    memory: &'a RouteMemory,
+    /// Without the cluster's word: routes to other nodes, as they were or, at the first look, as they are.
+    known: Vec<&'a TableRoute>,
 }
 
 impl<'a> Captures<'a> {
@@ -107,13 +106,15 @@ impl<'a> Captures<'a> {
             blocks.sort_unstable_by_key(|(block, _)| *block);
             blocks
         });
-        Captures {
-            foreign,
-            pods,
-            own: memory.blackholes.iter().copied().chain(routing.blackholes()).collect(),
-            others,
-            memory,
+        let mut known: Vec<&TableRoute> = Vec::new();
+        if others.is_none() && !foreign.is_empty() {
+            known.extend(&memory.remote);
+            if known.is_empty() {
+                known.extend(routing.remote_routes());
+            }
         }
+        let own = memory.blackholes.iter().copied().chain(routing.blackholes()).collect();
+        Captures { foreign, pods, own, others, known }
     }
 
     /// What this route captures, if it captures anything of pods: as a phrase.
@@ -139,7 +140,8 @@ impl<'a> Captures<'a> {
             let right = route.gateway.is_some_and(|gateway| is_at(node, gateway));
             return (!right).then(|| format!("{} {block} of node {}", part(block), node.name));
         }
-        let known = wider(route.to).find_map(|block| self.memory.remote(block))?;
+        let at = |block: IpNet| self.known.binary_search_by_key(&block, |known| known.to).ok();
+        let known = self.known[wider(route.to).find_map(at)?];
         (known.gateway != route.gateway || known.link != route.link).then(|| {
             let gateway = known.gateway.map_or_else(String::new, |gateway| format!(", which {gateway} has"));
             format!("{} {}{gateway}", part(known.to), known.to)
