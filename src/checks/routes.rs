@@ -101,7 +101,11 @@ impl<'a> Captures<'a> {
         }
         let memory = &look.before.routes;
         let others = calico_map(look).map(|map| {
-            let blocks = map.others().flat_map(|node| node.blocks.iter().map(move |block| (*block, node)));
+            // There can be thousands of blocks, and hardly ever a route into a pool.
+            let inside = |route: &&TableRoute| map.pools.iter().any(|pool| pool.cidr.contains(&route.to));
+            let any = foreign.iter().any(inside);
+            let nodes = map.others().filter(|_| any);
+            let blocks = nodes.flat_map(|node| node.blocks.iter().map(move |block| (*block, node)));
             let mut blocks: Vec<(IpNet, &ClusterNode)> = blocks.collect();
             blocks.sort_unstable_by_key(|(block, _)| *block);
             blocks
