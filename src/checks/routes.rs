@@ -6,9 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{Finding, Look};
-use crate::facts::{
-    ClusterMap, ClusterNode, Cni, Encapsulation, Link, Pool, RouteKind, RouteMemory, Routing, TableRoute, longest,
-};
+use crate::facts::{ClusterMap, ClusterNode, Cni, Encapsulation, Link, Pool, RouteKind, Routing, TableRoute, longest};
 
 /// BIRD reads the kernel's routes every 2 s and puts its own back (`scan time`), plus a margin.
 const BIRD_REPAIRS: Duration = Duration::from_secs(5);
@@ -72,53 +70,92 @@ pub(crate) fn tunnel_to(routing: &Routing, pool: &Pool, node: &ClusterNode) -> O
     }
 }
 
-/// What a route of somebody else captures, if it captures anything of pods: as a phrase.
-pub(crate) fn captures(look: &Look<'_>, routing: &Routing, route: &TableRoute) -> Option<String> {
-    for (sandbox, routes) in &routing.pods {
-        let hit = routes.iter().find(|pod| {
-            route.to.contains(&pod.address) && routing.routes.best_in_main(pod.address.into()) == Some(route)
-        });
-        if let Some(pod) = hit {
-            let name = look.now.runtime.sandboxes.get().and_then(|all| all.iter().find(|it| it.id == *sandbox));
-            let name = name.map_or_else(String::new, |it| format!(" {}/{}", it.namespace, it.name));
-            return Some(format!("the local pod{name} at {}", pod.address));
+/// What routes of somebody else capture.
+pub(crate) struct Captures<'a> {
+    /// Those routes, in order.
+    pub(crate) foreign: Vec<&'a TableRoute>,
+    /// Local pods that one of them takes.
+    pods: Vec<(&'a TableRoute, String)>,
+    /// Blocks of this node.
+    own: Vec<IpNet>,
+    /// Blocks of other nodes, in order, as the cluster tells them.
+    others: Option<Vec<(IpNet, &'a ClusterNode)>>,
+    /// Without the cluster's word: routes to other nodes, as they were or, at the first look, as they are.
+    known: Vec<&'a TableRoute>,
+}
+
+impl<'a> Captures<'a> {
+    pub(crate) fn of(look: &Look<'a>, routing: &'a Routing) -> Self {
+        let foreign: Vec<&TableRoute> = routing.foreign_routes().collect();
+        let sandboxes = look.now.runtime.sandboxes.get().map_or(&[][..], Vec::as_slice);
+        let mut pods = Vec::new();
+        for (id, routes) in &routing.pods {
+            for pod in routes {
+                let best = routing.routes.best_in_main(pod.address.into());
+                if let Some(best) = best.filter(|best| foreign.binary_search(best).is_ok()) {
+                    let name = sandboxes.iter().find(|sandbox| sandbox.id == *id);
+                    let name = name.map_or_else(String::new, |it| format!(" {}/{}", it.namespace, it.name));
+                    pods.push((best, format!("the local pod{name} at {}", pod.address)));
+                }
+            }
         }
-    }
-    let memory = &look.before.routes;
-    if let Some(block) = memory.blackholes.iter().copied().chain(routing.blackholes()).find(|it| it.contains(&route.to))
-    {
-        return Some(if block == route.to {
-            "this node's own block of pod addresses".to_owned()
-        } else {
-            format!("a part of this node's own block {block}")
+        let memory = &look.before.routes;
+        let others = calico_map(look).map(|map| {
+            // There can be thousands of blocks, and hardly ever a route into a pool.
+            let inside = |route: &&TableRoute| map.pools.iter().any(|pool| pool.cidr.contains(&route.to));
+            let any = foreign.iter().any(inside);
+            let nodes = map.others().filter(|_| any);
+            let blocks = nodes.flat_map(|node| node.blocks.iter().map(move |block| (*block, node)));
+            let mut blocks: Vec<(IpNet, &ClusterNode)> = blocks.collect();
+            blocks.sort_unstable_by_key(|(block, _)| *block);
+            blocks
         });
+        let mut known: Vec<&TableRoute> = Vec::new();
+        if others.is_none() && !foreign.is_empty() {
+            known.extend(&memory.remote);
+            if known.is_empty() {
+                known.extend(routing.remote_routes());
+            }
+        }
+        let own = memory.blackholes.iter().copied().chain(routing.blackholes()).collect();
+        Captures { foreign, pods, own, others, known }
     }
-    remote_capture(look, routing, route)
+
+    /// What this route captures, if it captures anything of pods: as a phrase.
+    pub(crate) fn by(&self, route: &TableRoute) -> Option<String> {
+        if let Some((_, pod)) = self.pods.iter().find(|(best, _)| *best == route) {
+            return Some(pod.clone());
+        }
+        if let Some(block) = self.own.iter().find(|block| block.contains(&route.to)) {
+            return Some(if *block == route.to {
+                "this node's own block of pod addresses".to_owned()
+            } else {
+                format!("a part of this node's own block {block}")
+            });
+        }
+        self.of_others(route)
+    }
+
+    fn of_others(&self, route: &TableRoute) -> Option<String> {
+        let part = |block: IpNet| if block == route.to { "the block" } else { "a part of the block" };
+        if let Some(others) = &self.others {
+            let at = |block: IpNet| others.binary_search_by_key(&block, |(block, _)| *block).ok();
+            let (block, node) = others[wider(route.to).find_map(at)?];
+            let right = route.gateway.is_some_and(|gateway| is_at(node, gateway));
+            return (!right).then(|| format!("{} {block} of node {}", part(block), node.name));
+        }
+        let at = |block: IpNet| self.known.binary_search_by_key(&block, |known| known.to).ok();
+        let known = self.known[wider(route.to).find_map(at)?];
+        (known.gateway != route.gateway || known.link != route.link).then(|| {
+            let gateway = known.gateway.map_or_else(String::new, |gateway| format!(", which {gateway} has"));
+            format!("{} {}{gateway}", part(known.to), known.to)
+        })
+    }
 }
 
-/// The same for blocks of other nodes.
-fn remote_capture(look: &Look<'_>, routing: &Routing, route: &TableRoute) -> Option<String> {
-    let part = |block: IpNet| if block == route.to { "the block" } else { "a part of the block" };
-    if let Some(map) = calico_map(look) {
-        let (node, block) = map.others().find_map(|node| {
-            let block = node.blocks.iter().find(|block| block.contains(&route.to))?;
-            Some((node, *block))
-        })?;
-        let right = route.gateway.is_some_and(|gateway| is_at(node, gateway));
-        return (!right).then(|| format!("{} {block} of node {}", part(block), node.name));
-    }
-    let known = covering(&look.before.routes, route.to)
-        .or_else(|| routing.remote_routes().find(|other| other.to.contains(&route.to)))?;
-    let same = known.gateway == route.gateway && known.link == route.link;
-    (!same && known != route).then(|| {
-        let gateway = known.gateway.map_or_else(String::new, |gateway| format!(", which {gateway} has"));
-        format!("{} {}{gateway}", part(known.to), known.to)
-    })
-}
-
-/// The remembered route to a block that holds this destination.
-fn covering(memory: &RouteMemory, to: IpNet) -> Option<&TableRoute> {
-    (1..=to.prefix_len()).rev().find_map(|length| memory.remote(IpNet::new(to.network(), length).ok()?.trunc()))
+/// This prefix and all wider ones but the default, the longest first.
+fn wider(net: IpNet) -> impl Iterator<Item = IpNet> {
+    (1..=net.prefix_len()).rev().filter_map(move |length| Some(IpNet::new(net.network(), length).ok()?.trunc()))
 }
 
 /// Whether this is an address of the node, or of its end of a tunnel.

@@ -71,11 +71,11 @@ impl Routing {
             let uplink = || self.uplinks().any(|uplink| uplink == link.index);
             link.loopback || link.is_tunnel() || (link.is_pods() && !uplink())
         };
-        let fine: Vec<u32> = self.links.iter().filter(fine).map(|link| link.index).collect();
-        self.routes
-            .main()
-            .iter()
-            .filter(move |route| !route.is_calicos() && route.to.prefix_len() > 0 && !fine.contains(&route.link))
+        let mut fine: Vec<u32> = self.links.iter().filter(fine).map(|link| link.index).collect();
+        fine.sort_unstable();
+        self.routes.main().iter().filter(move |route| {
+            !route.is_calicos() && route.to.prefix_len() > 0 && fine.binary_search(&route.link).is_err()
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::super::routes::{captures, uses_main, written};
+use super::super::routes::{Captures, uses_main, written};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
 
 pub(super) const CHECK: Check = Check {
@@ -26,13 +26,16 @@ fn run(look: &Look<'_>) -> Outcome {
     if !uses_main(&look.now.cni) {
         return Outcome::NotApplicable("the CNI here routes pods by tables of its own".into());
     }
-    let captured = routing.foreign_routes().filter_map(|route| {
-        let what = captures(look, routing, route)?;
-        let detail = format!("The route `{}` captures {what}", written(routing, route));
-        let next = format!("Find out who added the route (`ip monitor route`) and remove it: `ip route del {route}`");
+    let captures = Captures::of(look, routing);
+    let findings = captures.foreign.iter().filter_map(|route| {
+        let what = captures.by(route)?;
+        let route_text = written(routing, route);
+        let detail = format!("The route `{route_text}` captures {what}");
+        let next =
+            format!("Find out who added the route (`ip monitor route`) and remove it: `ip route del {route_text}`");
         Some(Finding::new(route.to.to_string(), detail).next(next))
     });
-    let mut findings: Vec<Finding> = captured.collect();
+    let mut findings: Vec<Finding> = findings.collect();
     findings.dedup_by(|a, b| a.subject == b.subject);
     Outcome::from_findings(findings)
 }

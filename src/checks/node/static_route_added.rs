@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::super::routes::{captures, written};
+use super::super::routes::{Captures, written};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
 
 pub(super) const CHECK: Check = Check {
@@ -37,10 +37,9 @@ fn run(look: &Look<'_>) -> Outcome {
     if look.now.cni.config().is_some_and(|config| WRITERS.iter().any(|plugin| config.has(plugin))) {
         return Outcome::NotApplicable("the CNI here writes such routes itself".into());
     }
-    let added = routing.foreign_routes().filter(|route| {
-        BY_HAND.contains(&route.protocol)
-            && !first.routes.contains(&route.to)
-            && captures(look, routing, route).is_none()
+    let captures = Captures::of(look, routing);
+    let added = captures.foreign.iter().filter(|route| {
+        BY_HAND.contains(&route.protocol) && !first.routes.contains(&route.to) && captures.by(route).is_none()
     });
     let mut findings: Vec<Finding> = added
         .map(|route| {

@@ -192,21 +192,23 @@ pub(super) struct Routes {
 impl Routes {
     /// Takes one `RTM_NEWROUTE`. Of tables other than `main` those in `tables` are kept.
     pub(super) fn add(&mut self, body: &[u8], tables: &[u32]) -> Result<(), Malformed> {
-        // Only default routes are decoded in full, and there can be 100,000 others.
-        let header = RouteHeader::parse(body).map_err(|_| Malformed("a route ends in its header"))?;
-        let Some(family) = family(header.address_family) else { return Ok(()) };
+        // Only default routes are decoded in full, and there can be 100,000 others. `struct rtmsg`: family, prefix lengths,
+        // type of service, table, protocol, scope, type, flags.
+        let (header, attributes) = body.split_first_chunk::<12>().ok_or(Malformed("a route ends in its header"))?;
+        let &[family, length, _, _, table, protocol, _, kind, ..] = header;
+        let Some(family) = self::family(family.into()) else { return Ok(()) };
+        let flags = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
         // Cloned ones are cached decisions, not routes.
-        if header.table == LOCAL || header.flags.contains(RouteFlags::Cloned) {
+        if table == LOCAL || flags & RouteFlags::Cloned.bits() != 0 {
             return Ok(());
         }
-        let protocol = header.protocol.into();
         *self.counts.entry((family, protocol)).or_default() += 1;
-        if header.destination_prefix_length == 0 {
+        if length == 0 {
             let message = RouteMessage::parse(body).map_err(|_| Malformed("a default route cannot be decoded"))?;
             self.defaults.push(default_route(&message, family));
         }
-        if header.table == MAIN || !tables.is_empty() {
-            let route = table_route(&header, family, body.get(12..).unwrap_or_default())?;
+        if table == MAIN || !tables.is_empty() {
+            let route = table_route(family, length, table, protocol, kind, attributes)?;
             self.keep(route.filter(|route| route.table == u32::from(MAIN) || tables.contains(&route.table)));
         }
         Ok(())
@@ -232,8 +234,15 @@ impl Routes {
 }
 
 /// A route as it is kept; none for groups, for addresses of one link, and for what the kernel keeps for itself.
-fn table_route(header: &RouteHeader, family: Family, attributes: &[u8]) -> Result<Option<TableRoute>, Malformed> {
-    let kind = kind(header.kind);
+fn table_route(
+    family: Family,
+    length: u8,
+    table: u8,
+    protocol: u8,
+    kind: u8,
+    attributes: &[u8],
+) -> Result<Option<TableRoute>, Malformed> {
+    let kind = self::kind(kind.into());
     if !matches!(
         kind,
         RouteKind::Unicast | RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Prohibit | RouteKind::Other(9)
@@ -244,7 +253,7 @@ fn table_route(header: &RouteHeader, family: Family, attributes: &[u8]) -> Resul
         Family::V4 => IpAddr::V4([0; 4].into()),
         Family::V6 => IpAddr::V6([0; 16].into()),
     };
-    let (mut table, mut metric, mut link, mut gateway, mut several) = (header.table.into(), 0, 0, None, false);
+    let (mut table, mut metric, mut link, mut gateway, mut several) = (u32::from(table), 0, 0, None, false);
     for attribute in Attributes(attributes) {
         match attribute? {
             (RTA_DST, value) => to = ip(value)?,
@@ -261,8 +270,7 @@ fn table_route(header: &RouteHeader, family: Family, attributes: &[u8]) -> Resul
         IpAddr::V4(address) => address.is_link_local() || address.is_multicast(),
         IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
     };
-    let to = IpNet::new(to, header.destination_prefix_length).map_err(|_| Malformed("a prefix is too long"))?;
-    let protocol = header.protocol.into();
+    let to = IpNet::new(to, length).map_err(|_| Malformed("a prefix is too long"))?;
     Ok((!one_link).then_some(TableRoute { table, to, metric, protocol, kind, link, gateway, several }))
 }
 
