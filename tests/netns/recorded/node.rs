@@ -159,7 +159,9 @@ impl Node {
             ("iptables-legacy-restore", "iptables-legacy-save.txt"),
         ] {
             if self.differs(recording, file) {
-                self.feed(restore, recording.text(file)?)?;
+                // Its own lock, not that of the machine.
+                let lock = self.path("run/xtables.lock");
+                self.feed(&format!("XTABLES_LOCKFILE={} {restore}", lock.display()), recording.text(file)?)?;
             }
         }
         Ok(())
