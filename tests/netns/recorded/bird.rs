@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::files::Recording;
 
@@ -56,8 +56,10 @@ impl Bird {
         let _guard = runtime.enter();
         let listener = tokio::net::UnixListener::from_std(listener)?;
         Ok(Bird::Answers(runtime.spawn(async move {
+            // Those who are connected lose it together with the rest.
+            let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&served)));
+                connections.spawn(serve(stream, Arc::clone(&served)));
             }
         })))
     }

@@ -62,7 +62,11 @@ fn exists(code: &str) -> bool {
 
 /// Silence of what was not seen proves nothing.
 fn everything_was_looked_at(checked: &Checked, recording: &Recording) -> Result<()> {
-    ensure!(checked.unknown().is_empty(), "could not look: {:?}", checked.unknown());
+    // What only BIRD can tell nobody knows while it does not answer.
+    let silent = recording.get("bird-protocols.txt").is_none();
+    let told_by_bird = |code: &str| code.starts_with("Bgp") || code.starts_with("Bird");
+    let blind: Vec<_> = checked.unknown().into_iter().filter(|(code, _)| !(silent && told_by_bird(code))).collect();
+    ensure!(blind.is_empty(), "could not look: {blind:?}");
     let snapshot = &checked.json["snapshot"];
     let running = pods(recording)?.iter().filter(|pod| pod.phase == "Running").count();
     let routed = snapshot["routing"]["yes"]["pods"].as_object().map_or(0, serde_json::Map::len);
@@ -133,16 +137,16 @@ fn incident_04_felix_hung_and_dead_and_its_jumps_deleted() -> Result<()> {
 
 #[test]
 fn incident_05_kube_proxy_dead_its_jumps_deleted_and_nat_flushed() -> Result<()> {
-    const DOWN: Expected = ("KubeProxyDown", "");
     const UNHOOKED: Expected =
         ("KubeProxyChainsUnhooked", "nat PREROUTING -> KUBE-SERVICES, nat OUTPUT -> KUBE-SERVICES");
     const MISSING: Expected = ("KubeProxyChainsMissing", "nat KUBE-SERVICES");
     const CALICO: Expected = ("CalicoChainsMissing", "nat cali-PREROUTING");
     let phases: [(&str, &[Expected]); 7] = [
         ("before", NOTHING),
-        ("during-a-stopped", &[DOWN]),
-        ("during-b-jumps-gone", &[DOWN, UNHOOKED]),
-        ("during-c-nat-flushed", &[CALICO, DOWN, MISSING]),
+        // Not every node has a kube-proxy: one look cannot tell one that has gone. `over_time` can.
+        ("during-a-stopped", NOTHING),
+        ("during-b-jumps-gone", &[UNHOOKED]),
+        ("during-c-nat-flushed", &[CALICO, MISSING]),
         ("during-d-alive-jumps-gone", &[UNHOOKED]),
         ("during-e-alive-nat-flushed", &[CALICO, MISSING]),
         // It was recorded when Felix had repaired its part, and kube-proxy, alive, had not noticed.

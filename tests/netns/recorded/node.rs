@@ -159,22 +159,24 @@ impl Node {
             ("iptables-legacy-restore", "iptables-legacy-save.txt"),
         ] {
             if self.differs(recording, file) {
-                self.feed(restore, recording.text(file)?)?;
+                // Its own lock, not that of the machine.
+                let lock = self.path("run/xtables.lock");
+                self.feed(&format!("XTABLES_LOCKFILE={} {restore}", lock.display()), recording.text(file)?)?;
             }
         }
         Ok(())
     }
 
-    /// CNI configuration and programs, and Calico's files.
+    /// CNI programs and configuration, in the order in which install-cni writes them, and Calico's files.
     pub fn set_files(&self, recording: &Recording) -> Result<()> {
+        let programs = recording.text("cni-bin.txt")?.lines().filter_map(|line| line.split_once(' '));
+        let programs = programs.map(|(_, name)| (name, "#!/bin/sh\nexit 0\n".to_owned())).collect();
+        sync(&self.path("opt/cni/bin"), &programs, 0o755)?;
         let configuration: BTreeMap<&str, String> = recording
             .directory("cni-net.d")
             .map(|(name, text)| (name, if name == "calico-kubeconfig" { kubeconfig() } else { text.to_owned() }))
             .collect();
         sync(&self.path("etc/cni/net.d"), &configuration, 0o600)?;
-        let programs = recording.text("cni-bin.txt")?.lines().filter_map(|line| line.split_once(' '));
-        let programs = programs.map(|(_, name)| (name, "#!/bin/sh\nexit 0\n".to_owned())).collect();
-        sync(&self.path("opt/cni/bin"), &programs, 0o755)?;
         let files = recording.text("var-lib-calico.txt")?.lines().filter_map(|line| line.split_once(':'));
         sync(&self.path("var/lib/calico"), &files.map(|(name, value)| (name, value.to_owned())).collect(), 0o644)
     }
