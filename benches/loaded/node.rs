@@ -79,7 +79,10 @@ impl Drop for Ended {
 
 /// Runs a command in the namespaces of a machine and writes its input piece by piece.
 fn stream(machine: &Machine, argv: &[&str], write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let mut child = machine.net().command(argv[0]).args(&argv[1..]).stdin(Stdio::piped()).spawn()?;
+    let mut command = machine.net().command(argv[0]);
+    // The lock of legacy iptables would be the machine's.
+    command.args(&argv[1..]).env("XTABLES_LOCKFILE", machine.place("run/xtables.lock"));
+    let mut child = command.stdin(Stdio::piped()).spawn()?;
     let mut input = BufWriter::new(child.stdin.take().context("piped")?);
     write(&mut input).and_then(|()| input.flush()).with_context(|| argv.join(" "))?;
     drop(input);
