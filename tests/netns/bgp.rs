@@ -1,6 +1,7 @@
 //! A full mesh of real BIRDs, of version 1.6 and of version 2: the machine under test is 10.0.0.2, so it opens the session
 //! with 10.0.0.1 and waits for 10.0.0.3, as in Calico's mesh.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Child;
 use std::time::Duration;
@@ -52,11 +53,13 @@ fn configuration(version: Version, own: u8, scan: u32, password: Option<(u8, &st
         let secret = password.filter(|(with, _)| *with == peer);
         let secret = secret.map_or_else(String::new, |(_, secret)| format!("password \"{secret}\";"));
         let routes = channel("import all; export where source = RTS_STATIC;");
-        text += &format!(
+        writeln!(
+            text,
             "protocol bgp Mesh_10_0_0_{peer} {{ description \"Connection to BGP peer\"; local as 64512; multihop; \
              {recursive} {passive} {secret} connect delay time 1; connect retry time 3; error wait time 1,2; \
-             graceful restart; graceful restart time 120; neighbor 10.0.0.{peer} as 64512; {routes} }}\n"
-        );
+             graceful restart; graceful restart time 120; neighbor 10.0.0.{peer} as 64512; {routes} }}"
+        )
+        .expect("a string takes everything");
     }
     text
 }

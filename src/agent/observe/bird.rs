@@ -27,8 +27,6 @@ const SOCKETS: [(&str, Family); 4] = [
 ];
 /// While `show protocols` says the same, `show protocols all` is asked for this seldom.
 const DETAILS: Duration = Duration::from_secs(30);
-/// Growth of the kernel's counters takes two looks; segments are sent again after 1 and 2 s, and BIRD pauses in between.
-const GROWTH: Duration = Duration::from_millis(3500);
 /// BIRD looks at the kernel's table every 2 s (`scan time` of Calico) and puts back what is missing.
 const SCAN: Duration = Duration::from_millis(2500);
 /// While the kernel has fewer routes than BIRD, they are compared this often; and this seldom once none was missing: BIRD
@@ -100,10 +98,6 @@ impl BirdSource {
         let mut bgp = Bgp { daemons, tcp: Seen::Absent };
         let waits = bgp.peers().any(|peer| !matches!(peer.state, BgpState::Established | BgpState::Down));
         if waits {
-            if self.tcp.is_new() {
-                self.tcp.look().await.ok();
-                tokio::time::sleep(GROWTH).await;
-            }
             bgp.tcp = self.tcp.look().await.into();
         } else {
             self.tcp.forget();

@@ -22,9 +22,10 @@ pub(super) const CHECK: Check = Check {
     run,
 };
 
+const NO_TUNNELS: &str = "no tunnels between nodes here, or nobody tells where they lead";
+
 fn run(look: &Look<'_>) -> Outcome {
-    let none = "no tunnels between nodes here, or nobody tells where they lead";
-    let silent = seen!(look.now.tunnels, Outcome::NotApplicable(none.into()));
+    let silent = seen!(look.now.tunnels, Outcome::NotApplicable(NO_TUNNELS.into()));
     let findings = silent.iter().map(|peer| {
         let (node, tunnel, address) = (&peer.node, peer.tunnel, peer.address);
         let detail = format!(

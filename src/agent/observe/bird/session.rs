@@ -49,14 +49,12 @@ impl Session {
 
     /// Asks a question; `each` gets code and text of every line of the answer.
     pub(super) async fn ask(&mut self, question: &str, each: &mut Each<'_>) -> Result<(), LookError> {
-        match timeout(ANSWER, self.exchange(question, each)).await {
-            Ok(result) => result,
-            Err(_) => {
-                let seconds = ANSWER.as_secs();
-                let detail = format!("accepts connections but has not answered `{question}` within {seconds} s");
-                Err(LookError::new(self.socket, Reason::TimedOut, detail))
-            }
+        if let Ok(result) = timeout(ANSWER, self.exchange(question, each)).await {
+            return result;
         }
+        let seconds = ANSWER.as_secs();
+        let detail = format!("accepts connections but has not answered `{question}` within {seconds} s");
+        Err(LookError::new(self.socket, Reason::TimedOut, detail))
     }
 
     async fn exchange(&mut self, question: &str, each: &mut Each<'_>) -> Result<(), LookError> {

@@ -21,7 +21,9 @@ const ESTABLISHED: u8 = 1;
 const SYN_SENT: u8 = 2;
 const SYN_RECV: u8 = 3;
 /// BIRD gives up a connection after its retry time (Calico: 3 s) and begins another, whose first second tells nothing.
-const SILENT: Duration = Duration::from_secs(10);
+const SILENT: Duration = Duration::from_secs(15);
+/// Growth of the kernel's counters takes two looks; segments are sent again after 1 and 2 s, and BIRD pauses in between.
+const GROWTH: Duration = Duration::from_millis(3500);
 /// As long as a mismatch counts after a segment was dropped for it: they are sent again after 1, 2, 4, ... 16 s.
 const MISMATCH: Duration = Duration::from_secs(30);
 /// A table of 50,000 sockets takes a while to print; in time and bytes.
@@ -29,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 const NETSTAT: u64 = 1 << 16;
 /// A table that takes long is read less often, so that this costs half a percent of a CPU at most.
 const SHARE: u32 = 200;
-const AT_MOST: Duration = Duration::from_secs(30);
+const AT_MOST: Duration = Duration::from_secs(10);
 
 /// Counters of segments that were dropped because of a TCP-MD5 signature.
 const COUNTERS: [&str; 3] = ["TCPMD5NotFound", "TCPMD5Unexpected", "TCPMD5Failure"];
@@ -75,18 +77,25 @@ impl TcpSource {
         self.grew = [None; 3];
     }
 
-    /// Whether a further look can tell more, since growth needs two.
-    pub(super) fn is_new(&self) -> bool {
-        self.last.is_none()
-    }
-
+    /// Looks, unless the last look took long and was a short while ago. Growth takes two looks: the first one ever is two,
+    /// with a pause in between.
     pub(super) async fn look(&mut self) -> Result<BgpTcp, LookError> {
+        if self.last.is_none() {
+            self.look_now().await.ok();
+            tokio::time::sleep(GROWTH).await;
+            return self.look_now().await;
+        }
         let now = Instant::now();
         if let Some((at, seen)) = &self.last
             && now.duration_since(*at) < (self.took * SHARE).min(AT_MOST)
         {
             return seen.clone();
         }
+        self.look_now().await
+    }
+
+    async fn look_now(&mut self) -> Result<BgpTcp, LookError> {
+        let now = Instant::now();
         let host = self.host.clone();
         let seen = self.blocking.run("TCP sockets", DEADLINE, move || Ok((rows(&host)?, counters(&host)?))).await;
         self.took = now.elapsed();

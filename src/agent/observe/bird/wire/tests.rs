@@ -21,7 +21,9 @@ fn protocols(bytes: &[u8]) -> Protocols {
     let mut protocols = Protocols::default();
     let (lines, end) = lines(bytes, 100).expect("an answer of BIRD");
     assert!(end, "the answer ends");
-    lines.iter().for_each(|(code, text)| protocols.line(*code, text));
+    for (code, text) in &lines {
+        protocols.line(*code, text);
+    }
     protocols
 }
 
@@ -98,7 +100,7 @@ fn who_does_not_speak_as_bird_does_is_refused() {
 fn an_answer_without_end_and_a_line_without_end_are_cut() {
     let mut framer = Framer::default();
     framer.feed(b"1002-", &mut |_, _| ()).expect("a beginning");
-    let chunk = [b'x'; 1 << 16];
+    let chunk = vec![b'x'; 1 << 16];
     let end = (0..1000).find_map(|_| framer.feed(&chunk, &mut |_, _| ()).err());
     assert_eq!(end, Some(Malformed("sends an answer without an end")));
     assert!(framer.line.len() <= LONGEST_LINE);
@@ -182,10 +184,10 @@ proptest! {
         protocols.line(DETAIL, &text);
         for row in rows {
             if let Ok((lines, _)) = lines(format!("{row}\n").as_bytes(), 3) {
-                lines.iter().for_each(|(code, text)| {
+                for (code, text) in &lines {
                     protocols.line(*code, text);
                     destination(*code, text);
-                });
+                }
             }
         }
         since(&text);
