@@ -213,6 +213,7 @@ impl Surroundings {
             Change::Lost(why) => seen.sight.lost(now, why),
             Change::NotThere(how) => {
                 seen.sight.found();
+                seen.sight.forgotten();
                 seen.not_there = Some(how);
                 self.retain(what, |_| false);
                 self.changed();
