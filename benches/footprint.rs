@@ -121,6 +121,7 @@ fn aggregator() -> Result<()> {
         let items: Vec<Value> = chunk.iter().map(|index| worker(*index)).collect();
         control_plane.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
     }
+    blocks(&control_plane, NODES)?;
     let mut command = control_plane.command_in(program());
     command.args([
         "aggregator",
@@ -139,6 +140,10 @@ fn aggregator() -> Result<()> {
         ensure!(count == NODES, "{count} workers");
         Ok(())
     });
+    let map = eventually("the map", SOON, || {
+        control_plane.exec_in_ns(&["curl", "-sf", "http://127.0.0.1:8080/api/v1/map?node=worker-0000"])
+    });
+    figure("aggregator: /api/v1/map with 500 Nodes", map.len() as f64 / 1024.0, "KiB", 256.0);
     let script =
         "for i in $(seq 500); do curl -s -o /dev/null -w '%{time_total}\\n' http://127.0.0.1:8080/api/v1/report; done";
     let times = control_plane.exec_in_ns(&["sh", "-c", script])?;
@@ -148,6 +153,32 @@ fn aggregator() -> Result<()> {
     let inside = running.inside()?;
     let status = std::fs::read_to_string(format!("/proc/{inside}/status"))?;
     figure("aggregator: resident memory with 500 Nodes", kib(&status, "VmRSS")? / 1024.0, "MiB", 16.0);
+    Ok(())
+}
+
+/// Calico's blocks: three for each Node.
+fn blocks(control_plane: &ControlPlane, nodes: usize) -> Result<()> {
+    let kind = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "blockaffinities.crd.projectcalico.org"},
+        "spec": {
+            "group": "crd.projectcalico.org", "scope": "Cluster",
+            "names": {"plural": "blockaffinities", "singular": "blockaffinity", "kind": "BlockAffinity"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                "type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
+        },
+    });
+    control_plane.apply(&kind.to_string())?;
+    eventually("the kind is served", SOON, || control_plane.raw("/apis/crd.projectcalico.org/v1/blockaffinities"));
+    for chunk in (0..3 * nodes).collect::<Vec<_>>().chunks(250) {
+        let block = |index: &usize| {
+            json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BlockAffinity", "metadata": {"name": format!("block-{index:04}")},
+                "spec": {"node": format!("worker-{:04}", index / 3), "state": "confirmed", "deleted": "false",
+                    "cidr": format!("172.{}.{}.{}/26", 16 + index / 1024, index / 4 % 256, index % 4 * 64)}})
+        };
+        let items: Vec<Value> = chunk.iter().map(block).collect();
+        control_plane.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+    }
     Ok(())
 }
 
@@ -163,8 +194,11 @@ fn worker(index: usize) -> Value {
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": format!("worker-{index:04}"),
             "labels": {"topology.kubernetes.io/zone": format!("zone-{}", index % 3), "node.kubernetes.io/pool": format!("pool-{}", index % 5)},
-            "annotations": {"nodevitals.dev/state": "Normal", "nodevitals.dev/findings": "[]"}},
-        "status": {"images": images, "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"},
+            "annotations": {"nodevitals.dev/state": "Normal", "nodevitals.dev/findings": "[]",
+                "projectcalico.org/IPv4Address": format!("10.9.{}.{}/16", index / 250, index % 250),
+                "projectcalico.org/IPv4IPIPTunnelAddr": format!("172.30.{}.{}", index / 250, index % 250)}},
+        "spec": {"podCIDRs": [format!("10.{}.{}.0/24", 100 + index / 250, index % 250)]},
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("10.9.{}.{}", index / 250, index % 250)}], "images": images, "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"},
             {"type": "WorkerProblem", "status": "False", "reason": "WorkerHealthy", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
     })
 }

@@ -18,10 +18,6 @@ pub(super) trait Shape: Sized {
         None
     }
 
-    fn of_u64(_number: u64) -> Option<Self> {
-        None
-    }
-
     fn of_seq<'de, A: SeqAccess<'de>>(mut seq: A) -> Result<Option<Self>, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(None)
@@ -64,20 +60,6 @@ impl Shape for String {
 impl Shape for bool {
     fn of_bool(flag: bool) -> Option<Self> {
         Some(flag)
-    }
-}
-
-/// A switch of which it matters whether it is there.
-impl Shape for Option<bool> {
-    fn of_bool(flag: bool) -> Option<Self> {
-        Some(Some(flag))
-    }
-}
-
-/// A port, an exit status or a small count; what does not fit is none.
-impl Shape for Option<u16> {
-    fn of_u64(number: u64) -> Option<Self> {
-        u16::try_from(number).ok().map(Some)
     }
 }
 
@@ -127,8 +109,8 @@ impl<'de, T: Shape> Visitor<'de> for Any<T> {
         Ok(None)
     }
 
-    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(T::of_u64(number))
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<Self::Value, E> {

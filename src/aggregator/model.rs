@@ -140,7 +140,6 @@ impl<'de> Deserialize<'de> for Value {
 fn wanted(key: &str) -> bool {
     key.starts_with(ANNOTATION_PREFIX)
         || key.starts_with(CALICO_ADDRESSES)
-        || key == SERVICE_NAME
         || POOL_LABELS.contains(&key)
         || ZONE_LABELS.contains(&key)
 }

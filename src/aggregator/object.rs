@@ -1,198 +1,217 @@
 //! All other objects as the API server sends them: Pods, Services, EndpointSlices and those of Calico.
 //!
-//! One type for all of them, with every field that is read of any, so that the program holds the watch only once more.
+//! One type for all of them, with every field that is read of any, so that the program holds the watch only once more. It
+//! is read by way of a tree, one object at a time: a reader for each of these structs would be a large part of the program.
 
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde::de::MapAccess;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess};
+use serde_json::Value;
 
-use super::lenient::{Shape, lenient, object, read_from_an_object};
-use super::model::{ConditionView, Meta, Versioned};
+use super::lenient::Shape;
+use super::model::{ConditionView, Kept, Meta, SERVICE_NAME, Versioned};
 
 /// An object.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct ObjectView {
-    #[serde(deserialize_with = "lenient")]
     pub(super) metadata: Meta,
-    #[serde(deserialize_with = "lenient")]
     pub(super) spec: Spec,
-    #[serde(deserialize_with = "lenient")]
     pub(super) status: StatusView,
     /// Of an EndpointSlice.
-    #[serde(deserialize_with = "lenient")]
     pub(super) ports: Vec<PortView>,
     /// Of an EndpointSlice.
-    #[serde(deserialize_with = "lenient")]
     pub(super) endpoints: Vec<EndpointView>,
 }
 
 /// What is read of a `spec`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Spec {
     /// Pod.
-    #[serde(deserialize_with = "lenient")]
     pub(super) node_name: String,
     /// Pod.
-    #[serde(deserialize_with = "lenient")]
     pub(super) service_account_name: String,
     /// BlockAffinity.
-    #[serde(deserialize_with = "lenient")]
     pub(super) node: String,
     /// BlockAffinity, IPPool.
-    #[serde(deserialize_with = "lenient")]
     pub(super) cidr: String,
     /// BlockAffinity: `confirmed`, `pending` or `pendingDeletion`.
-    #[serde(deserialize_with = "lenient")]
     pub(super) state: String,
     /// BlockAffinity: the text `true` in `crd.projectcalico.org/v1`, a boolean in `projectcalico.org/v3`.
-    #[serde(deserialize_with = "lenient")]
-    pub(super) deleted: Flag,
+    pub(super) deleted: bool,
     /// BlockAffinity: `host`, or `virtual` for a block of load balancer addresses. Older versions do not have it.
-    #[serde(rename = "type", deserialize_with = "lenient")]
     pub(super) kind: String,
     /// IPPool.
-    #[serde(deserialize_with = "lenient")]
     pub(super) ipip_mode: String,
     /// IPPool.
-    #[serde(deserialize_with = "lenient")]
     pub(super) vxlan_mode: String,
     /// IPPool.
-    #[serde(deserialize_with = "lenient")]
     pub(super) disabled: bool,
     /// BGPConfiguration.
-    #[serde(deserialize_with = "lenient")]
     pub(super) node_to_node_mesh_enabled: Option<bool>,
-    /// BGPConfiguration.
-    #[serde(deserialize_with = "lenient")]
-    pub(super) node_mesh_password: PasswordView,
+    /// BGPConfiguration: the Secret with the peers' password.
+    pub(super) password_secret: String,
     /// Service.
-    #[serde(rename = "clusterIPs", deserialize_with = "lenient")]
     pub(super) cluster_ips: Vec<String>,
     /// Service.
-    #[serde(deserialize_with = "lenient")]
     pub(super) ports: Vec<PortView>,
 }
 
-/// A switch that is written as a boolean or as its text.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Flag(pub(super) bool);
-
-impl Shape for Flag {
-    fn of_str(text: &str) -> Option<Self> {
-        Some(Flag(text == "true"))
-    }
-
-    fn of_bool(flag: bool) -> Option<Self> {
-        Some(Flag(flag))
-    }
-}
-
-/// `nodeMeshPassword` of a BGPConfiguration.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct PasswordView {
-    #[serde(deserialize_with = "lenient")]
-    pub(super) secret_key_ref: SecretKeyView,
-}
-
-/// Which Secret.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct SecretKeyView {
-    #[serde(deserialize_with = "lenient")]
-    pub(super) name: String,
-}
-
 /// A port of a Service or of an EndpointSlice.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct PortView {
-    #[serde(deserialize_with = "lenient")]
     pub(super) name: String,
-    #[serde(deserialize_with = "lenient")]
     pub(super) protocol: String,
-    #[serde(deserialize_with = "lenient")]
     pub(super) port: Option<u16>,
 }
 
 /// Who serves.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct EndpointView {
-    #[serde(deserialize_with = "lenient")]
     pub(super) addresses: Vec<String>,
-    #[serde(deserialize_with = "lenient")]
-    pub(super) conditions: EndpointConditions,
-}
-
-/// Whether it does.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct EndpointConditions {
     /// Not said means ready.
-    #[serde(deserialize_with = "lenient")]
     pub(super) ready: Option<bool>,
 }
 
 /// What is read of a Pod's `status`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct StatusView {
-    #[serde(deserialize_with = "lenient")]
     pub(super) conditions: Vec<ConditionView>,
-    #[serde(deserialize_with = "lenient")]
     pub(super) init_container_statuses: Vec<ContainerView>,
 }
 
 /// How a container is.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct ContainerView {
-    #[serde(deserialize_with = "lenient")]
     pub(super) name: String,
-    #[serde(deserialize_with = "lenient")]
     pub(super) state: ContainerState,
-    #[serde(deserialize_with = "lenient")]
     pub(super) last_state: ContainerState,
 }
 
 /// One of the three.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct ContainerState {
-    #[serde(deserialize_with = "lenient")]
     pub(super) waiting: Option<Phase>,
-    #[serde(deserialize_with = "lenient")]
     pub(super) terminated: Option<Phase>,
 }
 
 /// Why, and since when.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Phase {
-    #[serde(deserialize_with = "lenient")]
     pub(super) reason: String,
-    #[serde(deserialize_with = "lenient")]
     pub(super) message: String,
-    #[serde(deserialize_with = "lenient")]
     pub(super) exit_code: Option<u16>,
-    #[serde(deserialize_with = "lenient")]
     pub(super) finished_at: Option<Timestamp>,
 }
-
-impl Shape for Option<Phase> {
-    fn of_map<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Self>, A::Error> {
-        object(map).map(Some)
-    }
-}
-
-read_from_an_object!(ObjectView, Spec, PasswordView, SecretKeyView, PortView, EndpointView, EndpointConditions);
-read_from_an_object!(StatusView, ContainerView, ContainerState);
 
 impl Versioned for ObjectView {
     fn version(&self) -> &str {
         &self.metadata.resource_version
     }
+}
+
+impl<'de> Deserialize<'de> for ObjectView {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        Value::deserialize(input).map(|tree| ObjectView::read(&tree))
+    }
+}
+
+impl Shape for ObjectView {
+    fn of_map<'de, A: MapAccess<'de>>(map: A) -> Result<Option<Self>, A::Error> {
+        ObjectView::deserialize(MapAccessDeserializer::new(map)).map(Some)
+    }
+}
+
+impl ObjectView {
+    /// What has the wrong shape costs itself: indexing a tree beside what it holds gives null.
+    fn read(tree: &Value) -> Self {
+        let (meta, spec, status) = (&tree["metadata"], &tree["spec"], &tree["status"]);
+        ObjectView {
+            metadata: Meta {
+                name: text(&meta["name"]),
+                namespace: text(&meta["namespace"]),
+                resource_version: text(&meta["resourceVersion"]),
+                creation_timestamp: time(&meta["creationTimestamp"]),
+                deletion_timestamp: time(&meta["deletionTimestamp"]),
+                labels: Kept(
+                    meta["labels"][SERVICE_NAME]
+                        .as_str()
+                        .map(|name| (SERVICE_NAME.to_owned(), name.to_owned()))
+                        .into_iter()
+                        .collect(),
+                ),
+                annotations: Kept::default(),
+            },
+            spec: Spec {
+                node_name: text(&spec["nodeName"]),
+                service_account_name: text(&spec["serviceAccountName"]),
+                node: text(&spec["node"]),
+                cidr: text(&spec["cidr"]),
+                state: text(&spec["state"]),
+                deleted: spec["deleted"] == "true" || spec["deleted"] == true,
+                kind: text(&spec["type"]),
+                ipip_mode: text(&spec["ipipMode"]),
+                vxlan_mode: text(&spec["vxlanMode"]),
+                disabled: spec["disabled"] == true,
+                node_to_node_mesh_enabled: spec["nodeToNodeMeshEnabled"].as_bool(),
+                password_secret: text(&spec["nodeMeshPassword"]["secretKeyRef"]["name"]),
+                cluster_ips: each(&spec["clusterIPs"], text),
+                ports: each(&spec["ports"], port),
+            },
+            status: StatusView {
+                conditions: each(&status["conditions"], condition),
+                init_container_statuses: each(&status["initContainerStatuses"], container),
+            },
+            ports: each(&tree["ports"], port),
+            endpoints: each(&tree["endpoints"], |tree| EndpointView {
+                addresses: each(&tree["addresses"], text),
+                ready: tree["conditions"]["ready"].as_bool(),
+            }),
+        }
+    }
+}
+
+fn text(tree: &Value) -> String {
+    tree.as_str().unwrap_or_default().to_owned()
+}
+
+fn time(tree: &Value) -> Option<Timestamp> {
+    tree.as_str()?.parse().ok()
+}
+
+fn number(tree: &Value) -> Option<u16> {
+    tree.as_u64().and_then(|number| number.try_into().ok())
+}
+
+fn each<T>(tree: &Value, read: fn(&Value) -> T) -> Vec<T> {
+    tree.as_array().into_iter().flatten().map(read).collect()
+}
+
+fn port(tree: &Value) -> PortView {
+    PortView { name: text(&tree["name"]), protocol: text(&tree["protocol"]), port: number(&tree["port"]) }
+}
+
+fn condition(tree: &Value) -> ConditionView {
+    ConditionView {
+        kind: text(&tree["type"]),
+        status: text(&tree["status"]),
+        last_transition_time: time(&tree["lastTransitionTime"]),
+        ..ConditionView::default()
+    }
+}
+
+fn container(tree: &Value) -> ContainerView {
+    ContainerView { name: text(&tree["name"]), state: state(&tree["state"]), last_state: state(&tree["lastState"]) }
+}
+
+fn state(tree: &Value) -> ContainerState {
+    ContainerState { waiting: phase(&tree["waiting"]), terminated: phase(&tree["terminated"]) }
+}
+
+fn phase(tree: &Value) -> Option<Phase> {
+    tree.is_object().then(|| Phase {
+        reason: text(&tree["reason"]),
+        message: text(&tree["message"]),
+        exit_code: number(&tree["exitCode"]),
+        finished_at: time(&tree["finishedAt"]),
+    })
 }

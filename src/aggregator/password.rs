@@ -86,11 +86,14 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
         }
         let mut found = Vec::new();
         for way in &ways {
-            let (exists, refused) = (exists(client, way).await, refused(client, way).await);
+            let known = before.iter().find(|known| known.way == *way);
+            // What could not be asked just now is as it was.
+            let exists = exists(client, way).await.unwrap_or_else(|| known.and_then(|known| known.exists));
+            let refused = refused(client, way).await;
+            let refused = refused.unwrap_or_else(|| known.map(|known| known.refused.clone()).unwrap_or_default());
             let mut this = Found { way: way.clone(), exists, refused, since: None };
             if this.is_wrong() {
-                let known = before.iter().find(|known| known.way == *way).and_then(|known| known.since);
-                this.since = known.or_else(|| Some(Timestamp::now()));
+                this.since = known.and_then(|known| known.since).or_else(|| Some(Timestamp::now()));
             }
             found.push(this);
         }
@@ -99,29 +102,30 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
     }
 }
 
-/// Asks for the metadata only, and does not read even that.
-async fn exists(client: &Client, way: &Way) -> Option<bool> {
+/// Asks for the metadata only, and does not read even that. None when nobody answered.
+async fn exists(client: &Client, way: &Way) -> Option<Option<bool>> {
     let request = Request::get(format!("/api/v1/namespaces/{}/secrets/{}", way.namespace, way.secret))
         .header(ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1")
         .body(Body::empty())
         .ok()?;
     let answer = tokio::time::timeout(DEADLINE, client.send(request)).await.ok()?.ok()?;
     match answer.status().as_u16() {
-        200 => Some(true),
-        404 => Some(false),
+        200 => Some(Some(true)),
+        404 => Some(Some(false)),
+        403 => Some(None),
         _ => None,
     }
 }
 
-async fn refused(client: &Client, way: &Way) -> Vec<&'static str> {
+/// What calico-node may not do; none when that could not be asked.
+async fn refused(client: &Client, way: &Way) -> Option<Vec<&'static str>> {
     let mut refused = Vec::new();
     for verb in VERBS {
-        // What could not be asked is not refused.
-        if may(client, way, verb).await == Some(false) {
+        if !may(client, way, verb).await? {
             refused.push(verb);
         }
     }
-    refused
+    Some(refused)
 }
 
 async fn may(client: &Client, way: &Way, verb: &str) -> Option<bool> {

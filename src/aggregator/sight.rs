@@ -47,6 +47,11 @@ impl Sight {
         self.complete = true;
     }
 
+    /// What was listed no longer counts.
+    pub(crate) fn forgotten(&mut self) {
+        self.complete = false;
+    }
+
     /// The API server answers.
     pub(crate) fn found(&mut self) {
         self.lost = None;

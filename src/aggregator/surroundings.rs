@@ -213,6 +213,7 @@ impl Surroundings {
             Change::Lost(why) => seen.sight.lost(now, why),
             Change::NotThere(how) => {
                 seen.sight.found();
+                seen.sight.forgotten();
                 seen.not_there = Some(how);
                 self.retain(what, |_| false);
                 self.changed();
@@ -322,7 +323,7 @@ fn keep(what: What, object: &ObjectView) -> Option<Kept> {
     let (meta, spec) = (&object.metadata, &object.spec);
     match what {
         What::Affinities => {
-            let confirmed = spec.state == "confirmed" && !spec.deleted.0 && meta.deletion_timestamp.is_none();
+            let confirmed = spec.state == "confirmed" && !spec.deleted && meta.deletion_timestamp.is_none();
             // Blocks of load balancer addresses are on no node, whatever their `node` says.
             let of_a_node = matches!(spec.kind.as_str(), "" | "host") && !spec.node.is_empty();
             let block = spec.cidr.parse().ok()?;
@@ -336,7 +337,7 @@ fn keep(what: What, object: &ObjectView) -> Option<Kept> {
             disabled: spec.disabled,
         }))),
         What::Bgp => {
-            let secret = &spec.node_mesh_password.secret_key_ref.name;
+            let secret = &spec.password_secret;
             (meta.name == "default").then(|| {
                 Kept::Bgp(Bgp {
                     full_mesh: spec.node_to_node_mesh_enabled.unwrap_or(true),
@@ -351,7 +352,7 @@ fn keep(what: What, object: &ObjectView) -> Option<Kept> {
             ports: ports(&spec.ports, &[]),
         }))),
         What::ApiSlices | What::DnsSlices => {
-            let ready = object.endpoints.iter().filter(|endpoint| endpoint.conditions.ready.unwrap_or(true));
+            let ready = object.endpoints.iter().filter(|endpoint| endpoint.ready.unwrap_or(true));
             // All addresses of one endpoint lead to the same Pod; which is used is not said, the first by agreement.
             let addresses = ready.filter_map(|endpoint| endpoint.addresses.first()?.parse().ok());
             let addresses: Vec<IpAddr> = addresses.take(MOST_ENDPOINTS).collect();

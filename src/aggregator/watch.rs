@@ -136,8 +136,7 @@ pub(super) async fn follow<T: Object>(client: &Client, kind: &Kind, sink: &mut d
                     tokio::time::sleep(wait).await;
                 }
             }
-            End::NotThere(_, why) => follower.lost(why, &mut backoff).await,
-            End::Failed(why) => follower.lost(why, &mut backoff).await,
+            End::NotThere(_, why) | End::Failed(why) => follower.lost(why, &mut backoff).await,
         }
     }
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Running, rendered, soon};
-use crate::support::control_plane::ADDRESS;
+use crate::support::control_plane::{ADDRESS, URL};
+use crate::support::shell;
 use crate::support::wait::eventually;
 
 /// Longer than what is about to be set up is waited for.
@@ -141,6 +142,7 @@ fn agents_know_the_cluster_through_the_aggregator() -> Result<()> {
         ensure!(known == expected, "{known}");
         Ok(())
     });
+    not_sent_again(&bench)?;
     bench.add_node("m3", &json!({}))?;
     soon("another node", || nodes(&agent, 3));
     found_and_put_right(&bench, &aggregator)?;
@@ -157,6 +159,30 @@ fn agents_know_the_cluster_through_the_aggregator() -> Result<()> {
     assert_eq!(bench.writes_on("m1", crate::bench::AGENT)?.len(), writes, "the Node says what it said");
     let kinds = ["blockaffinities", "ippools", "bgpconfigurations"].map(|kind| format!("{kind}.crd.projectcalico.org"));
     bench.kubectl(&[&["delete", "crd"][..], &kinds.each_ref().map(String::as_str)].concat())?;
+    Ok(())
+}
+
+/// The API server's proxy passes on what the map is known by.
+fn not_sent_again(bench: &Bench) -> Result<()> {
+    let token = bench.token("agent", "agent-m1")?;
+    let ask = |known: &str| {
+        let mut curl = bench.command_in("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "10", "--dump-header", "-", "--cacert"])
+            .arg(bench.ca_path());
+        curl.args([
+            "--header",
+            &format!("Authorization: Bearer {token}"),
+            "--header",
+            &format!("If-None-Match: {known}"),
+        ]);
+        let path = "api/v1/namespaces/nodevitals/services/nodevitals-aggregator:http/proxy/api/v1/map?node=m1";
+        shell::read(curl.arg(format!("{URL}/{path}")))
+    };
+    let whole = ask("\"other\"")?;
+    let etag = whole.lines().find_map(|line| line.strip_prefix("etag: ")).with_context(|| whole.clone())?.trim();
+    assert!(whole.contains("\"own\":\"m1\""), "{whole}");
+    let same = ask(etag)?;
+    assert!(same.contains(" 304 ") && !same.contains("\"own\""), "{same}");
     Ok(())
 }
 
@@ -208,6 +234,16 @@ fn found_and_put_right(bench: &Bench, aggregator: &Running) -> Result<()> {
     let writes = bench.writes_by(crate::bench::AGGREGATOR)?;
     assert!(writes.iter().all(|write| write["objectRef"]["resource"] != "secrets"), "it touches no Secret");
 
+    // With the optional permission it sees that the Secret is missing, too.
+    let optional = include_str!("../../deploy/optional/bgp-secret.yaml").replace("calico-system", "kube-system");
+    bench.apply(&optional)?;
+    eventually("it is missed", SET_UP, || {
+        let all = findings(aggregator)?;
+        ensure!(all[0]["detail"].as_str().is_some_and(|it| it.contains("does not exist there, and")), "{}", all[0]);
+        Ok(())
+    });
+    let secret = ["create", "secret", "generic", "calico-bgp-password", "--namespace", "kube-system"];
+    bench.kubectl(&[&secret[..], &["--from-literal=password=x"]].concat())?;
     let role = ["create", "role", "bgp-secret-access", "--namespace", "kube-system", "--verb=get,list,watch"];
     bench.kubectl(&[&role[..], &["--resource=secrets", "--resource-name=calico-bgp-password"]].concat())?;
     // To the group of all service accounts there: that counts as well.
@@ -223,8 +259,14 @@ fn found_and_put_right(bench: &Bench, aggregator: &Running) -> Result<()> {
         ensure!(all.is_empty(), "{all:#?}");
         Ok(())
     });
-    for kind in ["rolebinding", "role"] {
-        bench.kubectl(&["delete", kind, "bgp-secret-access", "--namespace", "kube-system"])?;
+    for (kind, name) in [
+        ("rolebinding", "bgp-secret-access"),
+        ("role", "bgp-secret-access"),
+        ("rolebinding", "nodevitals-aggregator-bgp-secret"),
+        ("role", "nodevitals-aggregator-bgp-secret"),
+        ("secret", "calico-bgp-password"),
+    ] {
+        bench.kubectl(&["delete", kind, name, "--namespace", "kube-system"])?;
     }
     Ok(())
 }

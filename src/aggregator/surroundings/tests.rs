@@ -66,6 +66,8 @@ fn a_block_that_is_given_back_is_gone_and_the_map_is_another() {
     assert_eq!(around.blocks().len(), 1);
     around.take(What::Affinities, Change::NotThere(NotThere::Missing), at(4));
     assert!(around.blocks().is_empty(), "Calico was removed");
+    around.take(What::Affinities, Change::Found, at(5));
+    assert!(!around.is_seen(What::Affinities), "it is back, and its list has to be read first");
 }
 
 #[test]

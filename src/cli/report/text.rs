@@ -72,7 +72,9 @@ fn around(out: &mut String, report: &ClusterReport, paint: Paint) {
         let severity = paint.ink(Ink::of_severity(finding.severity), severity(finding.severity));
         let more = finding.nodes.saturating_sub(finding.workers.len());
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let _ = writeln!(out, "\n{code}  {severity}, {} of {} workers", finding.nodes, report.workers.total);
+        let since = |since| format!(", since {} ({})", time(since), age(since, report.generated_at));
+        let since = finding.since.map_or(String::new(), since);
+        let _ = writeln!(out, "\n{code}  {severity}, {} of {} workers{since}", finding.nodes, report.workers.total);
         paint.paragraph(out, 2, &sentence(&finding.detail));
         next(out, 2, Some(&finding.next), paint);
         if !finding.workers.is_empty() {

@@ -1,7 +1,7 @@
 //! The texts, compared with what is in `tests/golden`. `UPDATE_GOLDEN=1 cargo test` writes them anew.
 
 use super::*;
-use crate::aggregator::report::{API_VERSION, Source};
+use crate::aggregator::report::{API_VERSION, ClusterFinding, Source};
 use crate::aggregator::testing::{agent, at, cluster, marked, moment, node, silent};
 use crate::aggregator::{report_once, testing::bare};
 
@@ -50,6 +50,28 @@ fn compare(file: &str, text: &str) {
     }
     let golden = std::fs::read_to_string(&path).expect("the golden file is there");
     assert_eq!(text, golden, "{} differs; UPDATE_GOLDEN=1 writes it anew", path.display());
+}
+
+#[test]
+fn what_is_wrong_with_the_cluster() {
+    let mut report = sample(None);
+    let finding = |workers: &[&str], nodes: usize| ClusterFinding {
+        code: "CalicoInitFailed".to_owned(),
+        severity: Severity::Critical,
+        area: crate::checks::Area::PodRouting,
+        subject: "install-cni: Error".to_owned(),
+        detail: "init container install-cni\u{1b}[2J of calico-node does not succeed".to_owned(),
+        next: "read `kubectl -n calico-system logs calico-node-1 -c install-cni`".to_owned(),
+        since: Some(at(-300)),
+        nodes,
+        workers: workers.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    report.cluster = vec![finding(&["worker-01", "worker-0\u{7}"], 7), finding(&["worker-04"], 1)];
+    let whole = render(&report, None, false, Paint::PLAIN);
+    let part = whole.split("\nZONE").next().expect("a part");
+    report.cluster.remove(0);
+    let one = render(&report, Some("worker-04"), false, Paint::PLAIN);
+    compare("report-cluster.txt", &format!("{part}---\n{one}"));
 }
 
 #[test]
