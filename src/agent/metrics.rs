@@ -131,6 +131,14 @@ fn snapshot_metrics(registry: &mut Registry, snapshot: &Snapshot) {
         );
     }
     socket_metrics(registry, snapshot);
+    capacity_metrics(registry, snapshot);
+    if let Some(sandboxes) = snapshot.runtime.sandboxes.get() {
+        gauges(registry, "sandboxes", "Pod sandboxes that are ready", [(vec![], sandboxes.len() as f64)]);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn capacity_metrics(registry: &mut Registry, snapshot: &Snapshot) {
     if let Some(memory) = snapshot.memory.get() {
         let (kubelet, kernel) = (memory.kubelet_available as f64, memory.available as f64);
         let values = [(vec![("by", "kubelet".into())], kubelet), (vec![("by", "kernel".into())], kernel)];
@@ -155,9 +163,6 @@ fn snapshot_metrics(registry: &mut Registry, snapshot: &Snapshot) {
     gauges(registry, "filesystem_available_bytes", "Bytes that are available", bytes);
     let inodes = spaces().map(|(labels, space)| (labels, space.inodes_available as f64));
     gauges(registry, "filesystem_available_inodes", "Inodes that are available", inodes);
-    if let Some(sandboxes) = snapshot.runtime.sandboxes.get() {
-        gauges(registry, "sandboxes", "Pod sandboxes that are ready", [(vec![], sandboxes.len() as f64)]);
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
