@@ -29,6 +29,7 @@ fn worker() -> Result<Machine> {
     ] {
         ip(&machine, line)?;
     }
+    machine.run(&["sysctl", "-qw", "net.ipv4.conf.cali1.proxy_arp=1"])?;
     Ok(machine)
 }
 

@@ -61,7 +61,7 @@ fn run(look: &Look<'_>) -> Outcome {
             }
         }
     }
-    findings.extend(missing(look, &whole));
+    findings.extend(missing(look, &whole, whole.len() == gaps.len()));
     findings.sort_by(|a, b| a.subject.cmp(&b.subject));
     findings.dedup_by(|a, b| a.subject == b.subject);
     Outcome::from_findings(findings)
@@ -137,8 +137,9 @@ fn compare(chain: &ServiceChain, port: &ClusterServicePort) -> Option<(String, S
     })
 }
 
-/// Services that have no chain and should have one.
-fn missing(look: &Look<'_>, whole: &[&Gaps]) -> Vec<Finding> {
+/// Services that have no chain and should have one, in the families in which kube-proxy is whole; `all` says that these are
+/// all of them.
+fn missing(look: &Look<'_>, whole: &[&Gaps], all: bool) -> Vec<Finding> {
     let has = |gaps: &Gaps, name: &str, protocol: &str| {
         held(look, gaps).any(|chain| chain.service == name && chain.protocol.eq_ignore_ascii_case(protocol))
     };
@@ -147,8 +148,8 @@ fn missing(look: &Look<'_>, whole: &[&Gaps]) -> Vec<Finding> {
         Finding::new(subject(gaps.family, name), detail)
     };
     let Some(cluster) = look.now.cluster.get() else {
-        // It has one family, and which one is not known.
-        let gone = !whole.iter().any(|gaps| has(gaps, API, "tcp"));
+        // It has one family, and which one is not known: it may be the one that other checks tell of.
+        let gone = all && !whole.iter().any(|gaps| has(gaps, API, "tcp"));
         return whole.first().filter(|_| gone).map(|gaps| finding(gaps, API, ", the API server")).into_iter().collect();
     };
     let mut findings = Vec::new();
