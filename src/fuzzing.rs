@@ -35,4 +35,6 @@ targets! {
     routing => crate::agent::fuzzing::routing;
     /// Sets of ipset.
     ipset => crate::agent::fuzzing::ipset;
+    /// Answers of BIRD, and what the kernel says of its sockets and routes.
+    bird => crate::agent::fuzzing::bird;
 }

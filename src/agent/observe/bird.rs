@@ -263,5 +263,36 @@ impl Daemon {
 /// Reply of `show status` during the recovery from a graceful restart.
 const RECOVERING: u16 = 24;
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((which, bytes)) = data.split_first() else { return };
+    match which % 4 {
+        0 | 1 => {
+            // However the bytes are cut into pieces, the lines are the same.
+            let lines = |pieces: &[&[u8]]| {
+                let (mut framer, mut lines) = (wire::Framer::default(), Vec::new());
+                for piece in pieces {
+                    let mut each = |code: u16, text: &str| lines.push((code, text.to_owned()));
+                    if !matches!(framer.feed(piece, &mut each), Ok((_, false))) {
+                        break;
+                    }
+                }
+                lines
+            };
+            let whole = lines(&[bytes]);
+            let (one, two) = bytes.split_at(bytes.len() / 2);
+            assert_eq!(whole, lines(&[one, two]));
+            let mut protocols = wire::Protocols::default();
+            for (code, text) in &whole {
+                let _ = (wire::version(text), wire::destination(*code, text));
+                protocols.line(*code, text);
+            }
+        }
+        2 => tcp::fuzz(bytes),
+        _ => kernel::fuzz(bytes),
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -44,6 +44,7 @@ pub(crate) use update::Update;
 /// What the fuzz targets call.
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing {
+    pub(crate) use super::bird::fuzz as bird;
     pub(crate) use super::cni::fuzz as cni;
     pub(crate) use super::cri::fuzz as cri;
     pub(crate) use super::events::fuzz as events;

@@ -71,6 +71,12 @@ fn bird_route(body: &[u8]) -> Result<Option<IpNet>, Malformed> {
     Ok(IpNet::new(address, length).ok())
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(data: &[u8]) {
+    let _ = bird_route(data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::netns::NetNs;
