@@ -37,4 +37,6 @@ targets! {
     ipset => crate::agent::fuzzing::ipset;
     /// Answers of BIRD, and what the kernel says of its sockets and routes.
     bird => crate::agent::fuzzing::bird;
+    /// Counters of links and sockets.
+    traffic => crate::agent::fuzzing::traffic;
 }

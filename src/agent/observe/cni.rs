@@ -257,7 +257,7 @@ fn find_binary(host: &HostRoot, bin_dirs: &[String], kind: &str) -> Seen<Binary>
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
-    match which % 4 {
+    match which % 5 {
         0 | 1 => {
             if let Ok(config) = parse(bytes, which % 4 == 1) {
                 assert!(!config.plugins.is_empty() && !config.name.is_empty());
@@ -265,7 +265,9 @@ pub(crate) fn fuzz(data: &[u8]) {
                 assert!(kinds.into_iter().all(|kind| is_program_name(kind)), "{config:?}");
             }
         }
-        _ => directories::fuzz(bytes),
+        2 => directories::fuzz(bytes),
+        3 => kubeconfig::fuzz(&String::from_utf8_lossy(bytes)),
+        _ => program::fuzz(bytes),
     }
 }
 

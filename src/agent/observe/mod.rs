@@ -54,6 +54,7 @@ pub(crate) mod fuzzing {
     pub(crate) use super::netlink::fuzz as netlink;
     pub(crate) use super::nftables::wire::fuzz as nftables;
     pub(crate) use super::routing::fuzz as routing;
+    pub(crate) use super::traffic::fuzz as traffic;
 
     /// The files of `/proc`, and `/etc/fstab`.
     pub(crate) fn proc(data: &[u8]) {

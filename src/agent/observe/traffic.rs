@@ -266,5 +266,33 @@ impl TrafficSource {
     }
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((which, bytes)) = data.split_first() else { return };
+    let text = String::from_utf8_lossy(bytes);
+    match which % 4 {
+        0 => drop(links::counters(bytes)),
+        1 => {
+            let mut switches = links::Switches::default();
+            let _ = switches.add(bytes);
+            let _ = switches.of(1, "eth0");
+        }
+        2 => {
+            let Some(local) = ports::Local::parse("32768 60999", "40000-40100, 50000") else { return };
+            let mut tally = ports::Tally::new(local, u64::from(which / 4 % 3));
+            bytes.chunks(40).for_each(|message| tally.add(message));
+            assert!(tally.busiest().len() <= 3);
+        }
+        _ => {
+            let (range, reserved) = text.split_once('\n').unwrap_or((&text, ""));
+            if let Some(local) = ports::Local::parse(range, reserved) {
+                assert!(local.count() <= 65_536);
+            }
+            let _ = (ports::field(&text, "TCP:", "inuse"), ports::paired(&text, "TcpExt:", "ListenOverflows"));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

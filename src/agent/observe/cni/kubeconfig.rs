@@ -144,6 +144,12 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let _ = (expiry(text), server_fault(text), decode(text), holds_certificate(text.as_bytes()));
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;

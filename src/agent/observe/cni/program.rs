@@ -45,6 +45,12 @@ fn format(head: &[u8], own: &str) -> Option<String> {
     (!runs).then(|| format!("is built for {built_for}, and this machine is {own}"))
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let _ = format(bytes, "x86_64");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
