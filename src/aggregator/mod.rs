@@ -48,6 +48,8 @@ pub(crate) use offline::from_node_objects;
 pub(crate) use offline::report_once;
 pub(crate) use pages::AggregatorPages;
 pub(crate) use store::Store;
+#[cfg(fuzzing)]
+pub(crate) use surroundings::fuzz as fuzz_surroundings;
 
 /// Connections that the pages are served on at once.
 const CONNECTIONS: usize = 64;

@@ -200,7 +200,7 @@ pub(crate) fn fuzz(data: &[u8]) {
             cluster.remove_node(&node.metadata.name);
         }
         1 => {
-            let Ok(page) = serde_json::from_slice::<ListPage<PodView>>(json) else { return };
+            let Ok(page) = serde_json::from_slice::<ListPage<super::object::ObjectView>>(json) else { return };
             page.items.iter().for_each(|pod| cluster.apply_agent(pod));
             page.items.iter().for_each(|pod| cluster.remove_agent(pod));
             assert!(page.items.iter().all(|pod| cluster.agents_on(&pod.spec.node_name).is_empty()));

@@ -441,5 +441,19 @@ fn words(reason: &str, message: &str) -> String {
     text
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((which, json)) = data.split_first() else { return };
+    let Ok(object) = serde_json::from_slice::<ObjectView>(json) else { return };
+    let (mut around, what) = (Surroundings::default(), What::ALL[usize::from(*which) % What::ALL.len()]);
+    around.take(what, Change::ListBegins, Timestamp::UNIX_EPOCH);
+    around.take(what, Change::Here(object.clone()), Timestamp::UNIX_EPOCH);
+    let _ = (around.blocks(), around.pools(), around.bgp(), around.services(), around.calico_pods().count());
+    around.take(what, Change::Gone(object), Timestamp::UNIX_EPOCH);
+    around.take(what, Change::ListEnds, Timestamp::UNIX_EPOCH);
+    assert_eq!(around.all(what).count(), 0);
+}
+
 #[cfg(test)]
 mod tests;

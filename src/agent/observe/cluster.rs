@@ -161,5 +161,13 @@ pub(super) fn read(body: &[u8], node: &str) -> Result<Box<ClusterMap>, String> {
     Ok(map)
 }
 
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok(map) = read(data, "n1") {
+        assert_eq!(map.own, "n1");
+    }
+}
+
 #[cfg(test)]
 mod tests;

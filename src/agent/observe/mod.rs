@@ -45,6 +45,7 @@ pub(crate) use update::Update;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing {
     pub(crate) use super::bird::fuzz as bird;
+    pub(crate) use super::cluster::fuzz as map;
     pub(crate) use super::cni::fuzz as cni;
     pub(crate) use super::cri::fuzz as cri;
     pub(crate) use super::events::fuzz as events;
