@@ -86,8 +86,10 @@ fn a_plain_machine_is_normal() -> Result<()> {
     let checked = Machine::plain()?.check()?;
     assert_eq!((checked.codes(), checked.unknown()), (vec![], vec![]));
     assert_eq!(checked.status, Some(0));
-    for kind in ["RuntimeProblem", "CNIProblem", "PodRoutingProblem"] {
+    for kind in ["RuntimeProblem", "CNIProblem"] {
         assert_eq!(checked.condition(kind), ("False", "NotApplicable"));
     }
+    // Its links are looked at all the same.
+    assert_eq!(checked.condition("PodRoutingProblem"), ("False", "PodRoutingHealthy"));
     Ok(())
 }
