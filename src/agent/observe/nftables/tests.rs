@@ -365,3 +365,42 @@ fn counters_are_read_again_after_a_while_and_do_not_change_a_quiet_look() {
         assert_eq!((packets(&before), packets(&after)), (Some(0), Some(1)));
     });
 }
+
+#[test]
+fn chains_of_a_big_rule_set_are_asked_for_by_name_and_all_listed_now_and_then() {
+    let node = recorded();
+    let mut many = String::from("*nat\n");
+    for number in 0..2_100 {
+        many.push_str(&format!(":KUBE-SEP-{number:016} - [0:0]\n"));
+    }
+    node.command_with_input("iptables-nft-restore", &["--noflush"], &(many + "COMMIT\n"));
+    let chain =
+        |ruleset: &Ruleset, name: &str| ruleset.table(Family::V4, "nat").and_then(|nat| nat.chain(name)).is_some();
+    node.block_on(|| async {
+        let mut source = NftablesSource::open().expect("open");
+        let before = source.look().await.expect("look");
+        assert!(before.table(Family::V4, "nat").is_some_and(|nat| nat.per_object_chains > 2_100));
+
+        node.command("iptables-nft", &["-t", "nat", "-F", "PREROUTING"]);
+        node.command("iptables-nft", &["-t", "nat", "-N", "KUBE-BRAND-NEW"]);
+        let named = source.look().await.expect("look");
+        assert!(targets(&named, "nat", "PREROUTING").is_empty());
+        assert!(!chain(&named, "KUBE-BRAND-NEW"), "its name is not known yet");
+        let counts = |ruleset: &Ruleset| -> Vec<u32> { ruleset.tables.iter().map(|it| it.per_object_chains).collect() };
+        assert_eq!(counts(&named), counts(&before));
+        assert_eq!(named.services, before.services);
+
+        for command in ["-F", "-X"] {
+            node.command("iptables-nft", &["-t", "nat", command]);
+        }
+        let flushed = source.look().await.expect("look");
+        assert!(!chain(&flushed, "KUBE-SERVICES") && flushed.services.is_empty());
+        node.command_with_input("iptables-nft-restore", &[], RECORDED);
+        assert!(chain(&source.look().await.expect("look"), "KUBE-SERVICES"), "its name is known");
+
+        node.command("iptables-nft", &["-t", "nat", "-N", "KUBE-BRAND-NEW"]);
+        assert!(!chain(&source.look().await.expect("look"), "KUBE-BRAND-NEW"));
+        source.catalogue.age();
+        assert!(chain(&source.look().await.expect("look"), "KUBE-BRAND-NEW"), "seen without any other change");
+    });
+}

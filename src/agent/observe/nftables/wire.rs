@@ -54,17 +54,30 @@ const INET: u8 = 1;
 /// `struct nfgenmsg`, the beginning of every message that asks for all families: family, version 0, resource 0.
 pub(super) const ALL: [u8; 4] = [0; 4];
 
-/// A request for the rules of one chain. No family stands for `inet`.
-pub(super) fn rules_of(family: Option<Family>, table: &str, chain: &str) -> Vec<u8> {
+/// The beginning of a message about one family; none stands for `inet`.
+fn head(family: Option<Family>) -> Vec<u8> {
     let family = match family {
         None => INET,
         // `NFPROTO_IPV4`, `NFPROTO_IPV6`.
         Some(Family::V4) => 2,
         Some(Family::V6) => 10,
     };
-    let mut body = vec![family, 0, 0, 0];
+    vec![family, 0, 0, 0]
+}
+
+/// A request for the rules of one chain. No family stands for `inet`.
+pub(super) fn rules_of(family: Option<Family>, table: &str, chain: &str) -> Vec<u8> {
+    let mut body = head(family);
     put(&mut body, RULE_TABLE, table);
     put(&mut body, RULE_CHAIN, chain);
+    body
+}
+
+/// A request for one chain; no family stands for `inet`.
+pub(super) fn chain_named(family: Option<Family>, table: &str, chain: &str) -> Vec<u8> {
+    let mut body = head(family);
+    put(&mut body, CHAIN_TABLE, table);
+    put(&mut body, CHAIN_NAME, chain);
     body
 }
 
