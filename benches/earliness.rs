@@ -108,7 +108,8 @@ fn without_calico(pod: &str, block: &str, other: &str) -> Vec<Fault> {
             "CNIProblem",
             "CniConfigMissing",
             "mkdir -p /etc/cni/away && mv /etc/cni/net.d/10-bridge.conflist /etc/cni/away/",
-            "mv /etc/cni/away/10-bridge.conflist /etc/cni/net.d/",
+            // containerd does not look at a file that is moved in from elsewhere, only at one that is written.
+            "cp /etc/cni/away/10-bridge.conflist /etc/cni/net.d/",
         ),
         fault(
             "CNI plugin binary gone",

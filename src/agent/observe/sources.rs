@@ -1,5 +1,6 @@
 //! The rhythm of the sources: which task looks how often, what wakes it, and what it needs from the others.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +32,10 @@ const fn rhythm(name: &'static str, every: u64, deadline: u64) -> Rhythm {
 
 // Netlink tells of every change, so the periods of these are a backstop.
 const ROUTING: Rhythm = rhythm("routing", 30, 5);
+/// The longest time between looks at large routing tables.
+const ROUTING_SELDOM: Duration = Duration::from_secs(120);
+/// How long a change of the routes to pods waits for the runtime's list of pods.
+const CONFIRMED: Duration = Duration::from_secs(2);
 // Asking for the generation costs microseconds; rules are read only when it has moved.
 const NFTABLES: Rhythm = rhythm("nftables", 5, 5);
 // Every look copies whole tables. Whoever changes them takes a lock, whose file is watched.
@@ -96,6 +101,8 @@ impl Observer {
 /// Facts that one source needs from another.
 #[derive(Debug, Clone, Default)]
 struct Shared {
+    /// When the look began that last listed sandboxes.
+    sandboxes_listed: watch::Sender<Option<Instant>>,
     /// Pods with a network of their own, by sandbox: the runtime tells, the routes need them.
     pods: watch::Sender<Vec<(String, Vec<IpAddr>)>>,
     /// CNI directories: the runtime tells.
@@ -199,6 +206,7 @@ async fn within<T>(rhythm: &Rhythm, look: impl Future<Output = Result<T, LookErr
 
 async fn routing(out: Outlet, shared: Shared, wake: Wake) {
     let mut source = None;
+    let mut answers = BTreeMap::new();
     loop {
         let began = Instant::now();
         let pods = shared.pods.borrow().clone();
@@ -213,6 +221,13 @@ async fn routing(out: Outlet, shared: Shared, wake: Wake) {
         if seen.is_err() {
             source = None;
         }
+        if let Ok(routing) = &seen {
+            let moved = answers.iter().any(|(pod, old)| routing.pods.get(pod).is_some_and(|now| now != old));
+            if moved && !confirmed(&shared, &wake, began, &pods).await {
+                continue;
+            }
+            answers.clone_from(&routing.pods);
+        }
         shared.bird_routes.send_replace(seen.as_ref().ok().map(bird_routes));
         if let Ok(routing) = &seen
             && shared.links.send_if_modified(|old| set(old, super::traffic::watched(routing)))
@@ -220,8 +235,20 @@ async fn routing(out: Outlet, shared: Shared, wake: Wake) {
             wake.traffic.notify_one();
         }
         out.tell(&ROUTING, began, seen.is_ok(), Update::Routing(seen.into())).await;
-        rest(&ROUTING, began, Some(&wake.routing)).await;
+        // The backstop costs a ten-thousandth of the time at most, also with tens of thousands of routes.
+        let every = (began.elapsed() * 10_000).clamp(ROUTING.every, ROUTING_SELDOM);
+        rest(&Rhythm { every, ..ROUTING }, began, Some(&wake.routing)).await;
     }
+}
+
+/// Whether the pods are still those that were looked for, as the runtime says after the look at the routes: a pod that is
+/// being deleted loses its route too, and by then its sandbox is no longer ready. A runtime that does not answer deletes
+/// no pods.
+async fn confirmed(shared: &Shared, wake: &Wake, looked: Instant, pods: &[(String, Vec<IpAddr>)]) -> bool {
+    let mut listed = shared.sandboxes_listed.subscribe();
+    wake.runtime.notify_one();
+    timeout(CONFIRMED, listed.wait_for(|began| began.is_some_and(|began| began > looked))).await.ok();
+    *shared.pods.borrow() == pods
 }
 
 /// How many routes of BIRD there are of each family.
@@ -410,6 +437,9 @@ async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
             Err(_) => hung_runtime(),
         };
         share_runtime(&seen, &shared, &wake);
+        if seen.sandboxes.get().is_some() {
+            shared.sandboxes_listed.send_replace(Some(began));
+        }
         let hangs = [seen.status.error(), seen.sandboxes.error()]
             .into_iter()
             .flatten()

@@ -52,8 +52,7 @@ fn cause(look: &Look<'_>, status: &RuntimeStatus) -> (String, Option<&'static st
     (format!("the files in {} are good, so it has not loaded them{load}", look.now.cni.conf_dir), Some(RELOAD))
 }
 
-const RELOAD: &str =
-    "touch a file in the CNI directory or restart the runtime, so that it reads the configuration again";
+const RELOAD: &str = "write the file again in place or restart the runtime, so that it reads the configuration again (containerd takes no notice of `touch`, nor of a file that is moved in)";
 
 /// The beginning of a text that somebody else wrote.
 fn short(text: &str, most: usize) -> String {

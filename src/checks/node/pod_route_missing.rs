@@ -17,8 +17,9 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Critical,
     why: "the pod cannot be reached, not even from this node, though it may still be Ready",
     next_step: "check the CNI's agent on this node (calico-node: is Felix alive?) and delete its pod so that it programs the routes again",
-    raise_after: Duration::from_secs(5),
-    clear_after: Duration::from_secs(5),
+    // That the pod still exists was asked after its route went; this is for a runtime that ends the network first (CRI-O).
+    raise_after: Duration::from_millis(700),
+    clear_after: Duration::from_secs(2),
     run,
 };
 

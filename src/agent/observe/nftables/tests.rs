@@ -1,5 +1,6 @@
 //! Against the real kernel, with rules made by the real programs, in network namespaces of their own.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -371,7 +372,7 @@ fn chains_of_a_big_rule_set_are_asked_for_by_name_and_all_listed_now_and_then() 
     let node = recorded();
     let mut many = String::from("*nat\n");
     for number in 0..2_100 {
-        many.push_str(&format!(":KUBE-SEP-{number:016} - [0:0]\n"));
+        writeln!(many, ":KUBE-SEP-{number:016} - [0:0]").expect("a string");
     }
     node.command_with_input("iptables-nft-restore", &["--noflush"], &(many + "COMMIT\n"));
     let chain =
