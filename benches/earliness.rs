@@ -119,9 +119,16 @@ fn without_calico(pod: &str, block: &str, other: &str) -> Vec<Fault> {
             "mv /opt/cni/away-bridge /opt/cni/bin/bridge",
         ),
         fault(
-            "route of a local pod wrong",
+            "route of the local pods gone",
             "PodRoutingProblem",
             "PodRouteMissing",
+            "ip route show dev cni0 > /run/cni0.route && ip route flush dev cni0",
+            "sed 's/ linkdown//' /run/cni0.route | while read -r route; do ip route add $route dev cni0; done",
+        ),
+        fault(
+            "route of a local pod captured by another",
+            "PodRoutingProblem",
+            "PodRouteShadowed",
             &format!("ip route add unreachable {pod}"),
             &format!("ip route del unreachable {pod}"),
         ),

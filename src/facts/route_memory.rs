@@ -1,6 +1,7 @@
 //! What earlier looks of this boot saw of the routes.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -19,6 +20,9 @@ pub struct RouteMemory {
     /// owner took away is forgotten.
     #[serde(skip)]
     pub remote: Vec<TableRoute>,
+    /// The list of routes that holds just those.
+    #[serde(skip)]
+    matched: Option<Arc<Vec<TableRoute>>>,
     /// Blocks of this node.
     pub blackholes: BTreeSet<IpNet>,
     /// Tunnels that routes to other nodes used.
@@ -139,9 +143,11 @@ impl RouteMemory {
     }
 
     fn update_remote(&mut self, now: &Snapshot, routing: &Routing) {
-        if self.remote.iter().eq(routing.remote_routes()) {
+        if self.matches(routing) {
+            self.matched = Some(Arc::clone(routing.routes.shared()));
             return;
         }
+        self.matched = None;
         let mut all: Vec<TableRoute> = routing.remote_routes().copied().collect();
         if all.is_empty() {
             // Everything at once is no withdrawal.
@@ -161,6 +167,12 @@ impl RouteMemory {
             }
         }
         self.remote = all;
+    }
+
+    /// Whether the routes to other nodes are those that are remembered. There can be thousands, and mostly nothing changed.
+    pub(crate) fn matches(&self, routing: &Routing) -> bool {
+        let same = |list| Arc::ptr_eq(list, routing.routes.shared());
+        self.matched.as_ref().is_some_and(same) || self.remote.iter().eq(routing.remote_routes())
     }
 
     /// The route to this block as it was when it was right.

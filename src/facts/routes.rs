@@ -1,6 +1,7 @@
 //! Routes that are kept, policy rules and IPsec policies: what decides where a packet for a pod goes.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
@@ -45,7 +46,7 @@ pub struct TableRoute {
 #[serde(rename_all = "camelCase")]
 pub struct RouteList {
     #[serde(serialize_with = "first_ones")]
-    list: Vec<TableRoute>,
+    list: Arc<Vec<TableRoute>>,
     /// How many more there were than are kept.
     pub beyond: u32,
 }
@@ -165,7 +166,7 @@ impl RouteList {
     pub fn new(mut list: Vec<TableRoute>, beyond: u32) -> Self {
         list.sort_unstable();
         list.shrink_to_fit();
-        RouteList { list, beyond }
+        RouteList { list: Arc::new(list), beyond }
     }
 
     /// All that are kept.
@@ -198,6 +199,11 @@ impl RouteList {
         (0..=to.prefix_len())
             .rev()
             .filter_map(move |length| self.exact(table, IpNet::new(to.network(), length).ok()?.trunc()).filter(throw))
+    }
+
+    /// The list itself, by which its users know that it is still the same.
+    pub(super) fn shared(&self) -> &Arc<Vec<TableRoute>> {
+        &self.list
     }
 
     /// [`RouteList::best`] of the table `main`.

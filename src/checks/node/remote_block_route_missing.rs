@@ -35,6 +35,12 @@ fn run(look: &Look<'_>) -> Outcome {
     if not_yet(&look.now.cluster) {
         return Outcome::Unknown("cluster map: not looked at yet".into());
     }
+    if routing.routes.beyond > 0 {
+        return Outcome::NotApplicable(format!(
+            "there are {} routes more than are looked at one by one",
+            routing.routes.beyond
+        ));
+    }
     match calico_map(look) {
         Some(map) => by_the_map(look, routing, map),
         None => by_memory(look, routing),
@@ -104,6 +110,9 @@ fn by_memory(look: &Look<'_>, routing: &Routing) -> Outcome {
     if memory.is_empty() {
         return Outcome::NotApplicable("this node had no routes to pods of other nodes in this boot".into());
     }
+    if look.before.routes.matches(routing) {
+        return Outcome::Healthy;
+    }
     let all = routing.remote_routes().next().is_none();
     let mut gone: BTreeMap<String, Vec<&TableRoute>> = BTreeMap::new();
     for route in memory {
@@ -170,6 +179,12 @@ mod tests {
         assert_eq!(finding.subject, "n2");
         assert!(finding.detail.contains("10.244.1.0/26 have no route; packets to it would take `default via 10.0.0.1"));
         assert_eq!((finding.owner_repairs_within, finding.severity), (None, None));
+    }
+
+    #[test]
+    fn trap_more_routes_than_are_kept() {
+        let node = gone().with_map(|_| ()).routing(|routing| routing.routes.beyond = 1);
+        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
     }
 
     #[test]

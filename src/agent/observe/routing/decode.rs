@@ -39,7 +39,7 @@ const RTA_VIA: u16 = 18;
 const NEXT_HOP: usize = 8;
 
 /// Of BIRD's and Felix's routes so many are kept: one per block of the cluster.
-const CALICOS: usize = 16_384;
+const CALICOS: usize = 12_288;
 /// And of all others.
 const OTHERS: usize = 4_096;
 
