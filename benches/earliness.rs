@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     let other = product.cluster.node("n2")?;
     let block = other.object(&product.cluster)?["spec"]["podCIDR"].as_str().context("a podCIDR")?.to_owned();
     std::thread::sleep(SETTLED);
-    for fault in without_calico(&pod, &block, other.address()) {
+    for fault in without_calico(&pod).into_iter().chain(of_another_node(&block, other.address())) {
         measure(&product, &fault, rounds)?;
     }
     add_calico(node)?;
@@ -83,7 +83,7 @@ fn fault(what: &'static str, condition: &'static str, reason: &'static str, make
     Fault { what, bar: 1.0, condition, reason, make: make.to_owned(), repair: repair.to_owned(), stops: None }
 }
 
-fn without_calico(pod: &str, block: &str, other: &str) -> Vec<Fault> {
+fn without_calico(pod: &str) -> Vec<Fault> {
     let jumps = |how: &str| {
         let rule = "-m comment --comment 'kubernetes service portals' -j KUBE-SERVICES";
         format!("iptables -t nat {how} PREROUTING {rule} && iptables -t nat {how} OUTPUT {rule}")
@@ -132,6 +132,11 @@ fn without_calico(pod: &str, block: &str, other: &str) -> Vec<Fault> {
             &format!("ip route add unreachable {pod}"),
             &format!("ip route del unreachable {pod}"),
         ),
+    ]
+}
+
+fn of_another_node(block: &str, other: &str) -> Vec<Fault> {
+    vec![
         fault(
             "route to another node's block gone",
             "PodRoutingProblem",

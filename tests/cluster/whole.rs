@@ -15,7 +15,9 @@ fn faults_turn_conditions_true_and_repairs_turn_them_false() -> Result<()> {
         product.wait_until_healthy(node);
     }
     the_report_counts_both_as_normal(&product);
+    let pods = start_pods(&product)?;
     a_quiet_minute_has_no_write(&product)?;
+    routine_raises_nothing(&product, &pods)?;
     jumps_of_kube_proxy(&product)?;
     cni_configuration(&product)?;
     a_pods_route(&product)?;
@@ -34,6 +36,51 @@ fn the_report_counts_both_as_normal(product: &Product) {
         ensure!(nodes.len() == 2 && nodes.iter().all(|node| node["state"] == "Normal"), "{report}");
         Ok(())
     });
+}
+
+/// Pods on the first node, which are old enough to be judged after the quiet minute.
+fn start_pods(product: &Product) -> Result<Vec<String>> {
+    let pods: Vec<String> = (1..=3).map(|number| format!("routine-{number}")).collect();
+    for name in &pods {
+        let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "NAME", "namespace": "default"}, "spec": {
+            "nodeName": "n1", "terminationGracePeriodSeconds": 0, "containers": [{"name": "web",
+            "image": "docker.io/library/busybox:test", "imagePullPolicy": "Never", "command": ["sleep", "3600"]}]}}"#;
+        product.cluster.apply(&pod.replace("NAME", name))?;
+    }
+    for name in &pods {
+        eventually("the pod runs", SOON, || {
+            let pod = product.cluster.get(&format!("/api/v1/namespaces/default/pods/{name}"))?;
+            ensure!(pod["status"]["phase"] == "Running", "{}", pod["status"]);
+            Ok(())
+        });
+    }
+    Ok(pods)
+}
+
+/// Pods that end and begin, kube-proxy started anew, a Service that comes and goes, the CNI configuration written again.
+fn routine_raises_nothing(product: &Product, pods: &[String]) -> Result<()> {
+    let began = jiff::Timestamp::now();
+    let node = product.cluster.node("n1")?;
+    let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
+    product.cluster.kubectl(&[&["delete", "pod", "--wait"], &pods[..]].concat())?;
+    node.kill("kube-proxy")?;
+    node.start("kube-proxy")?;
+    product.cluster.kubectl(&["create", "service", "clusterip", "routine", "--tcp=80"])?;
+    let rewrite = "cd /etc/cni/net.d && cp 10-bridge.conflist .new && mv .new 10-bridge.conflist";
+    node.read(&["sh", "-ec", rewrite])?;
+    start_pods(product)?;
+    product.cluster.kubectl(&["delete", "service", "routine"])?;
+    product.cluster.kubectl(&[&["delete", "pod", "--wait"], &pods[..]].concat())?;
+    // A bounded wait, since what is shown is that nothing comes of it; the shortest hold-downs are under a second.
+    std::thread::sleep(Duration::from_secs(10));
+    for event in product.cluster.writes_by("system:serviceaccount:nodevitals:nodevitals-agent")? {
+        let at: jiff::Timestamp = event["stageTimestamp"].as_str().context("a time")?.parse()?;
+        let conditions = &event["requestObject"]["status"]["conditions"];
+        let raised = conditions.as_array().is_some_and(|all| all.iter().any(|it| it["status"] == "True"));
+        assert!(at < began || !raised, "{conditions:#}");
+    }
+    product.wait_until_healthy("n1");
+    Ok(())
 }
 
 fn a_quiet_minute_has_no_write(product: &Product) -> Result<()> {
