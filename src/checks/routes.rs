@@ -15,6 +15,13 @@ pub(crate) const FELIX_REFRESH: Duration = Duration::from_secs(100);
 /// A block that is new needs not have its routes yet, and the cluster's word may be late (catalogue R082).
 pub(crate) const NEW_BLOCK: Duration = Duration::from_secs(60);
 
+/// How old the map can be, during which a route may be gone because its node or block is: the map is asked for every 60 s and
+/// a quarter more, in a cluster of more than 1,000 nodes every 60 ms for each of them. Felix's refresh is no longer than that.
+pub(crate) fn map_lag(map: &ClusterMap) -> Duration {
+    let nodes = u32::try_from(map.nodes.len()).unwrap_or(u32::MAX);
+    FELIX_REFRESH.max(Duration::from_millis(100) * nodes)
+}
+
 /// Plugins that route pods by other tables and rules, on purpose.
 const OWN_RULES: [&str; 5] = ["cilium-cni", "aws-cni", "azure-vnet", "antrea", "ovn-k8s-cni-overlay"];
 

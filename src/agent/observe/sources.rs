@@ -43,7 +43,7 @@ const LEGACY: Rhythm = rhythm("legacy", 30, 10);
 /// The longest time between looks at large legacy tables.
 const LEGACY_SELDOM: Duration = Duration::from_secs(300);
 // Nothing tells of changes; a dozen headers cost a quarter of a millisecond.
-const IP_SETS: Rhythm = rhythm("ipsets", 5, 2);
+const IP_SETS: Rhythm = rhythm("ipsets", 15, 2);
 // Short holds are normal, so being late by ten seconds does not matter.
 const XTABLES_LOCK: Rhythm = rhythm("xtables lock", 10, 2);
 const CONNTRACK: Rhythm = rhythm("conntrack", 5, 2);
@@ -59,7 +59,7 @@ const MEMORY: Rhythm = rhythm("memory", 10, 2);
 const PROCESSES: Rhythm = rhythm("processes", 2, 5);
 const KUBELET: Rhythm = rhythm("kubelet", 30, 5);
 const HEALTH: Rhythm = rhythm("health", 5, 5);
-const TRAFFIC: Rhythm = rhythm("traffic", 5, 5);
+const TRAFFIC: Rhythm = rhythm("traffic", 10, 5);
 // A BIRD that hangs has to be told within 10 s.
 const BGP: Rhythm = rhythm("bgp", 2, 15);
 const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);

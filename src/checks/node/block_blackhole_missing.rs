@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::super::routes::{FELIX_REFRESH, NEW_BLOCK, calico_map};
+use super::super::routes::{FELIX_REFRESH, NEW_BLOCK, calico_map, map_lag};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
 use crate::facts::{Program, longest};
 
@@ -22,9 +22,6 @@ pub(super) const CHECK: Check = Check {
     clear_after: Duration::from_secs(2),
     run,
 };
-
-/// BIRD reads the kernel's routes every 2 s and puts its own back, plus a margin.
-const BIRD_REPAIRS: Duration = Duration::from_secs(5);
 
 fn run(look: &Look<'_>) -> Outcome {
     let routing = seen!(look.now.routing, Outcome::NotApplicable("no routes are to be seen here".into()));
@@ -41,14 +38,15 @@ fn run(look: &Look<'_>) -> Outcome {
         None => memory.iter().copied().filter(used).collect(),
     };
     expected.retain(|block| !here.contains(block));
-    let bird = look.now.runs(Program::Bird);
+    // Whoever lives may have given the block back, and the map may not say so yet.
+    let lives = look.now.runs(Program::Bird) || look.now.felix_lives();
+    let lag = calico_map(look).map_or(FELIX_REFRESH, map_lag);
     let missing = expected.into_iter().map(|block| {
         let detail = format!("The blackhole route of this node's block {block} is missing");
         let finding = Finding::new(block.to_string(), detail);
         match () {
             () if !memory.contains(&block) => finding.repaired_within(NEW_BLOCK),
-            () if bird => finding.repaired_within(BIRD_REPAIRS),
-            () if look.now.felix_lives() => finding.repaired_within(FELIX_REFRESH),
+            () if lives => finding.repaired_within(lag),
             () => finding,
         }
     });
@@ -73,8 +71,8 @@ mod tests {
 
     #[test]
     fn one_that_went() {
-        assert_eq!(wait(&gone()), Some(BIRD_REPAIRS));
-        assert_eq!(wait(&gone().with_map(|_| ())), Some(BIRD_REPAIRS));
+        assert_eq!(wait(&gone()), Some(FELIX_REFRESH));
+        assert_eq!(wait(&gone().with_map(|_| ())), Some(FELIX_REFRESH));
         assert_eq!(wait(&gone().without(Program::Bird)), None);
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::super::routes::{FELIX_REFRESH, NEW_BLOCK, calico_map, is_at, pool_of, repaired, written};
+use super::super::routes::{NEW_BLOCK, calico_map, is_at, map_lag, pool_of, repaired, written};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, not_yet, seen};
 use crate::facts::{ClusterMap, ClusterNode, Encapsulation, Program, RouteKind, Routing, TableRoute};
 
@@ -98,8 +98,10 @@ fn finding(
     let finding = if node.ready { finding } else { finding.severity(Severity::Info) };
     let vxlan = pool_of(map, first).is_some_and(|pool| pool.vxlan != Encapsulation::Never);
     match before {
-        Some(before) => repaired(look, before, finding),
-        None if vxlan && look.now.felix_lives() => finding.repaired_within(FELIX_REFRESH),
+        // Whoever lives took it away, as it does when the node leaves the cluster: the map may not say so yet.
+        Some(before) if look.now.owner_lives(before) => finding.repaired_within(map_lag(map)),
+        Some(_) => finding,
+        None if vxlan && look.now.felix_lives() => finding.repaired_within(map_lag(map)),
         None => finding.repaired_within(NEW_BLOCK),
     }
 }
@@ -158,6 +160,7 @@ fn together(mut findings: Vec<Finding>) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::routes::FELIX_REFRESH;
     use super::super::testing::{self, Node, denied};
     use super::*;
     use crate::facts::Seen;
@@ -188,9 +191,9 @@ mod tests {
     }
 
     #[test]
-    fn trap_bird_alive_puts_it_back() {
+    fn trap_bird_alive_took_it_away_because_the_node_left() {
         let wait = only(&gone().with_map(|_| ())).owner_repairs_within;
-        assert_eq!(wait, Some(Duration::from_secs(5)));
+        assert_eq!(wait, Some(FELIX_REFRESH));
     }
 
     #[test]
