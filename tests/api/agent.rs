@@ -15,13 +15,18 @@ use crate::support::wait::eventually;
 
 /// How long an agent has to be quiet, and longer than the pause after which it reads its Node again.
 const QUIET: Duration = Duration::from_secs(33);
-/// What every kube-proxy makes.
+/// What every kube-proxy makes, with the chains of the Service `default/kubernetes`.
 const CHAINS: &str = "
 *nat
 :KUBE-SERVICES - [0:0]
 :KUBE-POSTROUTING - [0:0]
 :KUBE-MARK-MASQ - [0:0]
 :KUBE-NODEPORTS - [0:0]
+:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]
+:KUBE-SEP-KUBERNETESHTTPS - [0:0]
+-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp --dport 443 -j KUBE-SVC-NPX46M4PTMTKRN6Y
+-A KUBE-SVC-NPX46M4PTMTKRN6Y -j KUBE-SEP-KUBERNETESHTTPS
+-A KUBE-SEP-KUBERNETESHTTPS -p tcp -j DNAT --to-destination 10.77.0.1:6443
 -A PREROUTING -j KUBE-SERVICES
 -A OUTPUT -j KUBE-SERVICES
 -A POSTROUTING -j KUBE-POSTROUTING

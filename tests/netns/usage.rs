@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::machine::Machine;
+use crate::machine::{Machine, program};
 
 /// Runs the program; answers with exit status and standard error.
 fn says(arguments: &[&str]) -> Result<(Option<i32>, String)> {
@@ -69,5 +69,18 @@ fn yaml_holds_what_json_holds() -> Result<()> {
     for key in ["verdict:", "snapshot:", "  routing:", "  memory:"] {
         assert!(text.contains(key), "{key}: {text}");
     }
+    Ok(())
+}
+
+#[test]
+fn who_asks_for_backtraces_gets_the_message_all_the_same() -> Result<()> {
+    let mut command = std::process::Command::new(program());
+    let output = command
+        .args(["agent", "--node-name", "n1", "--kubeconfig", "/none"])
+        .envs([("RUST_BACKTRACE", "1"), ("RUST_LIB_BACKTRACE", "1")])
+        .output()?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(64), "{errors}");
+    assert!(errors.contains("/none"), "{errors}");
     Ok(())
 }
