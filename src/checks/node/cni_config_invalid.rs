@@ -14,8 +14,8 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Critical,
     why: "the runtime drops the network that it had, and no new pod gets one",
     next_step: "look at the file, and let the CNI's agent write it again (delete the calico-node pod) or restore it",
-    // A rewrite that is not atomic is over long before.
-    raise_after: Duration::from_secs(2),
+    // Somebody who writes it again and again may be met in the middle more than once; the kubelet takes 7 s itself.
+    raise_after: Duration::from_secs(5),
     clear_after: Duration::from_secs(2),
     run,
 };
