@@ -30,8 +30,8 @@ use support::wait::eventually;
 
 /// The node on which the faults are made.
 const NODE: &str = "n1";
-/// Longer than the settling time of a sandbox (catalogue R080).
-const SETTLED: Duration = Duration::from_secs(35);
+/// Longer than the settling time of a sandbox (catalogue R080), and than that of a kube-proxy, which is waited for before.
+const SETTLED: Duration = Duration::from_secs(65);
 /// A block of the other node, as in the recordings.
 const BLOCK: &str = "172.30.217.0/26";
 
