@@ -449,9 +449,10 @@ pub(crate) fn fuzz(data: &[u8]) {
         0 => drop(link(body)),
         1 => {
             let mut routes = Routes::default();
-            let _ = routes.add(body);
-            let (defaults, counts) = routes.finish();
+            let _ = routes.add(body, &[100]);
+            let (defaults, counts, kept) = routes.finish();
             assert!(defaults.len() <= 1 && counts.iter().map(|(_, _, count)| count).sum::<u32>() <= 1);
+            assert!(kept.main().len() <= 1 && kept.beyond <= 1);
         }
         2 => drop(neighbour(body)),
         // As the crate rtnetlink reads the rest.
