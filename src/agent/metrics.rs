@@ -79,6 +79,9 @@ fn verdict_metrics(registry: &mut Registry, verdict: &Verdict) {
         (vec![("code", code.to_owned()), ("severity", severity.to_owned()), ("area", area.to_owned())], count)
     });
     gauges(registry, "finding", "Findings that count, by code; 0 when there is none", values);
+    let explained = verdict.findings.iter().filter(|finding| finding.caused_by.is_some()).count();
+    let explained = f64::from(u32::try_from(explained).unwrap_or(u32::MAX));
+    gauges(registry, "findings_explained", "Findings that count and that another explains", [(vec![], explained)]);
     let pending = verdict.pending.iter().map(|finding| (vec![("code", finding.code.clone())], 1.0));
     gauges(registry, "finding_pending", "Findings that were seen and are held down", pending);
     let unknown = verdict.unknown.iter().map(|(code, _)| (vec![("code", code.clone())], 1.0));

@@ -9,7 +9,7 @@ use super::{Output, failed};
 use crate::agent::{self, HostRoot, Report};
 use crate::checks::{Area, Severity};
 use crate::config::Config;
-use crate::verdict::{Raised, Status, Verdict, WorkerState};
+use crate::verdict::{Raised, Status, Verdict, WorkerState, codes};
 
 /// Options of `nodevitals check`.
 ///
@@ -70,8 +70,12 @@ pub(super) fn table(report: &Report, paint: Paint) -> String {
     for line in facts(report) {
         writeln!(text, "  {line}").ok();
     }
-    for finding in &verdict.findings {
-        finding_lines(&mut text, finding, paint);
+    for root in verdict.findings.iter().filter(|finding| finding.caused_by.is_none()) {
+        finding_lines(&mut text, root, paint);
+        if let Some(causes) = codes(verdict.findings.iter().filter(|finding| finding.is_caused_by(root))) {
+            let line = format!("Causes: {}", clean(&causes));
+            writeln!(text, "{}", wrap(&line, "  ", super::terminal::width())).ok();
+        }
     }
     text
 }
@@ -79,9 +83,11 @@ pub(super) fn table(report: &Report, paint: Paint) -> String {
 fn headline(verdict: &Verdict) -> String {
     match (verdict.root(), verdict.state) {
         (Some(root), _) => {
-            let others = verdict.problems().count() - 1;
+            let causes = verdict.problems().filter(|finding| finding.is_caused_by(root)).count();
+            let others = verdict.problems().count() - 1 - causes;
+            let causes = if causes > 0 { format!(" (causes {causes} more)") } else { String::new() };
             let more = if others > 0 { format!(" and {others} more") } else { String::new() };
-            format!("{}{more}", root.code)
+            format!("{}{causes}{more}", root.code)
         }
         (None, WorkerState::Unknown) => "no problem found, but not everything could be looked at".to_owned(),
         (None, _) => "no problem found".to_owned(),

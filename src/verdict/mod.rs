@@ -1,8 +1,10 @@
 //! Since when, and do we believe it: findings of many looks become one verdict. Pure: time comes in as [`Now`].
 
+mod causes;
 mod state;
 mod step;
 mod told;
+mod words;
 
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ pub use step::Beliefs;
 pub(crate) use told::fuzz;
 pub use told::{ANNOTATION_PREFIX, NodeCondition, Told, annotation, our_condition, told};
 pub(crate) use told::{parse_findings, parse_state};
+pub(crate) use words::list as codes;
 
 /// Reason of conditions before the first look is complete.
 pub const SETTLING: &str = "WorkerSettling";
@@ -52,7 +55,7 @@ pub struct Verdict {
     pub settling: bool,
     /// The eight conditions: the roll-up first, then the areas in causal order.
     pub conditions: Vec<ConditionVerdict>,
-    /// Findings that count, worst first.
+    /// Findings that count: roots first, the worst ahead, then what they explain.
     pub findings: Vec<Raised>,
     /// Findings that were seen but have not lasted long enough to count.
     pub pending: Vec<Raised>,
@@ -97,6 +100,32 @@ pub struct Raised {
     pub detail: String,
     /// What to do next.
     pub next: String,
+    /// The finding that explains this one; it is listed too, and nothing explains it (catalogue R040).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caused_by: Option<CausedBy>,
+}
+
+/// A finding that explains others: a root.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CausedBy {
+    /// Its code.
+    pub code: String,
+    /// What it is about.
+    pub subject: String,
+}
+
+impl From<&Raised> for CausedBy {
+    fn from(root: &Raised) -> Self {
+        CausedBy { code: root.code.clone(), subject: root.subject.clone() }
+    }
+}
+
+impl CausedBy {
+    /// Whether this is that finding.
+    pub fn is(&self, finding: &Raised) -> bool {
+        self.code == finding.code && self.subject == finding.subject
+    }
 }
 
 impl Raised {
@@ -104,15 +133,21 @@ impl Raised {
     pub fn is_problem(&self) -> bool {
         self.severity > Severity::Info
     }
+
+    /// Whether `root` explains this.
+    pub fn is_caused_by(&self, root: &Raised) -> bool {
+        self.caused_by.as_ref().is_some_and(|cause| cause.is(root))
+    }
 }
 
 impl Verdict {
-    /// The finding that takes the headline: the worst, and among equals the one whose area causes the others.
+    /// The finding that takes the headline: nothing explains it, it is or causes the worst, and among equals its area
+    /// causes the others.
     pub fn root(&self) -> Option<&Raised> {
         self.problems().next()
     }
 
-    /// Findings that are problems, worst first.
+    /// Findings that are problems: roots first, worst first.
     pub fn problems(&self) -> impl Iterator<Item = &Raised> {
         self.findings.iter().filter(|finding| finding.is_problem())
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::causes;
+use super::words::{clip, of_area, of_worker};
 use super::{
     COULD_NOT_LOOK, ConditionVerdict, NOT_APPLICABLE, Now, Raised, SETTLING, Status, Verdict, WORKER_HEALTHY,
     WorkerState,
@@ -16,8 +18,6 @@ const UNKNOWN_AFTER: Duration = Duration::from_secs(15);
 /// The text of a finding that lasts is brought up to date this often, so that a number that moves in it (percent of a
 /// disk) does not become a write to the API server at every look.
 const REFRESH_TEXT_AFTER: Duration = Duration::from_secs(600);
-/// Longest condition message (product contract).
-const LONGEST_MESSAGE: usize = 1024;
 
 /// What is believed between two looks.
 #[derive(Debug, Clone, Default)]
@@ -197,8 +197,7 @@ impl Beliefs {
     fn list(&self, raised: bool) -> Vec<Raised> {
         let mut list: Vec<Raised> =
             self.findings.values().filter(|belief| belief.raised == raised).map(Belief::to_raised).collect();
-        let rank = crate::checks::node::rank;
-        list.sort_by(|a, b| (b.severity, rank(&a.code), &a.subject).cmp(&(a.severity, rank(&b.code), &b.subject)));
+        causes::explain(&mut list);
         list
     }
 
@@ -211,10 +210,8 @@ impl Beliefs {
 
     fn area_condition(&mut self, area: Area, findings: &[Raised], now: Now) -> ConditionVerdict {
         let kind = area.condition();
-        let mine: Vec<&Raised> =
-            findings.iter().filter(|finding| finding.area == area && finding.is_problem()).collect();
-        let (status, reason, message) = if let Some(worst) = mine.first() {
-            (Status::True, worst.code.clone(), sentence(worst, mine.len() - 1))
+        let (status, reason, message) = if let Some((reason, message)) = of_area(area, findings) {
+            (Status::True, reason, message)
         } else {
             self.area_without_findings(area, now)
         };
@@ -256,9 +253,8 @@ impl Beliefs {
         conditions: &[ConditionVerdict],
         now: Now,
     ) -> ConditionVerdict {
-        let problems = findings.iter().filter(|finding| finding.is_problem()).count();
         let (status, reason, message) = match (findings.first(), state) {
-            (Some(root), _) if root.is_problem() => (Status::True, root.code.clone(), sentence(root, problems - 1)),
+            (Some(root), _) if root.is_problem() => (Status::True, root.code.clone(), of_worker(root, findings)),
             (_, WorkerState::Unknown) => {
                 let blind: Vec<&str> =
                     conditions.iter().filter(|it| it.status == Status::Unknown).map(|it| it.kind).collect();
@@ -325,6 +321,7 @@ impl Belief {
             since: self.since,
             detail: self.shown.detail.clone(),
             next: self.shown.next_step.clone().unwrap_or_else(|| self.check.next_step.to_owned()),
+            caused_by: None,
         }
     }
 }
@@ -342,40 +339,12 @@ impl Answer {
 }
 
 fn worker_state(findings: &[Raised], conditions: &[ConditionVerdict]) -> WorkerState {
-    match findings.first().map(|worst| worst.severity) {
+    match findings.iter().map(|finding| finding.severity).max() {
         Some(Severity::Critical) => WorkerState::Critical,
         Some(Severity::Warning) => WorkerState::Warning,
         _ if conditions.iter().any(|condition| condition.status == Status::Unknown) => WorkerState::Unknown,
         _ => WorkerState::Normal,
     }
-}
-
-/// What, where, since when, why it matters and the next step, in one breath.
-fn sentence(finding: &Raised, others: usize) -> String {
-    let why = crate::checks::node::ALL.iter().find(|check| check.code == finding.code).map_or("", |check| check.why);
-    let more = match others {
-        0 => String::new(),
-        1 => " One more finding.".to_owned(),
-        n => format!(" {n} more findings."),
-    };
-    let since = finding.since.strftime("%Y-%m-%dT%H:%M:%SZ");
-    let end = format!(" Next: {}.", finding.next.trim_end_matches('.'));
-    let start = format!("{}, since {since}: {why}.{more}", finding.detail);
-    let room = LONGEST_MESSAGE.saturating_sub(end.len());
-    format!("{}{}", clip_to(&start, room), clip_to(&end, LONGEST_MESSAGE))
-}
-
-fn clip(text: &str) -> String {
-    clip_to(text, LONGEST_MESSAGE)
-}
-
-/// At most `limit` bytes of `text`, cut at a character and marked.
-fn clip_to(text: &str, limit: usize) -> String {
-    if text.len() <= limit {
-        return text.to_owned();
-    }
-    let end = (0..=limit.saturating_sub(3)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    format!("{}…", &text[..end])
 }
 
 #[cfg(test)]

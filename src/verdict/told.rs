@@ -18,7 +18,7 @@ const LONGEST_FINDINGS: usize = 8 * 1024;
 pub mod annotation {
     /// The worker's state: `Normal`, `Warning`, `Critical`, `Unknown`.
     pub const STATE: &str = "nodevitals.dev/state";
-    /// Findings as compact JSON, worst first.
+    /// Findings as compact JSON: roots first, worst first, then what they explain (`causedBy`).
     pub const FINDINGS: &str = "nodevitals.dev/findings";
     /// Since when the worker has its state, RFC 3339.
     pub const SINCE: &str = "nodevitals.dev/since";
@@ -156,6 +156,7 @@ mod tests {
             since: Timestamp::from_second(1_700_000_000).expect("valid"),
             detail: detail.into(),
             next: "free space".into(),
+            caused_by: None,
         }
     }
 

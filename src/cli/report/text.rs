@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::aggregator::report::{AgentState, ClusterReport, Counts, Group, NodeReport, Scope};
 use crate::checks::Severity;
 use crate::cli::terminal::{Ink, Paint, Table, age, escaped, time};
-use crate::verdict::{Status, WorkerState};
+use crate::verdict::{Raised, Status, WorkerState, codes};
 
 /// Normal workers are listed when there are no more workers than this.
 const FEW: usize = 20;
@@ -183,7 +183,10 @@ fn details(out: &mut String, report: &ClusterReport, all: bool, paint: Paint) {
         }
         next(out, 2, node.next.as_deref(), paint);
         if matches!(node.state, WorkerState::Critical | WorkerState::Warning) {
-            for other in node.findings.iter().skip(1) {
+            if let Some(root) = node.findings.first() {
+                causes(out, node, root, paint);
+            }
+            for other in node.findings.iter().skip(1).filter(|finding| !is_told_with_its_root(node, finding)) {
                 let line =
                     format!("Also {}: {} {}", severity(other.severity), escaped(&other.code), sentence(&other.detail));
                 paint.paragraph(out, 2, &line);
@@ -193,6 +196,18 @@ fn details(out: &mut String, report: &ClusterReport, all: bool, paint: Paint) {
     if shown < bad.len() {
         let line = format!("\nDetails of {} more: nodevitals report NODE, or --all.", bad.len() - shown);
         let _ = writeln!(out, "{}", paint.ink(Ink::Faint, &line));
+    }
+}
+
+/// Whether a finding is explained by another that is listed, and so is told with that.
+fn is_told_with_its_root(node: &NodeReport, finding: &Raised) -> bool {
+    node.findings.iter().any(|root| finding.is_caused_by(root))
+}
+
+/// What a root explains, by code.
+fn causes(out: &mut String, node: &NodeReport, root: &Raised, paint: Paint) {
+    if let Some(causes) = codes(node.findings.iter().filter(|finding| finding.is_caused_by(root))) {
+        paint.paragraph(out, 2, &format!("Causes: {}", sentence(&causes)));
     }
 }
 
@@ -241,18 +256,28 @@ fn whole_node(out: &mut String, report: &ClusterReport, node: &NodeReport, paint
         let heading = if known { "Findings" } else { "Findings (the last that the agent said)" };
         let _ = writeln!(out, "\n{}", paint.ink(Ink::Strong, heading));
     }
-    for (number, finding) in node.findings.iter().enumerate() {
-        let severity = paint.ink(Ink::of_severity(finding.severity), severity(finding.severity));
-        let (since, ago) = (time(finding.since), age(finding.since, now));
-        let code = paint.ink(Ink::Strong, &escaped(&finding.code));
-        let _ = writeln!(out, "{:>2}. {code}  {severity}, {}, since {since} ({ago})", number + 1, finding.area.title());
-        if !finding.subject.is_empty() {
-            paint.paragraph(out, 4, &format!("Where: {}", escaped(&finding.subject)));
+    let roots = node.findings.iter().filter(|finding| !is_told_with_its_root(node, finding));
+    for (number, root) in roots.enumerate() {
+        finding(out, &format!("{:>2}. ", number + 1), root, now, paint);
+        next(out, 4, Some(&root.next), paint);
+        for explained in node.findings.iter().filter(|finding| finding.is_caused_by(root)) {
+            finding(out, "    causes ", explained, now, paint);
         }
-        paint.paragraph(out, 4, &sentence(&finding.detail));
-        next(out, 4, Some(&finding.next), paint);
     }
     around(out, report, paint);
+}
+
+/// What, where, since when; what to do about it is said once, of the root.
+fn finding(out: &mut String, mark: &str, finding: &Raised, now: Timestamp, paint: Paint) {
+    let severity = paint.ink(Ink::of_severity(finding.severity), severity(finding.severity));
+    let (since, ago) = (time(finding.since), age(finding.since, now));
+    let code = paint.ink(Ink::Strong, &escaped(&finding.code));
+    let _ = writeln!(out, "{mark}{code}  {severity}, {}, since {since} ({ago})", finding.area.title());
+    let indent = if finding.caused_by.is_some() { 6 } else { 4 };
+    if !finding.subject.is_empty() {
+        paint.paragraph(out, indent, &format!("Where: {}", escaped(&finding.subject)));
+    }
+    paint.paragraph(out, indent, &sentence(&finding.detail));
 }
 
 fn facts(node: &NodeReport, now: Timestamp) -> Vec<(&'static str, String)> {

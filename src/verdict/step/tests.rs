@@ -1,3 +1,4 @@
+use super::super::words::LONGEST_MESSAGE;
 use super::*;
 use crate::checks::Severity;
 use crate::checks::node;
@@ -128,6 +129,7 @@ fn a_restart_keeps_findings_and_times() {
         since: before,
         detail: "file system / is full".into(),
         next: "free space".into(),
+        caused_by: None,
     };
     let conditions =
         [("CapacityProblem".to_owned(), (Status::True, before)), ("CNIProblem".to_owned(), (Status::False, before))];

@@ -46,6 +46,13 @@ fn judge(checked: &Checked, expected: &[Expected]) -> Result<()> {
         let said = format!("{} {}", finding["subject"], finding["detail"]);
         ensure!(said.contains(about), "{code} does not say {about:?}: {said}");
     }
+    // One headline: what follows it is explained by it, but for faults that were made at once.
+    let independent =
+        [["ForwardPolicyDrop", "IptablesBackendSplit"], ["CalicoChainsMissing", "KubeProxyChainsMissing"]];
+    for finding in findings.as_array().into_iter().flatten().skip(1) {
+        let explained = finding["causedBy"]["code"] == wanted[0];
+        ensure!(explained || independent.iter().any(|pair| wanted == pair), "{finding} is not explained");
+    }
     let root = wanted.first().copied().unwrap_or("WorkerHealthy");
     ensure!(
         checked.condition("WorkerProblem").1 == root,

@@ -92,6 +92,25 @@ fn one_worker_in_full() {
 }
 
 #[test]
+fn what_a_root_explains_is_told_with_it() {
+    let mut report = sample(Some("worker-02"));
+    let worker = report.nodes.iter_mut().find(|node| node.name == "worker-02").expect("it is there");
+    let root = crate::verdict::CausedBy::from(&worker.findings[0]);
+    worker.findings[1].caused_by = Some(root);
+    let paint = Paint { color: false, width: None };
+    let text = render(&report, Some("worker-02"), false, paint);
+    assert!(text.contains("\n    causes DiskPressureImminent  Warning, capacity"), "{text}");
+    assert!(!text.contains("do what helps against DiskPressureImminent"), "the root's next step counts: {text}");
+    report.nodes.retain(|node| node.name == "worker-02");
+    let text = render(&report, None, false, paint);
+    assert!(text.contains("\n  Causes: DiskPressureImminent.\n") && !text.contains("Also"), "{text}");
+    // Its root is not listed: it stands for itself.
+    report.nodes[0].findings.remove(0);
+    let text = render(&report, Some("worker-02"), false, paint);
+    assert!(text.contains("\n 1. DiskPressureImminent"), "{text}");
+}
+
+#[test]
 fn many_workers_are_not_all_listed_unless_asked_for() {
     let nodes: Vec<_> = (0..60)
         .map(|number| {
