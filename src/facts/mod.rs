@@ -41,7 +41,7 @@ pub use routes::{IpsecPolicy, RouteList, Rule, RuleAction, TableRoute};
 pub use routing::{
     Address, Family, Link, Neighbour, NeighbourState, PodRoute, Route, RouteAnswer, RouteKind, Routing, protocol_name,
 };
-pub use runtime::{Condition as RuntimeCondition, Runtime, RuntimeStatus, Sandbox};
+pub use runtime::{CallLatency, Condition as RuntimeCondition, HungProcess, Runtime, RuntimeStatus, Sandbox};
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
 pub use traffic::{

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::Seen;
+use super::{LookError, Seen};
 
 /// The container runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -16,6 +16,74 @@ pub struct Runtime {
     pub status: Seen<RuntimeStatus>,
     /// Pod sandboxes in state READY.
     pub sandboxes: Seen<Vec<Sandbox>>,
+    /// Where it keeps images, as `ImageFsInfo` tells.
+    pub image_filesystems: Seen<Vec<String>>,
+    /// How long it takes to answer; empty before the first window is over.
+    pub latency: Vec<CallLatency>,
+    /// The process behind the socket, while it does not answer.
+    pub hung: Option<HungProcess>,
+}
+
+/// How long the calls of one kind take, in milliseconds. A window is five minutes, and its figure the 95th percentile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallLatency {
+    /// The method: `Version`, `Status`, `ListPodSandbox`.
+    pub call: &'static str,
+    /// In the last window.
+    pub now: u32,
+    /// In the window before that.
+    pub before: u32,
+    /// What is usual on this node: the median of all windows, of the last seven days at most; none before there is one hour.
+    pub usual: Option<u32>,
+}
+
+/// A runtime's process, as `/proc` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HungProcess {
+    /// Its process id: whoever listens on the socket.
+    pub pid: i32,
+    /// Its threads.
+    pub threads: u32,
+    /// Threads that a signal has stopped (state T, t).
+    pub stopped: u32,
+    /// Threads that wait in the kernel and cannot be interrupted (state D).
+    pub stuck: u32,
+}
+
+impl CallLatency {
+    /// Whether calls that take so many milliseconds are slow, where so many are usual: a quarter of a second and five times
+    /// what is usual, or a second in any case (own numbers; the kubelet lists its pods once a second).
+    pub fn is_slow(now: u32, usual: Option<u32>) -> bool {
+        now >= 1000 || usual.is_some_and(|usual| now >= 250 && now >= usual.saturating_mul(5))
+    }
+}
+
+impl Runtime {
+    /// A machine without a container runtime.
+    pub fn absent() -> Self {
+        Runtime {
+            socket: Seen::Absent,
+            status: Seen::Absent,
+            sandboxes: Seen::Absent,
+            image_filesystems: Seen::Absent,
+            latency: Vec::new(),
+            hung: None,
+        }
+    }
+
+    /// A runtime that tells nothing, and why.
+    pub fn silent(socket: Seen<String>, error: LookError) -> Self {
+        Runtime {
+            socket,
+            status: Seen::Unreadable(error.clone()),
+            sandboxes: Seen::Unreadable(error.clone()),
+            image_filesystems: Seen::Unreadable(error),
+            latency: Vec::new(),
+            hung: None,
+        }
+    }
 }
 
 /// The answer to `Version` and `Status` of `runtime.v1.RuntimeService`.

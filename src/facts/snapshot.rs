@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
-    PacketFilterChanges, Routing, Ruleset, Runtime, Seen, Traffic, TunnelPeer, XtablesLock,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, LookError,
+    Memory, PacketFilterChanges, Reason, Routing, Ruleset, Runtime, Seen, Traffic, TunnelPeer, XtablesLock,
 };
 
 /// One look at a node.
@@ -148,11 +148,10 @@ impl Snapshot {
                 "default".into(),
                 Seen::not_yet("/etc/cni/net.d"),
             ),
-            runtime: Runtime {
-                socket: Seen::not_yet("CRI socket"),
-                status: Seen::not_yet("CRI status"),
-                sandboxes: Seen::not_yet("CRI sandboxes"),
-            },
+            runtime: Runtime::silent(
+                Seen::not_yet("CRI socket"),
+                LookError::new("CRI", Reason::NotYet, "not looked at yet"),
+            ),
             filesystems: Seen::not_yet("file systems"),
             memory: Seen::not_yet("memory"),
             processes: Seen::not_yet("processes"),

@@ -2,15 +2,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
 use self::connection::Connection;
+use self::latency::{Latencies, Meter};
 use super::host_root::HostRoot;
-use crate::facts::{LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, Seen};
+use super::processes;
+use crate::facts::{HungProcess, LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, Seen};
 
 pub(super) mod connection;
+mod latency;
 mod messages;
 
 /// Sockets of containerd, CRI-O, k3s and RKE2, and cri-dockerd (facts.md G.1).
@@ -23,13 +27,16 @@ const SOCKETS: [&str; 5] = [
 ];
 /// The verbose status holds the runtime's whole configuration, so it is asked for this seldom while all is well.
 const VERBOSE: Duration = Duration::from_secs(60);
-/// A full node is learned in a few looks, without a burst of calls at the runtime.
-const STATUSES: usize = 8;
+/// The image file systems are asked for this often: while there are none, and while there are.
+const IMAGES: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(300)];
+/// Calls that one look makes at most: a full node is learned in a few looks, without a burst at the runtime.
+const CALLS: usize = 10;
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const STATUS: &str = "/runtime.v1.RuntimeService/Status";
 const LIST: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
 const SANDBOX: &str = "/runtime.v1.RuntimeService/PodSandboxStatus";
+const IMAGE_FS: &str = "/runtime.v1.ImageService/ImageFsInfo";
 
 /// Looks at the runtime, and keeps its connection and what does not change.
 #[derive(Debug)]
@@ -40,6 +47,11 @@ pub(crate) struct CriSource {
     verbose: Option<Verbose>,
     /// By sandbox id. The network of a sandbox does not change during its life.
     networks: HashMap<String, Network>,
+    images: Option<(Instant, Seen<Vec<String>>)>,
+    meter: Arc<Meter>,
+    latencies: Latencies,
+    /// Who listened on the socket when it was last connected to.
+    pid: Option<i32>,
 }
 
 /// What only the verbose status tells.
@@ -67,27 +79,50 @@ impl Network {
 impl CriSource {
     /// Nothing is asked yet.
     pub(crate) fn new(host: HostRoot) -> Self {
-        CriSource { host, connection: None, verbose: None, networks: HashMap::new() }
+        CriSource {
+            host,
+            connection: None,
+            verbose: None,
+            networks: HashMap::new(),
+            images: None,
+            meter: Arc::default(),
+            latencies: Latencies::new(Instant::now()),
+            pid: None,
+        }
     }
 
     /// Asks the runtime at `endpoint`, or at the first well-known socket that exists. That there is no socket is an
-    /// error only if a runtime is expected. Takes at most 11 s, when each answer comes just before its deadline,
-    /// and 2 s when the runtime hangs.
+    /// error only if a runtime is expected. Takes at most 13 s, when each answer comes just before its deadline,
+    /// and 2 s when the runtime hangs. Makes at most ten calls.
     pub(crate) async fn look(&mut self, endpoint: Option<&str>, runtime_expected: bool) -> Runtime {
         let socket = match self.choose(endpoint) {
             Ok(socket) => socket,
-            Err(error) if error.reason == Reason::Missing && !runtime_expected => {
-                return Runtime { socket: Seen::Absent, status: Seen::Absent, sandboxes: Seen::Absent };
-            }
-            Err(error) => return unreadable(Seen::Unreadable(error.clone()), error),
+            Err(error) if error.reason == Reason::Missing && !runtime_expected => return Runtime::absent(),
+            Err(error) => return Runtime::silent(Seen::Unreadable(error.clone()), error),
         };
-        match self.ask(&socket).await {
-            Ok((status, sandboxes)) => Runtime { socket: Seen::Yes(socket), status: Seen::Yes(status), sandboxes },
+        // Those of a look that was cancelled.
+        self.meter.take();
+        let mut runtime = match self.ask(&socket).await {
+            Ok((status, sandboxes)) => Runtime {
+                socket: Seen::Yes(socket),
+                status: Seen::Yes(status),
+                sandboxes,
+                image_filesystems: self.images.as_ref().map_or(Seen::Absent, |(_, seen)| seen.clone()),
+                latency: Vec::new(),
+                hung: None,
+            },
             Err(error) => {
                 self.verbose = None;
-                unreadable(Seen::Yes(socket), error)
+                self.images = None;
+                Runtime::silent(Seen::Yes(socket), error)
             }
-        }
+        };
+        let timed_out = |error: &LookError| error.reason == Reason::TimedOut;
+        let hangs = runtime.status.error().is_some_and(timed_out) || runtime.sandboxes.error().is_some_and(timed_out);
+        self.latencies.look(Instant::now(), &self.meter.take(), !hangs);
+        runtime.latency = self.latencies.told();
+        runtime.hung = self.pid.filter(|_| hangs).and_then(|pid| threads(&self.host, pid));
+        runtime
     }
 
     /// The socket to ask, as the node names it.
@@ -111,6 +146,7 @@ impl CriSource {
             None => self.open(socket).await?,
         };
         let status = self.status(&connection, version).await?;
+        self.look_at_images(&connection).await;
         let sandboxes = self.sandboxes(&connection).await;
         // After a call that hangs the connection may be full of unread requests.
         let hangs = sandboxes.error().is_some_and(|error| error.reason == Reason::TimedOut);
@@ -121,7 +157,12 @@ impl CriSource {
     async fn open(&mut self, socket: &str) -> Result<(Connection, messages::VersionResponse), LookError> {
         // Another process may answer now, with another configuration.
         self.verbose = None;
-        let connection = Connection::open(socket, &self.host.path(socket)).await?;
+        self.images = None;
+        let connection = Connection::open(socket, &self.host.path(socket), Arc::clone(&self.meter)).await?;
+        let before = std::mem::replace(&mut self.pid, connection.pid());
+        if self.pid.is_none() || self.pid != before {
+            self.latencies.restarted(Instant::now());
+        }
         let version = version(&connection).await?;
         Ok((connection, version))
     }
@@ -154,6 +195,20 @@ impl CriSource {
         })
     }
 
+    /// Asks where images are kept, if it is time to.
+    async fn look_at_images(&mut self, connection: &Connection) {
+        let known = self.images.as_ref().is_some_and(|(_, seen)| seen.get().is_some_and(|paths| !paths.is_empty()));
+        if self.images.as_ref().is_some_and(|(at, _)| at.elapsed() < IMAGES[usize::from(known)]) {
+            return;
+        }
+        let answer = connection.call(IMAGE_FS, messages::ImageFsInfoRequest {}).await;
+        let paths = answer.map(|answer: messages::ImageFsInfoResponse| {
+            let ids = answer.image_filesystems.into_iter().filter_map(|filesystem| filesystem.fs_id);
+            ids.map(|id| id.mountpoint).filter(|path| !path.is_empty()).collect()
+        });
+        self.images = Some((Instant::now(), paths.map_or_else(Seen::Unreadable, Seen::Yes)));
+    }
+
     async fn sandboxes(&mut self, connection: &Connection) -> Seen<Vec<Sandbox>> {
         let filter = messages::Filter { state: Some(messages::State { state: messages::READY }) };
         let request = messages::ListPodSandboxRequest { filter: Some(filter) };
@@ -179,7 +234,7 @@ impl CriSource {
         let mut unknown: Vec<(u32, &str)> =
             items.iter().filter_map(|item| Some((asked(&item.id)?, item.id.as_str()))).collect();
         unknown.sort_unstable();
-        for (asked, id) in unknown.into_iter().take(STATUSES) {
+        for (asked, id) in unknown.into_iter().take(CALLS.saturating_sub(self.meter.count())) {
             self.networks.entry(id.to_owned()).or_default().asked = asked.saturating_add(1);
             let request = messages::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned() };
             match connection.call::<_, messages::PodSandboxStatusResponse>(SANDBOX, request).await {
@@ -211,8 +266,18 @@ impl CriSource {
     }
 }
 
-fn unreadable(socket: Seen<String>, error: LookError) -> Runtime {
-    Runtime { socket, status: Seen::Unreadable(error.clone()), sandboxes: Seen::Unreadable(error) }
+/// The threads of the process that does not answer. So many are looked at at most: each costs a file.
+fn threads(host: &HostRoot, pid: i32) -> Option<HungProcess> {
+    const MOST: usize = 2048;
+    let tasks = std::fs::read_dir(host.path(&format!("/proc/{pid}/task"))).ok()?;
+    let mut process = HungProcess { pid, threads: 0, stopped: 0, stuck: 0 };
+    for task in tasks.flatten().take(MOST) {
+        let Some(state) = processes::state(&task.path()) else { continue };
+        process.threads += 1;
+        process.stopped += u32::from(matches!(state, 'T' | 't'));
+        process.stuck += u32::from(state == 'D');
+    }
+    Some(process)
 }
 
 async fn version(connection: &Connection) -> Result<messages::VersionResponse, LookError> {
@@ -258,7 +323,7 @@ fn read_network(status: messages::PodSandboxStatus) -> (Option<bool>, Vec<IpAddr
 pub(crate) fn fuzz(data: &[u8]) {
     use prost::Message as _;
     let Some((which, bytes)) = data.split_first() else { return };
-    match which % 4 {
+    match which % 5 {
         0 => drop(messages::VersionResponse::decode(bytes)),
         1 => {
             if let Ok(answer) = messages::StatusResponse::decode(bytes) {
@@ -272,6 +337,7 @@ pub(crate) fn fuzz(data: &[u8]) {
                 answer.items.into_iter().map(|item| source.sandbox(item)).for_each(drop);
             }
         }
+        3 => drop(messages::ImageFsInfoResponse::decode(bytes)),
         _ => {
             if let Ok(answer) = messages::PodSandboxStatusResponse::decode(bytes) {
                 let (host, addresses) = answer.status.map(read_network).unwrap_or_default();

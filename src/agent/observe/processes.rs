@@ -119,6 +119,11 @@ fn stat(proc: &std::path::Path, pid: i32) -> Option<Stat> {
     parse_stat(&std::fs::read(proc.join(format!("{pid}/stat"))).ok()?).filter(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
+/// The state letter of a thread, by its directory below `/proc/PID/task`.
+pub(super) fn state(task: &std::path::Path) -> Option<char> {
+    parse_stat(&std::fs::read(task.join("stat")).ok()?).map(|stat| stat.state)
+}
+
 /// The name in parentheses can hold anything, so the fields are counted from the last one of them (proc(5): the state is
 /// the 3rd, the start time the 22nd).
 fn parse_stat(line: &[u8]) -> Option<Stat> {

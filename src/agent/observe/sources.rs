@@ -107,6 +107,8 @@ struct Shared {
     pods: watch::Sender<Vec<(String, Vec<IpAddr>)>>,
     /// CNI directories: the runtime tells.
     cni_dirs: watch::Sender<Option<(String, Vec<String>)>>,
+    /// The file system of images: the runtime tells.
+    images: watch::Sender<Option<String>>,
     /// The kubelet's files.
     kubelet: watch::Sender<Option<Kubelet>>,
     /// Links whose counters and switches matter: the routes tell.
@@ -456,12 +458,8 @@ async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
 }
 
 fn hung_runtime() -> Runtime {
-    let error = || LookError::timed_out("CRI", RUNTIME.deadline.as_secs_f32());
-    Runtime {
-        socket: Seen::Unreadable(error()),
-        status: Seen::Unreadable(error()),
-        sandboxes: Seen::Unreadable(error()),
-    }
+    let error = LookError::timed_out("CRI", RUNTIME.deadline.as_secs_f32());
+    Runtime::silent(Seen::Unreadable(error.clone()), error)
 }
 
 /// Tells the routes of new pods, and the CNI files of the runtime's directories.
@@ -479,6 +477,11 @@ fn share_runtime(seen: &Runtime, shared: &Shared, wake: &Wake) {
     {
         wake.cni.notify_one();
     }
+    if let Some(path) = seen.image_filesystems.get().and_then(|paths| paths.first().cloned())
+        && shared.images.send_if_modified(|old| set(old, Some(path)))
+    {
+        wake.filesystems.notify_one();
+    }
 }
 
 fn set<T: PartialEq>(old: &mut T, new: T) -> bool {
@@ -491,15 +494,21 @@ async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking, shared: Sh
     let mut source = super::filesystems::FilesystemSource::new(host.clone(), blocking);
     loop {
         let began = Instant::now();
-        let roles = roles(&host, shared.kubelet.borrow().as_ref(), shared.arguments.borrow().as_deref());
+        let images = shared.images.borrow().clone();
+        let roles = roles(&host, shared.kubelet.borrow().as_ref(), shared.arguments.borrow().as_deref(), images);
         let seen = within(&FILESYSTEMS, source.look(Timestamp::now(), &roles)).await;
         out.tell(&FILESYSTEMS, began, seen.is_ok(), Update::Filesystems(seen.into())).await;
         rest(&FILESYSTEMS, began, Some(&wake.filesystems)).await;
     }
 }
 
-/// What this machine keeps where. On a machine that is no worker only `/` and `/var/log` matter.
-fn roles(host: &HostRoot, kubelet: Option<&Kubelet>, arguments: Option<&[String]>) -> Vec<(Role, String)> {
+/// What this machine keeps where; `images` as the runtime says. On a machine that is no worker only `/` and `/var/log` matter.
+fn roles(
+    host: &HostRoot,
+    kubelet: Option<&Kubelet>,
+    arguments: Option<&[String]>,
+    images: Option<String>,
+) -> Vec<(Role, String)> {
     let mut roles = vec![(Role::Root, "/".to_owned()), (Role::Logs, "/var/log".to_owned())];
     if kubelet.is_none() {
         return roles;
@@ -507,8 +516,8 @@ fn roles(host: &HostRoot, kubelet: Option<&Kubelet>, arguments: Option<&[String]
     let root_dir = arguments.into_iter().flatten().find_map(|argument| argument.strip_prefix("--root-dir="));
     roles.push((Role::Nodefs, root_dir.unwrap_or("/var/lib/kubelet").to_owned()));
     let stores = ["/var/lib/containerd", "/var/lib/containers/storage", "/var/lib/rancher/k3s/agent/containerd"];
-    let store = stores.into_iter().find(|store| host.path(store).is_dir());
-    roles.extend(store.map(|store| (Role::Imagefs, store.to_owned())));
+    let usual = || stores.into_iter().find(|store| host.path(store).is_dir()).map(str::to_owned);
+    roles.extend(images.or_else(usual).map(|store| (Role::Imagefs, store)));
     roles
 }
 

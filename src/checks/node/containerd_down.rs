@@ -37,9 +37,19 @@ fn run(look: &Look<'_>) -> Outcome {
         Some(Reason::TimedOut) | None => return Outcome::Healthy,
         Some(_) => return runtime.status.error().map_or(Outcome::Healthy, Outcome::unknown),
     };
-    let finding = Finding::new(path.clone(), format!("The container runtime is down: {said} {path}"));
+    let detail = format!("The container runtime is down: {said} {path}{}", process(look));
+    let finding = Finding::new(path, detail);
     let finding = if starting(look) { finding.repaired_within(STARTING) } else { finding };
     Outcome::from_findings(vec![finding])
+}
+
+/// Whether its process is dead too.
+fn process(look: &Look<'_>) -> String {
+    let Some(processes) = look.now.processes.get() else { return String::new() };
+    match processes.of(Program::Containerd).or_else(|| processes.of(Program::Crio)) {
+        Some(process) => format!(", although its process {} runs", process.pid),
+        None => ", and no process of it runs".into(),
+    }
 }
 
 /// Whether a runtime process has only just been started.
@@ -64,6 +74,14 @@ mod tests {
         let node = Node::worker()
             .edit(|now| now.runtime.socket = testing::error("/run/containerd/containerd.sock", Reason::Missing));
         assert_eq!(testing::subjects(&run(&node.look())).len(), 1);
+    }
+
+    #[test]
+    fn it_says_whether_the_process_is_dead_too() {
+        let told = |node: Node| testing::details(&run(&node.look())).remove(0);
+        assert!(told(status(Reason::Refused)).ends_with("containerd.sock, although its process 11 runs"));
+        let dead = status(Reason::Refused).without(Program::Containerd);
+        assert!(told(dead).ends_with("containerd.sock, and no process of it runs"));
     }
 
     #[test]

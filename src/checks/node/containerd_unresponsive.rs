@@ -1,13 +1,13 @@
 //! The container runtime hangs: its socket accepts and never answers.
 //!
-//! *Looks at* CRI calls with deadlines of their own. The kubelet needs two minutes to notice and its health port stays
-//! 200 (recorded: incident 08). *Trap*: one slow answer, while images are collected, is noise: several looks must agree
+//! *Looks at* CRI calls with deadlines of their own, and at the threads of whoever listens on the socket. The kubelet needs
+//! two minutes to notice and its health port stays 200 (recorded: incident 08). *Trap*: one slow answer, while images are collected, is noise: several looks must agree
 //! (catalogue R056).
 
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity};
-use crate::facts::{Program, Reason, Seen};
+use crate::facts::{HungProcess, Program, Reason, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "ContainerdUnresponsive",
@@ -38,20 +38,49 @@ fn run(look: &Look<'_>) -> Outcome {
             Some(error) => Outcome::unknown(error),
         };
     };
-    let detail = format!("The container runtime hangs: {path} accepts but does not answer ({hung}){}", process(look));
-    Outcome::from_findings(vec![Finding::new(path.clone(), detail)])
+    let (process, next) = process(look);
+    let detail = format!("The container runtime hangs: {path} accepts but does not answer ({hung}){process}");
+    let finding = Finding::new(path.clone(), detail);
+    Outcome::from_findings(vec![next.into_iter().fold(finding, Finding::next)])
 }
 
-/// What the process table says about the runtime's process.
-fn process(look: &Look<'_>) -> String {
-    let Some(processes) = look.now.processes.get() else { return String::new() };
-    let runtime = processes.of(Program::Containerd).or_else(|| processes.of(Program::Crio));
-    match runtime {
-        Some(process) if process.state == 'T' => format!("; its process {} is stopped by a signal", process.pid),
-        Some(process) if process.state == 'D' => format!("; its process {} is stuck in the kernel", process.pid),
-        Some(process) => format!("; its process {} is alive", process.pid),
-        None => String::new(),
+/// What the process behind the socket does instead, and the better next step that follows from it.
+fn process(look: &Look<'_>) -> (String, Option<String>) {
+    if let Some(HungProcess { pid, threads, stopped, stuck }) = look.now.runtime.hung {
+        return match (stopped, stuck) {
+            (0, 0) => {
+                (format!("; its process {pid} is alive, with {threads} threads and none stuck in the kernel"), None)
+            }
+            (0, _) => {
+                let next = format!(
+                    "a disk or a mount does not answer: read `cat /proc/{pid}/task/*/stack` and the kernel's log first; a restart does not help while threads are stuck there, so cordon, gather and reload the worker"
+                );
+                (
+                    format!(
+                        "; {stuck} of the {threads} threads of its process {pid} are stuck in the kernel (state D)"
+                    ),
+                    Some(next),
+                )
+            }
+            _ => {
+                let next = format!(
+                    "find out who stopped it (a debugger, a freezer), and wake it with `kill -CONT {pid}`; if it hangs again, restart it"
+                );
+                (
+                    format!("; its process {pid} is stopped by a signal ({stopped} of {threads} threads in state T)"),
+                    Some(next),
+                )
+            }
+        };
     }
+    let Some(processes) = look.now.processes.get() else { return Default::default() };
+    let runtime = processes.of(Program::Containerd).or_else(|| processes.of(Program::Crio));
+    let said = runtime.map(|process| match process.state {
+        'T' => format!("; its process {} is stopped by a signal", process.pid),
+        'D' => format!("; its process {} is stuck in the kernel", process.pid),
+        _ => format!("; its process {} is alive", process.pid),
+    });
+    (said.unwrap_or_default(), None)
 }
 
 #[cfg(test)]
@@ -65,6 +94,27 @@ mod tests {
         assert_eq!(testing::subjects(&run(&node.look())), ["/run/containerd/containerd.sock"]);
         let node = Node::worker().edit(|now| now.runtime.sandboxes = testing::timed_out("ListPodSandbox"));
         assert!(testing::details(&run(&node.look()))[0].contains("is alive"));
+    }
+
+    #[test]
+    fn it_tells_stopped_stuck_and_merely_silent_apart() {
+        let told = |stopped, stuck| {
+            let node = Node::worker().edit(|now| {
+                now.runtime.status = testing::timed_out("Version");
+                now.runtime.hung = Some(HungProcess { pid: 11, threads: 30, stopped, stuck });
+            });
+            let Outcome::Findings(mut findings) = run(&node.look()) else { panic!("a finding") };
+            let finding = findings.remove(0);
+            (finding.detail, finding.next_step.unwrap_or_default())
+        };
+        let (detail, next) = told(30, 0);
+        assert!(detail.contains("11 is stopped by a signal (30 of 30 threads"), "{detail}");
+        assert!(next.contains("kill -CONT 11"), "{next}");
+        let (detail, next) = told(0, 4);
+        assert!(detail.contains("4 of the 30 threads of its process 11 are stuck in the kernel (state D)"), "{detail}");
+        assert!(next.contains("/proc/11/task/*/stack"), "{next}");
+        let (detail, next) = told(0, 0);
+        assert!(detail.contains("11 is alive, with 30 threads and none stuck") && next.is_empty(), "{detail} {next}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod cni_not_initialized;
 mod conntrack_full;
 mod conntrack_near_full;
 mod containerd_down;
+mod containerd_slow;
 mod containerd_unresponsive;
 mod default_route_missing;
 mod disk_full;
@@ -32,6 +33,7 @@ mod foreign_drop_rule;
 mod forward_policy_drop;
 mod gateway_unreachable;
 mod host_policy_blocks_control_plane;
+mod image_fs_stats_missing;
 mod inodes_exhausted;
 mod inodes_exhaustion_imminent;
 mod ip_forward_disabled;
@@ -81,6 +83,8 @@ pub const ALL: &[&Check] = &[
     &containerd_down::CHECK,
     &containerd_unresponsive::CHECK,
     &runtime_not_ready::CHECK,
+    &containerd_slow::CHECK,
+    &image_fs_stats_missing::CHECK,
     &cni_config_missing::CHECK,
     &cni_config_invalid::CHECK,
     &cni_binary_missing::CHECK,

@@ -301,6 +301,9 @@ fn runtime(now: Timestamp) -> Runtime {
             host_network: Some(false),
             addresses: vec!["10.244.0.7".parse().expect("an address")],
         }]),
+        image_filesystems: Seen::Yes(vec!["/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs".into()]),
+        latency: Vec::new(),
+        hung: None,
     }
 }
 
@@ -392,7 +395,7 @@ impl Node {
             now.kubelet = Seen::Absent;
             now.processes = Seen::Yes(Processes::default());
             now.nftables = no_tables(Backend::Nftables);
-            now.runtime = Runtime { socket: Seen::Absent, status: Seen::Absent, sandboxes: Seen::Absent };
+            now.runtime = Runtime::absent();
             now.cni.files = Seen::Absent;
             now.cni.binaries.clear();
             now.control_plane = Seen::Absent;

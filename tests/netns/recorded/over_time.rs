@@ -53,6 +53,16 @@ fn a_stray_cni_configuration() -> Result<()> {
 }
 
 #[test]
+fn a_hung_containerd() -> Result<()> {
+    comes_and_goes("08-containerd-hung", "n3", "during-a-hung-20s", &["ContainerdUnresponsive"])
+}
+
+#[test]
+fn a_dead_containerd() -> Result<()> {
+    comes_and_goes("08-containerd-hung", "n3", "during-b-killed", &["ContainerdDown"])
+}
+
+#[test]
 fn the_route_of_a_pod_with_felix_dead() -> Result<()> {
     comes_and_goes("11-pod-route-missing", "n1", "during-b-felix-dead", &["PodRouteMissing"])
 }

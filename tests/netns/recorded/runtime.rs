@@ -1,8 +1,8 @@
 //! A container runtime that answers over CRI what was recorded: Version and Status field by field, and a sandbox for
-//! each running pod.
+//! each running pod; or that accepts and never answers, or is gone and leaves its socket behind.
 
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Deserialize;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::files::Recording;
 
@@ -33,6 +33,8 @@ pub struct Pod {
 /// What the runtime tells.
 #[derive(Debug, Default)]
 struct Told {
+    /// It was stopped: connections are still accepted, by the kernel.
+    hung: bool,
     version: Vec<u8>,
     status: Vec<u8>,
     /// Sandboxes that are ready: id, entry of the list, and status.
@@ -42,22 +44,38 @@ struct Told {
 /// A runtime on a socket. Ends with this value.
 pub struct ContainerRuntime {
     told: Arc<Mutex<Told>>,
-    task: JoinHandle<()>,
+    tokio: Handle,
+    socket: PathBuf,
+    /// Who listens, and with it its connections; none while the runtime is dead.
+    listener: Mutex<Option<JoinSet<()>>>,
 }
 
 impl ContainerRuntime {
     /// Listens; tells nothing yet.
-    pub fn start(runtime: &Handle, socket: &Path) -> Result<Self> {
-        let listener = UnixListener::bind(socket)?;
+    pub fn start(tokio: &Handle, socket: &Path) -> Result<Self> {
+        let runtime = ContainerRuntime {
+            told: Arc::default(),
+            tokio: tokio.clone(),
+            socket: socket.to_owned(),
+            listener: Mutex::default(),
+        };
+        runtime.listen()?;
+        Ok(runtime)
+    }
+
+    fn listen(&self) -> Result<()> {
+        std::fs::remove_file(&self.socket).ok();
+        let listener = UnixListener::bind(&self.socket)?;
         listener.set_nonblocking(true)?;
-        let _guard = runtime.enter();
+        let _guard = self.tokio.enter();
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        let told = Arc::new(Mutex::new(Told::default()));
-        let shared = Arc::clone(&told);
-        let task = runtime.spawn(async move {
+        let shared = Arc::clone(&self.told);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let told = Arc::clone(&shared);
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     let service = hyper::service::service_fn(move |request| answer(Arc::clone(&told), request));
                     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                     // The one who asks may go at any time.
@@ -65,16 +83,28 @@ impl ContainerRuntime {
                 });
             }
         });
-        Ok(ContainerRuntime { told, task })
+        *self.listener.lock().expect("not poisoned") = Some(task);
+        Ok(())
     }
 
-    /// Tells from now on what was recorded.
+    /// Tells from now on what was recorded: answers, or curl's exit status 28 for none and 7 for a connection refused.
     pub fn tell(&self, recording: &Recording) -> Result<()> {
         let (version, status) = recording.text("cri.txt")?.split_once("\n\n").context("two calls")?;
+        let refused = version.contains(": 000 7 ");
         self.set_pods(&pods(recording)?)?;
         let mut told = self.told.lock().expect("not poisoned");
-        told.version = message(version)?;
-        told.status = message(status)?;
+        told.hung = version.contains(": 000 28 ");
+        if !refused && !told.hung {
+            told.version = message(version)?;
+            told.status = message(status)?;
+        }
+        drop(told);
+        let listens = self.listener.lock().expect("not poisoned").is_some();
+        if refused {
+            *self.listener.lock().expect("not poisoned") = None;
+        } else if !listens {
+            self.listen()?;
+        }
         Ok(())
     }
 
@@ -99,12 +129,6 @@ impl ContainerRuntime {
     }
 }
 
-impl Drop for ContainerRuntime {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// The recorded pods.
 pub fn pods(recording: &Recording) -> Result<Vec<Pod>> {
     Ok(serde_json::from_str(recording.text("pods.json")?)?)
@@ -118,10 +142,15 @@ async fn answer(
 ) -> Result<http::Response<Body>, hyper::Error> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
     let asked = request.into_body().collect().await?.to_bytes();
+    if told.lock().expect("not poisoned").hung {
+        std::future::pending::<()>().await;
+    }
     let told = told.lock().expect("not poisoned");
     let bytes = match method.as_str() {
         "Version" => Some(told.version.clone()),
         "Status" => Some(told.status.clone()),
+        // Not recorded: 1 image_filesystems, 2 fs_id, 1 mountpoint.
+        "ImageFsInfo" => encode("1 {\n2 {\n1: '/var/lib/containerd'\n}\n}").ok(),
         "ListPodSandbox" => Some(told.sandboxes.iter().flat_map(|(_, item, _)| item.clone()).collect()),
         "PodSandboxStatus" => {
             // Behind the frame's five bytes, field 1: its tag, the length, the id.

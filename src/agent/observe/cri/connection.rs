@@ -3,7 +3,8 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::Uri;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -18,6 +19,7 @@ use tonic::client::Grpc;
 use tonic::{Code, Request, Status};
 
 use super::super::host_root;
+use super::latency::Meter;
 use crate::facts::{LookError, Reason};
 
 /// A local socket connects at once or not at all.
@@ -33,6 +35,9 @@ const LONGEST_PATH: usize = 107;
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: String,
+    /// Whoever listens on the socket, as this process sees it; none when it is outside of the process namespace.
+    pid: Option<i32>,
+    meter: Arc<Meter>,
     sender: SendRequest<Body>,
     /// Moves the bytes; ends with this.
     _driver: JoinSet<()>,
@@ -40,12 +45,13 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects to the socket that this process sees at `path` and the node at `socket`.
-    pub(super) async fn open(socket: &str, path: &Path) -> Result<Self, LookError> {
+    pub(super) async fn open(socket: &str, path: &Path, meter: Arc<Meter>) -> Result<Self, LookError> {
         let stream = match timeout(CONNECT, connect(path)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(refused(socket, &error)),
             Err(_) => return Err(LookError::timed_out(socket, CONNECT.as_secs_f32())),
         };
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .map_err(|error| LookError::new(socket, Reason::Failed, error.to_string()))?;
@@ -54,7 +60,7 @@ impl Connection {
             // Its errors reach the calls that they break.
             connection.await.ok();
         });
-        Ok(Connection { socket: socket.to_owned(), sender, _driver: driver })
+        Ok(Connection { socket: socket.to_owned(), pid, meter, sender, _driver: driver })
     }
 
     /// The node's path of the socket.
@@ -62,12 +68,17 @@ impl Connection {
         &self.socket
     }
 
+    /// Whoever listens on the socket.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
     /// Whether the other side has closed it.
     pub(super) fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
 
-    /// Calls a method of `runtime.v1.RuntimeService`. A call that times out is taken back; the other side may be
+    /// Calls a method of CRI v1. A call that times out is taken back; the other side may be
     /// stopped, so the connection is better not used again.
     pub(super) async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, LookError>
     where
@@ -80,7 +91,10 @@ impl Connection {
             Grpc::with_origin(service, Uri::from_static("http://localhost")).max_decoding_message_size(LARGEST);
         let path = http::uri::PathAndQuery::from_static(method);
         let codec = tonic_prost::ProstCodec::<Q, A>::default();
-        match timeout(CALL, client.unary(Request::new(request), path, codec)).await {
+        let began = Instant::now();
+        let answer = timeout(CALL, client.unary(Request::new(request), path, codec)).await;
+        self.meter.note(name(method), began.elapsed());
+        match answer {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(self.explain(method, &status)),
             Err(_) => {
@@ -91,7 +105,7 @@ impl Connection {
         }
     }
 
-    fn explain(&self, method: &str, status: &Status) -> LookError {
+    fn explain(&self, method: &'static str, status: &Status) -> LookError {
         let reason = match status.code() {
             Code::Unimplemented => Reason::Unsupported,
             Code::DeadlineExceeded => Reason::TimedOut,
@@ -105,7 +119,7 @@ impl Connection {
 }
 
 /// The last part of a method's path.
-fn name(method: &str) -> &str {
+fn name(method: &'static str) -> &'static str {
     method.rsplit('/').next().unwrap_or(method)
 }
 

@@ -158,3 +158,24 @@ pub(super) struct NamespaceOption {
 
 /// `NODE` of `NamespaceMode`.
 pub(super) const NODE: i32 = 2;
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct ImageFsInfoRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ImageFsInfoResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) image_filesystems: Vec<FilesystemUsage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct FilesystemUsage {
+    #[prost(message, optional, tag = "2")]
+    pub(super) fs_id: Option<FilesystemIdentifier>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct FilesystemIdentifier {
+    #[prost(string, tag = "1")]
+    pub(super) mountpoint: String,
+}

@@ -42,6 +42,7 @@ struct Told {
     sandboxes: Vec<messages::PodSandbox>,
     network: messages::PodSandboxStatus,
     not_ready: bool,
+    images: Option<String>,
     unimplemented: bool,
     asked: Vec<String>,
 }
@@ -99,6 +100,11 @@ fn answer(told: &Mutex<Told>, request: &http::Request<Incoming>) -> http::Respon
             ];
             let info = info.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
             messages::StatusResponse { status: Some(messages::Conditions { conditions }), info }.encode_to_vec()
+        }
+        IMAGE_FS => {
+            let path = |mountpoint: &String| messages::FilesystemIdentifier { mountpoint: mountpoint.clone() };
+            let usage = |mountpoint| messages::FilesystemUsage { fs_id: Some(path(mountpoint)) };
+            messages::ImageFsInfoResponse { image_filesystems: told.images.iter().map(usage).collect() }.encode_to_vec()
         }
         LIST => messages::ListPodSandboxResponse { items: told.sandboxes.clone() }.encode_to_vec(),
         _ => messages::PodSandboxStatusResponse { status: Some(told.network.clone()) }.encode_to_vec(),
@@ -159,7 +165,7 @@ async fn addresses_are_learned_a_few_at_a_time_and_forgotten_with_their_sandbox(
     let known = |runtime: &Runtime| {
         runtime.sandboxes.get().map(|all| (all.len(), all.iter().filter(|one| one.addresses.len() == 2).count()))
     };
-    assert_eq!(known(&source.look(None, true).await), Some((12, 8)));
+    assert_eq!(known(&source.look(None, true).await), Some((12, 6)));
     let second = source.look(None, true).await;
     assert_eq!(known(&second), Some((12, 12)));
     let first = &second.sandboxes.get().expect("a list")[0];
@@ -168,6 +174,32 @@ async fn addresses_are_learned_a_few_at_a_time_and_forgotten_with_their_sandbox(
     fake.tell(|told| told.sandboxes.truncate(3));
     source.look(None, true).await;
     assert_eq!((fake.calls(SANDBOX), source.networks.len()), (0, 3));
+}
+
+#[tokio::test]
+async fn a_look_makes_ten_calls_at_most() {
+    let (_dir, socket, mut source) = node();
+    let fake = Fake::start(&socket);
+    // Every status is asked for again, and the verbose one too.
+    fake.tell(|told| (told.sandboxes, told.not_ready) = (sandboxes(250), true));
+    for _ in 0..3 {
+        source.look(None, true).await;
+        let asked = std::mem::take(&mut fake.told.lock().expect("not poisoned").asked);
+        assert_eq!(asked.len(), CALLS, "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_images_are_kept_is_asked_for_seldom() {
+    let (_dir, socket, mut source) = node();
+    let fake = Fake::start(&socket);
+    assert_eq!(source.look(None, true).await.image_filesystems, Seen::Yes(vec![]));
+    assert_eq!(source.look(None, true).await.image_filesystems, Seen::Yes(vec![]));
+    assert_eq!(fake.calls(IMAGE_FS), 1);
+    fake.tell(|told| told.images = Some("/var/lib/store".into()));
+    // Another connection: the runtime may have been restarted.
+    source.connection = None;
+    assert_eq!(source.look(None, true).await.image_filesystems, Seen::Yes(vec!["/var/lib/store".to_owned()]));
 }
 
 fn linux(network: i32) -> messages::Linux {

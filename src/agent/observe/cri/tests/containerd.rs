@@ -24,6 +24,7 @@ impl Containerd {
         let at = |name: &str| root.path().join(name).display().to_string();
         std::fs::create_dir_all(at("run/containerd")).expect("mkdir");
         std::fs::create_dir_all(at("net.d")).expect("mkdir");
+        std::os::unix::fs::symlink("/proc", at("proc")).expect("link");
         let config = format!(
             "version = 2\n[plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{}\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"{}\"\n  conf_dir = \"{}\"\n",
@@ -99,13 +100,20 @@ async fn a_real_containerd_that_is_ready_stopped_and_killed() {
     assert!(status.condition("NetworkReady").is_some_and(|condition| !condition.status), "{status:?}");
     let (conf_dir, bin_dirs) = status.cni_dirs.expect("told");
     assert!(conf_dir.ends_with("/net.d") && bin_dirs.len() == 1, "{conf_dir} {bin_dirs:?}");
+    let images = ready.image_filesystems.get().expect("told");
+    assert!(images.len() == 1 && images[0].starts_with(&containerd.root.path().display().to_string()), "{images:?}");
     assert!(status.cni_load.as_ref().is_some_and(|load| load.contains("cni")), "{:?}", status.cni_load);
 
     containerd.signal(Signal::SIGSTOP);
     eventually(&containerd, &mut source, "stopped", hangs).await;
-    assert!(hangs(&source.look(None, true).await), "by a new connection too");
+    let hung = source.look(None, true).await;
+    assert!(hangs(&hung), "by a new connection too");
+    let process = hung.hung.expect("it listens");
+    assert_eq!(u32::try_from(process.pid), Ok(containerd.process.id()));
+    assert!(process.threads > 3 && process.stopped == process.threads && process.stuck == 0, "{process:?}");
     containerd.signal(Signal::SIGCONT);
-    eventually(&containerd, &mut source, "going on", answers).await;
+    let going = eventually(&containerd, &mut source, "going on", answers).await;
+    assert_eq!(going.hung, None);
 
     containerd.process.kill().expect("it runs");
     containerd.process.wait().expect("it ends");
