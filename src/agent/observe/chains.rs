@@ -88,20 +88,26 @@ pub(super) fn to_follow(table: &Table) -> Option<String> {
     targets.find(wanted).map(str::to_owned)
 }
 
+/// The two chains that tell Calico's host endpoints apart.
+const HOST_ENDPOINT_ROOTS: [&str; 2] = ["cali-from-host-endpoint", "cali-to-host-endpoint"];
+
+/// Whether a chain may be one that host endpoints lead to.
+pub(super) fn is_of_host_endpoints(name: &str) -> bool {
+    const BEHIND: [&str; 8] = ["fh-", "th-", "failsafe-", "pi-", "po-", "pri-", "pro-", "g"];
+    let short = name.strip_prefix("cali-").unwrap_or_default();
+    HOST_ENDPOINT_ROOTS.iter().any(|root| name.starts_with(root)) || BEHIND.iter().any(|start| short.starts_with(start))
+}
+
 /// The chain of Calico's host endpoints that is to be read next: from the two that tell endpoints apart to their own chains, and
 /// on to the failsafe ports, policies and profiles of those. Without host endpoints that is two empty chains.
 pub(super) fn host_endpoint_to_follow(table: &Table) -> Option<String> {
-    const ROOTS: [&str; 2] = ["cali-from-host-endpoint", "cali-to-host-endpoint"];
-    const BEHIND: [&str; 8] = ["fh-", "th-", "failsafe-", "pi-", "po-", "pri-", "pro-", "g"];
-    let ours = |name: &str| {
-        let short = name.strip_prefix("cali-").unwrap_or_default();
-        ROOTS.iter().any(|root| name.starts_with(root)) || BEHIND.iter().any(|start| short.starts_with(start))
-    };
     let unread = |name: &&str| table.chain(name).is_none_or(|chain| chain.rules.is_none());
-    let root = ROOTS.into_iter().find(|root| table.chain(root).is_some() && unread(root));
-    let mut behind = table.chains.iter().filter(|chain| ours(&chain.name)).flat_map(Chain::rules);
-    root.or_else(|| behind.find_map(|rule| rule.target().filter(|target| ours(target) && unread(target))))
-        .map(str::to_owned)
+    let root = HOST_ENDPOINT_ROOTS.into_iter().find(|root| table.chain(root).is_some() && unread(root));
+    let mut behind = table.chains.iter().filter(|chain| is_of_host_endpoints(&chain.name)).flat_map(Chain::rules);
+    root.or_else(|| {
+        behind.find_map(|rule| rule.target().filter(|target| is_of_host_endpoints(target) && unread(target)))
+    })
+    .map(str::to_owned)
 }
 
 /// Puts a chain that was read into its table.
@@ -127,6 +133,11 @@ const SERVICES: [(&str, &str, &str); 5] = [
     ("openshift-dns/dns-default:dns", "udp", "BGNS3J6UB7MMLVDO"),
     ("openshift-dns/dns-default:dns-tcp", "tcp", "6BRQXW4I6ZZ3LHZH"),
 ];
+
+/// Whether everything needs this port of a Service, `namespace/name:port`.
+pub(super) fn is_needed(service: &str) -> bool {
+    SERVICES.iter().any(|(needed, ..)| *needed == service)
+}
 
 /// Service and protocol, if a chain is that of one which everything needs.
 pub(super) fn service(table: &str, chain: &str) -> Option<(&'static str, &'static str)> {

@@ -24,6 +24,7 @@ use super::changes::Commits;
 use super::netlink::{Messages, refused};
 use super::nftables::wire;
 use crate::facts::Commit;
+pub(super) use lock_file::Watched;
 
 /// At most one event of a kind in this time, and at least one at its end if there was more.
 const WINDOW: Duration = Duration::from_millis(100);
@@ -54,8 +55,6 @@ pub(crate) enum Event {
         /// Its name (`comm`, at most 15 bytes).
         program: Option<String>,
     },
-    /// Somebody had the lock of legacy iptables.
-    Legacy,
     /// A directory of CNI configurations or plugins.
     Cni,
     /// Notifications were lost: anything may have changed.
@@ -65,12 +64,12 @@ pub(crate) enum Event {
 /// Starts watching; ends when the receiver is dropped. A source that cannot be watched is logged once, and what it
 /// would have told is left to the periodic look. Every commit to nf_tables is written to `commits` too, also those of
 /// which a burst makes one event.
-pub(super) fn watch(cni_dirs: Vec<PathBuf>, lock_file: PathBuf, commits: Commits) -> Receiver<Event> {
+pub(super) fn watch(cni_dirs: Vec<PathBuf>, lock: Watched, commits: Commits) -> Receiver<Event> {
     let (events, receiver) = mpsc::channel(CAPACITY);
     spawn("routing changes", events.clone(), watch_routing);
     spawn("changes of IPsec policies", events.clone(), watch_ipsec);
     spawn("nf_tables changes", events.clone(), |events| watch_nftables(events, commits));
-    spawn("the lock of legacy iptables", events.clone(), |events| lock_file::watch(lock_file, events));
+    spawn("the lock of legacy iptables", events.clone(), |_| lock_file::watch(lock));
     for dir in cni_dirs {
         spawn("changes of a CNI directory", events.clone(), move |events| directory::watch(dir, events));
     }

@@ -14,6 +14,7 @@ use super::blocking::Blocking;
 use super::changes::{Commits, History};
 use super::cluster::{Answer, Asked, ClusterSource, Failed};
 use super::events::{self, Event};
+use super::legacy::{LockUses, Pace};
 use super::tunnels::{Targets, TunnelSource, targets};
 use super::{HostRoot, Stats, Update, xtables_lock};
 use crate::clock::since_boot;
@@ -38,10 +39,8 @@ const ROUTING_SELDOM: Duration = Duration::from_secs(120);
 const CONFIRMED: Duration = Duration::from_secs(2);
 // Asking for the generation costs microseconds; rules are read only when it has moved.
 const NFTABLES: Rhythm = rhythm("nftables", 5, 5);
-// Every look copies whole tables. Whoever changes them takes a lock, whose file is watched.
-const LEGACY: Rhythm = rhythm("legacy", 30, 10);
-/// The longest time between looks at large legacy tables.
-const LEGACY_SELDOM: Duration = Duration::from_secs(300);
+// Every look copies whole tables: its rhythm is that of `legacy::Pace`. Whoever changes tables takes a lock, whose file is watched.
+const LEGACY: Rhythm = rhythm("legacy", 30, 30);
 // Nothing tells of changes; a dozen headers cost a quarter of a millisecond.
 const IP_SETS: Rhythm = rhythm("ipsets", 15, 2);
 // Short holds are normal, so being late by ten seconds does not matter.
@@ -124,7 +123,7 @@ struct Shared {
 struct Wake {
     routing: Arc<Notify>,
     nftables: Arc<Notify>,
-    legacy: Arc<Notify>,
+    legacy: LockUses,
     cni: Arc<Notify>,
     runtime: Arc<Notify>,
     kubelet: Arc<Notify>,
@@ -152,7 +151,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(routing(out.clone(), shared.clone(), wake.clone()));
     let commits = Commits::default();
     tasks.spawn(nftables(out.clone(), wake.clone(), History::new(commits.clone())));
-    tasks.spawn(legacy(out.clone(), host.clone(), blocking.clone(), wake.clone()));
+    tasks.spawn(legacy(out.clone(), host.clone(), blocking.clone(), wake.legacy.clone()));
     tasks.spawn(ip_sets(out.clone()));
     tasks.spawn(xtables_lock(out.clone(), host.clone(), blocking.clone()));
     tasks.spawn(files(out.clone(), host.clone()));
@@ -320,19 +319,22 @@ async fn nftables(out: Outlet, wake: Wake, mut history: History) {
     }
 }
 
-async fn legacy(out: Outlet, host: HostRoot, blocking: Blocking, wake: Wake) {
-    let source = super::legacy::LegacySource::new(host, blocking);
+async fn legacy(out: Outlet, host: HostRoot, blocking: Blocking, uses: LockUses) {
+    let mut source = super::legacy::LegacySource::new(host, blocking);
+    let (mut pace, mut large) = (Pace::new(Instant::now()), true);
     loop {
         let began = Instant::now();
-        let seen: Seen<_> = within(&LEGACY, source.look()).await.into();
+        pace.used(uses.take());
+        let seen: Seen<_> = within(&LEGACY, source.look(large)).await.into();
+        pace.looked((began, Instant::now()), large, source.spent(), source.costs());
         out.tell(&LEGACY, began, seen.error().is_none(), Update::Legacy(seen)).await;
-        // One look in twenty parts of the time at most: large tables take a quarter of a second and more.
-        let took = began.elapsed();
-        let breath = (took * 20).saturating_sub(LONGEST_BREATH);
-        tokio::time::sleep(breath.min(LEGACY.every)).await;
-        // And one in 600 when nobody took the lock: with 10,000 Services that is a tenth of a second of CPU a minute.
-        let every = (took * 600).clamp(LEGACY.every, LEGACY_SELDOM);
-        rest(&Rhythm { every, ..LEGACY }, began, Some(&wake.legacy)).await;
+        large = loop {
+            let (next, large) = pace.next();
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => break large,
+                () = uses.told() => pace.used(uses.take()),
+            }
+        };
     }
 }
 
@@ -663,7 +665,8 @@ async fn dispatch(host: HostRoot, shared: Shared, wake: Wake, commits: Commits) 
         let (conf_dir, bin_dirs) =
             told.unwrap_or_else(|| ("/etc/cni/net.d".to_owned(), vec!["/opt/cni/bin".to_owned()]));
         let cni_dirs = std::iter::once(&conf_dir).chain(&bin_dirs).map(|dir| host.path(dir)).collect();
-        let mut events = events::watch(cni_dirs, host.path(xtables_lock::PATH), commits.clone());
+        let lock = events::Watched { host: host.clone(), uses: wake.legacy.clone() };
+        let mut events = events::watch(cni_dirs, lock, commits.clone());
         loop {
             tokio::select! {
                 event = events.recv() => match event {
@@ -686,7 +689,6 @@ fn woken(event: &Event, wake: &Wake) {
             tracing::debug!(generation, pid, program, "packet filter changed");
             wake.nftables.notify_one();
         }
-        Event::Legacy => wake.legacy.notify_one(),
         Event::Cni => wake.cni.notify_one(),
         Event::Overrun => {
             tracing::info!("kernel events were lost: looking at everything");

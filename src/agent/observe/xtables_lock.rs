@@ -19,6 +19,9 @@ const LOCKS_LIMIT: u64 = 1 << 20;
 const NAMES: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
 /// There are five tables, with short names.
 const NAMES_LIMIT: u64 = 4096;
+/// Who takes the lock all the time, by starting iptables: `comm` of kube-proxy, the kubelet, Calico, and of programs that have
+/// the first two inside.
+const ROUTINE: [&str; 6] = ["kube-proxy", "kubelet", "calico-node", "k3s-agent", "k3s-server", "kubelite"];
 /// So many processes are told.
 const MOST_TOLD: usize = 8;
 
@@ -40,27 +43,42 @@ impl XtablesLockSource {
         if !NAMES.iter().any(|names| self.host.read(names, NAMES_LIMIT).is_ok_and(|names| !names.is_empty())) {
             return Err(LookError::new(PATH, Reason::Missing, "no legacy table exists"));
         }
-        let file = std::fs::metadata(self.host.path(PATH)).map_err(|error| LookError::io(PATH, &error))?;
-        let text = self.host.read_text("/proc/locks", LOCKS_LIMIT)?;
-        let users = users(&text, file.dev(), file.ino());
+        let users = users(&self.host)?;
         self.since = users.iter().map(|user| (*user, self.since.get(user).copied().unwrap_or(now))).collect();
         Ok(XtablesLock { holders: self.told(true), waiters: self.told(false) })
     }
 
     fn told(&self, holds: bool) -> Vec<LockUser> {
         let users = self.since.iter().filter(|((role, _), _)| *role == holds).take(MOST_TOLD);
-        users.map(|(&(_, pid), &since)| LockUser { pid, program: self.program(pid), since }).collect()
+        users.map(|(&(_, pid), &since)| LockUser { pid, program: program(&self.host, pid), since }).collect()
     }
+}
 
-    fn program(&self, pid: u32) -> Option<String> {
-        let name = self.host.read_text(&format!("/proc/{pid}/comm"), 256).ok()?;
-        Some(name.trim_end().to_owned())
-    }
+fn program(host: &HostRoot, pid: u32) -> Option<String> {
+    let name = host.read_text(&format!("/proc/{pid}/comm"), 256).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
+/// Whether all who use the lock now were started by those who do so all the time; false when nobody is seen.
+pub(super) fn is_routine(host: &HostRoot) -> bool {
+    // `PID (comm) state PPID ...`; a name may have spaces and brackets.
+    let parent = |pid: u32| {
+        let stat = host.read_text(&format!("/proc/{pid}/stat"), 4096).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let routine = |pid| parent(pid).and_then(|parent| program(host, parent)).is_some_and(|it| ROUTINE.contains(&&*it));
+    users(host).is_ok_and(|users| !users.is_empty() && users.iter().all(|(_, pid)| routine(*pid)))
+}
+
+fn users(host: &HostRoot) -> Result<Vec<(bool, u32)>, LookError> {
+    let file = std::fs::metadata(host.path(PATH)).map_err(|error| LookError::io(PATH, &error))?;
+    let text = host.read_text("/proc/locks", LOCKS_LIMIT)?;
+    Ok(users_in(&text, file.dev(), file.ino()))
 }
 
 /// Processes that hold (true) or wait for (false) a lock of `flock` on this file. A line is `1: FLOCK  ADVISORY  WRITE 812
 /// 00:19:1070 0 EOF`, and of one that waits `1: -> FLOCK ...` (`lock_get_status` of `fs/locks.c`).
-fn users(locks: &str, device: u64, inode: u64) -> Vec<(bool, u32)> {
+fn users_in(locks: &str, device: u64, inode: u64) -> Vec<(bool, u32)> {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let user = |line: &str| {
         let mut words = line.split_whitespace().skip(1).peekable();
@@ -93,9 +111,9 @@ mod tests {
 
     #[test]
     fn holders_and_waiters_are_told_apart_by_device_and_inode() {
-        assert_eq!(users(LOCKS, nix::sys::stat::makedev(0, 0x19), 1070), [(true, 812), (false, 813), (false, 900)]);
-        assert_eq!(users(LOCKS, nix::sys::stat::makedev(0, 0x1a), 1070), [(true, 55)]);
-        assert_eq!(users("", 0, 0), []);
+        assert_eq!(users_in(LOCKS, nix::sys::stat::makedev(0, 0x19), 1070), [(true, 812), (false, 813), (false, 900)]);
+        assert_eq!(users_in(LOCKS, nix::sys::stat::makedev(0, 0x1a), 1070), [(true, 55)]);
+        assert_eq!(users_in("", 0, 0), []);
     }
 
     #[test]
@@ -125,14 +143,23 @@ mod tests {
             write("proc/locks", &held(pid));
             assert_eq!(source.look(at(now)).expect("look").holders, [expected]);
         }
+        write("proc/812/stat", "812 (iptables) x (y) S 77 1 1");
+        for (parent, routine) in [("kube-proxy\n", true), ("bash\n", false)] {
+            write("proc/77/comm", parent);
+            assert_eq!(is_routine(&source.host), routine, "{parent}");
+        }
+        write("proc/77/comm", "kubelet\n");
+        write("proc/locks", &format!("{}{}", held(812), held(813)));
+        assert!(!is_routine(&source.host), "one of them is somebody else");
         write("proc/locks", "");
         assert_eq!(source.look(at(50)), Ok(XtablesLock::default()));
+        assert!(!is_routine(&source.host), "nobody is seen");
     }
 
     proptest! {
         #[test]
         fn any_text_is_read(text in "([0-9]{1,3}: (-> )?[A-Z]{0,6} +[A-Z:0-9 \\n-]{0,40}){0,6}", device: u64, inode: u64) {
-            users(&text, device, inode);
+            users_in(&text, device, inode);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::Sender;
@@ -21,8 +21,11 @@ const CHANGES: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
     .union(AddWatchFlags::IN_ATTRIB)
     .union(GONE);
 
-/// The directory is no longer where it was.
-const GONE: AddWatchFlags = AddWatchFlags::IN_DELETE_SELF.union(AddWatchFlags::IN_MOVE_SELF);
+/// What is watched is no longer where it was.
+pub(super) const GONE: AddWatchFlags = AddWatchFlags::IN_DELETE_SELF
+    .union(AddWatchFlags::IN_MOVE_SELF)
+    .union(AddWatchFlags::IN_IGNORED)
+    .union(AddWatchFlags::IN_UNMOUNT);
 
 /// What can make a directory appear in its parent.
 const APPEARS: AddWatchFlags = AddWatchFlags::IN_CREATE.union(AddWatchFlags::IN_MOVED_TO).union(GONE);
@@ -60,14 +63,17 @@ impl Directory {
 }
 
 /// Waits for notices; true when one says that what is watched is gone itself.
-pub(super) async fn wait(notices: &AsyncFd<Notices>) -> io::Result<bool> {
+async fn wait(notices: &AsyncFd<Notices>) -> io::Result<bool> {
+    Ok(read(notices).await?.iter().any(|event| event.mask.intersects(GONE)))
+}
+
+/// The next notices.
+pub(super) async fn read(notices: &AsyncFd<Notices>) -> io::Result<Vec<InotifyEvent>> {
     loop {
         let mut ready = notices.readable().await?;
-        let read = ready.try_io(|notices| notices.get_ref().0.read_events().map_err(io::Error::from));
         // Err means that nothing was there after all.
-        if let Ok(events) = read {
-            let gone = GONE | AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_UNMOUNT;
-            return Ok(events?.iter().any(|event| event.mask.intersects(gone)));
+        if let Ok(events) = ready.try_io(|notices| notices.get_ref().0.read_events().map_err(io::Error::from)) {
+            return events;
         }
     }
 }

@@ -2,31 +2,40 @@
 //! lock, and closes it when the change is done. Programs that only read (`iptables-legacy-save`) do not open it.
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc::Sender;
 
-use super::directory::{Notices, register, wait};
-use super::{Event, Source, forward};
+use super::directory::{GONE, Notices, read, register};
+use crate::agent::observe::blocking::Blocking;
+use crate::agent::observe::host_root::HostRoot;
+use crate::agent::observe::legacy::{By, LockUses};
+use crate::agent::observe::xtables_lock::{PATH, is_routine};
 
 /// The file is made by the first change of this boot; until then it is looked for this often.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Nobody knows how long the lock was used before it was watched.
+const LONG: Duration = Duration::from_secs(3600);
+/// For `/proc/locks`.
+const DEADLINE: Duration = Duration::from_secs(1);
 
-const CLOSED: AddWatchFlags =
-    AddWatchFlags::IN_CLOSE_NOWRITE.union(AddWatchFlags::IN_CLOSE_WRITE).union(AddWatchFlags::IN_DELETE_SELF);
+const CLOSED: AddWatchFlags = AddWatchFlags::IN_CLOSE_NOWRITE.union(AddWatchFlags::IN_CLOSE_WRITE);
+
+/// Where the lock is watched, and who wants to know.
+pub(crate) struct Watched {
+    pub(crate) host: HostRoot,
+    pub(crate) uses: LockUses,
+}
 
 /// Watches the file. Answers why that is not possible.
-pub(super) async fn watch(file: PathBuf, events: Sender<Event>) -> io::Error {
+pub(super) async fn watch(watched: Watched) -> io::Error {
     loop {
-        match open(&file) {
-            Ok(source) => {
+        match open(&watched.host) {
+            Ok(notices) => {
                 // What happened before the watch was there was not told.
-                events.try_send(Event::Legacy).ok();
-                let error = forward(source, events.clone()).await;
-                if error.kind() != io::ErrorKind::NotFound {
+                watched.uses.add(By::Anybody, LONG);
+                if let Err(error) = follow(&watched, &notices).await {
                     return error;
                 }
             }
@@ -37,16 +46,43 @@ pub(super) async fn watch(file: PathBuf, events: Sender<Event>) -> io::Error {
     }
 }
 
-fn open(file: &Path) -> io::Result<LockFile> {
+fn open(host: &HostRoot) -> io::Result<AsyncFd<Notices>> {
     let notices = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    notices.add_watch(file, CLOSED)?;
-    Ok(LockFile(register(notices)?))
+    notices.add_watch(&host.path(PATH), CLOSED | AddWatchFlags::IN_OPEN | AddWatchFlags::IN_DELETE_SELF)?;
+    register(notices)
 }
 
-struct LockFile(AsyncFd<Notices>);
-
-impl Source for LockFile {
-    async fn next(&mut self) -> io::Result<Event> {
-        if wait(&self.0).await? { Err(io::ErrorKind::NotFound.into()) } else { Ok(Event::Legacy) }
+/// Tells of uses until the file is gone.
+async fn follow(watched: &Watched, notices: &AsyncFd<Notices>) -> io::Result<()> {
+    let blocking = Blocking::default();
+    // How many have it open, since when somebody has, and who.
+    let (mut users, mut since, mut by) = (0_usize, Instant::now(), None);
+    loop {
+        let events = read(notices).await?;
+        if events.iter().any(|event| event.mask.intersects(GONE)) {
+            return Ok(());
+        }
+        let lost = events.iter().any(|event| event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW));
+        let count = |mask| events.iter().filter(|event| event.mask.intersects(mask)).count();
+        let (opened, closed) = (count(AddWatchFlags::IN_OPEN), count(CLOSED));
+        if users == 0 {
+            (since, by) = (Instant::now(), None);
+        }
+        let before = users;
+        users = (users + opened).saturating_sub(closed);
+        if opened > 0 {
+            // Who came and went between two notices is not known; who is there may be.
+            let host = watched.host.clone();
+            let known = users > 0
+                && (before == 0 || by == Some(By::Routine))
+                && blocking.run(PATH, DEADLINE, move || Ok(is_routine(&host))).await.unwrap_or(false);
+            by = Some(if known { By::Routine } else { By::Anybody });
+        }
+        if lost {
+            users = 0;
+            watched.uses.add(By::Anybody, LONG);
+        } else if closed > 0 {
+            watched.uses.add(by.unwrap_or(By::Anybody), since.elapsed());
+        }
     }
 }

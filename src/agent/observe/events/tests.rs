@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use super::*;
+use crate::agent::observe::host_root::HostRoot;
+use crate::agent::observe::legacy::LockUses;
 use crate::agent::observe::netns::{NetNs, without_net_admin};
 
 /// How long an event may take. The window is the longest that it should.
@@ -21,10 +23,14 @@ async fn settle(events: &mut Receiver<Event>) -> Vec<Event> {
     all
 }
 
+fn no_lock(dir: &Path) -> Watched {
+    Watched { host: HostRoot::new(dir.join("none")), uses: LockUses::default() }
+}
+
 /// Watches inside `node`; the CNI directory is one that stays quiet, for as long as the first value is kept.
 async fn quiet_watch() -> (tempfile::TempDir, Receiver<Event>) {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut events = watch(vec![dir.path().to_owned()], dir.path().join("none/lock"), Commits::default());
+    let mut events = watch(vec![dir.path().to_owned()], no_lock(dir.path()), Commits::default());
     settle(&mut events).await;
     (dir, events)
 }
@@ -77,7 +83,8 @@ fn without_the_capability_only_the_packet_filter_is_left_to_polling() {
             assert_eq!(refusal, Some(Errno::EPERM as i32));
             assert!(routing_socket().is_ok());
             let dir = tempfile::tempdir().expect("a directory");
-            let mut events = watch(vec![dir.path().to_owned()], dir.path().join("none/lock"), Commits::default());
+            let lock = Watched { host: HostRoot::new(dir.path().join("none")), uses: LockUses::default() };
+            let mut events = watch(vec![dir.path().to_owned()], lock, Commits::default());
             settle(&mut events).await;
             std::fs::write(dir.path().join("a.conf"), "{}").expect("write");
             assert_eq!(next(&mut events).await, Event::Cni);
@@ -186,7 +193,7 @@ async fn nobody_has_to_read() {
 #[tokio::test]
 async fn the_watch_ends_with_its_receiver() {
     let dir = tempfile::tempdir().expect("a directory");
-    let events = watch(vec![dir.path().to_owned()], dir.path().join("none/lock"), Commits::default());
+    let events = watch(vec![dir.path().to_owned()], no_lock(dir.path()), Commits::default());
     tokio::task::yield_now().await;
     drop(events);
     let begin = Instant::now();
@@ -259,19 +266,26 @@ async fn a_directory_that_is_made_anew_is_watched_anew() {
 #[tokio::test]
 async fn who_had_the_lock_of_iptables_is_told_when_it_is_done() {
     let dir = tempfile::tempdir().expect("a directory");
-    let file = dir.path().join("xtables.lock");
+    let file = dir.path().join("run/xtables.lock");
+    std::fs::create_dir(dir.path().join("run")).expect("mkdir");
     std::fs::write(&file, "").expect("write");
-    let (events, mut told) = mpsc::channel(CAPACITY);
-    let task = tokio::spawn(lock_file::watch(file.clone(), events));
-    assert_eq!(settle(&mut told).await, [Event::Legacy], "what was before is not known");
+    std::os::unix::fs::symlink("/proc", dir.path().join("proc")).expect("symlink");
+    let uses = LockUses::default();
+    let watched = Watched { host: HostRoot::new(dir.path()), uses: uses.clone() };
+    let task = tokio::spawn(lock_file::watch(watched));
+    let told = async |longer: u64| {
+        timeout_at(Instant::now() + SOON, uses.told()).await.expect("a use");
+        uses.take().all().map(|held| held.is_some_and(|held| held >= Duration::from_millis(longer)))
+    };
+    assert_eq!(told(1 << 20).await, [false, true], "what was before is not known");
     let held = std::fs::File::open(&file).expect("open");
-    assert_eq!(settle(&mut told).await, [], "not while it is held");
+    let quiet = timeout_at(Instant::now() + WINDOW * 3, uses.told()).await;
+    assert!(quiet.is_err(), "not while it is held");
     drop(held);
-    assert_eq!(next(&mut told).await, Event::Legacy);
-    settle(&mut told).await;
+    assert_eq!(told(250).await, [false, true], "this program is not one that does so all the time");
     // Gone: it is looked for again, later.
     std::fs::remove_file(&file).expect("remove");
-    assert_eq!(settle(&mut told).await, []);
+    assert!(timeout_at(Instant::now() + WINDOW * 3, uses.told()).await.is_err());
     assert!(!task.is_finished());
     task.abort();
 }
