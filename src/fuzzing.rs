@@ -39,6 +39,8 @@ targets! {
     bird => crate::agent::fuzzing::bird;
     /// Counters of links and sockets.
     traffic => crate::agent::fuzzing::traffic;
+    /// The head of an answer of HTTP.
+    http => crate::agent::fuzzing::http;
     /// The map of the cluster, as the agent gets it.
     map => crate::agent::fuzzing::map;
     /// What the API server says of everything but Nodes.

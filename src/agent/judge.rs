@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::observe::Update;
 use crate::checks::{self, Limits, Look};
 use crate::config::Config;
-use crate::facts::{Expected, Identity, Remembered, Sandbox, Snapshot};
+use crate::facts::{Expected, Identity, Remembered, Sandbox, Seen, Snapshot};
 use crate::verdict::{Beliefs, Now, Raised, Status, Verdict, WorkerState};
 
 /// What the agent knows and believes about its node.
@@ -77,15 +77,16 @@ impl Judge {
         self.seen.iter().all(|seen| *seen)
     }
 
-    /// Whether the sources have what they need from each other: the routes of all pods and the files of the runtime's
-    /// own CNI directory have been looked at.
+    /// Whether the sources have what they need from each other: the routes of all pods, the files of the runtime's own CNI
+    /// directory and the kubelet's way to its control plane have been looked at.
     pub(crate) fn settled(&self) -> bool {
-        let Snapshot { runtime, routing, cni, .. } = &self.snapshot;
+        let Snapshot { runtime, routing, cni, kubelet, control_plane, .. } = &self.snapshot;
         let own = |sandbox: &&Sandbox| sandbox.host_network == Some(false) && !sandbox.addresses.is_empty();
         let mut pods = runtime.sandboxes.get().into_iter().flatten().filter(own);
         let routed = routing.get().is_none_or(|routing| pods.all(|pod| routing.pods.contains_key(&pod.id)));
         let dirs = runtime.status.get().and_then(|status| status.cni_dirs.as_ref());
-        routed && dirs.is_none_or(|(conf_dir, _)| *conf_dir == cni.conf_dir)
+        let walked = kubelet.get().is_none_or(|it| it.server.is_none()) || *control_plane != Seen::Absent;
+        routed && walked && dirs.is_none_or(|(conf_dir, _)| *conf_dir == cni.conf_dir)
     }
 
     /// Judges what is known now.

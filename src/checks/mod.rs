@@ -8,6 +8,7 @@ mod bgp;
 mod chains;
 pub mod node;
 mod passage;
+mod path;
 mod routes;
 pub(crate) mod space;
 

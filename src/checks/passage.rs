@@ -32,6 +32,8 @@ pub(super) struct Packet {
     to: Option<IpAddr>,
     input: Option<String>,
     output: Option<String>,
+    /// Port that it goes to by TCP, if that is known.
+    tcp: Option<u16>,
 }
 
 /// What becomes of a packet in a base chain.
@@ -94,8 +96,8 @@ pub(super) fn packets(look: &Look<'_>) -> Vec<Packet> {
         let (address, link) = pod.map_or((None, None), |(address, link)| (Some(address), link));
         let uplink = routing.and_then(|routing| uplink(routing, family));
         let (from, to) = (address, None);
-        packets.push(Packet { family, from, to, input: link.clone(), output: uplink.clone() });
-        packets.push(Packet { family, from: to, to: from, input: uplink, output: link });
+        packets.push(Packet { family, from, to, input: link.clone(), output: uplink.clone(), tcp: None });
+        packets.push(Packet { family, from: to, to: from, input: uplink, output: link, tcp: None });
     }
     packets
 }
@@ -256,7 +258,12 @@ fn is_calicos(rule: &FilterRule) -> bool {
 impl Packet {
     /// A packet between this node itself and anybody.
     pub(super) fn of_host(family: Family) -> Self {
-        Packet { family, from: None, to: None, input: None, output: None }
+        Packet { family, from: None, to: None, input: None, output: None, tcp: None }
+    }
+
+    /// The first packet of a TCP connection that this node opens, by `output` if that is known.
+    pub(super) fn of_connection(family: Family, to: IpAddr, port: u16, output: Option<String>) -> Self {
+        Packet { to: Some(to), output, tcp: Some(port), ..Packet::of_host(family) }
     }
 
     /// Its family.
@@ -278,13 +285,22 @@ impl Packet {
             prefix_fit(rule.destination.as_ref(), self.to),
             link_fit(rule.input.as_ref(), self.input.as_deref()),
             link_fit(rule.output.as_ref(), self.output.as_deref()),
-            if rule.other_matches || rule.protocol.is_some() || !rule.ports.is_empty() || rule.mark.is_some() {
-                Fit::Maybe
-            } else {
-                Fit::Always
-            },
+            self.port_fit(rule),
+            if rule.other_matches || rule.mark.is_some() { Fit::Maybe } else { Fit::Always },
         ];
         fits.into_iter().min().unwrap_or(Fit::Never)
+    }
+}
+
+impl Packet {
+    fn port_fit(&self, rule: &FilterRule) -> Fit {
+        const TCP: u8 = 6;
+        let Some(port) = self.tcp else {
+            return if rule.protocol.is_some() || !rule.ports.is_empty() { Fit::Maybe } else { Fit::Always };
+        };
+        let tcp = rule.protocol.as_ref().is_none_or(|it| (it.value == TCP) != it.not);
+        let port = rule.ports.is_empty() || rule.ports.iter().any(|(low, high)| (*low..=*high).contains(&port));
+        if tcp && port { Fit::Always } else { Fit::Never }
     }
 }
 

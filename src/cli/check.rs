@@ -183,11 +183,16 @@ fn facts(report: &Report) -> Vec<String> {
         let count = now.runtime.sandboxes.get().map_or_else(|| "?".to_owned(), |sandboxes| sandboxes.len().to_string());
         lines.push(format!("runtime      {} {}, {count} pods", clean(&status.name), clean(&status.version)));
     }
-    if let Some(path) = now.control_plane.get() {
-        let answer = path.answer.get().map_or_else(|| "no answer".to_owned(), |status| format!("answers {status}"));
-        lines.push(format!("master       {} {answer}", clean(&path.server)));
-    }
+    lines.extend(now.control_plane.get().map(master));
     lines
+}
+
+fn master(path: &crate::facts::ControlPlanePath) -> String {
+    let answer = match path.kubelet.end {
+        crate::facts::PathEnd::Answered(status) => format!("answers {status}"),
+        _ => "no answer".to_owned(),
+    };
+    format!("master       {} {answer}", clean(&path.server))
 }
 
 fn hop(routing: &crate::facts::Routing, gateway: Option<std::net::IpAddr>, link: Option<u32>) -> String {

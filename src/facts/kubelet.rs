@@ -1,4 +1,4 @@
-//! The kubelet, the health ports of its neighbours, and the path to the control plane.
+//! The kubelet, and the health ports of its neighbours.
 
 use serde::Serialize;
 
@@ -96,14 +96,4 @@ pub struct HttpAnswer {
     pub status: u16,
     /// The first 512 bytes of the body.
     pub body: String,
-}
-
-/// The path from this node to its control plane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ControlPlanePath {
-    /// The URL that was asked.
-    pub server: String,
-    /// The HTTP status of `GET /version`. Any status proves the path: 401 and 403 are answers too.
-    pub answer: Seen<u16>,
 }

@@ -11,6 +11,7 @@ mod host;
 mod ipset;
 mod kubelet;
 mod netfilter;
+mod path;
 mod presence;
 mod route_memory;
 mod routes;
@@ -28,11 +29,12 @@ pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, E
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
 pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};
 pub use ipset::IpSet;
-pub use kubelet::{ControlPlanePath, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
+pub use kubelet::{EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
 pub(crate) use netfilter::rounded;
 pub use netfilter::{
     Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table,
 };
+pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep};
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
 pub(crate) use presence::{is_calico_chain, is_kube_proxy_chain, rulesets};
 pub use route_memory::{FirstLook, RouteMemory};

@@ -62,14 +62,29 @@ fn forwarding_is_switched_off_and_on() -> Result<()> {
     Ok(())
 }
 
+fn kubeconfig(server: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: '{server}', insecure-skip-tls-verify: true}}}}], contexts: [{{name: c, context: {{cluster: c, user: u}}}}], users: [{{name: u, user: {{}}}}]}}"
+    )
+}
+
+#[test]
+fn a_rule_of_this_node_that_drops_its_control_plane_is_named() -> Result<()> {
+    let machine = Machine::worker()?;
+    machine.write("etc/kubernetes/kubelet.conf", kubeconfig("https://198.51.100.9:6443"))?;
+    machine.run(&["iptables-nft", "-A", "OUTPUT", "-d", "198.51.100.9/32", "-p", "tcp", "-j", "DROP"])?;
+    let detail = machine.check()?.finding("MasterUnreachable")?["detail"].to_string();
+    let named = "it is this node itself that drops it, by rule `-d 198.51.100.9/32 -p tcp -j DROP` in OUTPUT";
+    assert!(detail.contains(named), "{detail}");
+    machine.run(&["ip", "route", "add", "blackhole", "198.51.100.9/32"])?;
+    let detail = machine.check()?.finding("MasterUnreachable")?["detail"].to_string();
+    assert!(detail.contains("no route: this node's own routing table has no way to it"), "{detail}");
+    Ok(())
+}
+
 #[test]
 fn the_control_plane_refuses_and_a_kubeconfig_is_damaged() -> Result<()> {
     let machine = Machine::worker()?;
-    let kubeconfig = |server: &str| {
-        format!(
-            "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: '{server}', insecure-skip-tls-verify: true}}}}], contexts: [{{name: c, context: {{cluster: c, user: u}}}}], users: [{{name: u, user: {{}}}}]}}"
-        )
-    };
     machine.write("etc/kubernetes/kubelet.conf", kubeconfig("https://127.0.0.1:6443"))?;
     let checked = machine.check()?;
     let finding = checked.finding("MasterUnreachable")?;

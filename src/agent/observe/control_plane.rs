@@ -1,163 +1,265 @@
 //! The path from this node to its control plane, walked as the kubelet would walk it, but without its credentials.
+//!
+//! Three ways: the address in the kubelet's kubeconfig, each endpoint of `default/kubernetes`, and that Service's own
+//! address. While all is well they are walked to the TCP connection, one endpoint in turn, and to the HTTP answer only now and
+//! then, so that thousands of nodes cost the API servers few handshakes; a way that is broken is walked whole each time.
+//! Nothing is kept open: a kept connection would go on working, or failing, while the path for new ones is the opposite.
 
-use std::collections::BTreeMap;
-use std::error::Error;
-use std::io::ErrorKind;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use http::header::USER_AGENT;
-use kube::client::Body;
+use futures::future::join_all;
+use kube::Config;
+use kube::client::ConfigExt as _;
 use kube::config::{Cluster, Context, KubeConfigOptions, Kubeconfig, NamedCluster, NamedContext};
-use kube::{Client, Config};
-use nix::errno::Errno;
-use tokio::time::timeout;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::pki_types::ServerName;
 
+use super::blocking::Blocking;
 use super::host_root::HostRoot;
 use super::kubelet::kubeconfig;
-use crate::facts::{ControlPlanePath, Kubelet, LookError, Reason, Seen};
-
-/// All of it: name, connection, TLS, answer.
-const DEADLINE: Duration = Duration::from_secs(3);
-/// Name, connection and TLS: long enough for one SYN that is lost (it is sent again after 1 s), and short enough to
-/// tell "no connection" from "no answer".
-const CONNECT: Duration = Duration::from_millis(2500);
+use super::probe::{self, Depth, Target};
+use crate::facts::{ClusterMap, ControlPlanePath, FaultKind, Kubelet, LookError, PathEnd, PathLeg, Reason, Ruleset};
 
 /// A bundle of certificate authorities is some kilobytes; in bytes.
 const CERTIFICATES: u64 = 4 << 20;
+/// Between two walks to the answer, of the kubelet's way and of the others.
+const ANSWER_EVERY: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
+/// So many endpoints are walked to, in one look and at all.
+const ENDPOINTS: usize = 8;
 
-/// Looks at the path. Keeps nothing: a connection that is kept would go on working, or failing, while the path for
-/// new ones is the opposite.
-#[derive(Debug)]
+/// Where the Service `default/kubernetes` is and leads to, from whoever tells it. What was told is kept while nobody says
+/// otherwise: the path is broken just when nobody can be asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ways {
+    service: Option<SocketAddr>,
+    cluster: BTreeSet<SocketAddr>,
+    kernel: BTreeSet<SocketAddr>,
+}
+
+impl Ways {
+    /// What the kubelet told this pod of the Service.
+    pub(super) fn of_pod() -> Self {
+        let variable = |name: &str| std::env::var(name).ok();
+        let address = variable("KUBERNETES_SERVICE_HOST").and_then(|host| host.parse::<IpAddr>().ok());
+        let port = variable("KUBERNETES_SERVICE_PORT").and_then(|port| port.parse().ok());
+        let service = address.zip(port).map(SocketAddr::from);
+        Ways { service, ..Ways::default() }
+    }
+
+    /// What the map of the cluster says.
+    pub(super) fn told_by_cluster(&mut self, map: &ClusterMap) {
+        let mut services = map.services.iter();
+        let service = services.find(|it| (it.namespace.as_str(), it.name.as_str()) == ("default", "kubernetes"));
+        let port = service.and_then(|it| it.ports.iter().find(|port| port.name == "https" || it.ports.len() == 1));
+        if let Some((service, port)) = service.zip(port) {
+            let address = service.cluster_ips.first().map(|address| SocketAddr::new(*address, port.port));
+            self.service = address.or(self.service);
+            keep(&mut self.cluster, port.endpoints.iter().map(|it| SocketAddr::from(*it)).collect());
+        }
+    }
+
+    /// What kube-proxy's rules say.
+    pub(super) fn told_by_kernel(&mut self, ruleset: &Ruleset) {
+        let own = ruleset.services.iter().filter(|it| it.service == "default/kubernetes:https");
+        keep(&mut self.kernel, own.flat_map(|service| &service.endpoints).copied().collect());
+    }
+
+    /// The endpoints that nobody denies: an API server that has left is one that not all have heard of yet.
+    fn endpoints(&self) -> Vec<SocketAddr> {
+        let both: Vec<_> = self.cluster.intersection(&self.kernel).copied().collect();
+        let known = if self.cluster.is_empty() { &self.kernel } else { &self.cluster };
+        let mut endpoints = if both.is_empty() { known.iter().copied().collect() } else { both };
+        endpoints.truncate(ENDPOINTS);
+        endpoints
+    }
+}
+
+fn keep(old: &mut BTreeSet<SocketAddr>, new: BTreeSet<SocketAddr>) {
+    if !new.is_empty() {
+        *old = new;
+    }
+}
+
+/// Looks at the path.
 pub(crate) struct ControlPlaneSource {
     host: HostRoot,
+    blocking: Blocking,
+    trust: Option<Trust>,
+    /// What was seen last, and when it was walked to the answer.
+    known: BTreeMap<String, (PathLeg, Instant)>,
+    turn: usize,
+}
+
+/// How to know that a server is it, and what that was read from.
+struct Trust {
+    cluster: kubeconfig::Cluster,
+    authority: Vec<u8>,
+    config: Arc<ClientConfig>,
 }
 
 impl ControlPlaneSource {
     /// Nothing is asked yet.
-    pub(crate) fn new(host: HostRoot) -> Self {
-        ControlPlaneSource { host }
+    pub(crate) fn new(host: HostRoot, blocking: Blocking) -> Self {
+        ControlPlaneSource { host, blocking, trust: None, known: BTreeMap::new(), turn: 0 }
     }
 
-    /// Asks the server of the kubelet's kubeconfig for `GET /version` over a new connection. [`Reason::Missing`] when
-    /// no kubeconfig names a server.
-    pub(crate) async fn look(&mut self, kubelet: Option<&Kubelet>) -> Result<ControlPlanePath, LookError> {
+    /// Walks to the server of the kubelet's kubeconfig, and the other ways. [`Reason::Missing`] when no kubeconfig names a
+    /// server.
+    pub(crate) async fn look(&mut self, kubelet: Option<&Kubelet>, ways: &Ways) -> Result<ControlPlanePath, LookError> {
         let path = kubelet.and_then(|kubelet| kubelet.kubeconfig_path.as_deref());
         let path = path.ok_or_else(|| LookError::new("kubeconfig", Reason::Missing, "there is none of the kubelet"))?;
         let cluster = kubeconfig::cluster(&self.host, path)?;
         let server = cluster.server.clone();
-        let answer = match timeout(DEADLINE, self.ask(cluster, path)).await {
-            Ok(Ok(status)) => Seen::Yes(status),
-            Ok(Err(error)) => Seen::Unreadable(error),
-            Err(_) => {
-                let detail = format!("timed out: connected, but no answer within {} s", DEADLINE.as_secs());
-                Seen::Unreadable(LookError::new(&server, Reason::TimedOut, detail))
+        let first = self.target(cluster, path).await?;
+        let to = |to: SocketAddr| Target { host: to.ip().to_string(), port: to.port(), ..first.clone() };
+        let service = ways.service.map(to);
+        let endpoints: Vec<Target> = ways.endpoints().into_iter().map(to).collect();
+
+        let mut legs = BTreeMap::new();
+        self.turn = self.turn.wrapping_add(1);
+        let in_turn = endpoints.get(self.turn % endpoints.len().max(1)).map(Target::to);
+        let others: Vec<&Target> = service.iter().chain(&endpoints).filter(|it| it.to() != first.to()).collect();
+        let turn =
+            |target: &Target| in_turn == Some(target.to()) || service.as_ref().is_some_and(|it| it.to() == target.to());
+        let plan = std::iter::once((&first, self.depth(&first, ANSWER_EVERY[0]).unwrap_or(Depth::Connection)));
+        let plan = plan.chain(others.iter().filter_map(|&target| {
+            let depth = self.depth(target, ANSWER_EVERY[1]);
+            depth.or_else(|| turn(target).then_some(Depth::Connection)).map(|depth| (target, depth))
+        }));
+        self.walk(plan.collect(), &mut legs).await;
+        if legs.get(&first.to()).is_some_and(|(leg, _)| leg.broken()) {
+            // Where it is broken shows in what else is.
+            let rest = others.iter().filter(|target| !legs.contains_key(&target.to()));
+            let rest = rest.map(|&target| (target, Depth::Answer)).collect();
+            self.walk(rest, &mut legs).await;
+        }
+        for (to, known) in std::mem::take(&mut self.known) {
+            if first.to() == to || others.iter().any(|target| target.to() == to) {
+                legs.entry(to).or_insert(known);
             }
-        };
-        Ok(ControlPlanePath { server, answer })
+        }
+        self.known = legs;
+        let leg = |target: &Target| self.known.get(&target.to()).map(|(leg, _)| leg.clone());
+        let missing = || LookError::new(&server, Reason::Failed, "was not walked to");
+        let mut kubelet = leg(&first).ok_or_else(missing)?;
+        if kubelet.fault().is_some_and(|fault| matches!(fault.kind, FaultKind::Expired | FaultKind::NotYetValid)) {
+            kubelet.clock_ahead = self.clock_without_trust(&first).await;
+        }
+        let endpoints = endpoints.iter().filter_map(leg).map(lenient).collect();
+        Ok(ControlPlanePath { kubelet, endpoints, service: service.as_ref().and_then(leg).map(lenient), server })
     }
 
-    async fn ask(&self, cluster: kubeconfig::Cluster, path: &str) -> Result<u16, LookError> {
-        let server = cluster.server.clone();
-        let unusable = |error: &(dyn Error + 'static)| {
-            // Only what the kubelet's own file says can be wrong before anything is sent.
-            LookError::new(path, Reason::Malformed, format!("its cluster section cannot be used: {}", innermost(error)))
+    /// How far a way has to be walked again, if at all: to the answer where there was none, or not for long.
+    fn depth(&self, target: &Target, every: Duration) -> Option<Depth> {
+        match self.known.get(&target.to()) {
+            Some((leg, at)) if !leg.broken() && at.elapsed() < every => None,
+            _ => Some(Depth::Answer),
+        }
+    }
+
+    /// Walks all of these at once. A connection that stands leaves the answer of before in force.
+    async fn walk(&self, plan: Vec<(&Target, Depth)>, legs: &mut BTreeMap<String, (PathLeg, Instant)>) {
+        let walks = plan.into_iter().map(|(target, depth)| async move {
+            (depth, Instant::now(), probe::walk(target, depth, &self.blocking).await)
+        });
+        for (depth, at, leg) in join_all(walks).await {
+            let stands = depth == Depth::Connection && leg.end == PathEnd::Connected;
+            let known = self.known.get(&leg.to).filter(|_| stands).cloned();
+            legs.insert(leg.to.clone(), known.unwrap_or((leg, at)));
+        }
+    }
+
+    /// Where the kubelet goes.
+    async fn target(&mut self, cluster: kubeconfig::Cluster, path: &str) -> Result<Target, LookError> {
+        let unusable =
+            |why: &str| LookError::new(path, Reason::Malformed, format!("its cluster section cannot be used: {why}"));
+        let url: http::Uri = cluster.server.parse().map_err(|_| unusable("its server is no URL"))?;
+        let host = url.host().ok_or_else(|| unusable("its server names no host"))?;
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let plain = match url.scheme_str() {
+            Some("http") => true,
+            Some("https") => false,
+            _ => return Err(unusable("its server is neither an https nor an http URL")),
         };
-        if let Some(file) = &cluster.certificate_authority {
+        let port = url.port_u16().unwrap_or(if plain { 80 } else { 443 });
+        let tls = if plain {
+            None
+        } else {
+            let name = cluster.tls_server_name.clone().unwrap_or_else(|| host.clone());
+            let name = ServerName::try_from(name).map_err(|_| unusable("its server's name cannot be one"))?;
+            Some((self.trusted(cluster, path).await?, name))
+        };
+        Ok(Target { host, port, tls, path: "/version" })
+    }
+
+    /// The authorities that the kubelet trusts, read again when they have changed.
+    async fn trusted(&mut self, cluster: kubeconfig::Cluster, path: &str) -> Result<Arc<ClientConfig>, LookError> {
+        let authority = match &cluster.certificate_authority {
             // The library reads it by itself; a FIFO there would stop this process.
-            self.host.read(file, CERTIFICATES)?;
-        }
-        let config = self.config(cluster).await.map_err(|error| unusable(&error))?;
-        let client = Client::try_from(config).map_err(|error| unusable(&error))?;
-        let request = http::Request::get("/version").body(Body::empty()).map_err(|error| unusable(&error))?;
-        match client.send(request).await {
-            Ok(answer) => Ok(answer.status().as_u16()),
-            Err(error) => Err(explain(&server, &error)),
-        }
-    }
-
-    /// How to reach the server and to know that it is it; no user.
-    async fn config(&self, cluster: kubeconfig::Cluster) -> Result<Config, kube::config::KubeconfigError> {
-        let name = String::from("control-plane");
-        let authority = cluster.certificate_authority.map(|file| self.host.path(&file).display().to_string());
-        let cluster = Cluster {
-            server: Some(cluster.server),
-            insecure_skip_tls_verify: Some(cluster.insecure_skip_tls_verify),
-            certificate_authority: authority,
-            certificate_authority_data: cluster.certificate_authority_data,
-            tls_server_name: cluster.tls_server_name,
-            ..Cluster::default()
+            Some(file) => self.host.read(file, CERTIFICATES)?,
+            None => Vec::new(),
         };
-        let context = Context { cluster: name.clone(), ..Context::default() };
-        let kubeconfig = Kubeconfig {
-            clusters: vec![NamedCluster { name: name.clone(), cluster: Some(cluster), other: BTreeMap::default() }],
-            contexts: vec![NamedContext { name: name.clone(), context: Some(context), other: BTreeMap::default() }],
-            current_context: Some(name),
-            ..Kubeconfig::default()
-        };
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        // The environment is this process's, not the kubelet's.
-        config.proxy_url = None;
-        // Off, as any failure is what is looked for; the library tries again up to fifteen times.
-        config.default_retry = false;
-        config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(DEADLINE);
-        config.reset_reader_on_write = true;
-        let agent = http::HeaderValue::from_static(concat!("nodevitals/", env!("CARGO_PKG_VERSION")));
-        config.headers.push((USER_AGENT, agent));
+        if let Some(trust) = &self.trust
+            && (&trust.cluster, &trust.authority) == (&cluster, &authority)
+        {
+            return Ok(Arc::clone(&trust.config));
+        }
+        // What was seen was judged by others.
+        self.known.clear();
+        let config = Arc::new(tls(&self.host, &cluster, cluster.insecure_skip_tls_verify).await.map_err(|why| {
+            // Only what the kubelet's own file says can be wrong before anything is sent.
+            LookError::new(path, Reason::Malformed, format!("its cluster section cannot be used: {why}"))
+        })?);
+        self.trust = Some(Trust { cluster, authority, config: Arc::clone(&config) });
         Ok(config)
     }
+
+    /// What a server whose certificate is not valid now says of the time: it may be this node's clock that is wrong. Nothing
+    /// but the date is believed, and nothing secret is sent.
+    async fn clock_without_trust(&self, target: &Target) -> Option<i64> {
+        let (_, name) = target.tls.clone()?;
+        let config = tls(&self.host, &self.trust.as_ref()?.cluster, true).await.ok()?;
+        let target = Target { tls: Some((Arc::new(config), name)), ..target.clone() };
+        probe::walk(&target, Depth::Answer, &self.blocking).await.clock_ahead
+    }
 }
 
-/// Why there was no answer, with the kind of failure in front.
-fn explain(server: &str, error: &(dyn Error + 'static)) -> LookError {
-    let io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>()).last();
-    let text = innermost(error);
-    let errno = io.and_then(std::io::Error::raw_os_error).map(Errno::from_raw);
-    let (reason, kind) = match (io.map(std::io::Error::kind), errno) {
-        (_, Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH)) => (Reason::Failed, "unreachable"),
-        // What a local packet filter answers to a packet that it drops on its way out.
-        (_, Some(Errno::EPERM | Errno::EACCES)) => (Reason::Denied, "denied by this node"),
-        (Some(ErrorKind::ConnectionRefused), _) => (Reason::Refused, "refused"),
-        (Some(ErrorKind::TimedOut), None) => {
-            let detail = format!("timed out: no connection within {} s", CONNECT.as_secs_f32());
-            return LookError::new(server, Reason::TimedOut, detail);
-        }
-        (Some(ErrorKind::TimedOut), Some(_)) => (Reason::TimedOut, "timed out"),
-        (
-            Some(
-                ErrorKind::ConnectionReset
-                | ErrorKind::ConnectionAborted
-                | ErrorKind::BrokenPipe
-                | ErrorKind::UnexpectedEof,
-            ),
-            _,
-        ) => (Reason::Failed, "reset"),
-        _ if text.contains("certificate") => (Reason::Failed, "certificate"),
-        _ if text.contains("dns error") || text.contains("lookup address") => (Reason::Failed, "name resolution"),
-        _ if text.contains("before message completed") => (Reason::Failed, "reset"),
-        _ => (Reason::Failed, "failed"),
+/// A certificate that names only the kubelet's address is good enough for another address of the same server.
+fn lenient(mut leg: PathLeg) -> PathLeg {
+    if leg.fault().is_some_and(|fault| fault.kind == FaultKind::WrongName) {
+        leg.end = PathEnd::Connected;
+    }
+    leg
+}
+
+/// How the kubelet would know the server, but with no user.
+async fn tls(host: &HostRoot, cluster: &kubeconfig::Cluster, any: bool) -> Result<ClientConfig, String> {
+    let name = String::from("control-plane");
+    let authority = cluster.certificate_authority.as_ref().map(|file| host.path(file).display().to_string());
+    let cluster = Cluster {
+        server: Some(cluster.server.clone()),
+        insecure_skip_tls_verify: Some(any),
+        certificate_authority: authority,
+        certificate_authority_data: cluster.certificate_authority_data.clone(),
+        ..Cluster::default()
     };
-    LookError::new(server, reason, format!("{kind}: {text}"))
-}
-
-/// The innermost words of an error: the outer ones are those of the libraries in between.
-fn innermost(error: &(dyn Error + 'static)) -> String {
-    causes(error).last().map_or_else(String::new, ToString::to_string)
-}
-
-/// An error and its causes.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let this = next?;
-        // An I/O error passes over the error that it wraps.
-        let wrapped = this.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
-        next = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => this.source(),
-        };
-        Some(this)
-    })
+    let context = Context { cluster: name.clone(), ..Context::default() };
+    let kubeconfig = Kubeconfig {
+        clusters: vec![NamedCluster { name: name.clone(), cluster: Some(cluster), other: BTreeMap::default() }],
+        contexts: vec![NamedContext { name: name.clone(), context: Some(context), other: BTreeMap::default() }],
+        current_context: Some(name),
+        ..Kubeconfig::default()
+    };
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+    let mut config =
+        config.map_err(|error| probe::words(&error))?.rustls_client_config().map_err(|error| probe::words(&error))?;
+    // A session that is taken up again shows no certificate.
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 #[cfg(test)]

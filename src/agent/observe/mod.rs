@@ -23,6 +23,7 @@ mod netlink;
 #[cfg(test)]
 mod netns;
 mod nftables;
+mod probe;
 mod processes;
 mod routing;
 mod sources;
@@ -54,6 +55,7 @@ pub(crate) mod fuzzing {
     pub(crate) use super::legacy::fuzz as legacy;
     pub(crate) use super::netlink::fuzz as netlink;
     pub(crate) use super::nftables::wire::fuzz as nftables;
+    pub(crate) use super::probe::fuzz as http;
     pub(crate) use super::routing::fuzz as routing;
     pub(crate) use super::traffic::fuzz as traffic;
 

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::blocking::Blocking;
 use super::changes::{Commits, History};
 use super::cluster::{Answer, Asked, ClusterSource, Failed};
+use super::control_plane::{ControlPlaneSource, Ways};
 use super::events::{self, Event};
 use super::legacy::{LockUses, Pace};
 use super::tunnels::{Targets, TunnelSource, targets};
@@ -62,7 +63,8 @@ const TRAFFIC: Rhythm = rhythm("traffic", 10, 5);
 // A BIRD that hangs has to be told within 10 s.
 const BGP: Rhythm = rhythm("bgp", 2, 15);
 const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);
-const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 8);
+// Two rounds of ways at once, when the first one has just broken.
+const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 20);
 /// Its rhythm is its own: it depends on the answer.
 const CLUSTER: Rhythm = rhythm("cluster", 60, 10);
 /// A map that no aggregator has confirmed for so long, while there is an API server, is dropped: nodes have come and gone.
@@ -77,6 +79,8 @@ pub(crate) struct Observer {
     stats: Stats,
     /// Tunnels to probe: the map of the cluster tells, as it comes by.
     tunnels: watch::Sender<Option<Targets>>,
+    /// Ways to the control plane: the map and kube-proxy's rules tell.
+    ways: watch::Sender<Ways>,
     _tasks: JoinSet<()>,
 }
 
@@ -84,11 +88,26 @@ impl Observer {
     /// What a source sees next.
     pub(crate) async fn next(&mut self) -> Option<Update> {
         let update = self.updates.recv().await;
-        if let Some(Update::Cluster(seen)) = &update {
-            let targets = seen.get().and_then(targets);
-            self.tunnels.send_if_modified(|old| set(old, targets));
+        match &update {
+            Some(Update::Cluster(seen)) => {
+                let targets = seen.get().and_then(targets);
+                self.tunnels.send_if_modified(|old| set(old, targets));
+                self.tell_ways(|ways| seen.get().into_iter().for_each(|map| ways.told_by_cluster(map)));
+            }
+            Some(Update::Nftables(seen, _) | Update::Legacy(seen)) => {
+                self.tell_ways(|ways| seen.get().into_iter().for_each(|ruleset| ways.told_by_kernel(ruleset)));
+            }
+            _ => {}
         }
         update
+    }
+
+    fn tell_ways(&self, tell: impl FnOnce(&mut Ways)) {
+        self.ways.send_if_modified(|ways| {
+            let old = ways.clone();
+            tell(ways);
+            *ways != old
+        });
     }
 
     /// Counters of the sources.
@@ -162,15 +181,17 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(bgp(out.clone(), host.clone(), blocking.clone(), shared.clone()));
-    tasks.spawn(kubelet(out.clone(), host.clone(), blocking, shared.clone(), wake.clone()));
+    tasks.spawn(kubelet(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(health(out.clone(), shared.clone()));
-    tasks.spawn(control_plane(out.clone(), host.clone(), shared.clone(), wake.clone()));
+    let ways = watch::channel(Ways::of_pod()).0;
+    let source = ControlPlaneSource::new(host.clone(), blocking);
+    tasks.spawn(control_plane(out.clone(), source, shared.clone(), wake.clone(), ways.subscribe()));
     tasks.spawn(traffic(out.clone(), host.clone(), shared.clone(), wake.clone()));
     let tunnels = watch::channel(None).0;
     tasks.spawn(tunnels_between_nodes(out.clone(), tunnels.subscribe()));
     tasks.spawn(cluster(out, asked));
     tasks.spawn(dispatch(host.clone(), shared, wake, commits));
-    Observer { updates, stats, tunnels, _tasks: tasks }
+    Observer { updates, stats, tunnels, ways, _tasks: tasks }
 }
 
 impl Outlet {
@@ -587,14 +608,22 @@ async fn health(out: Outlet, shared: Shared) {
     }
 }
 
-async fn control_plane(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
-    let mut source = super::control_plane::ControlPlaneSource::new(host);
+async fn control_plane(
+    out: Outlet,
+    mut source: ControlPlaneSource,
+    shared: Shared,
+    wake: Wake,
+    mut ways: watch::Receiver<Ways>,
+) {
     loop {
         let began = Instant::now();
-        let kubelet = shared.kubelet.borrow().clone();
-        let seen: Seen<_> = within(&CONTROL_PLANE, source.look(kubelet.as_ref())).await.into();
+        let (kubelet, now) = (shared.kubelet.borrow().clone(), ways.borrow_and_update().clone());
+        let seen: Seen<_> = within(&CONTROL_PLANE, source.look(kubelet.as_ref(), &now)).await.into();
         out.tell(&CONTROL_PLANE, began, seen.error().is_none(), Update::ControlPlane(seen)).await;
-        rest(&CONTROL_PLANE, began, Some(&wake.control_plane)).await;
+        tokio::select! {
+            () = rest(&CONTROL_PLANE, began, Some(&wake.control_plane)) => {}
+            Ok(()) = ways.changed() => {}
+        }
     }
 }
 

@@ -47,6 +47,8 @@ mod kube_proxy_rules_stale;
 mod kubelet_down;
 mod kubelet_unhealthy;
 mod link_errors;
+mod master_cluster_ip_unreachable;
+mod master_path_partial;
 mod master_unreachable;
 mod memory_pressure_imminent;
 mod mtu_mismatch;
@@ -65,7 +67,7 @@ mod testing;
 mod tunnel_device_missing;
 mod vpn_interface_added;
 
-use super::Check;
+use super::{Check, Look, Outcome};
 
 /// Every check, causes before consequences (catalogue R040): among findings of one severity the first takes the headline.
 pub const ALL: &[&Check] = &[
@@ -80,6 +82,8 @@ pub const ALL: &[&Check] = &[
     &default_route_missing::CHECK,
     &gateway_unreachable::CHECK,
     &master_unreachable::CHECK,
+    &master_cluster_ip_unreachable::CHECK,
+    &master_path_partial::CHECK,
     &containerd_down::CHECK,
     &containerd_unresponsive::CHECK,
     &runtime_not_ready::CHECK,
@@ -136,6 +140,11 @@ pub const ALL: &[&Check] = &[
 /// The position of a code in [`ALL`]: its rank among causes. Codes that are not there come last.
 pub(crate) fn rank(code: &str) -> usize {
     ALL.iter().position(|check| check.code == code).unwrap_or(ALL.len())
+}
+
+/// Whether Calico's policy for this host keeps it from its control plane.
+pub(super) fn host_policy(look: &Look<'_>) -> Outcome {
+    (host_policy_blocks_control_plane::CHECK.run)(look)
 }
 
 #[cfg(test)]

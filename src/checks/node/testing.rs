@@ -110,6 +110,28 @@ pub(super) fn rule(text: &str) -> FilterRule {
     crate::agent::read_rule(text, 0, |target| !own.contains(&target))
 }
 
+/// A chain of the kernel's hook of that name, with policy ACCEPT.
+pub(super) fn base(name: &str, rules: Vec<FilterRule>) -> Chain {
+    Chain { jumps: vec![], rules: Some(rules), ..chain(name, &["-"]) }
+}
+
+/// A way by the uplink that goes so far.
+pub(super) fn leg(to: &str, end: PathEnd) -> PathLeg {
+    let address: std::net::SocketAddr = to.parse().expect("an address");
+    let source = Some("10.0.0.5".parse().expect("an address"));
+    PathLeg { to: to.into(), address: Some(address.ip()), port: address.port(), source, end, clock_ahead: Some(0) }
+}
+
+/// A way that ends so.
+pub(super) fn fault(step: PathStep, kind: FaultKind) -> PathEnd {
+    PathEnd::Fault(PathFault::new(step, kind, "for this test"))
+}
+
+/// A way on which packets are dropped.
+pub(super) fn end() -> PathEnd {
+    fault(PathStep::Connect, FaultKind::TimedOut)
+}
+
 fn kube_proxy_tables() -> Vec<Table> {
     let nat = vec![
         chain("PREROUTING", &["KUBE-SERVICES"]),
@@ -379,8 +401,12 @@ impl Node {
         now.kubelet = Seen::Yes(kubelet());
         now.health =
             Health { kubelet: answers(200), kube_proxy: answers(200), felix: error("127.0.0.1:9099", Reason::Refused) };
-        now.control_plane =
-            Seen::Yes(ControlPlanePath { server: "https://10.0.0.9:6443".into(), answer: Seen::Yes(403) });
+        now.control_plane = Seen::Yes(ControlPlanePath {
+            server: "https://10.0.0.9:6443".into(),
+            kubelet: leg("10.0.0.9:6443", PathEnd::Answered(403)),
+            endpoints: vec![],
+            service: None,
+        });
         now.cluster = Seen::Absent;
         now.bgp = Seen::Absent;
         now.tunnels = Seen::Absent;
@@ -407,6 +433,20 @@ impl Node {
         change(&mut self.now);
         self.expected = Expected::of(&self.now, &self.before);
         self
+    }
+
+    /// Changes the path to the control plane.
+    pub(super) fn path(self, change: impl FnOnce(&mut ControlPlanePath)) -> Self {
+        self.edit(|now| {
+            let Seen::Yes(path) = &mut now.control_plane else { panic!("seen") };
+            change(path);
+        })
+    }
+
+    /// API servers at these addresses, and how far the ways to them go.
+    pub(super) fn endpoints(self, to: &[&str], ends: &[PathEnd]) -> Self {
+        let legs = to.iter().zip(ends).map(|(to, end)| leg(to, end.clone())).collect();
+        self.path(|path| path.endpoints = legs)
     }
 
     /// Changes what was seen earlier.

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -15,10 +15,15 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::*;
-use crate::facts::EvictionThresholds;
+use crate::agent::observe::netns::NetNs;
+use crate::facts::{Backend, EvictionThresholds, Family, PathFault, PathStep, ServiceChain};
 
 /// A node whose kubelet has a kubeconfig for this server.
-struct Node(tempfile::TempDir);
+struct Node {
+    dir: tempfile::TempDir,
+    source: ControlPlaneSource,
+    ways: Ways,
+}
 
 impl Node {
     fn new(server: &str, authority: Option<&str>) -> Self {
@@ -33,17 +38,28 @@ impl Node {
              users: [{{name: u, user: {{token: very-secret}}}}]\n"
         );
         std::fs::write(dir.path().join("kubelet.conf"), text).expect("write");
-        Node(dir)
+        let source = ControlPlaneSource::new(HostRoot::new(dir.path()), Blocking::default());
+        Node { dir, source, ways: Ways::default() }
     }
 
-    async fn look(&self) -> ControlPlanePath {
-        let kubelet = kubelet("/kubelet.conf");
-        let path = ControlPlaneSource::new(HostRoot::new(self.0.path())).look(Some(&kubelet)).await;
-        path.expect("a kubeconfig")
+    fn with_endpoints(mut self, service: Option<SocketAddr>, endpoints: &[SocketAddr]) -> Self {
+        self.ways = Ways { service, cluster: endpoints.iter().copied().collect(), ..Ways::default() };
+        self
     }
 
-    async fn error(&self) -> LookError {
-        self.look().await.answer.error().cloned().expect("no answer")
+    async fn look(&mut self) -> ControlPlanePath {
+        let looked = self.source.look(Some(&kubelet("/kubelet.conf")), &self.ways).await;
+        looked.expect("a kubeconfig")
+    }
+
+    /// Where and how the kubelet's way ends.
+    async fn fault(&mut self) -> (PathStep, FaultKind) {
+        let fault = self.look().await.kubelet.fault().cloned().expect("it ends");
+        (fault.step, fault.kind)
+    }
+
+    async fn error(&mut self) -> LookError {
+        self.source.look(Some(&kubelet("/kubelet.conf")), &self.ways).await.expect_err("it cannot be used")
     }
 }
 
@@ -60,26 +76,43 @@ fn kubelet(kubeconfig: &str) -> Kubelet {
     }
 }
 
-/// A certificate for 127.0.0.1 that is its own authority: PEM, and what a server needs.
-fn certificate() -> (String, TlsAcceptor) {
+/// An authority.
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(vec![]).expect("no names");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("signed")
+}
+
+/// A server with a certificate of this authority, for this name, good from one year to another.
+fn server_of(authority: &CertifiedIssuer<'static, KeyPair>, name: &str, years: [i32; 2]) -> TlsAcceptor {
     let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
-    let certificate = params.self_signed(&key).expect("signed");
+    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+    [params.not_before, params.not_after] = years.map(|year| date_time_ymd(year, 1, 1));
+    let certificate = params.signed_by(&key, authority).expect("signed");
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
         .expect("a pair");
-    (certificate.pem(), TlsAcceptor::from(Arc::new(config)))
+    TlsAcceptor::from(Arc::new(config))
 }
+
+const GOOD: [i32; 2] = [2000, 2100];
 
 /// Does the same with each connection.
 async fn serve<F>(each: impl Fn(TcpStream) -> F + Send + 'static) -> (SocketAddr, JoinSet<()>)
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    serve_at("127.0.0.1:0", each).await
+}
+
+async fn serve_at<F>(at: &str, each: impl Fn(TcpStream) -> F + Send + 'static) -> (SocketAddr, JoinSet<()>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind(at).await.expect("bind");
     let address = listener.local_addr().expect("bound");
     let mut server = JoinSet::new();
     server.spawn(async move {
@@ -91,82 +124,249 @@ where
     (address, server)
 }
 
-/// Answers 401 over TLS, keeps the connection open, and hands on what it was asked.
-async fn api_server(acceptor: TlsAcceptor) -> (SocketAddr, JoinSet<()>, mpsc::UnboundedReceiver<String>) {
+/// An API server, what it was asked, and how many connections it had.
+struct Api {
+    address: SocketAddr,
+    requests: mpsc::UnboundedReceiver<String>,
+    connections: Arc<AtomicUsize>,
+    server: JoinSet<()>,
+}
+
+/// Answers with this head over TLS, and keeps the connection open.
+async fn api_server(acceptor: TlsAcceptor, head: &'static str) -> Api {
+    api_server_at("127.0.0.1:0", acceptor, head).await
+}
+
+async fn api_server_at(at: &str, acceptor: TlsAcceptor, head: &'static str) -> Api {
     let (asked, requests) = mpsc::unbounded_channel();
-    let (address, server) = serve(move |stream| {
+    let connections = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&connections);
+    let (address, server) = serve_at(at, move |stream| {
         let (acceptor, asked) = (acceptor.clone(), asked.clone());
+        count.fetch_add(1, Ordering::SeqCst);
         async move {
             let Ok(mut stream) = acceptor.accept(stream).await else { return };
             let mut request = vec![0; 4096];
             while let Ok(length @ 1..) = stream.read(&mut request).await {
                 asked.send(String::from_utf8_lossy(&request[..length]).into_owned()).ok();
-                stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await.ok();
+                stream.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.ok();
             }
         }
     })
     .await;
-    (address, server, requests)
+    Api { address, requests, connections, server }
+}
+
+const UNAUTHORIZED: &str = "401 Unauthorized";
+
+/// A port on which nobody listens.
+async fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("bound")
 }
 
 #[tokio::test]
 async fn any_status_is_an_answer_and_no_credentials_are_sent() {
-    let (pem, acceptor) = certificate();
-    let (address, _server, mut requests) = api_server(acceptor).await;
-    let node = Node::new(&format!("https://{address}"), Some(&pem));
-    let path = node.look().await;
-    assert_eq!(path, ControlPlanePath { server: format!("https://{address}"), answer: Seen::Yes(401) });
-    let request = requests.recv().await.expect("asked").to_lowercase();
-    assert!(
-        request.starts_with("get /version http/1.1\r\n") && request.contains("user-agent: nodevitals/"),
-        "{request}"
-    );
-    assert!(!request.contains("authorization") && !request.contains("secret"), "{request}");
+    let ca = authority();
+    for head in [UNAUTHORIZED, "403 Forbidden", "503 Service Unavailable"] {
+        let mut api = api_server(server_of(&ca, "127.0.0.1", GOOD), head).await;
+        let mut node = Node::new(&format!("https://{}", api.address), Some(&ca.pem()));
+        let path = node.look().await;
+        let status = head[..3].parse().expect("a number");
+        assert_eq!((path.kubelet.end.clone(), path.kubelet.broken()), (PathEnd::Answered(status), status == 503));
+        assert_eq!((path.kubelet.to.clone(), path.kubelet.is_local()), (api.address.to_string(), true));
+        let request = api.requests.recv().await.expect("asked").to_lowercase();
+        assert!(
+            request.starts_with("get /version http/1.1\r\n") && request.contains("user-agent: nodevitals/"),
+            "{request}"
+        );
+        assert!(!request.contains("authorization") && !request.contains("secret"), "{request}");
+    }
 }
 
 #[tokio::test]
-async fn each_look_makes_a_connection_of_its_own() {
-    let (pem, acceptor) = certificate();
-    let (address, server, _requests) = api_server(acceptor).await;
-    let node = Node::new(&format!("https://{address}"), Some(&pem));
-    assert_eq!(node.look().await.answer, Seen::Yes(401));
-    drop(server);
-    assert_eq!(node.error().await.reason, Reason::Refused);
+async fn what_is_well_is_asked_seldom_and_what_is_broken_each_time() {
+    let ca = authority();
+    let mut api = api_server(server_of(&ca, "127.0.0.1", GOOD), UNAUTHORIZED).await;
+    let mut node = Node::new(&format!("https://{}", api.address), Some(&ca.pem()));
+    for _ in 0..5 {
+        assert_eq!(node.look().await.kubelet.end, PathEnd::Answered(401));
+    }
+    api.requests.recv().await.expect("asked once");
+    assert!(api.requests.try_recv().is_err(), "four connections were enough");
+    // It takes a moment until the server has counted them.
+    while api.connections.load(Ordering::SeqCst) < 5 {
+        tokio::task::yield_now().await;
+    }
+    api.server.shutdown().await;
+    for _ in 0..2 {
+        assert_eq!(node.fault().await, (PathStep::Connect, FaultKind::Refused));
+    }
 }
 
 #[tokio::test]
-async fn a_server_that_is_somebody_else_is_a_certificate_error() {
-    let (_, acceptor) = certificate();
-    let (address, _server, _requests) = api_server(acceptor).await;
-    let (other, _) = certificate();
-    let error = Node::new(&format!("https://{address}"), Some(&other)).error().await;
-    assert!(error.detail.starts_with("certificate: "), "{error}");
+async fn certificates_are_told_apart() {
+    let (ca, other) = (authority(), authority());
+    for (acceptor, kind) in [
+        (server_of(&ca, "127.0.0.1", [2000, 2001]), FaultKind::Expired),
+        (server_of(&ca, "127.0.0.1", [2090, 2100]), FaultKind::NotYetValid),
+        (server_of(&other, "127.0.0.1", GOOD), FaultKind::ForeignAuthority),
+        (server_of(&ca, "127.0.0.7", GOOD), FaultKind::WrongName),
+    ] {
+        let api = api_server(acceptor, UNAUTHORIZED).await;
+        let mut node = Node::new(&format!("https://{}", api.address), Some(&ca.pem()));
+        assert_eq!(node.fault().await, (PathStep::Tls, kind));
+    }
+}
+
+#[tokio::test]
+async fn an_authority_that_is_replaced_is_read_again() {
+    let (old, new) = (authority(), authority());
+    let api = api_server(server_of(&new, "127.0.0.1", GOOD), UNAUTHORIZED).await;
+    let mut node = Node::new(&format!("https://{}", api.address), Some(&old.pem()));
+    assert_eq!(node.fault().await, (PathStep::Tls, FaultKind::ForeignAuthority));
+    std::fs::write(node.dir.path().join("ca.crt"), new.pem()).expect("write");
+    assert_eq!(node.look().await.kubelet.end, PathEnd::Answered(401));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_minutes_off_shows_also_where_it_spoils_the_certificate() {
+    let ca = authority();
+    let head: &'static str = {
+        let past = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(5);
+        String::leak(format!("401 U\r\nDate: {}", past.strftime("%a, %d %b %Y %H:%M:%S GMT")))
+    };
+    for (years, ends) in [(GOOD, PathEnd::Answered(401)), ([2000, 2001], PathEnd::Connected)] {
+        let api = api_server(server_of(&ca, "127.0.0.1", years), head).await;
+        let leg = Node::new(&format!("https://{}", api.address), Some(&ca.pem())).look().await.kubelet;
+        let ahead = leg.clock_ahead.expect("a date");
+        assert!((298..=300).contains(&ahead), "{ahead}");
+        assert_eq!(leg.fault().is_none(), ends == PathEnd::Answered(401));
+    }
 }
 
 #[tokio::test]
 async fn nobody_listens() {
-    let address = TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("bound");
-    let error = Node::new(&format!("https://{address}"), Some(&certificate().0)).error().await;
-    assert!(error.reason == Reason::Refused && error.detail.starts_with("refused: "), "{error}");
+    let mut node = Node::new(&format!("https://{}", free().await), Some(&authority().pem()));
+    assert_eq!(node.fault().await, (PathStep::Connect, FaultKind::Refused));
 }
 
 #[tokio::test]
-async fn no_connection_and_no_answer_are_told_apart() {
-    let silent = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = silent.local_addr().expect("bound");
-    let node = Node::new(&format!("https://{address}"), Some(&certificate().0));
-    let error = node.error().await;
-    assert!(error.reason == Reason::TimedOut && error.detail.contains("no connection"), "{error}");
-    let error = Node::new(&format!("http://{address}"), None).error().await;
-    assert!(error.reason == Reason::TimedOut && error.detail.contains("no answer"), "{error}");
+async fn a_server_that_stalls_costs_nothing_that_lasts() {
+    let open = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&open);
+    let (address, _server) = serve(move |mut stream| {
+        let count = Arc::clone(&count);
+        async move {
+            count.fetch_add(1, Ordering::SeqCst);
+            // Reads what comes, and answers nothing until the other end gives up.
+            while let Ok(1..) = stream.read(&mut [0; 1024]).await {}
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let ca = authority().pem();
+    let mut node = Node::new(&format!("https://{address}"), Some(&ca)).with_endpoints(None, &[address]);
+    let began = Instant::now();
+    for _ in 0..2 {
+        assert_eq!(node.fault().await, (PathStep::Tls, FaultKind::TimedOut));
+    }
+    assert!(began.elapsed() < 2 * probe::ANSWER + Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(Node::new(&format!("http://{address}"), None).fault().await, (PathStep::Http, FaultKind::TimedOut));
+    while open.load(Ordering::SeqCst) > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
-async fn a_server_that_breaks_off() {
+async fn a_server_that_breaks_off_or_speaks_something_else() {
+    let ca = authority().pem();
     let (address, _server) = serve(|stream| async move { drop(stream) }).await;
-    for scheme in ["https", "http"] {
-        let error = Node::new(&format!("{scheme}://{address}"), Some(&certificate().0)).error().await;
-        assert!(error.detail.starts_with("reset: "), "{scheme}: {error}");
+    assert_eq!(Node::new(&format!("https://{address}"), Some(&ca)).fault().await, (PathStep::Tls, FaultKind::Reset));
+    assert_eq!(Node::new(&format!("http://{address}"), None).fault().await, (PathStep::Http, FaultKind::Reset));
+    // With unread bytes in its buffer the kernel resets instead of closing.
+    let (address, _server) = serve(|mut stream| async move {
+        stream.read_exact(&mut [0; 1]).await.ok();
+    })
+    .await;
+    assert_eq!(Node::new(&format!("https://{address}"), Some(&ca)).fault().await, (PathStep::Tls, FaultKind::Reset));
+    let (address, _server) = serve(|mut stream| async move {
+        stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await.ok();
+        while let Ok(1..) = stream.read(&mut [0; 1024]).await {}
+    })
+    .await;
+    assert_eq!(Node::new(&format!("https://{address}"), Some(&ca)).fault().await, (PathStep::Tls, FaultKind::Failed));
+    assert_eq!(Node::new(&format!("http://{address}"), None).fault().await, (PathStep::Http, FaultKind::Failed));
+}
+
+#[tokio::test]
+async fn a_name_without_an_address() {
+    // RFC 6761: no resolver may find one.
+    let mut node = Node::new("https://master.invalid:6443", Some(&authority().pem()));
+    let path = node.look().await;
+    assert_eq!((path.kubelet.to.as_str(), path.kubelet.address), ("master.invalid:6443", None));
+    assert_eq!(path.kubelet.fault().map(|fault| fault.step), Some(PathStep::Name));
+}
+
+#[tokio::test]
+async fn endpoints_in_turn_and_all_at_once_when_the_kubelets_way_breaks() {
+    let ca = authority();
+    let server = |name: &str| server_of(&ca, name, GOOD);
+    let mut first = api_server(server("127.0.0.1"), UNAUTHORIZED).await;
+    let mut second = api_server_at("127.0.0.2:0", server("127.0.0.1"), "403 F").await;
+    // Its certificate is for its own address only, which is no fault of the way.
+    let third = api_server_at("127.0.0.3:0", server("127.0.0.3"), "403 F").await;
+    let nobody = free().await;
+    let all = [first.address, second.address, third.address, nobody];
+    let mut node =
+        Node::new(&format!("https://{}", first.address), Some(&ca.pem())).with_endpoints(Some(third.address), &all);
+    let path = node.look().await;
+    let ends = |path: &ControlPlanePath| {
+        path.endpoints.iter().map(|leg| (leg.to.clone(), leg.end.clone())).collect::<BTreeMap<_, _>>()
+    };
+    let mut expected = BTreeMap::from([
+        (first.address.to_string(), PathEnd::Answered(401)),
+        (second.address.to_string(), PathEnd::Answered(403)),
+        (third.address.to_string(), PathEnd::Connected),
+    ]);
+    let found = ends(&path);
+    let refused = found[&nobody.to_string()].clone();
+    assert!(matches!(&refused, PathEnd::Fault(PathFault { kind: FaultKind::Refused, .. })), "{refused:?}");
+    expected.insert(nobody.to_string(), refused);
+    assert_eq!((found, path.service.map(|leg| leg.end)), (expected.clone(), Some(PathEnd::Connected)));
+    let before = second.connections.load(Ordering::SeqCst);
+    for _ in 0..8 {
+        assert_eq!(ends(&node.look().await), expected);
+    }
+    let after = second.connections.load(Ordering::SeqCst);
+    assert_eq!(after - before, 2, "one in four, as there are four endpoints");
+    first.server.shutdown().await;
+    second.server.shutdown().await;
+    let path = node.look().await;
+    assert!(path.kubelet.broken());
+    assert_eq!(path.endpoints.iter().filter(|leg| leg.broken()).count(), 3, "{path:?}");
+}
+
+#[test]
+fn routes_and_rules_of_this_node() {
+    let node = NetNs::new();
+    node.command("ip", &["address", "add", "192.0.2.5/24", "dev", "lo"]);
+    for (kind, to) in [("blackhole", "198.51.100.1"), ("prohibit", "198.51.100.2"), ("unreachable", "198.51.100.3")] {
+        node.command("ip", &["route", "add", kind, to]);
+        let ends = node.block_on(|| async { Node::new(&format!("http://{to}:6443"), None).fault().await });
+        assert_eq!(ends, (PathStep::Route, FaultKind::Unreachable), "{kind}");
+    }
+    let ends = node.block_on(|| async { Node::new("http://203.0.113.1:6443", None).fault().await });
+    assert_eq!(ends, (PathStep::Route, FaultKind::Unreachable), "no route at all");
+    // The same by a packet filter: dropped, rejected as a closed port, rejected as by a router.
+    for (port, verdict, kind) in [
+        ("1001", vec!["DROP"], FaultKind::TimedOut),
+        ("1002", vec!["REJECT", "--reject-with", "tcp-reset"], FaultKind::Refused),
+        ("1003", vec!["REJECT", "--reject-with", "icmp-admin-prohibited"], FaultKind::Unreachable),
+    ] {
+        let rule = ["-A", "OUTPUT", "-p", "tcp", "--dport", port, "-j"];
+        node.command("iptables-nft", &[&rule[..], &verdict[..]].concat());
+        let ends = node.block_on(|| async { Node::new(&format!("http://192.0.2.5:{port}"), None).fault().await });
+        assert_eq!(ends, (PathStep::Connect, kind), "{verdict:?}");
     }
 }
 
@@ -175,33 +375,47 @@ async fn a_kubeconfig_that_cannot_be_used() {
     let damaged = "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n";
     let error = Node::new("https://127.0.0.1:1", Some(damaged)).error().await;
     assert!(error.what == "/kubelet.conf" && error.reason == Reason::Malformed, "{error}");
-    let node = Node::new("https://127.0.0.1:1", Some(""));
-    std::fs::remove_file(node.0.path().join("ca.crt")).expect("rm");
+    let error = Node::new("ftp://127.0.0.1:1", None).error().await;
+    assert!(error.detail.contains("neither an https nor an http URL"), "{error}");
+    let mut node = Node::new("https://127.0.0.1:1", Some(""));
+    std::fs::remove_file(node.dir.path().join("ca.crt")).expect("rm");
     assert_eq!(node.error().await.what, "/ca.crt");
-    nix::unistd::mkfifo(&node.0.path().join("ca.crt"), nix::sys::stat::Mode::S_IRUSR).expect("mkfifo");
+    nix::unistd::mkfifo(&node.dir.path().join("ca.crt"), nix::sys::stat::Mode::S_IRUSR).expect("mkfifo");
     assert_eq!(node.error().await.reason, Reason::WrongKind);
 }
 
 #[tokio::test]
 async fn no_kubeconfig_no_path() {
-    let mut source = ControlPlaneSource::new(HostRoot::new(Path::new("/")));
-    assert_eq!(source.look(None).await.expect_err("none").reason, Reason::Missing);
-    let error = source.look(Some(&kubelet("/no/such/file"))).await.expect_err("none");
+    let mut source = ControlPlaneSource::new(HostRoot::new(Path::new("/")), Blocking::default());
+    assert_eq!(source.look(None, &Ways::default()).await.expect_err("none").reason, Reason::Missing);
+    let error = source.look(Some(&kubelet("/no/such/file")), &Ways::default()).await.expect_err("none");
     assert_eq!(error.reason, Reason::Missing);
 }
 
 #[test]
-fn errors_of_the_kernel_and_of_names() {
-    let start = |error: std::io::Error| explain("https://x", &error).detail.split(':').next().map(str::to_owned);
-    for (errno, kind) in [
-        (Errno::EHOSTUNREACH, "unreachable"),
-        (Errno::ENETUNREACH, "unreachable"),
-        (Errno::EPERM, "denied by this node"),
-        (Errno::ECONNRESET, "reset"),
-        (Errno::ETIMEDOUT, "timed out"),
-    ] {
-        assert_eq!(start(errno.into()).as_deref(), Some(kind));
-    }
-    let name = std::io::Error::other("failed to lookup address information: Name or service not known");
-    assert_eq!(start(name).as_deref(), Some("name resolution"));
+fn ways_are_remembered_and_only_what_all_name_counts() {
+    let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+    let map = |endpoints: &str| {
+        let text = format!(
+            r#"{{"own": "n1", "nodes": [], "services": [{{"namespace": "default", "name": "kubernetes", "clusterIps": ["10.96.0.1"],
+                "ports": [{{"name": "https", "protocol": "TCP", "port": 443, "endpoints": {endpoints}}}]}}]}}"#
+        );
+        serde_json::from_str::<ClusterMap>(&text).expect("a map")
+    };
+    let rules = |endpoints: &[&str]| {
+        let chain = ServiceChain::new(Family::V4, "default/kubernetes:https", "tcp", "KUBE-SVC-X");
+        let endpoints = endpoints.iter().map(|it| address(it)).collect();
+        Ruleset { services: vec![ServiceChain { endpoints, ..chain }], ..Ruleset::empty(Backend::Legacy) }
+    };
+    let mut ways = Ways::default();
+    ways.told_by_kernel(&rules(&["10.0.0.1:6443", "10.0.0.2:6443"]));
+    assert_eq!(ways.endpoints(), [address("10.0.0.1:6443"), address("10.0.0.2:6443")]);
+    ways.told_by_cluster(&map(r#"[["10.0.0.2", 6443], ["10.0.0.3", 6443]]"#));
+    assert_eq!((ways.endpoints(), ways.service), (vec![address("10.0.0.2:6443")], Some(address("10.96.0.1:443"))));
+    // Rules that are flushed, and a map without endpoints, take nothing away.
+    ways.told_by_kernel(&Ruleset::empty(Backend::Legacy));
+    ways.told_by_cluster(&map("[]"));
+    assert_eq!(ways.endpoints(), [address("10.0.0.2:6443")]);
+    ways.told_by_kernel(&rules(&["10.0.0.9:6443"]));
+    assert_eq!(ways.endpoints(), [address("10.0.0.2:6443"), address("10.0.0.3:6443")], "nothing in common");
 }

@@ -1,0 +1,143 @@
+//! The ways from this node to its control plane, step by step.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+/// The path from this node to its control plane: three ways, walked apart (catalogue R046).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlanePath {
+    /// The URL in the kubelet's kubeconfig.
+    pub server: String,
+    /// The way to that address.
+    pub kubelet: PathLeg,
+    /// The ways to the endpoints of the Service `default/kubernetes`; empty while nobody has told them.
+    pub endpoints: Vec<PathLeg>,
+    /// The way to that Service's own address, which kube-proxy or somebody in its place leads to an endpoint.
+    pub service: Option<PathLeg>,
+}
+
+/// One way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathLeg {
+    /// Where it leads: host and port.
+    pub to: String,
+    /// The address that was tried last; none while the name has no address.
+    pub address: Option<IpAddr>,
+    /// Port.
+    pub port: u16,
+    /// The address of this node that the kernel chose for it; the same as [`PathLeg::address`] where the other end is on
+    /// this node.
+    pub source: Option<IpAddr>,
+    /// How far it goes.
+    pub end: PathEnd,
+    /// By how many seconds this node's clock is ahead of the other end's, behind if negative; 0 where the difference is
+    /// within what the answer can tell (its `Date` has whole seconds, and travels). None without such an answer.
+    pub clock_ahead: Option<i64>,
+}
+
+/// How far a way goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathEnd {
+    /// An HTTP status: 401 and 403 are answers too.
+    Answered(u16),
+    /// The other end did its part of the TLS handshake. It was not asked any further.
+    Connected,
+    /// It ends before.
+    Fault(PathFault),
+}
+
+/// Where and how a way ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathFault {
+    /// The step that failed.
+    pub step: PathStep,
+    /// How.
+    pub kind: FaultKind,
+    /// In the words of the kernel or the library, for kinds that do not say it all.
+    pub detail: String,
+}
+
+/// The steps of a way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathStep {
+    /// The name's addresses.
+    Name,
+    /// The kernel's decision where to send packets.
+    Route,
+    /// TCP connection.
+    Connect,
+    /// TLS handshake.
+    Tls,
+    /// HTTP answer.
+    Http,
+}
+
+/// How a step fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FaultKind {
+    /// Nothing came back before the deadline.
+    TimedOut,
+    /// `ECONNREFUSED`.
+    Refused,
+    /// `EHOSTUNREACH`, `ENETUNREACH`, or a route that says so.
+    Unreachable,
+    /// `EPERM`, `EACCES`: this node's own kernel forbids it.
+    Denied,
+    /// Broken off: `ECONNRESET`, or closed in the middle.
+    Reset,
+    /// The certificate's time is over.
+    Expired,
+    /// The certificate's time has not come.
+    NotYetValid,
+    /// The certificate is of another authority.
+    ForeignAuthority,
+    /// The certificate is for another name.
+    WrongName,
+    /// Anything else: the detail says what.
+    Failed,
+}
+
+impl PathFault {
+    /// A fault.
+    pub fn new(step: PathStep, kind: FaultKind, detail: impl Into<String>) -> Self {
+        PathFault { step, kind, detail: detail.into() }
+    }
+
+    /// Whether it is about the certificate and not about the way.
+    pub fn is_certificate(&self) -> bool {
+        use FaultKind::{Expired, ForeignAuthority, NotYetValid, WrongName};
+        matches!(self.kind, Expired | NotYetValid | ForeignAuthority | WrongName)
+    }
+}
+
+impl PathLeg {
+    /// Why it does not lead to an API server, if so. 502, 503 and 504 are answers of something in between that has no API
+    /// server behind it; every other status proves the path.
+    pub fn broken(&self) -> bool {
+        match &self.end {
+            PathEnd::Answered(status) => (502..=504).contains(status),
+            PathEnd::Connected => false,
+            PathEnd::Fault(_) => true,
+        }
+    }
+
+    /// The fault, if it has one.
+    pub fn fault(&self) -> Option<&PathFault> {
+        match &self.end {
+            PathEnd::Fault(fault) => Some(fault),
+            PathEnd::Answered(_) | PathEnd::Connected => None,
+        }
+    }
+
+    /// Whether the other end is on this node: a proxy, or an API server of its own.
+    pub fn is_local(&self) -> bool {
+        self.address.is_some_and(|address| address.is_loopback() || Some(address) == self.source)
+    }
+}
