@@ -1,9 +1,12 @@
 //! What the aggregator knows: one pruned row for each Node, and the agent's Pods by node.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+
+use jiff::Timestamp;
 
 use super::model::{CALICO_ADDRESSES, ConditionView, NodeView, POOL_LABELS, ZONE_LABELS};
 use super::object::ObjectView;
@@ -11,6 +14,7 @@ use super::password::Found;
 use super::row::{AgentPod, Condition, READY, Row, clipped, findings, kind_of, row_from_told};
 use super::sight::Sight;
 use super::surroundings::Surroundings;
+use super::traits::{Traits, Values};
 use crate::verdict::{Status, Told, WorkerState, annotation};
 
 /// Addresses of one kind, or ranges of Pod addresses, that are kept of one node.
@@ -23,6 +27,8 @@ pub(crate) struct Cluster {
     agents: BTreeMap<Box<str>, Vec<AgentPod>>,
     /// Words that many rows share: zones, pools, reasons, messages of healthy conditions.
     words: HashSet<Arc<str>>,
+    /// What workers may share.
+    pub(crate) values: Values,
     /// What is around the nodes.
     pub(crate) surroundings: Surroundings,
     /// What is known of the password of BGP's peers.
@@ -51,6 +57,39 @@ impl Cluster {
         self.nodes.iter().map(|(name, row)| (&**name, row))
     }
 
+    /// Node objects that are left over from before a worker was updated or reloaded (catalogue R027), with the one that
+    /// is in its place: both have an address in common, or the same machine where one is named by an address; one is not
+    /// Ready, the other is.
+    pub(crate) fn duplicates(&self) -> HashMap<&str, &str> {
+        let mut at: HashMap<IpAddr, Vec<&str>> = HashMap::new();
+        let mut of: HashMap<u64, Vec<&str>> = HashMap::new();
+        let quiet: Vec<(&str, &Row)> = self.nodes().filter(|(_, row)| !row.is_ready()).collect();
+        if quiet.is_empty() {
+            return HashMap::new();
+        }
+        for (name, row) in self.nodes().filter(|(_, row)| row.is_ready()) {
+            for address in row.addresses.iter().chain(&row.external) {
+                at.entry(*address).or_default().push(name);
+            }
+            of.entry(row.machine).or_default().push(name);
+        }
+        let twin = |name: &str, row: &Row| {
+            let own = name.parse::<IpAddr>().ok();
+            let mut shared = row.addresses.iter().chain(&row.external).chain(own.as_ref());
+            let same_address = shared.find_map(|address| at.get(address)?.first().copied());
+            // Nodes that are containers of one machine have its number too.
+            let alone = |twins: &&Vec<&str>| row.machine != 0 && own.is_some() && twins.len() == 1;
+            same_address.or_else(|| of.get(&row.machine).filter(alone).and_then(|twins| twins.first().copied()))
+        };
+        quiet.into_iter().filter_map(|(name, row)| Some((name, twin(name, row)?))).collect()
+    }
+
+    /// The version of Calico on each node that has one: the tag of calico-node's image.
+    pub(crate) fn calico_versions(&self) -> HashMap<&str, &str> {
+        let pods = self.surroundings.calico_pods().filter(|pod| !pod.version.is_empty());
+        pods.map(|pod| (&*pod.node, &*pod.version)).collect()
+    }
+
     /// One node.
     pub(crate) fn node(&self, name: &str) -> Option<&Row> {
         self.nodes.get(name)
@@ -62,10 +101,13 @@ impl Cluster {
     }
 
     /// Takes in a Node. One without a name cannot be told from others and is left out.
-    pub(crate) fn apply_node(&mut self, node: &NodeView) {
+    pub(crate) fn apply_node(&mut self, node: &NodeView, now: Timestamp) {
         if !node.metadata.name.is_empty() {
-            let row = self.row(node);
+            let mut row = self.row(node);
             let before = self.nodes.get(node.metadata.name.as_str());
+            if let Some(before) = before {
+                row.goes_on_from(before, now);
+            }
             if before.is_none_or(|before| !before.same_on_the_map(&row)) {
                 self.surroundings.changed();
             }
@@ -144,6 +186,11 @@ impl Cluster {
             since: meta.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
             findings: meta.annotations.get(annotation::FINDINGS).map(findings).unwrap_or_default(),
             addresses: addresses(node),
+            external: of_kind(node, "ExternalIP"),
+            traits: Traits::read(node, &mut self.values),
+            boot: hash(node, "bootID"),
+            machine: hash(node, "systemUUID"),
+            cordoned_at: node.spec.taint("node.kubernetes.io/unschedulable").and_then(|taint| taint.time_added),
             tunnels: calico_addresses(node, |kind| kind != "Address").collect(),
             pod_cidrs: node.spec.pod_cidrs.iter().take(MOST_ADDRESSES).filter_map(|cidr| cidr.parse().ok()).collect(),
             list: self.nodes_sight.list(),
@@ -186,11 +233,24 @@ impl Cluster {
     }
 }
 
+/// Addresses of this type.
+fn of_kind(node: &NodeView, kind: &str) -> Box<[IpAddr]> {
+    let all = node.status.addresses.iter().filter(|address| address.kind == kind);
+    all.filter_map(|address| address.address.parse().ok()).take(MOST_ADDRESSES).collect()
+}
+
+/// What is compared and never shown.
+fn hash(node: &NodeView, key: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    node.status.node_info.get(key).map_or(0, |text| {
+        hasher.write(text.as_bytes());
+        hasher.finish()
+    })
+}
+
 /// Addresses that other nodes reach it at.
 fn addresses(node: &NodeView) -> Box<[IpAddr]> {
-    let internal = node.status.addresses.iter().filter(|address| address.kind == "InternalIP");
-    let mut all: Vec<IpAddr> =
-        internal.filter_map(|address| address.address.parse().ok()).take(MOST_ADDRESSES).collect();
+    let mut all = of_kind(node, "InternalIP").into_vec();
     for announced in calico_addresses(node, |kind| kind == "Address") {
         if !all.contains(&announced) {
             all.push(announced);

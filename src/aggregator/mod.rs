@@ -22,6 +22,7 @@ mod store;
 mod surroundings;
 #[cfg(test)]
 pub(crate) mod testing;
+mod traits;
 mod watch;
 mod write;
 

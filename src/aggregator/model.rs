@@ -8,16 +8,33 @@ use super::lenient::{Shape, lenient, object, read_from_an_object};
 use crate::verdict::ANNOTATION_PREFIX;
 
 /// Labels that name the worker pool; the first that a node has counts.
-pub(super) const POOL_LABELS: [&str; 6] = [
+pub(super) const POOL_LABELS: [&str; 8] = [
     "ibm-cloud.kubernetes.io/worker-pool-name",
     "eks.amazonaws.com/nodegroup",
     "cloud.google.com/gke-nodepool",
     "agentpool",
+    "kubernetes.azure.com/agentpool",
+    "alpha.eksctl.io/nodegroup-name",
     "karpenter.sh/nodepool",
     "node.kubernetes.io/pool",
 ];
 /// Labels that name the zone; the first that a node has counts.
 pub(super) const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
+/// Labels that name the subnet or VLAN; without one, the network of the address that Calico announces.
+pub(super) const SUBNET_LABELS: [&str; 2] = ["ibm-cloud.kubernetes.io/subnet-id", "privateVLAN"];
+/// Label that names the kind of machine.
+pub(super) const MACHINE_TYPE: &str = "node.kubernetes.io/instance-type";
+/// What is read of `status.nodeInfo`.
+const NODE_INFO: [&str; 8] = [
+    "architecture",
+    "bootID",
+    "containerRuntimeVersion",
+    "kernelVersion",
+    "kubeletVersion",
+    "machineID",
+    "osImage",
+    "systemUUID",
+];
 /// What the annotations begin with in which Calico keeps a node's addresses.
 pub(super) const CALICO_ADDRESSES: &str = "projectcalico.org/IPv";
 /// Label of an EndpointSlice: the Service that it is of.
@@ -73,16 +90,30 @@ pub(super) struct NodeSpec {
     pub(super) unschedulable: bool,
     #[serde(rename = "podCIDRs", deserialize_with = "lenient")]
     pub(super) pod_cidrs: Vec<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) taints: Vec<TaintView>,
+}
+
+/// A taint of a Node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct TaintView {
+    #[serde(deserialize_with = "lenient")]
+    pub(super) key: String,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) time_added: Option<Timestamp>,
 }
 
 /// What is read of a Node's `status`.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub(super) struct NodeStatus {
     #[serde(deserialize_with = "lenient")]
     pub(super) conditions: Vec<ConditionView>,
     #[serde(deserialize_with = "lenient")]
     pub(super) addresses: Vec<AddressView>,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) node_info: Kept,
 }
 
 /// An address of a Node.
@@ -111,7 +142,7 @@ pub(super) struct ConditionView {
     pub(super) last_transition_time: Option<Timestamp>,
 }
 
-read_from_an_object!(NodeView, Meta, NodeSpec, NodeStatus, AddressView, ConditionView);
+read_from_an_object!(NodeView, Meta, NodeSpec, NodeStatus, AddressView, ConditionView, TaintView);
 
 impl Shape for Kept {
     fn of_map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Option<Self>, A::Error> {
@@ -142,6 +173,9 @@ fn wanted(key: &str) -> bool {
         || key.starts_with(CALICO_ADDRESSES)
         || POOL_LABELS.contains(&key)
         || ZONE_LABELS.contains(&key)
+        || SUBNET_LABELS.contains(&key)
+        || NODE_INFO.contains(&key)
+        || key == MACHINE_TYPE
 }
 
 impl Kept {
@@ -153,6 +187,13 @@ impl Kept {
     /// The value of the first of these keys that is there.
     pub(super) fn first_of(&self, keys: &[&str]) -> Option<&str> {
         keys.iter().find_map(|key| self.get(key))
+    }
+}
+
+impl NodeSpec {
+    /// The taint of this key.
+    pub(super) fn taint(&self, key: &str) -> Option<&TaintView> {
+        self.taints.iter().find(|taint| taint.key == key)
     }
 }
 
@@ -191,7 +232,7 @@ pub(crate) fn fuzz(data: &[u8]) {
     match which % 3 {
         0 => {
             let Ok(node) = serde_json::from_slice::<NodeView>(json) else { return };
-            cluster.apply_node(&node);
+            cluster.apply_node(&node, Timestamp::UNIX_EPOCH);
             for (_, row) in cluster.nodes() {
                 let _ = (row.told(), row.marked_stale(), row.settling(), row.kubelet_silent());
                 row.conditions.iter().for_each(|condition| drop(condition.to_node_condition()));

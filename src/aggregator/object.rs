@@ -77,12 +77,14 @@ pub(super) struct EndpointView {
 pub(super) struct StatusView {
     pub(super) conditions: Vec<ConditionView>,
     pub(super) init_container_statuses: Vec<ContainerView>,
+    pub(super) container_statuses: Vec<ContainerView>,
 }
 
 /// How a container is.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ContainerView {
     pub(super) name: String,
+    pub(super) image: String,
     pub(super) state: ContainerState,
     pub(super) last_state: ContainerState,
 }
@@ -160,6 +162,7 @@ impl ObjectView {
             status: StatusView {
                 conditions: each(&status["conditions"], condition),
                 init_container_statuses: each(&status["initContainerStatuses"], container),
+                container_statuses: each(&status["containerStatuses"], container),
             },
             ports: each(&tree["ports"], port),
             endpoints: each(&tree["endpoints"], |tree| EndpointView {
@@ -200,7 +203,12 @@ fn condition(tree: &Value) -> ConditionView {
 }
 
 fn container(tree: &Value) -> ContainerView {
-    ContainerView { name: text(&tree["name"]), state: state(&tree["state"]), last_state: state(&tree["lastState"]) }
+    ContainerView {
+        name: text(&tree["name"]),
+        image: text(&tree["image"]),
+        state: state(&tree["state"]),
+        last_state: state(&tree["lastState"]),
+    }
 }
 
 fn state(tree: &Value) -> ContainerState {

@@ -174,6 +174,12 @@ fn findings(registry: &mut Registry, report: &ClusterReport) {
         let labels = vec![("code", finding.code.clone()), ("severity", finding.severity.as_str().to_owned())];
         set(&family, &labels, finding.nodes);
     }
+    let help = "Workers out of which the scope of a finding is judged, by finding and scope";
+    let scopes = gauges(registry, "nodevitals_cluster_finding_scope", help);
+    for finding in report.findings.iter().take(MOST_CODES) {
+        let labels = vec![("code", finding.code.clone()), ("scope", finding.scope.as_str().to_owned())];
+        set(&scopes, &labels, finding.eligible);
+    }
     for finding in &report.cluster {
         let labels = vec![("code", finding.code.clone()), ("severity", finding.severity.as_str().to_owned())];
         family.get_or_create(&labels).inc_by(i64::try_from(finding.nodes).unwrap_or(i64::MAX));

@@ -2,7 +2,9 @@
 
 mod around;
 mod build;
+mod contrast;
 mod count;
+mod scope;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -114,6 +116,8 @@ pub struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Scope {
+    /// No worker that counts: it follows from something else there, or the workers are in maintenance.
+    None,
     /// At most two, or at most a tenth.
     Few,
     /// In between.
@@ -125,7 +129,7 @@ pub enum Scope {
 }
 
 /// One finding code over the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FindingCount {
     /// Finding code.
@@ -136,11 +140,50 @@ pub struct FindingCount {
     pub area: Area,
     /// On how many workers it is.
     pub nodes: usize,
+    /// Of these, how many the scope is judged by: no duplicates, none that were cordoned before it began, none on which it
+    /// follows from another finding.
+    #[serde(default)]
+    pub counted: usize,
+    /// Out of how many workers: those that are seen, without duplicates and those in maintenance.
+    #[serde(default)]
+    pub eligible: usize,
     /// How much of the cluster that is.
     pub scope: Scope,
-    /// What these workers have in common and others have not: `zone eu-de-1`.
+    /// Since when the first of them has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// What these workers have in common and others have not: `zone eu-de-1`, the strongest suspect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<String>,
+    /// What is suspected to be behind it, the strongest contrast first. Several may be the same workers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspects: Vec<Suspect>,
+    /// What to do next, where more than a few workers have it; else each worker's own next step counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// What workers that fail have in common and others have not, and how much it stands out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Suspect {
+    /// What it is: `pool`, `zone`, `subnet`, `kubelet`, `kernel`, `created`, ...
+    pub attribute: String,
+    /// Which.
+    pub value: String,
+    /// Workers with it that fail.
+    pub failing: usize,
+    /// All workers with it.
+    pub workers: usize,
+    /// Workers without it that fail.
+    pub failing_elsewhere: usize,
+    /// All workers without it.
+    pub workers_elsewhere: usize,
+    /// How likely so strong a contrast is by chance: Fisher's exact test, one-sided, corrected by Holm's method for all
+    /// values that were tried.
+    pub p: f64,
+    /// All of it: `12 of 14 in pool X fail, 0 of 40 elsewhere`.
+    pub sentence: String,
 }
 
 /// Something that is wrong with the cluster, which no worker can know by itself.
@@ -293,10 +336,23 @@ impl Counts {
 }
 
 impl Scope {
+    /// Its name in JSON and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scope::None => "none",
+            Scope::Few => "few",
+            Scope::Subset => "subset",
+            Scope::Most => "most",
+            Scope::All => "all",
+        }
+    }
+
     /// How much `nodes` of `total` is.
     pub fn of(nodes: usize, total: usize) -> Scope {
         // Two of two are a few as well: so small a cluster says nothing about a common cause.
-        if nodes <= 2 || nodes * 10 <= total {
+        if nodes == 0 {
+            Scope::None
+        } else if nodes <= 2 || nodes * 10 <= total {
             Scope::Few
         } else if nodes >= total {
             Scope::All

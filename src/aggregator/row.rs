@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::traits::Traits;
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::verdict::{
     AGENT_STALE, NodeCondition, Raised, SETTLING, Status, Told, WorkerState, annotation, parse_findings,
@@ -37,8 +38,22 @@ pub(crate) struct Row {
     pub(crate) addresses: Box<[IpAddr]>,
     /// Its ends of tunnels.
     pub(crate) tunnels: Box<[IpAddr]>,
+    /// `ExternalIP`.
+    pub(crate) external: Box<[IpAddr]>,
     /// `spec.podCIDRs`.
     pub(crate) pod_cidrs: Box<[IpNet]>,
+    /// What it may share with others.
+    pub(crate) traits: Traits,
+    /// Hash of `bootID`; 0 where it is not said.
+    pub(crate) boot: u64,
+    /// Hash of `systemUUID`; 0 where it is not said.
+    pub(crate) machine: u64,
+    /// When it was seen to have booted anew.
+    pub(crate) rebooted: Option<Timestamp>,
+    /// When it was seen to have another kubelet, kernel, system or runtime than before.
+    pub(crate) updated: Option<Timestamp>,
+    /// When it was cordoned, as far as its taint says.
+    pub(crate) cordoned_at: Option<Timestamp>,
     /// The kubelet's own condition.
     pub(crate) ready: Option<Condition>,
     /// The annotation `state`.
@@ -89,6 +104,14 @@ impl Row {
     /// Whether its kubelet says that it is Ready.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.as_ref().is_some_and(|ready| ready.status == Status::True)
+    }
+
+    /// What is seen of a node only by comparing it with how it was before.
+    pub(super) fn goes_on_from(&mut self, before: &Row, now: Timestamp) {
+        let booted = before.boot != 0 && self.boot != 0 && before.boot != self.boot;
+        self.rebooted = if booted { Some(now) } else { before.rebooted };
+        let updated = before.traits.is_known() && self.traits.is_known() && !self.traits.same_software(&before.traits);
+        self.updated = if updated { Some(now) } else { before.updated };
     }
 
     /// Whether the map of the cluster says the same of both.

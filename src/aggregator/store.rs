@@ -97,7 +97,7 @@ impl Store {
         match change {
             Change::Found => cluster.nodes_sight.found(),
             Change::ListBegins => cluster.nodes_sight.list_begins(),
-            Change::Here(node) => cluster.apply_node(&node),
+            Change::Here(node) => cluster.apply_node(&node, now),
             Change::Gone(node) => cluster.remove_node(&node.metadata.name),
             Change::ListEnds => {
                 cluster.nodes_listed();

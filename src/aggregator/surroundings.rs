@@ -124,6 +124,8 @@ pub(crate) struct CalicoPod {
     pub(crate) account: Box<str>,
     /// When it was made.
     pub(crate) created: Option<Timestamp>,
+    /// The tag of its image.
+    pub(crate) version: Box<str>,
     /// What keeps it from starting.
     pub(crate) failed: Option<InitFailure>,
 }
@@ -371,10 +373,18 @@ fn keep(what: What, object: &ObjectView) -> Option<Kept> {
                 node: spec.node_name.as_str().into(),
                 account: account.into(),
                 created: meta.creation_timestamp,
+                version: tag(&object.status.container_statuses),
                 failed: object.status.init_container_statuses.iter().find_map(failure),
             }))
         }),
     }
+}
+
+/// The version in the first container's image: `v3.27.0` of `registry:5000/calico/node:v3.27.0@sha256:...`.
+fn tag(containers: &[ContainerView]) -> Box<str> {
+    let image = containers.first().map_or("", |container| container.image.as_str());
+    let name = image.split('@').next().unwrap_or_default();
+    name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("", |(_, tag)| clipped(tag)).into()
 }
 
 fn encapsulation(mode: &str) -> Encapsulation {

@@ -42,7 +42,7 @@ pub(crate) fn cluster(nodes: &[Value], agents: &[Value]) -> Cluster {
 /// Takes in a node.
 pub(crate) fn apply(cluster: &mut Cluster, node: &Value) {
     let view: NodeView = serde_json::from_value(node.clone()).expect("a node");
-    cluster.apply_node(&view);
+    cluster.apply_node(&view, at(0));
 }
 
 /// A node on which an agent has said `state`, because of these findings: code, severity, area, detail.

@@ -68,6 +68,7 @@ fn metrics_count_workers_and_findings_and_forget_what_is_gone() {
         r#"nodevitals_workers{state="Warning"} 0"#,
         r#"nodevitals_workers_by{zone="z1",pool="p",state="Critical"} 1"#,
         r#"nodevitals_cluster_finding{code="DiskFull",severity="critical"} 1"#,
+        r#"nodevitals_cluster_finding_scope{code="DiskFull",scope="few"} 2"#,
         "nodevitals_aggregator_synced 1",
         "nodevitals_aggregator_leader 0",
         r#"nodevitals_aggregator_watch_restarts_total{resource="nodes"} 0"#,

@@ -5,7 +5,8 @@ use std::cmp::Reverse;
 use jiff::Timestamp;
 
 use super::around;
-use super::count::{findings, groups, summary};
+use super::count::{groups, summary};
+use super::scope::{choose_remedies, findings};
 use super::{
     API_VERSION, AgentReport, AgentState, CANNOT_SEE, ClusterReport, Counts, NEVER_REPORTED, NodeReport, Ready, Source,
     View,
@@ -45,6 +46,8 @@ pub(crate) fn build(
             node(name, row, &agent, &view, only == Some(name))
         })
         .collect();
+    let counted = findings(cluster, &nodes);
+    choose_remedies(&counted, &mut nodes);
     nodes.sort_by(|a, b| rank(a).cmp(&rank(b)));
     let mut workers = Counts::default();
     for node in &nodes {
@@ -62,7 +65,7 @@ pub(crate) fn build(
         workers,
         zones: groups(&nodes, |node| node.zone.as_deref()),
         pools: groups(&nodes, |node| node.pool.as_deref()),
-        findings: findings(&nodes, &workers),
+        findings: counted,
         cluster: around,
         nodes: Vec::new(),
     };

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Counts, FindingCount, Group, NodeReport, Scope, View};
-use crate::verdict::WorkerState;
+use super::{Counts, Group, NodeReport, View};
 
 /// Workers by one of their labels; empty when all are alike.
 pub(super) fn groups(nodes: &[NodeReport], key: fn(&NodeReport) -> Option<&str>) -> Vec<Group> {
@@ -15,58 +14,6 @@ pub(super) fn groups(nodes: &[NodeReport], key: fn(&NodeReport) -> Option<&str>)
         return Vec::new();
     }
     groups.into_iter().map(|(name, workers)| Group { name: name.to_owned(), workers }).collect()
-}
-
-/// What is wrong now, by code: the worst first, then what is on most workers. What an agent that is gone said last does
-/// not count.
-pub(super) fn findings(nodes: &[NodeReport], workers: &Counts) -> Vec<FindingCount> {
-    let mut by_code: BTreeMap<&str, (FindingCount, Vec<&NodeReport>)> = BTreeMap::new();
-    let counting = nodes
-        .iter()
-        .filter(|node| !node.deleting && matches!(node.state, WorkerState::Critical | WorkerState::Warning));
-    for node in counting {
-        for finding in &node.findings {
-            let (count, on) = by_code.entry(&finding.code).or_insert_with(|| {
-                let (severity, area) = (finding.severity, finding.area);
-                (
-                    FindingCount {
-                        code: finding.code.clone(),
-                        severity,
-                        area,
-                        nodes: 0,
-                        scope: Scope::Few,
-                        shared: None,
-                    },
-                    Vec::new(),
-                )
-            });
-            count.severity = count.severity.max(finding.severity);
-            if on.last().is_none_or(|last| last.name != node.name) {
-                on.push(node);
-            }
-        }
-    }
-    let mut list: Vec<FindingCount> = by_code
-        .into_values()
-        .map(|(count, on)| FindingCount {
-            nodes: on.len(),
-            scope: Scope::of(on.len(), workers.total),
-            shared: shared(&on, nodes),
-            ..count
-        })
-        .collect();
-    list.sort_by(|a, b| (b.severity, b.nodes, a.area, &a.code).cmp(&(a.severity, a.nodes, b.area, &b.code)));
-    list
-}
-
-/// A zone or pool that holds all of these workers, more than one, and not all workers.
-fn shared(on: &[&NodeReport], all: &[NodeReport]) -> Option<String> {
-    let common = |what: &str, key: fn(&NodeReport) -> Option<&str>| {
-        let value = key(on.first()?)?;
-        let here = on.len() > 1 && on.iter().all(|node| key(node) == Some(value));
-        (here && all.iter().any(|node| !node.deleting && key(node) != Some(value))).then(|| format!("{what} {value}"))
-    };
-    common("zone", |node| node.zone.as_deref()).or_else(|| common("pool", |node| node.pool.as_deref()))
 }
 
 pub(super) fn summary(view: &View, workers: &Counts) -> String {

@@ -71,9 +71,9 @@ fn the_worst_come_first_and_each_state_has_its_reason() {
         report.zones.iter().map(|zone| (zone.name.as_str(), zone.workers.total)).collect::<Vec<_>>(),
         [("", 1), ("z1", 3), ("z2", 3)]
     );
-    // What the agent that is gone said last, and what is on a node that goes, does not count.
+    // What the agent that is gone said last, and what is on a node that goes, does not count; that it is gone does.
     let findings: Vec<_> = report.findings.iter().map(|finding| (finding.code.as_str(), finding.nodes)).collect();
-    assert_eq!(findings, [("KubeProxyChainsMissing", 1), ("DiskPressureImminent", 2)]);
+    assert_eq!(findings, [("KubeProxyChainsMissing", 1), ("DiskPressureImminent", 2), ("AgentStale", 2)]);
     let critical = &report.nodes[0];
     assert_eq!(critical.detail.as_deref(), Some("KUBE-SERVICES is gone"));
     assert_eq!(critical.next.as_deref(), Some("do what helps against KubeProxyChainsMissing"));
@@ -161,27 +161,11 @@ fn summaries_of_clusters_in_which_all_is_well() {
 }
 
 #[test]
-fn what_concerns_one_zone_or_pool_only_is_said() {
-    let cluster = cluster(
-        &[
-            node("a", "z1", "p1", "Critical", &[CHAINS]),
-            node("b", "z1", "p2", "Critical", &[CHAINS]),
-            node("c", "z2", "p2", "Warning", &[DISK]),
-            node("d", "z1", "p2", "Warning", &[DISK]),
-            node("e", "z2", "p1", "Normal", &[]),
-        ],
-        &["a", "b", "c", "d", "e"].map(|name| agent(name, name, true)),
-    );
-    let shared: Vec<_> = report(&cluster).findings.into_iter().map(|finding| finding.shared).collect();
-    assert_eq!(shared, [Some("zone z1".to_owned()), Some("pool p2".to_owned())]);
-}
-
-#[test]
 fn scope_follows_the_catalogue() {
-    use Scope::{All, Few, Most, Subset};
-    let cases = [(1, 1), (2, 2), (3, 3), (2, 3), (5, 50), (6, 50), (39, 50), (40, 50), (50, 50)];
+    use Scope::{All, Few, Most, None, Subset};
+    let cases = [(0, 9), (1, 1), (2, 2), (3, 3), (2, 3), (5, 50), (6, 50), (39, 50), (40, 50), (50, 50)];
     let scopes = cases.map(|(nodes, total)| Scope::of(nodes, total));
-    assert_eq!(scopes, [Few, Few, All, Few, Few, Subset, Subset, Most, All]);
+    assert_eq!(scopes, [None, Few, Few, All, Few, Few, Subset, Subset, Most, All]);
 }
 
 #[test]

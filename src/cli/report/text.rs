@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use crate::aggregator::report::{AgentState, ClusterReport, Counts, Group, NodeReport, Scope};
+use crate::aggregator::report::{AgentState, ClusterReport, Counts, FindingCount, Group, NodeReport, Scope};
 use crate::checks::Severity;
 use crate::cli::terminal::{Ink, Paint, Table, age, escaped, time};
 use crate::verdict::{Raised, Status, WorkerState, codes};
@@ -46,10 +46,10 @@ fn findings(out: &mut String, report: &ClusterReport, paint: Paint) {
     if report.findings.is_empty() {
         return;
     }
-    let mut table = Table::new(&["FINDING", "SEVERITY", "WORKERS", "SHARED"]);
+    let mut table = Table::new(&["FINDING", "SEVERITY", "WORKERS", "SUSPECT"]);
     for finding in &report.findings {
         let scope = match finding.scope {
-            Scope::Few => "",
+            Scope::Few | Scope::None => "",
             Scope::Subset => " (a large part)",
             Scope::Most => " (most)",
             Scope::All => " (all)",
@@ -58,11 +58,26 @@ fn findings(out: &mut String, report: &ClusterReport, paint: Paint) {
             (escaped(&finding.code).into_owned(), None),
             (severity(finding.severity).to_owned(), Some(Ink::of_severity(finding.severity))),
             (format!("{} of {}{scope}", finding.nodes, report.workers.total), None),
-            (finding.shared.as_deref().map(|shared| format!("all in {}", escaped(shared))).unwrap_or_default(), None),
+            (word(finding.shared.as_deref()), None),
         ]);
     }
     out.push('\n');
     table.print(out, paint);
+    for finding in report.findings.iter().filter(|finding| finding.next.is_some() || !finding.suspects.is_empty()) {
+        widespread(out, finding, report.generated_at, paint);
+    }
+}
+
+/// What many workers have, or what those that have it share.
+fn widespread(out: &mut String, finding: &FindingCount, now: Timestamp, paint: Paint) {
+    let code = paint.ink(Ink::Strong, &escaped(&finding.code));
+    let since = finding.since.map_or(String::new(), |since| format!(", since {} ({})", time(since), age(since, now)));
+    let _ = writeln!(out, "\n{code}  {} of {} workers that count{since}", finding.counted, finding.eligible);
+    for (number, suspect) in finding.suspects.iter().enumerate() {
+        let label = if number == 0 { "Suspect" } else { "Or" };
+        paint.paragraph(out, 2, &format!("{label}: {} (p = {:.1e})", escaped(&suspect.sentence), suspect.p));
+    }
+    next(out, 2, finding.next.as_deref(), paint);
 }
 
 /// What is wrong with the cluster.

@@ -111,6 +111,21 @@ fn what_a_root_explains_is_told_with_it() {
 }
 
 #[test]
+fn what_many_workers_have_is_told_once_with_what_they_share() {
+    let worker = |number: usize| {
+        let (zone, state, findings) =
+            if number < 14 { ("eu-de-1", "Critical", &[CHAINS][..]) } else { ("eu-de-2", "Normal", &[][..]) };
+        node(&format!("n{number:02}"), zone, "blue", state, findings)
+    };
+    let nodes: Vec<_> = (0..54).map(worker).collect();
+    let agents: Vec<_> =
+        (0..54).map(|number| agent(&format!("a{number:02}"), &format!("n{number:02}"), true)).collect();
+    let text = render(&report_once(&cluster(&nodes, &agents), None, moment(0)), None, false, Paint::PLAIN);
+    compare("report-widespread.txt", text.split("\nNAME").next().expect("a part"));
+    assert!(!text.contains("Next: do what helps"), "{text}");
+}
+
+#[test]
 fn many_workers_are_not_all_listed_unless_asked_for() {
     let nodes: Vec<_> = (0..60)
         .map(|number| {

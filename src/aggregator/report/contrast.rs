@@ -1,0 +1,255 @@
+//! What the workers that fail have in common and the others have not (catalogue R116). Pure.
+//!
+//! For each value (a pool, a kernel, "created since yesterday") the workers make a table of two by two: with it or without
+//! it, failing or not. How likely so many of those with it would fail if it did not matter is the upper tail of the
+//! hypergeometric distribution: Fisher's exact test, one-sided. Many values are tried, so the likelihoods are corrected by
+//! Holm's method over all values that could have come out (those on at least three workers, and not on all), whether any
+//! worker that fails has them or not. A suspect has to pass that at 5 %, and to stand out besides: most of those that fail
+//! have it, and few others.
+
+use jiff::Timestamp;
+
+use super::Suspect;
+use crate::aggregator::row::Row;
+use crate::aggregator::traits::Values;
+
+/// Fewer workers that fail say nothing about what they share.
+pub(super) const FEWEST: usize = 3;
+/// Clusters in which nothing is shared and something is suspected all the same, at most.
+const ALPHA: f64 = 0.05;
+/// Of the workers that fail, at least this share has it.
+const SHARE: f64 = 0.7;
+/// And of those that do not, this much less.
+const CONTRAST: f64 = 0.5;
+/// What may come from the same cause is told beside it, up to so many.
+const MOST: usize = 3;
+/// Versions of Calico that are told apart.
+const MOST_VERSIONS: usize = 16;
+/// A worker that was created, rebooted or updated this long before the first failure may owe it to that, in seconds.
+const RECENT: i64 = 24 * 3600;
+
+/// The workers among which those that fail are compared.
+#[derive(Debug)]
+pub(super) struct Crowd<'a> {
+    values: &'a Values,
+    /// Versions of Calico, whose numbers follow those of the values.
+    calico: Vec<&'a str>,
+    members: Vec<Member<'a>>,
+    /// How many of those that count have each value.
+    with: Vec<u32>,
+    /// How many count.
+    total: usize,
+    /// Of the numbers 0, 1, 2, ... the logarithm of the factorial.
+    ln_factorials: Vec<f64>,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Member<'a> {
+    /// What is known of it.
+    pub(super) row: &'a Row,
+    /// Its version of Calico.
+    pub(super) calico: Option<&'a str>,
+    /// It counts whether it fails or not. A worker that does not may still be counted as one that fails.
+    pub(super) counts: bool,
+}
+
+/// What may happen to a worker, and when it did.
+type Happened = (&'static str, fn(&Row) -> Option<Timestamp>);
+
+/// A value that was tried.
+struct Tried<'a> {
+    kind: &'static str,
+    text: &'a str,
+    /// Of those that fail, how many have it.
+    hit: usize,
+    /// Of all.
+    with: usize,
+    likely: f64,
+}
+
+impl<'a> Crowd<'a> {
+    /// A crowd of these, whose values are in this table.
+    pub(super) fn new(values: &'a Values, members: Vec<Member<'a>>) -> Self {
+        let mut calico: Vec<&str> = Vec::new();
+        for version in members.iter().filter_map(|member| member.calico) {
+            if calico.len() < MOST_VERSIONS && !calico.contains(&version) {
+                calico.push(version);
+            }
+        }
+        let mut crowd = Crowd {
+            with: vec![0; values.len() + 1 + calico.len()],
+            values,
+            calico,
+            members,
+            total: 0,
+            ln_factorials: Vec::new(),
+        };
+        for at in 0..crowd.members.len() {
+            if crowd.members[at].counts {
+                crowd.total += 1;
+                for number in crowd.numbers(at).collect::<Vec<_>>() {
+                    crowd.with[number] += 1;
+                }
+            }
+        }
+        let mut sum = 0.0;
+        let ln = |number: usize| {
+            sum += real(number.max(1)).ln();
+            sum
+        };
+        crowd.ln_factorials = (0..=crowd.members.len()).map(ln).collect();
+        crowd
+    }
+
+    fn numbers(&self, at: usize) -> impl Iterator<Item = usize> {
+        let member = &self.members[at];
+        let version = member.calico.and_then(|own| self.calico.iter().position(|version| *version == own));
+        member.row.traits.numbers().chain(version.map(|at| self.values.len() + 1 + at))
+    }
+
+    /// Kind and text of a number.
+    fn named(&self, number: usize) -> Option<(&'static str, &str)> {
+        let version = number.checked_sub(self.values.len() + 1).and_then(|at| self.calico.get(at));
+        version.map(|version| ("Calico", *version)).or_else(|| self.values.get(number))
+    }
+
+    /// How many are compared when these fail: those that count, and those that are counted because they fail.
+    pub(super) fn eligible(&self, failing: &[usize]) -> usize {
+        self.total + failing.iter().filter(|at| !self.members[**at].counts).count()
+    }
+
+    /// What is suspected to make these fail, the first of which did at that time; the strongest contrast first.
+    pub(super) fn suspects(&self, failing: &[usize], first: Timestamp) -> Vec<Suspect> {
+        let total = self.eligible(failing);
+        if failing.len() < FEWEST || failing.len() >= total {
+            return Vec::new();
+        }
+        let mut tried = self.shared_values(failing, total);
+        tried.extend(self.recent(failing, total, first));
+        tried.sort_by(|a, b| a.likely.total_cmp(&b.likely));
+        let (count, mut suspects) = (tried.len(), Vec::new());
+        for (rank, tried) in tried.into_iter().enumerate() {
+            let corrected = tried.likely * real(count - rank);
+            // Holm's method ends at the first that does not pass.
+            if corrected > ALPHA {
+                break;
+            }
+            let share = real(tried.hit) / real(failing.len());
+            let contrast = share - real(tried.with - tried.hit) / real(total - failing.len());
+            if tried.hit >= FEWEST && share >= SHARE && contrast >= CONTRAST {
+                suspects.push((contrast, suspect(&tried, corrected, failing.len(), total, first)));
+            }
+        }
+        suspects.sort_by(|a, b| b.0.total_cmp(&a.0));
+        suspects.truncate(MOST);
+        suspects.into_iter().map(|(_, suspect)| suspect).collect()
+    }
+
+    fn shared_values(&self, failing: &[usize], total: usize) -> Vec<Tried<'_>> {
+        let (mut hits, mut with) = (vec![0; self.with.len()], self.with.clone());
+        for at in failing {
+            for number in self.numbers(*at) {
+                hits[number] += 1;
+                with[number] += u32::from(!self.members[*at].counts);
+            }
+        }
+        let numbers = (1..with.len()).filter(|number| testable(with[*number] as usize, total));
+        let tried = numbers.filter_map(|number| {
+            let (kind, text) = self.named(number)?;
+            Some(self.tried(kind, text, (hits[number], with[number] as usize), (failing.len(), total)))
+        });
+        tried.collect()
+    }
+
+    /// What happened to workers shortly before.
+    fn recent(&self, failing: &[usize], total: usize, first: Timestamp) -> Vec<Tried<'_>> {
+        let happened: [Happened; 3] =
+            [("created", |row| row.created), ("rebooted", |row| row.rebooted), ("updated", |row| row.updated)];
+        let mut tried = Vec::new();
+        for (kind, when) in happened {
+            let recent = |member: &Member<'_>| when(member.row).is_some_and(|at| at >= since(first));
+            let hit = failing.iter().filter(|at| recent(&self.members[**at])).count();
+            let extra = failing.iter().filter(|at| !self.members[**at].counts && recent(&self.members[**at])).count();
+            let with = extra + self.members.iter().filter(|member| member.counts && recent(member)).count();
+            if testable(with, total) {
+                tried.push(self.tried(kind, "", (hit, with), (failing.len(), total)));
+            }
+        }
+        tried
+    }
+
+    fn tried<'t>(
+        &self,
+        kind: &'static str,
+        text: &'t str,
+        (hit, with): (usize, usize),
+        (failing, total): (usize, usize),
+    ) -> Tried<'t> {
+        Tried { kind, text, hit, with, likely: tail(&self.ln_factorials, hit, with, failing, total) }
+    }
+}
+
+/// What is on all workers explains nothing; what is on fewer than three could not stand out.
+fn testable(with: usize, total: usize) -> bool {
+    (FEWEST..total).contains(&with)
+}
+
+fn since(first: Timestamp) -> Timestamp {
+    Timestamp::from_second(first.as_second().saturating_sub(RECENT)).unwrap_or(first)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "products of numbers of workers are far below 2^52")]
+fn real(number: usize) -> f64 {
+    number as f64
+}
+
+/// How likely it is that of `failing` out of `total` workers, taken by chance, `hit` or more are among the `with` that have
+/// some value.
+fn tail(ln: &[f64], hit: usize, with: usize, failing: usize, total: usize) -> f64 {
+    let choose = |from: usize, some: usize| ln[from] - ln[some] - ln[from - some];
+    let (least, most) = ((failing + with).saturating_sub(total), with.min(failing));
+    if hit <= least {
+        return 1.0;
+    }
+    if hit > most {
+        return 0.0;
+    }
+    let at = choose(with, hit) + choose(total - with, failing - hit) - choose(total, failing);
+    let (mut term, mut sum) = (at.exp(), 0.0);
+    for x in hit..=most {
+        sum += term;
+        // One more of those with it, one less of the others. The terms fall, once past the middle, without end.
+        let grow = real((with - x) * (failing - x)) / real((x + 1) * (total + x + 1 - with - failing));
+        term *= grow;
+        if grow < 1.0 && term < sum * 1e-12 {
+            break;
+        }
+    }
+    sum.min(1.0)
+}
+
+fn suspect(tried: &Tried<'_>, likely: f64, failing: usize, total: usize, first: Timestamp) -> Suspect {
+    let Tried { kind, text, hit, with, .. } = *tried;
+    let value =
+        if text.is_empty() { since(first).strftime("since %Y-%m-%dT%H:%M:%SZ").to_string() } else { text.into() };
+    let joint = match kind {
+        "pool" | "zone" | "subnet" => "in ",
+        "created" | "rebooted" | "updated" => "",
+        _ => "with ",
+    };
+    let (elsewhere, others) = (failing - hit, total - with);
+    Suspect {
+        sentence: format!("{hit} of {with} {joint}{kind} {value} fail, {elsewhere} of {others} elsewhere"),
+        attribute: kind.to_owned(),
+        value,
+        failing: hit,
+        workers: with,
+        failing_elsewhere: elsewhere,
+        workers_elsewhere: others,
+        p: likely,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! Causes that were planted are found, at every size at which they can be; where there is none, none is found.
+
+use super::*;
+use crate::aggregator::testing::at;
+use crate::aggregator::traits::Traits;
+
+/// Numbers that only look random, the same in each run (xorshift).
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % end as u64).expect("small")
+    }
+}
+
+/// Workers as a real cluster has them: zones with a subnet each, pools that are of one machine type, and a mix of kernels
+/// and kubelets; some are new.
+fn workers(count: usize, chance: &mut Chance, values: &mut Values) -> Vec<Row> {
+    let worker = |_| {
+        let (zone, pool, kernel, kubelet) = (chance.below(3), chance.below(5), chance.below(2), chance.below(3));
+        let said = [
+            format!("p{pool}"),
+            format!("z{zone}"),
+            format!("10.0.{zone}.0/24"),
+            format!("v1.30.{kubelet}"),
+            format!("5.15.{kernel}"),
+            format!("Ubuntu {kernel}"),
+            "containerd://1.7".into(),
+            format!("m{}", pool % 2),
+            "amd64".into(),
+        ];
+        let created = at(if chance.below(4) == 0 { -3600 } else { -864_000 });
+        Row {
+            traits: Traits::of(said.each_ref().map(String::as_str), values),
+            created: Some(created),
+            ..Row::default()
+        }
+    };
+    (0..count).map(worker).collect()
+}
+
+fn crowd<'a>(values: &'a Values, rows: &'a [Row]) -> Crowd<'a> {
+    Crowd::new(values, rows.iter().map(|row| Member { row, calico: None, counts: true }).collect())
+}
+
+fn with<'a>(rows: &'a [Row], values: &'a Values, value: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let has =
+        move |row: &Row| row.traits.numbers().any(|number| values.get(number).is_some_and(|(_, text)| text == value));
+    rows.iter().enumerate().filter(move |(_, row)| has(row)).map(|(at, _)| at)
+}
+
+fn first_sentence(suspects: &[Suspect]) -> &str {
+    suspects.first().map_or("", |suspect| &suspect.sentence)
+}
+
+#[test]
+fn a_planted_cause_is_found_at_every_size() {
+    for (size, spared) in [(50, 1), (500, 9), (5_000, 90)] {
+        let (mut values, mut chance) = (Values::default(), Chance(7));
+        let rows = workers(size, &mut chance, &mut values);
+        let mut failing: Vec<usize> = with(&rows, &values, "p3").collect();
+        let all = failing.len();
+        failing.truncate(all - spared);
+        let suspects = crowd(&values, &rows).suspects(&failing, at(0));
+        let expected = format!("{} of {all} in pool p3 fail, 0 of {} elsewhere", all - spared, size - all);
+        assert_eq!(first_sentence(&suspects), expected, "{size}");
+        assert!(suspects[0].p < 0.001, "{suspects:?}");
+    }
+}
+
+#[test]
+fn among_five_workers_chance_cannot_be_told_from_a_cause() {
+    let (mut values, mut chance) = (Values::default(), Chance(7));
+    let mut rows = workers(5, &mut chance, &mut values);
+    for (number, row) in rows.iter_mut().enumerate() {
+        let pool = if number < 3 { "a" } else { "b" };
+        row.traits = Traits::of([pool, "", "", "", "", "", "", "", ""], &mut values);
+    }
+    // 3 of 3 here and 0 of 2 there happens in one of ten draws.
+    assert!((tail(&crowd(&values, &rows).ln_factorials, 3, 3, 3, 5) - 0.1).abs() < 1e-9);
+    assert!(crowd(&values, &rows).suspects(&[0, 1, 2], at(0)).is_empty());
+}
+
+#[test]
+fn what_happened_lately_is_found() {
+    let (mut values, mut chance) = (Values::default(), Chance(3));
+    let mut rows = workers(50, &mut chance, &mut values);
+    for (number, row) in rows.iter_mut().enumerate() {
+        row.created = Some(at(-864_000));
+        row.updated = (number % 5 == 0).then(|| at(-1800));
+    }
+    let failing: Vec<usize> = (0..50).filter(|number| number % 5 == 0).collect();
+    let suspects = crowd(&values, &rows).suspects(&failing, at(0));
+    assert_eq!(first_sentence(&suspects), "10 of 10 updated since 2026-11-20T10:00:00Z fail, 0 of 40 elsewhere");
+    rows[0].updated = Some(at(-90_000));
+    assert!(
+        first_sentence(&crowd(&values, &rows).suspects(&failing, at(0))).starts_with("9 of 9 updated"),
+        "a day before is too long ago"
+    );
+}
+
+#[test]
+fn a_version_of_calico_is_a_value_like_the_others() {
+    let (mut values, mut chance) = (Values::default(), Chance(5));
+    let rows = workers(40, &mut chance, &mut values);
+    let member =
+        |(number, row)| Member { row, calico: Some(if number < 12 { "v3.28.1" } else { "v3.27.0" }), counts: true };
+    let crowd = Crowd::new(&values, rows.iter().enumerate().map(member).collect());
+    let suspects = crowd.suspects(&(0..12).collect::<Vec<_>>(), at(0));
+    assert_eq!(first_sentence(&suspects), "12 of 12 with Calico v3.28.1 fail, 0 of 28 elsewhere");
+}
+
+#[test]
+fn what_is_on_all_workers_or_on_two_of_them_explains_nothing() {
+    let mut values = Values::default();
+    let mut rows = workers(30, &mut Chance(9), &mut values);
+    for row in &mut rows {
+        row.traits = Traits::of(["only", "one", "", "", "", "", "", "", "amd64"], &mut values);
+        row.created = None;
+    }
+    assert!(crowd(&values, &rows).suspects(&[0, 1, 2, 3, 4], at(0)).is_empty());
+    rows[0].traits = Traits::of(["other", "one", "", "", "", "", "", "", ""], &mut values);
+    rows[1].traits = rows[0].traits;
+    let crowd = crowd(&values, &rows);
+    assert!(crowd.suspects(&[0, 1], at(0)).is_empty(), "two are too few");
+    assert!(crowd.suspects(&(0..30).collect::<Vec<_>>(), at(0)).is_empty(), "all fail");
+    assert!(crowd.suspects(&[], at(0)).is_empty());
+}
+
+#[test]
+fn those_that_do_not_count_are_compared_only_when_they_fail() {
+    let mut values = Values::default();
+    let mut rows = workers(40, &mut Chance(11), &mut values);
+    for (number, row) in rows.iter_mut().enumerate() {
+        row.traits = Traits::of([if number < 14 { "x" } else { "y" }, "", "", "", "", "", "", "", ""], &mut values);
+    }
+    let member = |(number, row)| Member { row, calico: None, counts: number >= 4 };
+    let crowd = Crowd::new(&values, rows.iter().enumerate().map(member).collect());
+    // Of the four that do not count, two fail.
+    let failing: Vec<usize> = (2..12).collect();
+    assert_eq!(crowd.eligible(&failing), 38);
+    assert_eq!(first_sentence(&crowd.suspects(&failing, at(0))), "10 of 12 in pool x fail, 0 of 26 elsewhere");
+}
+
+/// In clusters in which workers fail for no reason that is known, at most one in fifty has a suspect; the correction
+/// alone would allow one in twenty.
+#[test]
+fn where_there_is_no_cause_none_is_suspected() {
+    for (size, clusters) in [(5, 500), (12, 500), (50, 500), (500, 200), (5_000, 20)] {
+        let (mut chance, mut wrong) = (Chance(0x5eed + size as u64), 0);
+        for _ in 0..clusters {
+            let mut values = Values::default();
+            let rows = workers(size, &mut chance, &mut values);
+            let share = 2 + chance.below(8);
+            let failing: Vec<usize> = (0..size).filter(|_| chance.below(share) == 0).collect();
+            wrong += usize::from(!crowd(&values, &rows).suspects(&failing, at(0)).is_empty());
+        }
+        assert!(wrong * 50 <= clusters, "{wrong} of {clusters} clusters of {size} workers");
+    }
+}
+
+#[test]
+fn the_tail_is_that_of_the_hypergeometric_distribution() {
+    let rows = vec![Row::default(); 54];
+    let values = Values::default();
+    let ln = crowd(&values, &rows).ln_factorials;
+    // Summed with exact fractions.
+    for (hit, with, failing, total, expected) in [
+        (1, 1, 1, 2, 0.5),
+        (5, 20, 5, 49, 8.130_541_763e-03),
+        (2, 10, 4, 20, 7.089_783_282e-01),
+        (12, 14, 12, 54, 2.653_007_942e-10),
+        (0, 3, 3, 9, 1.0),
+        (4, 3, 5, 9, 0.0),
+    ] {
+        let p = tail(&ln, hit, with, failing, total);
+        assert!((p - expected).abs() <= 1e-6 * expected, "{hit} {with} {failing} {total}: {p:e}, not {expected:e}");
+    }
+}

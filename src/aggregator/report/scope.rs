@@ -1,0 +1,134 @@
+//! On how many workers something is, out of how many, and what follows from that (catalogue R115, R122). Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::contrast::{Crowd, Member};
+use super::{FindingCount, NodeReport, Scope};
+use crate::aggregator::cluster::Cluster;
+use crate::aggregator::row::Row;
+use crate::checks::{Area, Severity};
+use crate::verdict::{AGENT_STALE, WorkerState};
+
+/// One code, while it is counted.
+struct Count {
+    severity: Severity,
+    area: Area,
+    /// On these workers it is, by their place.
+    on: Vec<usize>,
+    /// Of these, the ones by which the scope is judged.
+    counted: Vec<usize>,
+    first: Timestamp,
+}
+
+/// What is wrong now, by code: the worst first, then what is on most workers. What an agent that is gone said last does
+/// not count, but that it is gone does.
+pub(super) fn findings(cluster: &Cluster, nodes: &[NodeReport]) -> Vec<FindingCount> {
+    let duplicates = cluster.duplicates();
+    let calico = cluster.calico_versions();
+    let rows: Vec<&Row> = cluster.nodes().map(|(_, row)| row).collect();
+    let eligible = |node: &NodeReport| !node.deleting && !duplicates.contains_key(node.name.as_str());
+    let mut by_code: BTreeMap<&str, Count> = BTreeMap::new();
+    for (at, (node, row)) in nodes.iter().zip(&rows).enumerate().filter(|(_, (node, _))| !node.deleting) {
+        for (code, severity, area, since, root) in told(node, row) {
+            let new = || Count { severity, area, on: Vec::new(), counted: Vec::new(), first: since };
+            let count = by_code.entry(code).or_insert_with(new);
+            count.severity = count.severity.max(severity);
+            if count.on.last() != Some(&at) {
+                count.on.push(at);
+            }
+            if root && eligible(node) && !in_maintenance(row, since) && count.counted.last() != Some(&at) {
+                count.first = if count.counted.is_empty() { since } else { count.first.min(since) };
+                count.counted.push(at);
+            }
+        }
+    }
+    let looked_at = |node: &NodeReport| eligible(node) && node.state != WorkerState::Unknown;
+    let members = nodes.iter().zip(&rows).map(|(node, row)| Member {
+        row,
+        calico: calico.get(node.name.as_str()).copied(),
+        counts: looked_at(node) && !row.unschedulable,
+    });
+    let crowd = Crowd::new(&cluster.values, members.collect());
+    let mut list: Vec<FindingCount> = by_code.into_iter().map(|(code, count)| counted(code, &count, &crowd)).collect();
+    list.sort_by(|a, b| (b.severity, b.nodes, a.area, &a.code).cmp(&(a.severity, a.nodes, b.area, &b.code)));
+    list
+}
+
+type Told<'a> = (&'a str, Severity, Area, Timestamp, bool);
+
+/// What counts of what is told about a worker.
+fn told<'a>(node: &'a NodeReport, row: &'a Row) -> impl Iterator<Item = Told<'a>> {
+    let known = matches!(node.state, WorkerState::Critical | WorkerState::Warning);
+    let findings = row.findings.iter().filter(move |_| known);
+    let gone = node.reason.as_deref().filter(|reason| *reason == AGENT_STALE).and(node.since);
+    findings
+        .map(|finding| {
+            (finding.code.as_str(), finding.severity, finding.area, finding.since, finding.caused_by.is_none())
+        })
+        .chain(gone.map(|since| (AGENT_STALE, Severity::Warning, Area::ControlPlanePath, since, true)))
+}
+
+/// Whether the worker was cordoned before this began: somebody works on it. One that was cordoned afterwards was cordoned
+/// because of it.
+fn in_maintenance(row: &Row, since: Timestamp) -> bool {
+    row.unschedulable && row.cordoned_at.is_none_or(|at| at < since)
+}
+
+fn counted(code: &str, count: &Count, crowd: &Crowd<'_>) -> FindingCount {
+    let eligible = crowd.eligible(&count.counted);
+    let scope = Scope::of(count.counted.len(), eligible);
+    let suspects = crowd.suspects(&count.counted, count.first);
+    let shared = suspects.first().map(|suspect| format!("{} {}", suspect.attribute, suspect.value));
+    let next = remedy(scope, shared.as_deref(), count.first);
+    FindingCount {
+        code: code.to_owned(),
+        severity: count.severity,
+        area: count.area,
+        nodes: count.on.len(),
+        counted: count.counted.len(),
+        eligible,
+        scope,
+        since: Some(count.first),
+        shared,
+        suspects,
+        next,
+    }
+}
+
+/// What to do about something that is on more than a few workers. The remedies are opposites: what helps one worker makes
+/// an outage of forty.
+fn remedy(scope: Scope, shared: Option<&str>, first: Timestamp) -> Option<String> {
+    let first = first.strftime("%Y-%m-%dT%H:%M:%SZ");
+    match (scope, shared) {
+        (Scope::None | Scope::Few, _) => None,
+        (Scope::Subset, Some(shared)) => Some(format!(
+            "do not repair these workers one by one: suspect {shared}, and find out what changed there before {first}; gather the evidence of two or three of them first"
+        )),
+        (Scope::Subset, None) => Some(format!(
+            "do not repair these workers one by one: find out what they share (recent updates, zone, subnet, pool, a component) and what changed before {first}; gather the evidence of two or three of them first"
+        )),
+        (Scope::Most | Scope::All, _) => Some(format!(
+            "do not cordon, drain, reboot or reload workers for this: the cause is in what all of them use (configuration, datastore, control plane); find out what changed before {first}, and gather the evidence of two or three of them"
+        )),
+    }
+}
+
+/// A worker's own next step is for it alone; where many have the same, the next step is the cluster's.
+pub(super) fn choose_remedies(findings: &[FindingCount], nodes: &mut [NodeReport]) {
+    let wide: BTreeMap<&str, &FindingCount> = findings
+        .iter()
+        .filter(|finding| finding.next.is_some())
+        .map(|finding| (finding.code.as_str(), finding))
+        .collect();
+    for node in nodes {
+        let wide = node.reason.as_deref().and_then(|reason| wide.get(reason));
+        if let Some(FindingCount { counted, eligible, next: Some(next), .. }) = wide {
+            node.next = Some(format!("{counted} of {eligible} workers have this: {next}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
