@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::Look;
-use crate::facts::{Backend, CalicoDataplane, Family, LookError, Piece, ProxyMode, Ruleset, Seen};
+use crate::facts::{Action, Backend, CalicoDataplane, Family, LookError, Piece, ProxyMode, Ruleset, Seen};
 
 /// So many changes are blamed in one sentence.
 const MOST_BLAMED: usize = 2;
@@ -19,6 +19,8 @@ pub(super) struct Plan {
     chains: &'static [(&'static str, &'static str)],
     /// Table, base chain, chain that it must jump to.
     jumps: &'static [(&'static str, &'static str, &'static str)],
+    /// Table, chain, and the map in which that must look packets up.
+    lookups: &'static [(&'static str, &'static str, &'static str)],
     /// Whether a chain in this table of this name belongs to the owner.
     owns: fn(&str, &str) -> bool,
 }
@@ -32,7 +34,8 @@ pub(super) struct Gaps {
     pub family: Family,
     /// Chains that are not there: table and chain.
     pub missing: Vec<String>,
-    /// Jumps that are not there, though the chain that they lead to is: table, base chain and chain.
+    /// Jumps that are not there, though the chain that they lead to is: table, base chain and chain. And lookups: table, chain
+    /// and map.
     pub unhooked: Vec<String>,
 }
 
@@ -50,6 +53,7 @@ const KUBE_PROXY_IPTABLES: Plan = Plan {
         ("nat", "POSTROUTING", "KUBE-POSTROUTING"),
         ("filter", "FORWARD", "KUBE-FORWARD"),
     ],
+    lookups: &[],
     owns: |_, chain| crate::facts::is_kube_proxy_chain(chain),
 };
 
@@ -60,6 +64,7 @@ const KUBE_PROXY_IPVS: Plan = Plan {
         ("nat", "OUTPUT", "KUBE-SERVICES"),
         ("nat", "POSTROUTING", "KUBE-POSTROUTING"),
     ],
+    lookups: &[],
     owns: |_, chain| crate::facts::is_kube_proxy_chain(chain),
 };
 
@@ -70,6 +75,7 @@ const KUBE_PROXY_NFTABLES: Plan = Plan {
         ("kube-proxy", "nat-output", "services"),
         ("kube-proxy", "nat-postrouting", "masquerading"),
     ],
+    lookups: &[("kube-proxy", "services", "service-ips")],
     owns: |table, _| table == "kube-proxy",
 };
 
@@ -96,6 +102,7 @@ const CALICO_IPTABLES: Plan = Plan {
         ("raw", "OUTPUT", "cali-OUTPUT"),
         ("mangle", "PREROUTING", "cali-PREROUTING"),
     ],
+    lookups: &[],
     owns: |_, chain| crate::facts::is_calico_chain(chain),
 };
 
@@ -112,6 +119,7 @@ const CALICO_NFTABLES: Plan = Plan {
         ("calico", "filter-OUTPUT", "filter-cali-OUTPUT"),
         ("calico", "nat-POSTROUTING", "nat-cali-POSTROUTING"),
     ],
+    lookups: &[],
     owns: |table, _| table == "calico",
 };
 
@@ -205,7 +213,12 @@ fn gaps_in(ruleset: &Ruleset, plan: Plan, family: Family) -> Gaps {
     let jumps =
         |table: &str, from: &str, to: &str| ruleset.table(family, table).is_some_and(|table| table.jumps(from, to));
     let missing = plan.chains.iter().filter(|(table, chain)| !has(table, chain));
+    let looks_up = |table: &str, chain: &str| {
+        let rules = ruleset.table(family, table).and_then(|table| table.chain(chain)?.rules.as_ref());
+        rules.is_none_or(|rules| rules.iter().any(|rule| rule.action == Action::Other("vmap".into())))
+    };
     let unhooked = plan.jumps.iter().filter(|(table, from, to)| has(table, to) && !jumps(table, from, to));
+    let unhooked = unhooked.chain(plan.lookups.iter().filter(|(table, chain, _)| !looks_up(table, chain)));
     Gaps {
         backend: ruleset.backend,
         family,

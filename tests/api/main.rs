@@ -10,5 +10,6 @@ mod bench;
 mod agent;
 mod aggregator;
 mod map;
+mod native_proxy;
 mod policy;
 mod usage;

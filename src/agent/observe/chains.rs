@@ -77,6 +77,10 @@ pub(super) const MOST_ENDPOINTS: usize = 64;
 /// The chain of others that is to be read next: a packet goes through it that comes in, leaves or is forwarded, before or
 /// after it goes through the chains of Kubernetes.
 pub(super) fn to_follow(table: &Table) -> Option<String> {
+    // Where the native mode looks Services up.
+    if table.name == "kube-proxy" && table.chain("services").is_some_and(|chain| chain.rules.is_none()) {
+        return Some("services".to_owned());
+    }
     let passed = table.chains.iter().filter(|chain| {
         chain.base.is_none_or(|base| !base.nat && matches!(base.hook, Hook::Input | Hook::Forward | Hook::Output))
     });

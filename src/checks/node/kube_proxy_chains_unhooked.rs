@@ -44,7 +44,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{Backend, Commit, Family, Piece, Removal};
+    use crate::facts::{Action, Backend, Commit, Family, FilterRule, Piece, Removal};
 
     fn without_jump(backend: Backend) -> Node {
         Node::worker().kube_proxy(backend).edit_chains(backend, "nat", |chains| {
@@ -59,6 +59,23 @@ mod tests {
             let details = testing::details(&run(&without_jump(backend).look()));
             assert!(details[0].contains("nat PREROUTING -> KUBE-SERVICES"), "{details:?}");
         }
+    }
+
+    #[test]
+    fn the_native_mode_no_longer_looks_services_up() {
+        let with = |rules: Option<Vec<FilterRule>>| {
+            Node::worker().kube_proxy_native().edit_chains(Backend::Nftables, "kube-proxy", move |chains| {
+                chains
+                    .iter_mut()
+                    .filter(|chain| chain.name == "services")
+                    .for_each(|chain| chain.rules = rules.clone());
+            })
+        };
+        let details = testing::details(&run(&with(Some(vec![])).look()));
+        assert!(details[0].contains("kube-proxy services -> service-ips"), "{details:?}");
+        let lookup = FilterRule { action: Action::Other("vmap".into()), ..FilterRule::new(0) };
+        assert_eq!(run(&with(Some(vec![lookup])).look()), Outcome::Healthy);
+        assert_eq!(run(&with(None).look()), Outcome::Healthy, "nobody has read them");
     }
 
     #[test]
