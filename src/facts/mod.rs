@@ -34,7 +34,7 @@ pub(crate) use netfilter::rounded;
 pub use netfilter::{
     Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table,
 };
-pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep};
+pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep, PeerAnswer};
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
 pub(crate) use presence::{is_calico_chain, is_kube_proxy_chain, rulesets};
 pub use route_memory::{FirstLook, RouteMemory};

@@ -16,6 +16,25 @@ pub struct ControlPlanePath {
     pub endpoints: Vec<PathLeg>,
     /// The way to that Service's own address, which kube-proxy or somebody in its place leads to an endpoint.
     pub service: Option<PathLeg>,
+    /// Where the kubelet's way ends without an answer to TCP: whether the same host answers at a port where nobody listens.
+    pub host_answers: Option<bool>,
+    /// Other nodes that were asked: some that are ready when the kubelet's way is broken, else those that are not ready and
+    /// that fall to this node. Empty while there is no reason to ask.
+    pub peers: Vec<PeerAnswer>,
+}
+
+/// Another node that was asked over TCP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerAnswer {
+    /// Its name.
+    pub node: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Whether the cluster calls it ready.
+    pub ready: bool,
+    /// Whether anything came back, be it that nobody listens.
+    pub answers: bool,
 }
 
 /// One way.

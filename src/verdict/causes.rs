@@ -83,7 +83,11 @@ const RULES: &[Rule] = &[
     ("FirewallSuspected", Reach::Worker, BEYOND),
     ("WorkerFirewallBlocked", Reach::Worker, BEYOND),
     ("VpeGatewaySuspected", Reach::Worker, &["MasterUnreachable", "MasterPathPartial"]),
-    ("MasterUnreachable", Reach::Worker, &["MasterPathPartial", "MasterClusterIpUnreachable", "KubeProxyRulesStale"]),
+    (
+        "MasterUnreachable",
+        Reach::Worker,
+        &["MasterPathPartial", "MasterClusterIpUnreachable", "KubeProxyRulesStale", "WorkerCutFromMasterOnly"],
+    ),
     ("ContainerdStoreCorrupt", Reach::Worker, &["ContainerdDown", "ContainerdUnresponsive"]),
     ("ContainerdStoreCorrupt", Reach::Worker, NO_RUNTIME),
     ("ContainerdDown", Reach::Worker, NO_RUNTIME),
@@ -177,6 +181,7 @@ const ALONE: &[&str] = &[
     "TablesFlushed",
     "TyphaUnhealthy",
     "VpnInterfaceAdded",
+    "WorkerUnreachableFromPeers",
 ];
 
 /// Directories that the kubelet and the runtime write to.

@@ -21,8 +21,11 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::blocking::Blocking;
 use super::host_root::HostRoot;
 use super::kubelet::kubeconfig;
+use super::peers::{self, PeerSource, Peers};
 use super::probe::{self, Depth, Target};
-use crate::facts::{ClusterMap, ControlPlanePath, FaultKind, Kubelet, LookError, PathEnd, PathLeg, Reason, Ruleset};
+use crate::facts::{
+    ClusterMap, ControlPlanePath, FaultKind, Kubelet, LookError, PathEnd, PathLeg, PathStep, Reason, Ruleset,
+};
 
 /// A bundle of certificate authorities is some kilobytes; in bytes.
 const CERTIFICATES: u64 = 4 << 20;
@@ -38,6 +41,7 @@ pub(crate) struct Ways {
     service: Option<SocketAddr>,
     cluster: BTreeSet<SocketAddr>,
     kernel: BTreeSet<SocketAddr>,
+    peers: Peers,
 }
 
 impl Ways {
@@ -52,6 +56,7 @@ impl Ways {
 
     /// What the map of the cluster says.
     pub(super) fn told_by_cluster(&mut self, map: &ClusterMap) {
+        self.peers = Peers::of(map);
         let mut services = map.services.iter();
         let service = services.find(|it| (it.namespace.as_str(), it.name.as_str()) == ("default", "kubernetes"));
         let port = service.and_then(|it| it.ports.iter().find(|port| port.name == "https" || it.ports.len() == 1));
@@ -92,6 +97,7 @@ pub(crate) struct ControlPlaneSource {
     /// What was seen last, and when it was walked to the answer.
     known: BTreeMap<String, (PathLeg, Instant)>,
     turn: usize,
+    peers: PeerSource,
 }
 
 /// How to know that a server is it, and what that was read from.
@@ -104,7 +110,14 @@ struct Trust {
 impl ControlPlaneSource {
     /// Nothing is asked yet.
     pub(crate) fn new(host: HostRoot, blocking: Blocking) -> Self {
-        ControlPlaneSource { host, blocking, trust: None, known: BTreeMap::new(), turn: 0 }
+        ControlPlaneSource {
+            host,
+            blocking,
+            trust: None,
+            known: BTreeMap::new(),
+            turn: 0,
+            peers: PeerSource::default(),
+        }
     }
 
     /// Walks to the server of the kubelet's kubeconfig, and the other ways. [`Reason::Missing`] when no kubeconfig names a
@@ -147,10 +160,13 @@ impl ControlPlaneSource {
         let missing = || LookError::new(&server, Reason::Failed, "was not walked to");
         let mut kubelet = leg(&first).ok_or_else(missing)?;
         if kubelet.fault().is_some_and(|fault| matches!(fault.kind, FaultKind::Expired | FaultKind::NotYetValid)) {
-            kubelet.clock_ahead = self.clock_without_trust(&first).await;
+            kubelet.clock_ahead = self.clock_without_trust(&first).await.or(kubelet.clock_ahead);
         }
         let endpoints = endpoints.iter().filter_map(leg).map(lenient).collect();
-        Ok(ControlPlanePath { kubelet, endpoints, service: service.as_ref().and_then(leg).map(lenient), server })
+        let service = service.as_ref().and_then(leg).map(lenient);
+        let peers = self.peers.look(&ways.peers, kubelet.broken());
+        let (peers, host_answers) = futures::join!(peers, host_answers(&kubelet));
+        Ok(ControlPlanePath { server, kubelet, endpoints, service, host_answers, peers })
     }
 
     /// How far a way has to be walked again, if at all: to the answer where there was none, or not for long.
@@ -166,9 +182,12 @@ impl ControlPlaneSource {
         let walks = plan.into_iter().map(|(target, depth)| async move {
             (depth, Instant::now(), probe::walk(target, depth, &self.blocking).await)
         });
-        for (depth, at, leg) in join_all(walks).await {
+        for (depth, at, mut leg) in join_all(walks).await {
             let stands = depth == Depth::Connection && leg.end == PathEnd::Connected;
-            let known = self.known.get(&leg.to).filter(|_| stands).cloned();
+            let known = self.known.get(&leg.to);
+            // Clocks drift slowly: what was told stays in force while nobody tells.
+            leg.clock_ahead = leg.clock_ahead.or(known.and_then(|(leg, _)| leg.clock_ahead));
+            let known = known.filter(|_| stands).cloned();
             legs.insert(leg.to.clone(), known.unwrap_or((leg, at)));
         }
     }
@@ -226,6 +245,13 @@ impl ControlPlaneSource {
         let target = Target { tls: Some((Arc::new(config), name)), ..target.clone() };
         probe::walk(&target, Depth::Answer, &self.blocking).await.clock_ahead
     }
+}
+
+/// Whether a host that does not answer at its port answers at all.
+async fn host_answers(leg: &PathLeg) -> Option<bool> {
+    let silent = leg.fault().is_some_and(|it| (it.step, it.kind) == (PathStep::Connect, FaultKind::TimedOut));
+    let address = leg.address.filter(|_| silent && !leg.is_local())?;
+    Some(peers::answers(address, &[9]).await)
 }
 
 /// A certificate that names only the kubelet's address is good enough for another address of the same server.

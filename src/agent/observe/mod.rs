@@ -23,6 +23,7 @@ mod netlink;
 #[cfg(test)]
 mod netns;
 mod nftables;
+mod peers;
 mod probe;
 mod processes;
 mod routing;

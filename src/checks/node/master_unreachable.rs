@@ -32,6 +32,7 @@ fn run(look: &Look<'_>) -> Outcome {
     let rule = path::own_rule(look, &path.kubelet);
     let mut detail = format!("The control plane at {} cannot be reached: {why}", path.server);
     detail.push_str(&others(path, local));
+    detail.push_str(&peers(path));
     if let Some(rule) = &rule {
         detail.extend(["; it is this node itself that drops it, by ", rule]);
     }
@@ -57,6 +58,19 @@ fn others(path: &ControlPlanePath, local: Option<Local>) -> String {
                 well.join(", ")
             )
         }
+    }
+}
+
+/// What other nodes say of it.
+fn peers(path: &ControlPlanePath) -> String {
+    let asked: Vec<_> = path.peers.iter().filter(|peer| peer.ready).collect();
+    let answering = asked.iter().filter(|peer| peer.answers).count();
+    match (asked.len(), answering) {
+        (0, _) => String::new(),
+        (all, 0) => {
+            format!("; none of {all} other nodes that were asked answers either, so this node is cut off from all")
+        }
+        (all, some) => format!("; {some} of {all} other nodes that were asked answer, so this node's network works"),
     }
 }
 
@@ -151,6 +165,18 @@ mod tests {
         assert!(detail(&both).contains("2 of the 2 API servers' own addresses can be reached (10.0.0.21:6443, 10.0.0.22:6443), so it is this address"));
         let none = behind(refused(), [end(), end()]);
         assert!(detail(&none).contains("none of the 2 other known addresses"), "{}", detail(&none));
+    }
+
+    #[test]
+    fn what_other_nodes_say() {
+        let cut = |peers: &[(&str, bool)]| detail(&node(end()).peers(true, peers));
+        assert!(
+            cut(&[("n2", true), ("n3", false)])
+                .ends_with("; 1 of 2 other nodes that were asked answer, so this node's network works")
+        );
+        assert!(cut(&[("n2", false)]).ends_with("so this node is cut off from all"));
+        // Those that are asked for being not ready say nothing.
+        assert!(!detail(&node(end()).peers(false, &[("n2", true)])).contains("other nodes"));
     }
 
     #[test]

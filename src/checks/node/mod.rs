@@ -11,6 +11,7 @@ mod block_blackhole_missing;
 mod calico_chains_missing;
 mod calico_chains_unhooked;
 mod calico_hook_order_wrong;
+mod clock_skewed;
 mod cni_binary_missing;
 mod cni_config_conflict;
 mod cni_config_invalid;
@@ -65,13 +66,18 @@ mod tables_flushed;
 #[cfg(test)]
 mod testing;
 mod tunnel_device_missing;
+mod vpe_gateway_suspected;
 mod vpn_interface_added;
+mod worker_cut_from_master_only;
+mod worker_firewall_blocked;
+mod worker_unreachable_from_peers;
 
 use super::{Check, Look, Outcome};
 
 /// Every check, causes before consequences (catalogue R040): among findings of one severity the first takes the headline.
 pub const ALL: &[&Check] = &[
     &filesystem_read_only::CHECK,
+    &clock_skewed::CHECK,
     &disk_full::CHECK,
     &inodes_exhausted::CHECK,
     &disk_pressure_imminent::CHECK,
@@ -81,9 +87,13 @@ pub const ALL: &[&Check] = &[
     &kubelet_unhealthy::CHECK,
     &default_route_missing::CHECK,
     &gateway_unreachable::CHECK,
+    &worker_firewall_blocked::CHECK,
+    &vpe_gateway_suspected::CHECK,
     &master_unreachable::CHECK,
     &master_cluster_ip_unreachable::CHECK,
     &master_path_partial::CHECK,
+    &worker_cut_from_master_only::CHECK,
+    &worker_unreachable_from_peers::CHECK,
     &containerd_down::CHECK,
     &containerd_unresponsive::CHECK,
     &runtime_not_ready::CHECK,
