@@ -1,6 +1,6 @@
 //! What the aggregator knows: one pruned row for each Node, and the agent's Pods by node.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::model::{CALICO_ADDRESSES, ConditionView, NodeView, POOL_LABELS, ZONE_LABELS};
+use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, ZONE_LABELS};
 use super::object::ObjectView;
 use super::password::Found;
-use super::row::{AgentPod, Condition, READY, Row, clipped, findings, kind_of, row_from_told};
+use super::row::{AgentPod, Condition, NETWORK, READY, Row, clipped, findings, kind_of, row_from_told};
 use super::sight::Sight;
 use super::surroundings::Surroundings;
 use super::traits::{Traits, Values};
@@ -19,6 +19,9 @@ use crate::verdict::{Status, Told, WorkerState, annotation};
 
 /// Addresses of one kind, or ranges of Pod addresses, that are kept of one node.
 const MOST_ADDRESSES: usize = 16;
+
+/// Nodes that are gone and remembered.
+const MOST_TOMBSTONES: usize = 256;
 
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub(crate) struct Cluster {
     pub(crate) values: Values,
     /// What is around the nodes.
     pub(crate) surroundings: Surroundings,
+    /// Nodes that are gone, the last at the end.
+    tombstones: VecDeque<(Box<str>, Timestamp)>,
     /// What is known of the password of BGP's peers.
     pub(crate) password: Vec<Found>,
     /// How the Nodes are seen.
@@ -122,9 +127,24 @@ impl Cluster {
     }
 
     /// Forgets a Node.
-    pub(crate) fn remove_node(&mut self, name: &str) {
-        self.nodes.remove(name);
+    pub(crate) fn remove_node(&mut self, name: &str, now: Timestamp) {
+        if self.nodes.remove(name).is_some() {
+            self.bury(name, now);
+        }
         self.surroundings.changed();
+    }
+
+    fn bury(&mut self, name: &str, now: Timestamp) {
+        self.surroundings.node_is_gone(name);
+        if self.tombstones.len() >= MOST_TOMBSTONES {
+            self.tombstones.pop_front();
+        }
+        self.tombstones.push_back((name.into(), now));
+    }
+
+    /// How many nodes went since then.
+    pub(crate) fn gone_since(&self, since: Option<Timestamp>) -> usize {
+        since.map_or(0, |since| self.tombstones.iter().filter(|(_, at)| *at >= since).count())
     }
 
     /// Takes in a Pod of the agent. One that is on no node yet says nothing about any.
@@ -155,11 +175,12 @@ impl Cluster {
     }
 
     /// A list of Nodes is complete: those that were not in it are gone.
-    pub(crate) fn nodes_listed(&mut self) {
-        let (list, before) = (self.nodes_sight.list(), self.nodes.len());
-        self.nodes.retain(|_, row| row.list == list);
-        if self.nodes.len() != before {
-            self.surroundings.changed();
+    pub(crate) fn nodes_listed(&mut self, now: Timestamp) {
+        let list = self.nodes_sight.list();
+        let gone: Vec<Box<str>> =
+            self.nodes.iter().filter(|(_, row)| row.list != list).map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            self.remove_node(&name, now);
         }
         self.words.retain(|word| Arc::strong_count(word) > 1);
     }
@@ -175,6 +196,7 @@ impl Cluster {
 
     fn row(&mut self, node: &NodeView) -> Row {
         let meta = &node.metadata;
+        let network_taint = node.spec.taint("node.kubernetes.io/network-unavailable");
         let mut row = Row {
             version: meta.resource_version.as_str().into(),
             created: meta.creation_timestamp,
@@ -193,6 +215,9 @@ impl Cluster {
             cordoned_at: node.spec.taint("node.kubernetes.io/unschedulable").and_then(|taint| taint.time_added),
             tunnels: calico_addresses(node, |kind| kind != "Address").collect(),
             pod_cidrs: node.spec.pod_cidrs.iter().take(MOST_ADDRESSES).filter_map(|cidr| cidr.parse().ok()).collect(),
+            network_taint: network_taint.is_some(),
+            network_taint_since: network_taint.and_then(|taint| taint.time_added),
+            migration: meta.labels.get(MIGRATION).map(|stage| self.word(stage)),
             list: self.nodes_sight.list(),
             ..Row::default()
         };
@@ -201,6 +226,8 @@ impl Cluster {
             let condition = self.condition(kind, seen, &row.conditions);
             if kind == READY {
                 row.ready.get_or_insert(condition);
+            } else if kind == NETWORK {
+                row.network.get_or_insert(condition);
             } else if row.condition(kind).is_none() {
                 row.conditions.push(condition);
             }

@@ -14,6 +14,7 @@ mod object;
 mod offline;
 mod pages;
 mod password;
+mod pods;
 pub mod report;
 mod row;
 mod sight;
@@ -24,6 +25,7 @@ mod surroundings;
 pub(crate) mod testing;
 mod traits;
 mod watch;
+mod workloads;
 mod write;
 
 use std::net::SocketAddr;

@@ -24,6 +24,8 @@ pub(super) const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failu
 pub(super) const SUBNET_LABELS: [&str; 2] = ["ibm-cloud.kubernetes.io/subnet-id", "privateVLAN"];
 /// Label that names the kind of machine.
 pub(super) const MACHINE_TYPE: &str = "node.kubernetes.io/instance-type";
+/// Label of a node while Calico moves from kube-system to calico-system.
+pub(super) const MIGRATION: &str = "projectcalico.org/operator-node-migration";
 /// What is read of `status.nodeInfo`.
 const NODE_INFO: [&str; 8] = [
     "architecture",
@@ -39,6 +41,9 @@ const NODE_INFO: [&str; 8] = [
 pub(super) const CALICO_ADDRESSES: &str = "projectcalico.org/IPv";
 /// Label of an EndpointSlice: the Service that it is of.
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Label that names what a Pod of the system is of.
+pub(super) const APP: &str = "k8s-app";
 
 /// An object of which a watch needs to know the version.
 pub(crate) trait Versioned {
@@ -176,6 +181,7 @@ fn wanted(key: &str) -> bool {
         || SUBNET_LABELS.contains(&key)
         || NODE_INFO.contains(&key)
         || key == MACHINE_TYPE
+        || key == MIGRATION
 }
 
 impl Kept {
@@ -237,8 +243,8 @@ pub(crate) fn fuzz(data: &[u8]) {
                 let _ = (row.told(), row.marked_stale(), row.settling(), row.kubelet_silent());
                 row.conditions.iter().for_each(|condition| drop(condition.to_node_condition()));
             }
-            cluster.nodes_listed();
-            cluster.remove_node(&node.metadata.name);
+            cluster.nodes_listed(Timestamp::UNIX_EPOCH);
+            cluster.remove_node(&node.metadata.name, Timestamp::UNIX_EPOCH);
         }
         1 => {
             let Ok(page) = serde_json::from_slice::<ListPage<super::object::ObjectView>>(json) else { return };

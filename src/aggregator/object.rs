@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess};
 use serde_json::Value;
 
 use super::lenient::Shape;
-use super::model::{ConditionView, Kept, Meta, SERVICE_NAME, Versioned};
+use super::model::{APP, ConditionView, Kept, Meta, SERVICE_NAME, Versioned};
 
 /// An object.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +21,19 @@ pub(crate) struct ObjectView {
     pub(super) ports: Vec<PortView>,
     /// Of an EndpointSlice.
     pub(super) endpoints: Vec<EndpointView>,
+    /// Of an Event.
+    pub(super) event: Option<EventView>,
+}
+
+/// What is read of an Event.
+#[derive(Debug, Clone, Default)]
+pub(super) struct EventView {
+    pub(super) kind: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) message: String,
+    /// Events of the same are counted in one.
+    pub(super) last: Option<Timestamp>,
 }
 
 /// What is read of a `spec`.
@@ -54,6 +67,8 @@ pub(super) struct Spec {
     pub(super) cluster_ips: Vec<String>,
     /// Service.
     pub(super) ports: Vec<PortView>,
+    /// Deployment.
+    pub(super) replicas: Option<u32>,
 }
 
 /// A port of a Service or of an EndpointSlice.
@@ -77,7 +92,12 @@ pub(super) struct EndpointView {
 pub(super) struct StatusView {
     pub(super) conditions: Vec<ConditionView>,
     pub(super) init_container_statuses: Vec<ContainerView>,
+    pub(super) phase: String,
     pub(super) container_statuses: Vec<ContainerView>,
+    /// Deployment.
+    pub(super) available: u32,
+    /// DaemonSet: on how many nodes there should be a Pod, there is one, and it is up to date.
+    pub(super) scheduled: [u32; 3],
 }
 
 /// How a container is.
@@ -85,6 +105,7 @@ pub(super) struct StatusView {
 pub(super) struct ContainerView {
     pub(super) name: String,
     pub(super) image: String,
+    pub(super) restarts: u32,
     pub(super) state: ContainerState,
     pub(super) last_state: ContainerState,
 }
@@ -135,10 +156,9 @@ impl ObjectView {
                 creation_timestamp: time(&meta["creationTimestamp"]),
                 deletion_timestamp: time(&meta["deletionTimestamp"]),
                 labels: Kept(
-                    meta["labels"][SERVICE_NAME]
-                        .as_str()
-                        .map(|name| (SERVICE_NAME.to_owned(), name.to_owned()))
+                    [SERVICE_NAME, APP]
                         .into_iter()
+                        .filter_map(|key| Some((key.to_owned(), meta["labels"][key].as_str()?.to_owned())))
                         .collect(),
                 ),
                 annotations: Kept::default(),
@@ -158,16 +178,30 @@ impl ObjectView {
                 password_secret: text(&spec["nodeMeshPassword"]["secretKeyRef"]["name"]),
                 cluster_ips: each(&spec["clusterIPs"], text),
                 ports: each(&spec["ports"], port),
+                replicas: count(&spec["replicas"]),
             },
             status: StatusView {
                 conditions: each(&status["conditions"], condition),
                 init_container_statuses: each(&status["initContainerStatuses"], container),
+                phase: text(&status["phase"]),
                 container_statuses: each(&status["containerStatuses"], container),
+                available: count(&status["availableReplicas"]).unwrap_or_default(),
+                scheduled: ["desiredNumberScheduled", "currentNumberScheduled", "updatedNumberScheduled"]
+                    .map(|key| count(&status[key]).unwrap_or_default()),
             },
             ports: each(&tree["ports"], port),
             endpoints: each(&tree["endpoints"], |tree| EndpointView {
                 addresses: each(&tree["addresses"], text),
                 ready: tree["conditions"]["ready"].as_bool(),
+            }),
+            event: tree.get("involvedObject").map(|about| EventView {
+                kind: text(&about["kind"]),
+                namespace: text(&about["namespace"]),
+                name: text(&about["name"]),
+                message: text(&tree["message"]),
+                last: [&tree["series"]["lastObservedTime"], &tree["lastTimestamp"], &tree["eventTime"]]
+                    .into_iter()
+                    .find_map(time),
             }),
         }
     }
@@ -182,6 +216,10 @@ fn time(tree: &Value) -> Option<Timestamp> {
 }
 
 fn number(tree: &Value) -> Option<u16> {
+    tree.as_u64().and_then(|number| number.try_into().ok())
+}
+
+fn count(tree: &Value) -> Option<u32> {
     tree.as_u64().and_then(|number| number.try_into().ok())
 }
 
@@ -206,6 +244,7 @@ fn container(tree: &Value) -> ContainerView {
     ContainerView {
         name: text(&tree["name"]),
         image: text(&tree["image"]),
+        restarts: count(&tree["restartCount"]).unwrap_or_default(),
         state: state(&tree["state"]),
         last_state: state(&tree["lastState"]),
     }

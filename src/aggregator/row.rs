@@ -60,6 +60,14 @@ pub(crate) struct Row {
     pub(crate) state: Option<WorkerState>,
     /// The annotation `since`.
     pub(crate) since: Option<Timestamp>,
+    /// `NetworkUnavailable`, which calico-node writes, or another network.
+    pub(crate) network: Option<Condition>,
+    /// It carries the taint that belongs to that condition.
+    pub(crate) network_taint: bool,
+    /// When that taint came or went, as far as it is known.
+    pub(crate) network_taint_since: Option<Timestamp>,
+    /// How far its Calico has moved to calico-system.
+    pub(crate) migration: Option<Arc<str>>,
     /// Our conditions, at most one of each type.
     pub(crate) conditions: Vec<Condition>,
     /// Our findings, worst first.
@@ -101,6 +109,11 @@ impl Row {
         self.conditions.iter().find(|condition| condition.kind == kind)
     }
 
+    /// Whether this is on the node by its agent's word.
+    pub(crate) fn has(&self, code: &str) -> bool {
+        !self.marked_stale() && self.findings.iter().any(|finding| finding.code == code)
+    }
+
     /// Whether its kubelet says that it is Ready.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.as_ref().is_some_and(|ready| ready.status == Status::True)
@@ -112,6 +125,14 @@ impl Row {
         self.rebooted = if booted { Some(now) } else { before.rebooted };
         let updated = before.traits.is_known() && self.traits.is_known() && !self.traits.same_software(&before.traits);
         self.updated = if updated { Some(now) } else { before.updated };
+        let kept = self.network_taint_since.or(before.network_taint_since);
+        self.network_taint_since = if self.network_taint == before.network_taint { kept } else { Some(now) };
+        // Calico writes the time anew with each write, whether the status has changed or not.
+        if let (Some(own), Some(before)) = (&mut self.network, &before.network)
+            && own.status == before.status
+        {
+            own.since = before.since.or(own.since);
+        }
     }
 
     /// Whether the map of the cluster says the same of both.
@@ -165,10 +186,12 @@ impl Condition {
 
 /// The kubelet's own condition.
 pub(super) const READY: &str = "Ready";
+/// The network's.
+pub(super) const NETWORK: &str = "NetworkUnavailable";
 
 /// A condition's type, if it is one that is kept.
 pub(super) fn kind_of(kind: &str) -> Option<&'static str> {
-    [READY, WORKER_PROBLEM]
+    [READY, NETWORK, WORKER_PROBLEM]
         .into_iter()
         .find(|known| *known == kind)
         .or_else(|| Area::of_condition(kind).map(Area::condition))

@@ -98,9 +98,9 @@ impl Store {
             Change::Found => cluster.nodes_sight.found(),
             Change::ListBegins => cluster.nodes_sight.list_begins(),
             Change::Here(node) => cluster.apply_node(&node, now),
-            Change::Gone(node) => cluster.remove_node(&node.metadata.name),
+            Change::Gone(node) => cluster.remove_node(&node.metadata.name, now),
             Change::ListEnds => {
-                cluster.nodes_listed();
+                cluster.nodes_listed(now);
                 cluster.nodes_sight.list_ends();
             }
             Change::Lost(why) => cluster.nodes_sight.lost(now, why),

@@ -8,16 +8,20 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::model::SERVICE_NAME;
-use super::object::{ContainerView, ObjectView, Phase, PortView};
-use super::row::clipped;
+use super::object::{ObjectView, PortView};
+use super::pods::{App, CalicoPod};
 use super::sight::Sight;
 use super::watch::{Change, Kind, NotThere};
+use super::workloads::{FailedCreate, Workload};
 use crate::facts::{ClusterService, ClusterServicePort, Encapsulation, Pool};
 
 /// Ports of one Service, and endpoints of one port in one EndpointSlice, that are kept: the API server allows 1000 there.
 const MOST_ENDPOINTS: usize = 1000;
-/// Words of a container that failed: its last line is enough.
-const LONGEST_WORDS: usize = 300;
+/// `labelSelector=k8s-app in (...)`, escaped.
+const APPS: &str =
+    "labelSelector=k8s-app%20in%20%28calico-node%2Ccalico-kube-controllers%2Ccalico-typha%2Ckonnectivity-agent%29";
+/// Nodes of which it is remembered since when they have no calico-node, and nodes that are gone.
+const MOST_REMEMBERED: usize = 5_000;
 
 /// What is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,13 +40,21 @@ pub(crate) enum What {
     DnsServices,
     /// And where they lead.
     DnsSlices,
-    /// The Pods of calico-node.
+    /// The Pods of Calico, and of the tunnel from the control plane.
     CalicoPods,
+    /// The DaemonSets of the system.
+    DaemonSets,
+    /// Calico's Deployments in kube-system.
+    SystemDeployments,
+    /// And in calico-system.
+    CalicoDeployments,
+    /// Pods of the system that could not be made.
+    FailedCreates,
 }
 
 impl What {
     /// All of it.
-    pub(crate) const ALL: [What; 8] = [
+    pub(crate) const ALL: [What; 12] = [
         What::Affinities,
         What::Pools,
         What::Bgp,
@@ -51,7 +63,16 @@ impl What {
         What::DnsServices,
         What::DnsSlices,
         What::CalicoPods,
+        What::DaemonSets,
+        What::SystemDeployments,
+        What::CalicoDeployments,
+        What::FailedCreates,
     ];
+
+    /// Whether the map of the cluster says something of it.
+    fn is_on_the_map(self) -> bool {
+        self < What::CalicoPods
+    }
 
     /// How it is asked for.
     pub(super) fn kind(self) -> Kind {
@@ -77,7 +98,11 @@ impl What {
                 "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices",
                 "labelSelector=k8s-app%3Dkube-dns",
             ),
-            What::CalicoPods => ("pods", "/api/v1/pods", "labelSelector=k8s-app%3Dcalico-node"),
+            What::CalicoPods => ("pods", "/api/v1/pods", APPS),
+            What::DaemonSets => ("daemonsets", "/apis/apps/v1/daemonsets", ""),
+            What::SystemDeployments => ("deployments", "/apis/apps/v1/namespaces/kube-system/deployments", ""),
+            What::CalicoDeployments => ("deployments", "/apis/apps/v1/namespaces/calico-system/deployments", ""),
+            What::FailedCreates => ("events", "/api/v1/events", "fieldSelector=reason%3DFailedCreate"),
         };
         let paths = match path {
             "" => vec![format!("/apis/crd.projectcalico.org/v1/{name}"), format!("/apis/projectcalico.org/v3/{name}")],
@@ -100,6 +125,8 @@ enum Kept {
     /// By the name of its Service, without that one's addresses.
     Slice(Box<ClusterService>),
     Pod(Box<CalicoPod>),
+    Workload(Box<Workload>),
+    FailedCreate(Box<FailedCreate>),
 }
 
 /// The BGPConfiguration `default`.
@@ -109,36 +136,6 @@ pub(crate) struct Bgp {
     pub(crate) full_mesh: bool,
     /// The Secret that holds the peers' password.
     pub(crate) secret: Option<Box<str>>,
-}
-
-/// A Pod of calico-node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CalicoPod {
-    /// Its namespace.
-    pub(crate) namespace: Box<str>,
-    /// Its name.
-    pub(crate) name: Box<str>,
-    /// Its node.
-    pub(crate) node: Box<str>,
-    /// Its service account.
-    pub(crate) account: Box<str>,
-    /// When it was made.
-    pub(crate) created: Option<Timestamp>,
-    /// The tag of its image.
-    pub(crate) version: Box<str>,
-    /// What keeps it from starting.
-    pub(crate) failed: Option<InitFailure>,
-}
-
-/// An init container that failed and has not succeeded since.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct InitFailure {
-    /// Its name.
-    pub(crate) container: Box<str>,
-    /// What is said of it.
-    pub(crate) words: Box<str>,
-    /// When it failed last.
-    pub(crate) at: Option<Timestamp>,
 }
 
 /// How one kind is seen.
@@ -154,6 +151,12 @@ pub(crate) struct Surroundings {
     objects: BTreeMap<(What, Box<str>), (u32, Kept)>,
     sights: BTreeMap<What, KindSight>,
     generation: u64,
+    /// Since when there is no calico-node on a node that had one.
+    bereft: BTreeMap<Box<str>, Timestamp>,
+    /// When the Deployment calico-kube-controllers went, if it was seen before.
+    pub(crate) controllers_gone: Option<Timestamp>,
+    /// Since when each kind has been seen completely.
+    complete_since: BTreeMap<What, Timestamp>,
 }
 
 impl Surroundings {
@@ -200,14 +203,15 @@ impl Surroundings {
             Change::Here(object) => {
                 let list = seen.sight.list();
                 match keep(what, &object) {
-                    Some(kept) => self.put(what, &object, (list, kept)),
-                    None => self.remove(what, &object),
+                    Some(kept) => self.put(what, &object, (list, kept), now),
+                    None => self.remove(what, &object, now),
                 }
             }
-            Change::Gone(object) => self.remove(what, &object),
+            Change::Gone(object) => self.remove(what, &object, now),
             Change::ListEnds => {
                 let list = seen.sight.list();
                 seen.sight.list_ends();
+                self.complete_since.entry(what).or_insert(now);
                 self.retain(what, |known| known == list);
                 // That there is nothing is news as well, the first time.
                 self.changed();
@@ -217,26 +221,62 @@ impl Surroundings {
                 seen.sight.found();
                 seen.sight.forgotten();
                 seen.not_there = Some(how);
+                self.complete_since.remove(&what);
                 self.retain(what, |_| false);
                 self.changed();
             }
         }
     }
 
-    fn put(&mut self, what: What, object: &ObjectView, kept: (u32, Kept)) {
-        let differs = |old: &(u32, Kept)| old.1 != kept.1;
+    fn put(&mut self, what: What, object: &ObjectView, mut kept: (u32, Kept), now: Timestamp) {
         let key = key(what, object);
-        let news = self.objects.get(&key).is_none_or(differs);
+        let before = self.objects.get(&key);
+        if let Kept::Pod(pod) = &mut kept.1 {
+            if let Some((_, Kept::Pod(before))) = before {
+                pod.goes_on_from(before, now);
+            }
+            if pod.app == App::Node {
+                self.bereft.remove(&pod.node);
+            }
+        }
+        let news = before.is_none_or(|old| old.1 != kept.1);
         self.objects.insert(key, kept);
-        if news && what != What::CalicoPods {
+        if news && what.is_on_the_map() {
             self.changed();
         }
     }
 
-    fn remove(&mut self, what: What, object: &ObjectView) {
-        if self.objects.remove(&key(what, object)).is_some() && what != What::CalicoPods {
+    fn remove(&mut self, what: What, object: &ObjectView, now: Timestamp) {
+        let Some((_, gone)) = self.objects.remove(&key(what, object)) else { return };
+        if let Kept::Pod(pod) = gone
+            && pod.app == App::Node
+            && self.bereft.len() < MOST_REMEMBERED
+        {
+            self.bereft.entry(pod.node).or_insert(now);
+        }
+        if matches!(what, What::SystemDeployments | What::CalicoDeployments)
+            && object.metadata.name == "calico-kube-controllers"
+        {
+            self.controllers_gone = Some(now);
+        }
+        if what.is_on_the_map() {
             self.changed();
         }
+    }
+
+    /// Since when there is no calico-node on this node, if there was one; forgotten with the Node.
+    pub(crate) fn bereft_since(&self, node: &str) -> Option<Timestamp> {
+        self.bereft.get(node).copied()
+    }
+
+    /// The Node is gone.
+    pub(super) fn node_is_gone(&mut self, node: &str) {
+        self.bereft.remove(node);
+    }
+
+    /// Since when all of a kind has been seen.
+    pub(crate) fn complete_since(&self, what: What) -> Option<Timestamp> {
+        self.complete_since.get(&what).copied().filter(|_| self.is_seen(what))
     }
 
     fn retain(&mut self, what: What, keep: impl Fn(u32) -> bool) {
@@ -300,7 +340,28 @@ impl Surroundings {
 
     /// The Pods of calico-node.
     pub(crate) fn calico_pods(&self) -> impl Iterator<Item = &CalicoPod> {
-        self.all(What::CalicoPods).filter_map(|kept| if let Kept::Pod(pod) = kept { Some(&**pod) } else { None })
+        self.pods(App::Node).filter(|pod| !pod.node.is_empty())
+    }
+
+    /// The Pods of one of Calico's parts, whether they are on a node or not.
+    pub(crate) fn pods(&self, app: App) -> impl Iterator<Item = &CalicoPod> {
+        let pods = self.all(What::CalicoPods);
+        pods.filter_map(move |kept| if let Kept::Pod(pod) = kept { (pod.app == app).then_some(&**pod) } else { None })
+    }
+
+    /// The DaemonSets or Deployments of this name.
+    pub(crate) fn workloads(&self, name: &str) -> impl Iterator<Item = &Workload> {
+        let all = [What::DaemonSets, What::SystemDeployments, What::CalicoDeployments];
+        let kept = all.into_iter().flat_map(|what| self.all(what));
+        kept.filter_map(
+            move |kept| if let Kept::Workload(it) = kept { (*it.name == *name).then_some(&**it) } else { None },
+        )
+    }
+
+    /// Pods of the system that could not be made.
+    pub(crate) fn failed_creates(&self) -> impl Iterator<Item = &FailedCreate> {
+        let all = self.all(What::FailedCreates);
+        all.filter_map(|kept| if let Kept::FailedCreate(failed) = kept { Some(&**failed) } else { None })
     }
 }
 
@@ -365,26 +426,12 @@ fn keep(what: What, object: &ObjectView) -> Option<Kept> {
                 ports: ports(&object.ports, &addresses),
             })))
         }
-        What::CalicoPods => (!spec.node_name.is_empty() && meta.deletion_timestamp.is_none()).then(|| {
-            let account = if spec.service_account_name.is_empty() { "default" } else { &spec.service_account_name };
-            Kept::Pod(Box::new(CalicoPod {
-                namespace: meta.namespace.as_str().into(),
-                name: meta.name.as_str().into(),
-                node: spec.node_name.as_str().into(),
-                account: account.into(),
-                created: meta.creation_timestamp,
-                version: tag(&object.status.container_statuses),
-                failed: object.status.init_container_statuses.iter().find_map(failure),
-            }))
-        }),
+        What::CalicoPods => CalicoPod::read(object).map(|pod| Kept::Pod(Box::new(pod))),
+        What::DaemonSets | What::SystemDeployments | What::CalicoDeployments => {
+            Workload::read(object).map(|workload| Kept::Workload(Box::new(workload)))
+        }
+        What::FailedCreates => FailedCreate::read(object).map(|failed| Kept::FailedCreate(Box::new(failed))),
     }
-}
-
-/// The version in the first container's image: `v3.27.0` of `registry:5000/calico/node:v3.27.0@sha256:...`.
-fn tag(containers: &[ContainerView]) -> Box<str> {
-    let image = containers.first().map_or("", |container| container.image.as_str());
-    let name = image.split('@').next().unwrap_or_default();
-    name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("", |(_, tag)| clipped(tag)).into()
 }
 
 fn encapsulation(mode: &str) -> Encapsulation {
@@ -407,48 +454,6 @@ fn ports(views: &[PortView], addresses: &[IpAddr]) -> Vec<ClusterServicePort> {
         })
     });
     ports.collect()
-}
-
-/// What keeps an init container from having succeeded, if it has failed.
-fn failure(container: &ContainerView) -> Option<InitFailure> {
-    let failed = |phase: &Option<Phase>| phase.clone().filter(|phase| phase.exit_code != Some(0));
-    let state = &container.state;
-    let before = failed(&container.last_state.terminated);
-    let (words, at) = match (&state.waiting, &state.terminated) {
-        // It has done its work.
-        (_, Some(ended)) if ended.exit_code == Some(0) => return None,
-        (_, Some(ended)) => (ended_words(ended), ended.finished_at),
-        (Some(waiting), None) => match (waiting.reason.as_str(), before) {
-            // Its turn has not come, or it is being made.
-            ("" | "PodInitializing" | "ContainerCreating", None) => return None,
-            // The message of the back-off names the Pod; what it did before says more.
-            (_, Some(before)) => (ended_words(&before), before.finished_at),
-            (reason, None) => (words(reason, &waiting.message), None),
-        },
-        // It runs again, after it has failed.
-        (None, None) => {
-            let before = before?;
-            (ended_words(&before), before.finished_at)
-        }
-    };
-    Some(InitFailure { container: clipped(&container.name).into(), words: words.into(), at })
-}
-
-fn ended_words(phase: &Phase) -> String {
-    let status = phase.exit_code.map_or_else(|| "unknown exit status".to_owned(), |code| format!("exit status {code}"));
-    let reason = if phase.reason.is_empty() { "Error" } else { &phase.reason };
-    words(&format!("{reason}, {status}"), &phase.message)
-}
-
-/// The reason, and the last line of the message.
-fn words(reason: &str, message: &str) -> String {
-    let line = message.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
-    let mut text = clipped(reason).to_owned();
-    if !line.is_empty() {
-        text.push_str(": ");
-        text.extend(line.chars().take(LONGEST_WORDS));
-    }
-    text
 }
 
 /// The fuzz target's door.

@@ -92,7 +92,7 @@ fn it_is_made_anew_when_something_is_different_and_the_last_one_is_old_enough() 
     assert_ne!(second.etag, first.etag);
     // Another replica that sees the same says the same.
     assert_eq!(LastMap::default().get(&cluster, Duration::ZERO).expect("a map").etag, second.etag);
-    cluster.remove_node("n2");
+    cluster.remove_node("n2", at(0));
     let third = last.get(&cluster, Duration::from_secs(9)).expect("a map");
     let map: ClusterMap = serde_json::from_slice(&[br#"{"own":"n1","#, &*third.rest].concat()).expect("a map");
     assert_eq!((map.nodes.len(), map.this().map(|node| node.blocks.len())), (1, Some(1)));

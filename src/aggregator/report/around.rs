@@ -1,5 +1,8 @@
 //! What is wrong with the cluster rather than with one worker. Pure.
 
+mod calico;
+mod controllers;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -7,7 +10,7 @@ use jiff::Timestamp;
 use super::ClusterFinding;
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::password::Found;
-use crate::aggregator::surroundings::CalicoPod;
+use crate::aggregator::pods::CalicoPod;
 use crate::checks::{Area, Severity};
 
 /// A Pod younger than this, in seconds, may still be waiting for what starts beside it; a failed init container is
@@ -20,14 +23,59 @@ const MOST: usize = 16;
 /// Workers that are named.
 const NAMED: usize = 20;
 
-/// All of it, or what concerns one worker, what concerns most workers first.
+/// Something that is wrong with the cluster, before it is known for whom it is told.
+#[derive(Debug)]
+struct Draft {
+    code: &'static str,
+    severity: Severity,
+    area: Area,
+    subject: String,
+    detail: String,
+    next: String,
+    since: Option<Timestamp>,
+    on: Vec<String>,
+}
+
+impl Draft {
+    fn new(code: &'static str, severity: Severity, detail: String, next: impl Into<String>) -> Draft {
+        let (subject, area) = (String::new(), Area::PodRouting);
+        Draft { code, severity, area, subject, detail, next: next.into(), since: None, on: Vec::new() }
+    }
+
+    fn on<'a>(mut self, workers: impl IntoIterator<Item = &'a str>) -> Draft {
+        self.on = workers.into_iter().map(str::to_owned).collect();
+        self
+    }
+
+    fn since(mut self, since: Option<Timestamp>) -> Draft {
+        self.since = since;
+        self
+    }
+
+    fn told(self, only: Option<&str>) -> ClusterFinding {
+        ClusterFinding {
+            severity: self.severity,
+            area: self.area,
+            subject: self.subject,
+            detail: self.detail,
+            next: self.next,
+            since: self.since,
+            ..finding(self.code, self.on.iter().map(String::as_str), only)
+        }
+    }
+}
+
+/// All of it, or what concerns one worker, the worst first, and of that what concerns most workers.
 pub(super) fn findings(cluster: &Cluster, only: Option<&str>, now: Timestamp) -> Vec<ClusterFinding> {
     let pods: Vec<&CalicoPod> = cluster.surroundings.calico_pods().collect();
     let mut all = not_started(&pods, only, now);
     let passwords = cluster.password.iter().filter(|found| found.is_wrong() && lasts(found.since, SETTING_UP, now));
     all.extend(passwords.map(|found| no_password(found, &pods, only)));
+    let drafts = calico::findings(cluster, now).into_iter().chain(controllers::findings(cluster, now));
+    all.extend(drafts.map(|draft| draft.told(only)));
     all.retain(|finding| only.is_none() || !finding.workers.is_empty());
-    all.sort_by(|a, b| b.nodes.cmp(&a.nodes).then_with(|| a.subject.cmp(&b.subject)));
+    // The sort is stable: what is alike stays as it was found.
+    all.sort_by(|a, b| (b.severity, b.nodes).cmp(&(a.severity, a.nodes)).then_with(|| a.subject.cmp(&b.subject)));
     all.truncate(MOST);
     all
 }

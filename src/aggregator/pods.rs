@@ -1,0 +1,182 @@
+//! The Pods of Calico and of the tunnel from the control plane, pruned to how they are.
+
+use jiff::Timestamp;
+
+use super::model::APP;
+use super::object::{ContainerView, ObjectView, Phase};
+use super::row::clipped;
+
+/// Words of a container that failed: its last line is enough.
+const LONGEST_WORDS: usize = 300;
+/// Restarts within this time count together, in seconds (catalogue H2).
+const RISE: i64 = 600;
+
+/// Of what it is a Pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum App {
+    /// calico-node
+    Node,
+    /// calico-kube-controllers
+    Controllers,
+    /// calico-typha
+    Typha,
+    /// konnectivity-agent
+    Tunnel,
+}
+
+/// A Pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CalicoPod {
+    /// Of what.
+    pub(crate) app: App,
+    /// Its namespace.
+    pub(crate) namespace: Box<str>,
+    /// Its name.
+    pub(crate) name: Box<str>,
+    /// Its node; empty while it has none.
+    pub(crate) node: Box<str>,
+    /// Its service account.
+    pub(crate) account: Box<str>,
+    /// When it was made.
+    pub(crate) created: Option<Timestamp>,
+    /// The tag of its image.
+    pub(crate) version: Box<str>,
+    /// Whether it is Ready.
+    pub(crate) ready: bool,
+    /// Since when it is, or is not.
+    pub(crate) since: Option<Timestamp>,
+    /// How often its containers were started again.
+    pub(crate) restarts: u32,
+    /// When the restarts that count together began, and how many there had been before.
+    rise: Option<(Timestamp, u32)>,
+    /// It is started again and again, says the kubelet.
+    pub(crate) looping: bool,
+    /// Its memory was at its limit when it ended last.
+    pub(crate) out_of_memory: Option<Timestamp>,
+    /// What keeps it from starting.
+    pub(crate) failed: Option<InitFailure>,
+}
+
+/// An init container that failed and has not succeeded since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InitFailure {
+    /// Its name.
+    pub(crate) container: Box<str>,
+    /// What is said of it.
+    pub(crate) words: Box<str>,
+    /// When it failed last.
+    pub(crate) at: Option<Timestamp>,
+}
+
+impl CalicoPod {
+    /// What is kept of one. A Pod of calico-node without a node says nothing about any.
+    pub(super) fn read(object: &ObjectView) -> Option<CalicoPod> {
+        let (meta, spec, status) = (&object.metadata, &object.spec, &object.status);
+        // Who asks selects by this label.
+        let app = match meta.labels.get(APP).unwrap_or("calico-node") {
+            "calico-node" => App::Node,
+            "calico-kube-controllers" => App::Controllers,
+            "calico-typha" => App::Typha,
+            "konnectivity-agent" => App::Tunnel,
+            _ => return None,
+        };
+        let ended = matches!(status.phase.as_str(), "Succeeded" | "Failed") && app != App::Node;
+        if meta.deletion_timestamp.is_some() || ended || (app == App::Node && spec.node_name.is_empty()) {
+            return None;
+        }
+        let account = if spec.service_account_name.is_empty() { "default" } else { &spec.service_account_name };
+        let condition = status.conditions.iter().find(|condition| condition.kind == "Ready");
+        let containers = &status.container_statuses;
+        let waits = |container: &ContainerView| {
+            container.state.waiting.as_ref().is_some_and(|it| it.reason == "CrashLoopBackOff")
+        };
+        let oom = |container: &ContainerView| {
+            let ends = [&container.state.terminated, &container.last_state.terminated];
+            ends.into_iter().flatten().filter(|end| end.reason == "OOMKilled").filter_map(|end| end.finished_at).max()
+        };
+        Some(CalicoPod {
+            app,
+            namespace: meta.namespace.as_str().into(),
+            name: meta.name.as_str().into(),
+            node: spec.node_name.as_str().into(),
+            account: account.into(),
+            created: meta.creation_timestamp,
+            version: tag(containers),
+            ready: condition.is_some_and(|ready| ready.status == "True"),
+            since: condition.and_then(|ready| ready.last_transition_time).or(meta.creation_timestamp),
+            restarts: containers.iter().map(|container| container.restarts).sum(),
+            rise: None,
+            looping: containers.iter().any(waits),
+            out_of_memory: containers.iter().filter_map(oom).max(),
+            failed: status.init_container_statuses.iter().find_map(failure),
+        })
+    }
+
+    /// What is seen only by comparing it with how it was before.
+    pub(super) fn goes_on_from(&mut self, before: &CalicoPod, now: Timestamp) {
+        let young = before.rise.filter(|(begun, _)| now.as_second() - begun.as_second() <= RISE);
+        self.rise = if self.restarts > before.restarts { young.or(Some((now, before.restarts))) } else { young };
+    }
+
+    /// Whether it is not Ready and was started again at least twice within ten minutes (catalogue H2: this beats time).
+    pub(crate) fn keeps_failing(&self, now: Timestamp) -> bool {
+        let risen = |(begun, before): (Timestamp, u32)| {
+            self.restarts.saturating_sub(before) >= 2 && now.as_second() - begun.as_second() <= RISE
+        };
+        !self.ready && (self.looping && self.restarts >= 2 || self.rise.is_some_and(risen))
+    }
+
+    /// Whether it has not been Ready for this many seconds.
+    pub(crate) fn unready_for(&self, seconds: i64, now: Timestamp) -> bool {
+        !self.ready && self.since.is_none_or(|since| now.as_second() - since.as_second() >= seconds)
+    }
+}
+
+/// The version in the first container's image: `v3.27.0` of `registry:5000/calico/node:v3.27.0@sha256:...`.
+fn tag(containers: &[ContainerView]) -> Box<str> {
+    let image = containers.first().map_or("", |container| container.image.as_str());
+    let name = image.split('@').next().unwrap_or_default();
+    name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("", |(_, tag)| clipped(tag)).into()
+}
+
+/// What keeps an init container from having succeeded, if it has failed.
+fn failure(container: &ContainerView) -> Option<InitFailure> {
+    let failed = |phase: &Option<Phase>| phase.clone().filter(|phase| phase.exit_code != Some(0));
+    let state = &container.state;
+    let before = failed(&container.last_state.terminated);
+    let (words, at) = match (&state.waiting, &state.terminated) {
+        // It has done its work.
+        (_, Some(ended)) if ended.exit_code == Some(0) => return None,
+        (_, Some(ended)) => (ended_words(ended), ended.finished_at),
+        (Some(waiting), None) => match (waiting.reason.as_str(), before) {
+            // Its turn has not come, or it is being made.
+            ("" | "PodInitializing" | "ContainerCreating", None) => return None,
+            // The message of the back-off names the Pod; what it did before says more.
+            (_, Some(before)) => (ended_words(&before), before.finished_at),
+            (reason, None) => (words(reason, &waiting.message), None),
+        },
+        // It runs again, after it has failed.
+        (None, None) => {
+            let before = before?;
+            (ended_words(&before), before.finished_at)
+        }
+    };
+    Some(InitFailure { container: clipped(&container.name).into(), words: words.into(), at })
+}
+
+fn ended_words(phase: &Phase) -> String {
+    let status = phase.exit_code.map_or_else(|| "unknown exit status".to_owned(), |code| format!("exit status {code}"));
+    let reason = if phase.reason.is_empty() { "Error" } else { &phase.reason };
+    words(&format!("{reason}, {status}"), &phase.message)
+}
+
+/// The reason, and the last line of the message.
+fn words(reason: &str, message: &str) -> String {
+    let line = message.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    let mut text = clipped(reason).to_owned();
+    if !line.is_empty() {
+        text.push_str(": ");
+        text.extend(line.chars().take(LONGEST_WORDS));
+    }
+    text
+}

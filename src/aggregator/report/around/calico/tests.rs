@@ -1,0 +1,302 @@
+//! calico-node: where it fails, how many, what is routine, and that other networks and silence are left alone.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::aggregator::testing::{apply, at, cluster, node};
+use crate::aggregator::watch::Change;
+
+/// A Pod that has been Ready, or not, since then; with so many restarts.
+pub(in super::super) fn pod(
+    app: &str,
+    namespace: &str,
+    number: usize,
+    node: &str,
+    ready: bool,
+    since: i64,
+    restarts: u32,
+) -> Value {
+    let status = if ready { "True" } else { "False" };
+    json!({
+        "metadata": {"name": format!("{app}-{number}"), "namespace": namespace, "creationTimestamp": at(-86_400), "labels": {"k8s-app": app}},
+        "spec": {"nodeName": node},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": status, "lastTransitionTime": at(since)}],
+            "containerStatuses": [{"name": app, "image": format!("quay.io/calico/{app}:v3.28.1"), "restartCount": restarts}]},
+    })
+}
+
+pub(in super::super) fn looping(mut pod: Value) -> Value {
+    pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] = "CrashLoopBackOff".into();
+    pod
+}
+
+/// The DaemonSet calico-node: on how many nodes it should be, and is up to date.
+pub(in super::super) fn set(namespace: &str, desired: usize, updated: usize) -> Value {
+    json!({"metadata": {"name": "calico-node", "namespace": namespace, "creationTimestamp": at(-86_400)},
+        "status": {"desiredNumberScheduled": desired, "currentNumberScheduled": desired, "updatedNumberScheduled": updated}})
+}
+
+pub(in super::super) fn list(cluster: &mut Cluster, what: What, objects: &[Value], when: i64) {
+    let around = &mut cluster.surroundings;
+    around.take(what, Change::Found, at(when));
+    around.take(what, Change::ListBegins, at(when));
+    for object in objects {
+        around.take(what, Change::Here(serde_json::from_value(object.clone()).expect("an object")), at(when));
+    }
+    around.take(what, Change::ListEnds, at(when));
+}
+
+fn name(number: usize) -> String {
+    format!("n{number:02}")
+}
+
+fn worker(number: usize, network: Option<(&str, i64)>) -> Value {
+    let mut node = node(&name(number), if number < 10 { "a" } else { "b" }, "p", "Normal", &[]);
+    if let Some((status, since)) = network {
+        let reason = if status == "True" { "CalicoIsDown" } else { "CalicoIsUp" };
+        node["status"]["conditions"].as_array_mut().expect("conditions").push(
+            json!({"type": "NetworkUnavailable", "status": status, "reason": reason, "lastTransitionTime": at(since)}),
+        );
+        if status == "True" {
+            node["spec"]["taints"] = json!([{"key": "node.kubernetes.io/network-unavailable", "effect": "NoSchedule"}]);
+        }
+    }
+    node
+}
+
+/// So many workers, of which these have a calico-node that has not been Ready for so long.
+fn planted(count: usize, broken: &[usize], since: i64) -> Cluster {
+    let nodes: Vec<Value> = (0..count).map(|number| worker(number, Some(("False", -86_400)))).collect();
+    let mut cluster = cluster(&nodes, &[]);
+    let pods: Vec<Value> = (0..count)
+        .map(|number| {
+            let bad = broken.contains(&number);
+            pod("calico-node", "kube-system", number, &name(number), !bad, if bad { since } else { -86_400 }, 0)
+        })
+        .collect();
+    list(&mut cluster, What::CalicoPods, &pods, -86_400);
+    list(&mut cluster, What::DaemonSets, &[set("kube-system", count, count)], -86_400);
+    cluster
+}
+
+fn codes(cluster: &Cluster, now: i64) -> Vec<(&'static str, Severity, usize)> {
+    findings(cluster, at(now)).iter().map(|draft| (draft.code, draft.severity, draft.on.len())).collect()
+}
+
+use Severity::{Critical, Info, Warning};
+
+#[test]
+fn few_many_and_all_have_opposite_remedies() {
+    assert!(codes(&planted(30, &[], 0), 0).is_empty());
+    let all = |count| (0..count).collect::<Vec<_>>();
+    for (broken, code, word, not) in [
+        (2, "CalicoNodeFailingOnNode", "kubectl cordon", "suspect"),
+        (10, "CalicoNodeFailingSubset", "suspect zone a", "cordon"),
+        (24, "CalicoNodeFailingWidespread", "do not cordon", "kubectl cordon"),
+        (30, "CalicoNodeFailingWidespread", "do not cordon", "kubectl cordon"),
+    ] {
+        let cluster = planted(30, &all(broken), -300);
+        assert_eq!(codes(&cluster, 0), [(code, Critical, broken)]);
+        let draft = findings(&cluster, at(0)).remove(0);
+        assert!(draft.next.contains(word) && !draft.next.contains(not), "{}", draft.next);
+        assert_eq!(draft.since, Some(at(-300)));
+    }
+    let draft = findings(&planted(30, &all(10), -300), at(0)).remove(0);
+    assert!(draft.detail.ends_with("; 10 of 10 in zone a fail, 0 of 20 elsewhere"), "{}", draft.detail);
+}
+
+#[test]
+fn two_minutes_are_waited_unless_it_restarts_again_and_again() {
+    assert!(codes(&planted(5, &[1], 0), 119).is_empty());
+    assert_eq!(codes(&planted(5, &[1], 0), 120), [("CalicoNodeFailingOnNode", Critical, 1)]);
+    let mut cluster = planted(5, &[1], 0);
+    for (restarts, when) in [(1, 5), (2, 20)] {
+        let pod = pod("calico-node", "kube-system", 1, &name(1), false, 0, restarts);
+        let pod = serde_json::from_value(pod).expect("a pod");
+        cluster.surroundings.take(What::CalicoPods, Change::Here(pod), at(when));
+        assert_eq!(codes(&cluster, when).len(), usize::from(restarts == 2), "restarts: {restarts}");
+    }
+    let back = serde_json::from_value(pod("calico-node", "kube-system", 1, &name(1), true, 30, 2)).expect("a pod");
+    cluster.surroundings.take(What::CalicoPods, Change::Here(back), at(30));
+    assert!(codes(&cluster, 31).is_empty(), "it clears");
+}
+
+#[test]
+fn many_restarts_of_long_ago_are_none_of_now() {
+    let mut cluster = cluster(&[worker(1, None)], &[]);
+    list(&mut cluster, What::CalicoPods, &[pod("calico-node", "kube-system", 1, &name(1), false, 0, 1851)], 0);
+    list(&mut cluster, What::DaemonSets, &[set("kube-system", 1, 1)], 0);
+    assert!(codes(&cluster, 10).is_empty(), "the first that is seen of it says nothing about when");
+    let looping = looping(pod("calico-node", "kube-system", 1, &name(1), false, 0, 1852));
+    cluster.surroundings.take(What::CalicoPods, Change::Here(serde_json::from_value(looping).expect("a pod")), at(11));
+    assert_eq!(codes(&cluster, 11).len(), 1);
+}
+
+#[test]
+fn workers_with_another_cause_are_left_to_it() {
+    let mut cluster = planted(6, &[0, 1], -300);
+    let mut silent = worker(0, Some(("False", -86_400)));
+    silent["status"]["conditions"][0]["status"] = "Unknown".into();
+    apply(&mut cluster, &silent);
+    let full = ("DiskFull", "critical", "capacity", "/var is full");
+    apply(&mut cluster, &node(&name(1), "a", "p", "Critical", &[full]));
+    assert!(codes(&cluster, 0).is_empty());
+}
+
+#[test]
+fn a_pod_that_is_missing_on_a_node_is_told() {
+    let mut cluster = planted(12, &[], 0);
+    let gone = pod("calico-node", "kube-system", 3, &name(3), true, -86_400, 0);
+    cluster.surroundings.take(What::CalicoPods, Change::Gone(serde_json::from_value(gone).expect("a pod")), at(0));
+    assert!(codes(&cluster, 119).is_empty());
+    assert_eq!(codes(&cluster, 120), [("CalicoNodeFailingOnNode", Critical, 1)]);
+    // A DaemonSet that is for the others only misses none.
+    list(&mut cluster, What::DaemonSets, &[set("kube-system", 11, 11)], 0);
+    assert!(codes(&cluster, 120).is_empty());
+}
+
+#[test]
+fn a_rolling_update_is_told_and_is_no_problem() {
+    let mut cluster = planted(10, &[4], 0);
+    list(&mut cluster, What::DaemonSets, &[set("kube-system", 10, 4)], 0);
+    apply(&mut cluster, &worker(4, Some(("True", 0))));
+    assert_eq!(codes(&cluster, 8), [("CalicoRollingUpdate", Info, 0), ("NetworkUnavailableBrief", Info, 1)]);
+    let draft = findings(&cluster, at(8)).remove(0);
+    assert!(draft.detail.contains("4 of 10 nodes are done, 0 are not Ready"), "{}", draft.detail);
+    // It has got stuck.
+    let after = codes(&cluster, 200);
+    assert_eq!(
+        after,
+        [
+            ("CalicoRollingUpdate", Info, 0),
+            ("CalicoNodeFailingOnNode", Critical, 1),
+            ("NetworkUnavailableProlonged", Warning, 1)
+        ]
+    );
+}
+
+#[test]
+fn network_unavailable_is_judged_by_time_and_by_restarts() {
+    for (age, severity) in [(119, Info), (120, Warning), (599, Warning), (600, Critical)] {
+        let mut cluster = planted(10, &[4], 0);
+        apply(&mut cluster, &worker(4, Some(("True", 0))));
+        let all = codes(&cluster, age);
+        assert!(
+            all.iter().any(|(code, have, on)| code.starts_with("NetworkUnavailable") && (*have, *on) == (severity, 1)),
+            "{age}: {all:?}"
+        );
+    }
+    let mut cluster = planted(10, &[], 0);
+    let failing = looping(pod("calico-node", "kube-system", 4, &name(4), false, 0, 3));
+    cluster.surroundings.take(What::CalicoPods, Change::Here(serde_json::from_value(failing).expect("a pod")), at(0));
+    apply(&mut cluster, &worker(4, Some(("True", 0))));
+    assert!(codes(&cluster, 5).contains(&("NetworkUnavailableProlonged", Critical, 1)), "restarts beat time");
+}
+
+#[test]
+fn calicos_time_is_not_that_of_the_change() {
+    let mut cluster = planted(10, &[4], 0);
+    apply(&mut cluster, &worker(4, Some(("True", 0))));
+    // It writes the same again.
+    apply(&mut cluster, &worker(4, Some(("True", 550))));
+    assert!(codes(&cluster, 600).contains(&("NetworkUnavailableProlonged", Critical, 1)));
+}
+
+#[test]
+fn a_condition_that_contradicts_what_is_there_is_stale() {
+    let mut cluster = planted(10, &[], 0);
+    apply(&mut cluster, &worker(4, Some(("True", -900))));
+    assert_eq!(codes(&cluster, 0), [("NetworkConditionStale", Warning, 1)], "Ready, and still said to be down");
+    let mut dead = node(&name(5), "a", "p", "Critical", &[("BgpDaemonDown", "critical", "podRouting", "BIRD is dead")]);
+    let conditions = worker(5, Some(("False", -86_400)))["status"]["conditions"].clone();
+    dead["status"]["conditions"]
+        .as_array_mut()
+        .expect("conditions")
+        .push(conditions[conditions.as_array().expect("some").len() - 1].clone());
+    apply(&mut cluster, &dead);
+    assert_eq!(codes(&cluster, 0), [("NetworkConditionStale", Warning, 2)]);
+    apply(&mut cluster, &worker(4, Some(("False", 0))));
+    apply(&mut cluster, &worker(5, Some(("False", -86_400))));
+    assert!(codes(&cluster, 1).is_empty(), "it clears");
+}
+
+#[test]
+fn a_taint_without_its_condition_is_told_after_five_minutes() {
+    let mut cluster = planted(10, &[], 0);
+    let mut stuck = worker(4, Some(("False", 0)));
+    stuck["spec"]["taints"] = json!([{"key": "node.kubernetes.io/network-unavailable", "effect": "NoSchedule"}]);
+    apply(&mut cluster, &stuck);
+    assert!(codes(&cluster, 299).is_empty());
+    assert_eq!(codes(&cluster, 300), [("NetworkTaintStuck", Warning, 1)]);
+    apply(&mut cluster, &worker(4, Some(("False", 0))));
+    assert!(codes(&cluster, 300).is_empty());
+}
+
+#[test]
+fn when_it_is_nowhere_the_reason_chooses_what_to_do() {
+    let nodes: Vec<Value> = (0..4).map(|number| worker(number, Some(("False", -86_400)))).collect();
+    let bare = || {
+        let mut cluster = cluster(&nodes, &[]);
+        list(&mut cluster, What::CalicoPods, &[], 0);
+        cluster
+    };
+    let reason = |cluster: &Cluster, now| {
+        findings(cluster, at(now))
+            .into_iter()
+            .map(|draft| (draft.code, draft.subject, draft.on.len()))
+            .collect::<Vec<_>>()
+    };
+    let mut missing = bare();
+    assert!(reason(&missing, 600).is_empty(), "whether there is a DaemonSet is not known");
+    list(&mut missing, What::DaemonSets, &[], 0);
+    assert!(reason(&missing, 59).is_empty());
+    assert_eq!(reason(&missing, 60), [("CalicoNodeAbsent", "DaemonSetMissing".to_owned(), 4)]);
+    let mut none = bare();
+    list(&mut none, What::DaemonSets, &[set("calico-system", 0, 0)], 0);
+    assert_eq!(reason(&none, 60)[0].1, "NoNodesSelected");
+    let mut blocked = bare();
+    list(&mut blocked, What::DaemonSets, &[set("calico-system", 4, 4)], 0);
+    assert_eq!(reason(&blocked, 60)[0].1, "NoPods");
+    let message =
+        "Error creating: Internal error occurred: failed calling webhook \"guard.example\": context deadline exceeded";
+    let event = json!({"metadata": {"name": "e", "namespace": "calico-system"}, "message": message, "lastTimestamp": at(50),
+        "involvedObject": {"kind": "DaemonSet", "namespace": "calico-system", "name": "calico-node"}});
+    list(&mut blocked, What::FailedCreates, &[event], 0);
+    assert_eq!(reason(&blocked, 60)[0].1, "PodCreationBlocked");
+    let draft = findings(&blocked, at(60)).remove(0);
+    assert!(
+        draft.next.contains("fix that webhook first") && draft.detail.contains("guard.example"),
+        "{}",
+        draft.detail
+    );
+}
+
+#[test]
+fn without_calico_or_without_sight_of_its_pods_nothing_is_said() {
+    let mut other = cluster(&[bare_network("CiliumIsUp"), node("m", "a", "p", "Normal", &[])], &[]);
+    list(&mut other, What::CalicoPods, &[], -600);
+    list(&mut other, What::DaemonSets, &[], -600);
+    assert!(codes(&other, 0).is_empty());
+    let mut down = cluster(&[bare_network("NoRouteCreated")], &[]);
+    list(&mut down, What::CalicoPods, &[], -600);
+    assert!(codes(&down, 0).is_empty(), "not Calico's word");
+    let blind = cluster(&[worker(0, Some(("True", -900)))], &[]);
+    assert!(codes(&blind, 0).is_empty());
+}
+
+fn bare_network(reason: &str) -> Value {
+    let mut node = node("n", "a", "p", "Normal", &[]);
+    let condition =
+        json!({"type": "NetworkUnavailable", "status": "True", "reason": reason, "lastTransitionTime": at(-900)});
+    node["status"]["conditions"].as_array_mut().expect("conditions").push(condition);
+    node
+}
+
+/// While Calico moves, the old Pod of a node may be gone before the new one is Ready.
+#[test]
+fn two_pods_on_a_node_count_once() {
+    let mut cluster = planted(10, &[4], -300);
+    let new = pod("calico-node", "calico-system", 4, &name(4), true, -10, 0);
+    cluster.surroundings.take(What::CalicoPods, Change::Here(serde_json::from_value(new).expect("a pod")), at(0));
+    assert!(codes(&cluster, 0).is_empty());
+}

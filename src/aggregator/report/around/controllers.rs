@@ -1,0 +1,208 @@
+//! calico-kube-controllers, Typha, the tunnel from the control plane, and versions and namespaces of Calico (catalogue R096
+//! to R099, R170, R172, R173, R174, R178). Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::calico::{ROUTINE, state};
+use super::{Draft, lasts};
+use crate::aggregator::cluster::Cluster;
+use crate::aggregator::pods::{App, CalicoPod};
+use crate::aggregator::surroundings::What;
+use crate::checks::Severity::{Critical, Info, Warning};
+
+/// calico-kube-controllers may be absent for so long, in seconds (catalogue H10).
+const SPARED: i64 = 15 * 60;
+/// Two may run for so long while one takes over.
+const TWO: i64 = 300;
+/// A move of Calico to calico-system that has not gone on for so long does not go on.
+const STALLED: i64 = 3600;
+/// Parts of Calico may have different versions for so long: an update of a large cluster takes its time.
+const MIXED: i64 = 3600;
+/// A memory limit that was hit longer ago is no news.
+const MEMORY: i64 = 3600;
+
+/// What is wrong.
+pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
+    if !cluster.surroundings.is_seen(What::CalicoPods) {
+        return Vec::new();
+    }
+    let mut all = controllers(cluster, now);
+    all.extend(typha(cluster, now));
+    all.extend(tunnel(cluster, now));
+    all.extend(migration(cluster, now));
+    all.extend(mixed(cluster, now));
+    all
+}
+
+fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
+    let around = &cluster.surroundings;
+    let pods: Vec<&CalicoPod> = around.pods(App::Controllers).collect();
+    let Some(deployment) = around.workloads("calico-kube-controllers").next() else {
+        let used = around.is_seen(What::SystemDeployments) && around.is_seen(What::CalicoDeployments);
+        return missing(cluster, now).into_iter().filter(|_| used && pods.is_empty()).collect();
+    };
+    if deployment.replicas == 0 {
+        let detail = format!(
+            "the Deployment {}/calico-kube-controllers is scaled to 0, so that addresses and data of nodes that go are never cleaned up",
+            deployment.namespace
+        );
+        let next = "scale it to 1: exactly one has to run";
+        return vec![Draft::new("CalicoKubeControllersMissing", Warning, detail, next)];
+    }
+    if let Some(ready) = pods.iter().filter(|pod| pod.ready).map(|pod| pod.since).collect::<Option<Vec<_>>>()
+        && ready.len() > 1
+        && ready.iter().all(|since| lasts(Some(*since), TWO, now))
+    {
+        let detail = format!("{} Pods of calico-kube-controllers run, and exactly one has to", ready.len());
+        return vec![Draft::new("CalicoKubeControllersCount", Info, detail, "set the Deployment to one replica")];
+    }
+    if pods.iter().any(|pod| pod.ready) {
+        return Vec::new();
+    }
+    let Some(pod) = pods.iter().max_by_key(|pod| pod.created) else {
+        // That there was never a Pod is known since the Deployment was made, or since Pods are seen.
+        let since = deployment.created.max(around.complete_since(What::CalicoPods));
+        return vec![down(cluster, "there is no Pod", since, now)];
+    };
+    let on = (!pod.node.is_empty()).then_some(&*pod.node);
+    let name = format!("{}/{} {}", pod.namespace, pod.name, state(pod, now));
+    if let Some(node) = on
+        && cluster.node(node).is_none_or(|row| !row.is_ready())
+    {
+        let detail = format!("calico-kube-controllers is on {node}, which is not Ready: {name}");
+        let next = format!(
+            "cordon {node} and delete the Pod, so that it starts elsewhere; uncordon {node} once it is well again"
+        );
+        return vec![Draft::new("CalicoKubeControllersOnBadNode", Warning, detail, next).since(pod.since)];
+    }
+    if let Some(at) = pod.out_of_memory.filter(|at| !lasts(Some(*at), MEMORY, now)) {
+        let detail = format!("the memory of calico-kube-controllers hit its limit: {name}");
+        let next = "gather its description and logs (also --previous); raise the limit, and look at what grew: Nodes, Pods, policies, leaked addresses";
+        return vec![Draft::new("CalicoKubeControllersOomKilled", Warning, detail, next).since(Some(at))];
+    }
+    if pod.keeps_failing(now) {
+        let next = "cordon its node and delete the Pod, on nodes of several zones in turn, and uncordon; if it fails everywhere, gather, and look at Calico's configuration, the datastore, and what changed before then";
+        let detail = format!("calico-kube-controllers does not stay up: {name}");
+        return vec![Draft::new("CalicoKubeControllersCrashLooping", Warning, detail, next).since(pod.since)];
+    }
+    vec![down(cluster, &name, pod.since, now)]
+}
+
+/// No worker suffers from it at once, and a short absence harms nobody, unless nodes go meanwhile.
+fn down(cluster: &Cluster, what: &str, since: Option<Timestamp>, now: Timestamp) -> Draft {
+    let gone = cluster.gone_since(since);
+    let severity = if gone > 0 || lasts(since, SPARED, now) { Warning } else { Info };
+    let meanwhile = if gone > 0 {
+        format!("; {gone} nodes were deleted meanwhile, whose addresses and data stay")
+    } else {
+        String::new()
+    };
+    let detail = format!("calico-kube-controllers is not there: {what}{meanwhile}");
+    let next =
+        "wait a quarter of an hour; then look at its Pod and its node, and for webhooks that keep Pods from being made";
+    Draft::new("CalicoKubeControllersDown", severity, detail, next).since(since)
+}
+
+/// Its Deployment is gone. Not every Calico has one: it counts where Pods of it could not be made, or were seen before.
+fn missing(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
+    let since = cluster.surroundings.controllers_gone.filter(|since| lasts(Some(*since), ROUTINE, now))?;
+    let detail =
+        "the Deployment calico-kube-controllers was there and is neither in kube-system nor in calico-system any more"
+            .to_owned();
+    let next = "let its owner make it again: the Tigera operator, or on IBM Cloud a master refresh, which takes up to 45 minutes; then look for webhooks";
+    Some(Draft::new("CalicoKubeControllersMissing", Warning, detail, next).since(Some(since)))
+}
+
+/// Pods that wait for a node are fine in a cluster that is smaller than their number.
+fn typha(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
+    let pods: Vec<&CalicoPod> = cluster.surroundings.pods(App::Typha).collect();
+    let ready = pods.iter().filter(|pod| pod.ready).count();
+    let waits =
+        |pod: &CalicoPod| pod.node.is_empty() && ready > 0 && pods.len() > cluster.nodes().len().saturating_sub(1);
+    let bad = |pod: &&&CalicoPod| (pod.keeps_failing(now) || pod.unready_for(ROUTINE, now)) && !waits(pod);
+    let bad: Vec<&&CalicoPod> = pods.iter().filter(bad).collect();
+    let worst = bad.first()?;
+    let severity = if ready == 0 { Critical } else { Warning };
+    let detail = format!(
+        "{} of {} Pods of Typha are not Ready, so that calico-node on the nodes that they serve gets no changes and restarts: {}/{} {}",
+        bad.len(),
+        pods.len(),
+        worst.namespace,
+        worst.name,
+        state(worst, now)
+    );
+    let next = "if one is bad, look at its node, cordon it and delete the Pod; if all are, gather their logs and look at memory limits, configuration and certificates";
+    let since = bad.iter().filter_map(|pod| pod.since).min();
+    Some(Draft::new("TyphaUnhealthy", severity, detail, next).since(since))
+}
+
+fn tunnel(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
+    let mut pods = cluster.surroundings.pods(App::Tunnel).peekable();
+    pods.peek()?;
+    let mut since = None;
+    for pod in pods {
+        if !pod.unready_for(ROUTINE, now) {
+            return None;
+        }
+        since = since.max(pod.since);
+    }
+    let detail = "no konnectivity-agent is Ready, so that the control plane reaches no Pod and no kubelet: logs, exec, port-forward, and webhooks and aggregated APIs in the cluster fail".to_owned();
+    let next = "look at the konnectivity-agent Pods and at the way from their nodes to the control plane; webhooks that fail meanwhile are a consequence";
+    Some(Draft::new("ControlTunnelDown", Warning, detail, next).since(since))
+}
+
+/// Since 1.29 of IBM Cloud's clusters the Tigera operator moves calico-node from kube-system to calico-system (R174).
+fn migration(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
+    let around = &cluster.surroundings;
+    let old: Vec<&CalicoPod> = around.calico_pods().filter(|pod| &*pod.namespace == "kube-system").collect();
+    let new: Vec<&CalicoPod> = around.calico_pods().filter(|pod| &*pod.namespace == "calico-system").collect();
+    let waiting = cluster.nodes().filter(|(_, row)| row.migration.as_deref() == Some("pre-operator")).count();
+    let both = around.workloads("calico-node").map(|set| &*set.namespace).collect::<BTreeSet<_>>().len() > 1;
+    if !(both || waiting > 0) || old.is_empty() || new.is_empty() {
+        return None;
+    }
+    let last = new.iter().filter_map(|pod| pod.created).max();
+    let stalled = lasts(last, STALLED, now);
+    let detail = format!(
+        "Calico moves from kube-system to calico-system: {} of {} nodes are done",
+        new.len(),
+        new.len() + old.len()
+    );
+    if !stalled {
+        let next = "wait, it takes hours in a large cluster; add, reload or replace no workers meanwhile";
+        return Some(Draft::new("CalicoMigrationInProgress", Info, detail, next));
+    }
+    let unready = new.iter().filter(|pod| !pod.ready).count();
+    let detail = format!("{detail}, {unready} of these are not Ready, and none was added for more than an hour");
+    let next = "read the log of tigera-operator; see that all of Calico's Pods are Ready; where BGP has a password, that its Secret is in calico-system too (BgpPasswordSecretMissing)";
+    Some(Draft::new("CalicoMigrationStalled", Critical, detail, next).since(last).on(old.iter().map(|pod| &*pod.node)))
+}
+
+/// Parts of one Calico in different versions, and nothing under way that explains it (R173).
+fn mixed(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
+    let around = &cluster.surroundings;
+    let mut versions: BTreeMap<&str, Vec<&CalicoPod>> = BTreeMap::new();
+    for pod in [App::Node, App::Controllers, App::Typha].into_iter().flat_map(|app| around.pods(app)) {
+        if !pod.version.is_empty() {
+            versions.entry(&pod.version).or_default().push(pod);
+        }
+    }
+    let settled = versions.values().flatten().all(|pod| lasts(pod.created, MIXED, now));
+    let rolling = around.workloads("calico-node").any(|set| set.updated < set.desired);
+    if versions.len() < 2 || !settled || rolling {
+        return None;
+    }
+    let counts: Vec<String> = versions.iter().map(|(version, pods)| format!("{version} in {}", pods.len())).collect();
+    let rarest = versions.values().min_by_key(|pods| pods.len())?;
+    let detail = format!("Pods of Calico have different versions, and no update is under way: {}", counts.join(", "));
+    let next = "find out who changed an image, and let the owner of Calico (operator, provider) set them all";
+    Some(
+        Draft::new("CalicoVersionMixed", Warning, detail, next)
+            .on(rarest.iter().map(|pod| &*pod.node).filter(|node| !node.is_empty())),
+    )
+}
+
+#[cfg(test)]
+mod tests;
