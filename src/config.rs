@@ -8,12 +8,13 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 use crate::checks::{Limits, node};
+use crate::verdict::Patience;
 
 /// Longest configuration file, in bytes.
 const LONGEST: u64 = 1 << 20;
 
 /// What can be configured. Everything has a default; an empty file is valid.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
     /// Thresholds of the checks.
@@ -21,6 +22,21 @@ pub struct Config {
     /// Hold-downs that differ from a check's own, in seconds by finding code. They hold also where the owner of the thing
     /// would repair it by itself.
     pub hold_down_seconds: BTreeMap<String, f64>,
+    /// Times until a finding is over that differ from a check's own, in seconds by finding code.
+    pub clear_seconds: BTreeMap<String, f64>,
+    /// A node that has just booted or joined is left this many seconds to put its network together (catalogue H12).
+    pub settling_seconds: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            limits: Limits::default(),
+            hold_down_seconds: BTreeMap::new(),
+            clear_seconds: BTreeMap::new(),
+            settling_seconds: Patience::default().settling.as_secs_f64(),
+        }
+    }
 }
 
 /// Longest hold-down that can be set, in seconds: a finding held back for longer is one that nobody wants.
@@ -50,13 +66,17 @@ impl Config {
         Ok(config)
     }
 
-    /// Hold-downs that differ from the checks' own, by finding code.
-    pub fn hold_downs(&self) -> BTreeMap<&'static str, Duration> {
+    /// How long to wait before something is believed.
+    pub fn patience(&self) -> Patience {
         let known = |code: &String| node::ALL.iter().find(|check| check.code == code).map(|check| check.code);
-        self.hold_down_seconds
-            .iter()
-            .filter_map(|(code, seconds)| Some((known(code)?, Duration::from_secs_f64(*seconds))))
-            .collect()
+        let times = |seconds: &BTreeMap<String, f64>| {
+            seconds.iter().filter_map(|(code, time)| Some((known(code)?, Duration::from_secs_f64(*time)))).collect()
+        };
+        Patience {
+            raise: times(&self.hold_down_seconds),
+            clear: times(&self.clear_seconds),
+            settling: Duration::from_secs_f64(self.settling_seconds),
+        }
     }
 
     fn validate(&self) -> anyhow::Result<()> {
@@ -85,13 +105,18 @@ impl Config {
         if imminent_minutes.is_nan() || imminent_minutes < 0.0 || sandbox_settling_seconds < 0 {
             bail!("limits: imminentMinutes and sandboxSettlingSeconds must not be negative");
         }
-        for (code, seconds) in &self.hold_down_seconds {
-            if !node::ALL.iter().any(|check| check.code == code) {
-                bail!("holdDownSeconds: there is no finding code {code}; the README lists them");
+        for (key, times) in [("holdDownSeconds", &self.hold_down_seconds), ("clearSeconds", &self.clear_seconds)] {
+            for (code, seconds) in times {
+                if !node::ALL.iter().any(|check| check.code == code) {
+                    bail!("{key}: there is no finding code {code}; the README lists them");
+                }
+                if !(0.0..=LONGEST_HOLD_DOWN).contains(seconds) {
+                    bail!("{key}: {code} ({seconds}) must be between 0 and {LONGEST_HOLD_DOWN}");
+                }
             }
-            if !(0.0..=LONGEST_HOLD_DOWN).contains(seconds) {
-                bail!("holdDownSeconds: {code} ({seconds}) must be between 0 and {LONGEST_HOLD_DOWN}");
-            }
+        }
+        if !(0.0..=LONGEST_HOLD_DOWN).contains(&self.settling_seconds) {
+            bail!("settlingSeconds ({}) must be between 0 and {LONGEST_HOLD_DOWN}", self.settling_seconds);
         }
         Ok(())
     }
@@ -116,7 +141,11 @@ mod tests {
     #[test]
     fn a_hold_down_is_taken_over_and_a_code_that_is_none_is_named() {
         let config = Config::parse("holdDownSeconds:\n  PodRouteMissing: 0.5\n").expect("valid");
-        assert_eq!(config.hold_downs(), BTreeMap::from([("PodRouteMissing", Duration::from_millis(500))]));
+        assert_eq!(config.patience().raise, BTreeMap::from([("PodRouteMissing", Duration::from_millis(500))]));
+        let config = Config::parse("clearSeconds: {DiskFull: 5}\nsettlingSeconds: 60\n").expect("valid");
+        assert_eq!(config.patience().clear, BTreeMap::from([("DiskFull", Duration::from_secs(5))]));
+        assert_eq!(config.patience().settling, Duration::from_secs(60));
+        assert!(Config::parse("clearSeconds: {DiskFul: 5}").is_err() && Config::parse("settlingSeconds: -1").is_err());
         for (text, named) in [("{PodRuteMissing: 1}", "PodRuteMissing"), ("{PodRouteMissing: -1}", "PodRouteMissing")] {
             let error = Config::parse(&format!("holdDownSeconds: {text}")).expect_err("refused").to_string();
             assert!(error.contains(named), "{error}");

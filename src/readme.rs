@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::checks::node::ALL;
+use crate::verdict::{FLAPPING_FREE, FLAPPING_WINDOW, Patience, SLOWEST_CLEAR};
 
 const BEGIN: &str = "<!-- findings: written by `NODEVITALS_BLESS=1 cargo test --lib readme` -->\n";
 const END: &str = "<!-- end of findings -->";
@@ -18,6 +19,17 @@ fn table() -> String {
         writeln!(text, "| `{}` | `{condition}` | {severity} | {raised} | {cleared} | {} |", check.code, check.why)
             .expect("memory");
     }
+    let patience = Patience::default();
+    writeln!(
+        text,
+        "\nWhat comes back more than {FLAPPING_FREE} times within {} is over only after twice as long each time, up to\n{}: \
+         nothing flaps faster. A finding becomes worse after *raised after*, milder after *cleared after*.\nFor {} after a node \
+         has booted or joined, or until its first clean pass, what its network misses is told as `WorkerSettling` and raises\nno alarm.",
+        seconds(FLAPPING_WINDOW),
+        seconds(SLOWEST_CLEAR),
+        seconds(patience.settling),
+    )
+    .expect("memory");
     text
 }
 
@@ -42,6 +54,9 @@ fn the_table_of_findings_is_that_of_the_checks() {
 #[test]
 fn every_key_of_the_configuration_is_shown() {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
+    for key in ["settlingSeconds", "holdDownSeconds", "clearSeconds"] {
+        assert!(readme.contains(&format!("\n{key}: ")), "{key}");
+    }
     let limits = serde_json::to_value(crate::checks::Limits::default()).expect("plain numbers");
     for key in limits.as_object().expect("an object").keys() {
         assert!(readme.contains(&format!("  {key}: ")), "{key}");

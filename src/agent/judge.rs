@@ -1,7 +1,6 @@
 //! The pure middle of the agent: updates go in, verdicts come out.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -10,7 +9,7 @@ use super::observe::Update;
 use crate::checks::{self, Limits, Look};
 use crate::config::Config;
 use crate::facts::{Expected, Identity, Remembered, Sandbox, Seen, Snapshot};
-use crate::verdict::{Beliefs, Now, Raised, Status, Verdict, WorkerState};
+use crate::verdict::{Beliefs, Now, Patience, Raised, Settling, Status, Verdict, WorkerState};
 
 /// What the agent knows and believes about its node.
 #[derive(Debug)]
@@ -19,7 +18,7 @@ pub(crate) struct Judge {
     remembered: Remembered,
     beliefs: Beliefs,
     limits: Limits,
-    hold_downs: BTreeMap<&'static str, Duration>,
+    patience: Patience,
     seen: [bool; Update::KINDS],
 }
 
@@ -41,9 +40,9 @@ impl Judge {
         Judge {
             snapshot: Snapshot::blank(now.wall, identity),
             remembered: Remembered::default(),
-            beliefs: Beliefs::default().with_hold_downs(config.hold_downs()),
+            beliefs: Beliefs::default().with_patience(config.patience()),
             limits: config.limits.clone(),
-            hold_downs: config.hold_downs(),
+            patience: config.patience(),
             seen: [false; Update::KINDS],
         }
     }
@@ -56,8 +55,18 @@ impl Judge {
         state: Option<(WorkerState, Timestamp)>,
         now: Now,
     ) {
-        self.beliefs = Beliefs::restore(checks::node::ALL, findings, conditions, state, now)
-            .with_hold_downs(self.hold_downs.clone());
+        self.beliefs =
+            Beliefs::restore(checks::node::ALL, findings, conditions, state, now).with_patience(self.patience.clone());
+    }
+
+    /// Leaves a node that has just booted or joined its time.
+    pub(crate) fn settle(&mut self, joined: Option<Timestamp>, now: Now) {
+        self.beliefs.settle(Settling::of(self.patience.settling, joined, now));
+    }
+
+    /// This process was stopped or the machine suspended.
+    pub(crate) fn was_away(&mut self, now: Now) {
+        self.beliefs.was_away(now);
     }
 
     /// Takes over what an earlier process of this boot must have seen, from the findings that it raised: chains that are

@@ -13,10 +13,11 @@ use super::publish::{NodeNow, Writer};
 use super::watchdog::Heart;
 use super::{AgentPages, Judge, Options, Report};
 use crate::api::{self, Api};
+use crate::checks::WORKER_PROBLEM;
 use crate::clock::{now, since_boot};
 use crate::config::Config;
 use crate::facts::Identity;
-use crate::verdict::{self, Now, Raised, Told, Verdict, told};
+use crate::verdict::{self, Now, Raised, Status, Told, Verdict, told};
 
 /// The first verdict waits this long for sources that have not answered yet; theirs is then unknown.
 const FIRST_LOOK: Duration = Duration::from_millis(600);
@@ -26,6 +27,8 @@ const ONE_LOOK: Duration = Duration::from_secs(8);
 const BURST: Duration = Duration::from_millis(20);
 /// A loop that was away for longer was paused or suspended: what the Node says has to be read again.
 const PAUSED: Duration = Duration::from_secs(30);
+/// So much later than asked for nobody judges unless the process was stopped.
+const LATE: Duration = Duration::from_secs(5);
 
 /// A node that is being watched: the judge and its last verdict, shared with the pages.
 #[derive(Debug)]
@@ -99,8 +102,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let observer = observe::start(&host, asked);
     let identity = Identity { node_name: Some(options.node_name.clone()), ..observe::identity(&host) };
     let mut judge = Judge::new(identity, &config, now());
-    if let Ok(Some(node)) = timeout(FIRST_LOOK, writer.read()).await {
-        restore(&mut judge, &node);
+    let node = timeout(FIRST_LOOK, writer.read()).await.ok().flatten();
+    if let Some(node) = &node {
+        restore(&mut judge, node);
+    }
+    if !node.as_ref().is_some_and(|node| has_settled(&judge, node)) {
+        judge.settle(node.and_then(|node| node.created), now());
     }
     let watched = Arc::new(Watched::new(judge, observer.stats().clone()));
     let pages = AgentPages::new(Arc::clone(&watched), Some(writer.fates()));
@@ -140,6 +147,13 @@ fn restore(judge: &mut Judge, node: &NodeNow) {
     }
 }
 
+/// Whether an earlier process of this boot has come to a verdict: there is nothing to wait for any more.
+fn has_settled(judge: &Judge, node: &NodeNow) -> bool {
+    let same_boot = node.annotations.get(verdict::annotation::BOOT_ID) == Some(&judge.snapshot().identity.boot_id);
+    let roll_up = node.conditions.get(WORKER_PROBLEM);
+    same_boot && roll_up.is_some_and(|it| it.status != Status::Unknown || it.reason == verdict::AGENT_STALE)
+}
+
 /// Watches the node for ever: takes updates in, judges when something changed or a hold-down ends, and tells.
 pub(crate) async fn watch_node(
     watched: &Watched,
@@ -151,6 +165,7 @@ pub(crate) async fn watch_node(
     let first_look = Instant::now() + FIRST_LOOK;
     let mut judge_at = Some(first_look);
     let mut last_round = since_boot();
+    let mut due = None;
     loop {
         let wake = async {
             match judge_at {
@@ -169,8 +184,12 @@ pub(crate) async fn watch_node(
                 }
             }
             () = wake => {
+                if due.is_some_and(|due| since_boot().saturating_sub(due) > LATE) {
+                    watched.change(|judge| judge.was_away(now()));
+                }
                 let (before, verdict) = watched.judge();
                 log(before.as_ref(), &verdict);
+                due = verdict.look_again_in.map(|wait| since_boot() + wait);
                 judge_at = verdict.look_again_in.map(|wait| Instant::now() + wait.max(BURST));
                 say(watched, tell, &verdict);
             }

@@ -1,6 +1,8 @@
 //! Since when, and do we believe it: findings of many looks become one verdict. Pure: time comes in as [`Now`].
 
+mod belief;
 mod causes;
+mod settling;
 mod state;
 mod step;
 mod told;
@@ -13,6 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::checks::{Area, Severity};
 
+pub use belief::Patience;
+#[cfg(test)]
+pub(crate) use belief::{FLAPPING_FREE, FLAPPING_WINDOW, SLOWEST_CLEAR};
+pub use settling::Settling;
 pub use state::{Status, WorkerState};
 pub use step::Beliefs;
 #[cfg(fuzzing)]
@@ -39,6 +45,13 @@ pub struct Now {
     pub wall: Timestamp,
     /// Time since boot, suspend included (`CLOCK_BOOTTIME`).
     pub since_boot: Duration,
+}
+
+impl Now {
+    /// Time since a moment of the clock that never jumps.
+    pub(crate) fn since(self, moment: Duration) -> Duration {
+        self.since_boot.saturating_sub(moment)
+    }
 }
 
 /// What is believed about one node.

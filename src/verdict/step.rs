@@ -5,20 +5,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::belief::{Belief, Flapping, Patience};
 use super::causes;
-use super::words::{clip, of_area, of_worker};
+use super::words::{clip, list as codes, of_area, of_worker};
 use super::{
-    COULD_NOT_LOOK, ConditionVerdict, NOT_APPLICABLE, Now, Raised, SETTLING, Status, Verdict, WORKER_HEALTHY,
+    COULD_NOT_LOOK, ConditionVerdict, NOT_APPLICABLE, Now, Raised, SETTLING, Settling, Status, Verdict, WORKER_HEALTHY,
     WorkerState,
 };
 use crate::checks::{Area, Check, Finding, Outcome, Severity, WORKER_PROBLEM};
 
 /// A check that cannot look counts as unknown after this long: one slow answer is noise.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(15);
-/// The text of a finding that lasts is brought up to date this often, so that a number that moves in it (percent of a
-/// disk) does not become a write to the API server at every look.
-const REFRESH_TEXT_AFTER: Duration = Duration::from_secs(600);
-
 /// What is believed between two looks.
 #[derive(Debug, Clone, Default)]
 pub struct Beliefs {
@@ -26,18 +23,9 @@ pub struct Beliefs {
     answers: BTreeMap<&'static str, Answer>,
     conditions: BTreeMap<&'static str, (Status, Timestamp)>,
     state: Option<(WorkerState, Timestamp)>,
-    hold_downs: BTreeMap<&'static str, Duration>,
-}
-
-#[derive(Debug, Clone)]
-struct Belief {
-    check: &'static Check,
-    shown: Finding,
-    shown_at: Duration,
-    since: Timestamp,
-    first_seen: Duration,
-    last_seen: Duration,
-    raised: bool,
+    patience: Patience,
+    flapping: Flapping,
+    settling: Option<Settling>,
 }
 
 /// What a check answered last.
@@ -69,39 +57,42 @@ impl Beliefs {
         }
         for stored in findings {
             let Some(check) = table.iter().find(|check| check.code == stored.code) else { continue };
-            let shown = Finding::new(stored.subject.clone(), stored.detail.clone())
-                .severity(stored.severity)
-                .next(stored.next.clone());
-            beliefs.findings.insert(
-                (check.code, stored.subject.clone()),
-                Belief {
-                    check,
-                    shown,
-                    shown_at: now.since_boot,
-                    since: stored.since,
-                    first_seen: Duration::ZERO,
-                    last_seen: now.since_boot,
-                    raised: true,
-                },
-            );
+            let belief = Belief::restored(check, stored, now);
+            beliefs.findings.insert((check.code, stored.subject.clone()), belief);
         }
         beliefs
     }
 
-    /// With hold-downs that somebody asked for, by finding code.
+    /// With times that somebody asked for.
     #[must_use]
-    pub fn with_hold_downs(mut self, hold_downs: BTreeMap<&'static str, Duration>) -> Self {
-        self.hold_downs = hold_downs;
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
         self
+    }
+
+    /// Of a node that settles.
+    pub fn settle(&mut self, settling: Option<Settling>) {
+        self.settling = settling;
+    }
+
+    /// This process was stopped or the machine suspended: nothing that was seen before may be taken for having lasted, nor
+    /// what was gone for having been gone, all that time.
+    pub fn was_away(&mut self, now: Now) {
+        self.findings.values_mut().for_each(|belief| belief.start_anew(now));
+        self.answers
+            .values_mut()
+            .filter_map(|answer| answer.unknown.as_mut())
+            .for_each(|(since, _)| *since = now.since_boot);
     }
 
     /// Takes in the answers of one look and says what is believed now.
     pub fn step(&mut self, answers: &[(&'static Check, Outcome)], now: Now) -> Verdict {
+        self.settling = self.settling.filter(|settling| settling.left(now).is_some());
         for (check, outcome) in answers {
             self.take_answer(check, outcome, now);
             self.take_findings(check, outcome, now);
         }
-        self.raise_and_clear(now);
+        self.clear(now);
         self.verdict(now)
     }
 
@@ -127,47 +118,43 @@ impl Beliefs {
             Outcome::Findings(findings) => findings,
             Outcome::Healthy | Outcome::NotApplicable(_) => &[],
             Outcome::Unknown(_) => {
-                // Neither confirmed nor refuted: the time in which it could not be looked at does not count as gone.
-                for belief in self.findings.values_mut().filter(|belief| belief.check.code == check.code) {
-                    belief.last_seen = now.since_boot;
-                }
+                self.findings
+                    .values_mut()
+                    .filter(|it| it.check.code == check.code)
+                    .for_each(|it| it.look_was_lost(now));
                 return;
             }
         };
+        let held = self.settling.is_some() && Settling::holds(check.area);
+        let slower = self.flapping.slower(check.code);
+        let mut raised = self.findings.values().any(|it| it.check.code == check.code && it.raised);
+        let is_seen = |subject: &String| seen.iter().any(|finding| finding.subject == *subject);
+        let missed = self.findings.iter_mut().filter(|((code, subject), _)| *code == check.code && !is_seen(subject));
+        missed.for_each(|(_, belief)| belief.miss(now));
         for finding in seen {
-            let belief = self.findings.entry((check.code, finding.subject.clone())).or_insert_with(|| Belief {
-                check,
-                shown: finding.clone(),
-                shown_at: now.since_boot,
-                since: now.wall,
-                first_seen: now.since_boot,
-                last_seen: now.since_boot,
-                raised: false,
-            });
-            belief.last_seen = now.since_boot;
-            belief.shown.owner_repairs_within = finding.owner_repairs_within;
-            if !belief.raised
-                || belief.shown.severity != finding.severity
-                || now.since_boot.saturating_sub(belief.shown_at) >= REFRESH_TEXT_AFTER
-            {
-                belief.shown = finding.clone();
-                belief.shown_at = now.since_boot;
+            let key = (check.code, finding.subject.clone());
+            let belief = self.findings.entry(key).or_insert_with(|| Belief::new(check, finding, now));
+            belief.see(finding, now);
+            let worse = belief.settle(finding, held, &self.patience, slower, now);
+            if worse || belief.raised && !std::mem::replace(&mut raised, true) {
+                self.flapping.begins(check.code, now);
             }
         }
         // What had not lasted long enough to count and is gone never was.
-        self.findings
-            .retain(|(code, _), belief| *code != check.code || belief.raised || belief.last_seen == now.since_boot);
+        self.findings.retain(|(code, _), belief| *code != check.code || belief.raised || !belief.is_gone());
     }
 
-    fn raise_and_clear(&mut self, now: Now) {
-        for belief in self.findings.values_mut() {
-            let lasted = now.since_boot.saturating_sub(belief.first_seen);
-            belief.raised |= lasted >= belief.raise_after(&self.hold_downs);
-        }
-        self.findings.retain(|_, belief| {
-            let gone_for = now.since_boot.saturating_sub(belief.last_seen);
-            gone_for.is_zero() || gone_for < belief.check.clear_after
-        });
+    fn clear(&mut self, now: Now) {
+        let (patience, flapping) = (&self.patience, &self.flapping);
+        self.findings.retain(|(code, _), belief| !belief.is_over(patience, flapping.slower(code), now));
+        self.flapping.forget(now);
+        self.settling = self.settling.filter(|settling| settling.left(now).is_some() && !self.is_clean(now));
+    }
+
+    /// Whether everything was looked at, and nothing is wrong.
+    fn is_clean(&self, now: Now) -> bool {
+        let answered = !self.answers.is_empty() && self.answers.values().all(|it| it.ever || it.unknown_for_good(now));
+        answered && self.findings.values().all(|belief| belief.severity == Severity::Info)
     }
 
     fn verdict(&mut self, now: Now) -> Verdict {
@@ -226,8 +213,10 @@ impl Beliefs {
             let reason = if ever { COULD_NOT_LOOK } else { SETTLING };
             return (Status::Unknown, reason.into(), clip(&format!("Could not look: {why}.")));
         }
-        let pending =
-            self.findings.values().any(|belief| belief.check.area == area && belief.severity() > Severity::Info);
+        if let Some(message) = self.held(area, now) {
+            return (Status::Unknown, SETTLING.into(), message);
+        }
+        let pending = self.findings.values().any(|belief| belief.area() == area && belief.severity > Severity::Info);
         if answers.is_empty() || (pending && !settled) {
             return (Status::Unknown, SETTLING.into(), "The first look is not complete yet.".into());
         }
@@ -236,6 +225,16 @@ impl Beliefs {
             return (Status::False, NOT_APPLICABLE.into(), clip(&format!("Nothing to look at: {}.", reasons[0])));
         }
         (Status::False, area.healthy_reason().into(), format!("No problem found in the {}.", area.title()))
+    }
+
+    /// What would count by now on a node that does not settle.
+    fn held(&self, area: Area, now: Now) -> Option<String> {
+        let settling = self.settling.filter(|_| Settling::holds(area))?;
+        let lasted =
+            |it: &&Belief| it.area() == area && it.severity > Severity::Info && it.has_lasted(&self.patience, now);
+        let held: Vec<Raised> = self.findings.values().filter(lasted).map(Belief::to_raised).collect();
+        let (codes, after) = (codes(held.iter())?, settling.after);
+        Some(clip(&format!("The node settles since {after}: {codes} is seen, and counts if it stays.")))
     }
 
     fn answers_of(&self, area: Area) -> impl Iterator<Item = &Answer> {
@@ -258,12 +257,10 @@ impl Beliefs {
             (_, WorkerState::Unknown) => {
                 let blind: Vec<&str> =
                     conditions.iter().filter(|it| it.status == Status::Unknown).map(|it| it.kind).collect();
-                let reason = if settling { SETTLING } else { COULD_NOT_LOOK };
-                (
-                    Status::Unknown,
-                    reason.to_owned(),
-                    format!("Not all of this worker could be looked at: {}.", blind.join(", ")),
-                )
+                let held = conditions.iter().all(|it| it.status != Status::Unknown || it.reason == SETTLING);
+                let reason = if settling || held { SETTLING } else { COULD_NOT_LOOK };
+                let message = format!("Not all of this worker is known: {}.", blind.join(", "));
+                (Status::Unknown, reason.to_owned(), message)
             }
             _ => (Status::False, WORKER_HEALTHY.into(), "No problem found on this worker.".into()),
         };
@@ -287,48 +284,16 @@ impl Beliefs {
     }
 
     fn look_again_in(&self, now: Now) -> Option<Duration> {
-        let times = self.findings.values().filter_map(|belief| {
-            let gone_for = now.since_boot.saturating_sub(belief.last_seen);
-            match (belief.raised, gone_for.is_zero()) {
-                (false, _) => {
-                    belief.raise_after(&self.hold_downs).checked_sub(now.since_boot.saturating_sub(belief.first_seen))
-                }
-                (true, false) => belief.check.clear_after.checked_sub(gone_for),
-                (true, true) => None,
-            }
-        });
-        times.min()
-    }
-}
-
-impl Belief {
-    /// How long it has to last: as configured, else until its owner would have repaired it, else as the check says.
-    fn raise_after(&self, configured: &BTreeMap<&'static str, Duration>) -> Duration {
-        let own = || self.shown.owner_repairs_within.unwrap_or(self.check.raise_after);
-        configured.get(self.check.code).copied().unwrap_or_else(own)
-    }
-
-    fn severity(&self) -> Severity {
-        self.shown.severity.unwrap_or(self.check.severity)
-    }
-
-    fn to_raised(&self) -> Raised {
-        Raised {
-            code: self.check.code.to_owned(),
-            severity: self.severity(),
-            area: self.check.area,
-            subject: self.shown.subject.clone(),
-            since: self.since,
-            detail: self.shown.detail.clone(),
-            next: self.shown.next_step.clone().unwrap_or_else(|| self.check.next_step.to_owned()),
-            caused_by: None,
-        }
+        let patience = &self.patience;
+        let times =
+            self.findings.values().filter_map(|it| it.changes_in(patience, self.flapping.slower(it.check.code), now));
+        times.chain(self.settling.and_then(|settling| settling.left(now))).min()
     }
 }
 
 impl Answer {
     fn unknown_for_good(&self, now: Now) -> bool {
-        self.unknown.as_ref().is_some_and(|(since, _)| now.since_boot.saturating_sub(*since) >= UNKNOWN_AFTER)
+        self.unknown.as_ref().is_some_and(|(since, _)| now.since(*since) >= UNKNOWN_AFTER)
     }
 
     /// Why it is unknown, if that counts: it never could look, or has not been able to for long enough.

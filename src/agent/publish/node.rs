@@ -20,7 +20,10 @@ struct Node {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
+    #[serde(default)]
+    creation_timestamp: Option<jiff::Timestamp>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
 }
@@ -34,6 +37,8 @@ struct NodeStatus {
 /// Our own conditions and annotations, as the API server holds them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct NodeNow {
+    /// When it joined.
+    pub(crate) created: Option<jiff::Timestamp>,
     /// Conditions of our types, by type.
     pub(crate) conditions: BTreeMap<String, NodeCondition>,
     /// Annotations with our prefix.
@@ -44,6 +49,7 @@ impl From<Node> for NodeNow {
     fn from(node: Node) -> Self {
         let ours = node.status.conditions.into_iter().filter(|condition| our_condition(&condition.kind));
         NodeNow {
+            created: node.metadata.creation_timestamp,
             conditions: ours.map(|condition| (condition.kind.clone(), condition)).collect(),
             annotations: node
                 .metadata

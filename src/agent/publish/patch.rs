@@ -71,7 +71,6 @@ fn condition(wanted: &NodeCondition, at: Timestamp) -> Value {
 mod tests {
     use super::*;
     use crate::verdict::Status;
-    use std::collections::BTreeMap;
 
     fn at() -> Timestamp {
         Timestamp::from_second(1_700_000_000).expect("valid")
@@ -94,7 +93,7 @@ mod tests {
 
     fn now(told: &Told) -> NodeNow {
         let conditions = told.conditions.iter().map(|condition| (condition.kind.clone(), condition.clone())).collect();
-        NodeNow { conditions, annotations: told.annotations.clone() }
+        NodeNow { conditions, annotations: told.annotations.clone(), ..NodeNow::default() }
     }
 
     #[test]
@@ -149,7 +148,7 @@ mod tests {
     #[test]
     fn the_first_patch_says_everything() {
         let new = told(vec![one("CNIProblem", Status::False)], &[("nodevitals.dev/a", "1")]);
-        let blank = NodeNow { conditions: BTreeMap::new(), annotations: BTreeMap::new() };
+        let blank = NodeNow::default();
         let patch = patch(&blank, &new, at()).expect("a change");
         assert_eq!(patch["metadata"]["annotations"]["nodevitals.dev/a"], "1");
         assert_eq!(patch["status"]["conditions"][0]["status"], "False");

@@ -25,6 +25,8 @@ fn found() -> Outcome {
     Outcome::Findings(vec![Finding::new("/", "file system / is full")])
 }
 
+mod flapping;
+
 #[test]
 fn everything_is_unknown_before_the_first_look() {
     let mut beliefs = Beliefs::default();
@@ -74,11 +76,18 @@ fn what_is_only_worth_knowing_is_told_but_moves_nothing() {
         assert!(verdict.conditions.iter().all(|condition| condition.status == Status::False));
         assert!(verdict.root().is_none());
     }
-    // It gets worse: the finding is the same, and its severity is believed at once.
-    let worse = Outcome::Findings(vec![Finding::new("/", "now a problem"), info("other").severity(Severity::Warning)]);
-    let verdict = beliefs.step(&answers(&[("DiskFull", worse)]), now(601));
-    assert_eq!(verdict.findings.len(), 1);
-    assert_eq!(verdict.state, WorkerState::Warning);
+    // It gets worse: the finding is the same, and it is believed to be as bad once that has lasted.
+    let worse = || Outcome::Findings(vec![info("now a problem").severity(Severity::Warning)]);
+    let verdict = beliefs.step(&answers(&[("DiskFull", worse())]), now(601));
+    assert_eq!((verdict.state, verdict.look_again_in), (WorkerState::Normal, Some(check("DiskFull").raise_after)));
+    let verdict = beliefs.step(&answers(&[("DiskFull", worse())]), now(611));
+    assert_eq!((verdict.findings.len(), verdict.state), (1, WorkerState::Warning));
+    assert_eq!(verdict.findings[0].detail, "now a problem");
+    // And milder only once it has been that for as long as it takes to be over.
+    for (second, state) in [(620, WorkerState::Warning), (679, WorkerState::Warning), (680, WorkerState::Normal)] {
+        let outcome = Outcome::Findings(vec![info("worth knowing")]);
+        assert_eq!(beliefs.step(&answers(&[("DiskFull", outcome)]), now(second)).state, state, "second {second}");
+    }
 }
 
 #[test]
@@ -177,6 +186,102 @@ fn what_applies_nowhere_in_an_area_is_false_and_says_so() {
     let verdict = Beliefs::default().step(&answers(&special), now(0));
     let condition = verdict.condition("CNIProblem").expect("always there");
     assert_eq!((condition.status, condition.reason.as_str()), (Status::False, NOT_APPLICABLE));
+}
+
+#[test]
+fn a_young_node_puts_its_network_together_first() {
+    let young = now(0);
+    let joined = Some(young.wall);
+    let settling = || Settling::of(Duration::from_secs(600), joined, young);
+    assert!(settling().is_some());
+    assert_eq!(Settling::of(Duration::from_secs(600), joined, now(600)), None);
+    assert_eq!(Settling::of(Duration::from_secs(600), None, young), None, "booted 1000 s ago");
+    assert!(Settling::of(Duration::from_secs(2_000), None, young).is_some());
+    let missing = || ("CniConfigMissing", Outcome::Findings(vec![Finding::new("/etc/cni/net.d", "it is empty")]));
+    let mut beliefs = Beliefs::default();
+    beliefs.settle(settling());
+    beliefs.step(&answers(&[missing()]), now(0));
+    // It is shown, and no alarm; what is wrong beside the network counts at once.
+    let verdict = beliefs.step(&answers(&[missing(), ("DiskFull", found())]), now(60));
+    let cni = verdict.condition("CNIProblem").expect("always there");
+    assert_eq!((cni.status, cni.reason.as_str()), (Status::Unknown, SETTLING));
+    assert!(cni.message.contains("it joined: CniConfigMissing is seen"), "{}", cni.message);
+    let verdict = beliefs.step(&answers(&[missing(), ("DiskFull", found())]), now(70));
+    assert_eq!(verdict.condition(WORKER_PROBLEM).expect("always there").reason, "DiskFull");
+    // Its time is over.
+    let verdict = beliefs.step(&answers(&[missing()]), now(600));
+    assert_eq!(verdict.condition("CNIProblem").expect("always there").reason, "CniConfigMissing");
+    // The first clean pass ends it earlier.
+    let mut beliefs = Beliefs::default();
+    beliefs.settle(settling());
+    beliefs.step(&answers(&[]), now(0));
+    beliefs.step(&answers(&[missing()]), now(1));
+    assert_eq!(beliefs.step(&answers(&[missing()]), now(2)).root().expect("it counts").code, "CniConfigMissing");
+}
+
+#[test]
+fn what_comes_back_again_and_again_is_over_later_and_later() {
+    let check = check("PodRouteMissing");
+    let missing = || ("PodRouteMissing", Outcome::Findings(vec![Finding::new("a/b 10.0.0.1", "no route")]));
+    let at = |millis: u64| Now { since_boot: Duration::from_millis(1_000_000 + millis), ..now(millis / 1000) };
+    let mut beliefs = Beliefs::default();
+    let clear = u64::try_from(check.clear_after.as_millis()).expect("seconds");
+    let (mut time, mut waits) = (0, Vec::new());
+    for _ in 0..9 {
+        beliefs.step(&answers(&[missing()]), at(time));
+        time += 700;
+        assert_eq!(beliefs.step(&answers(&[missing()]), at(time)).findings.len(), 1);
+        let gone = time;
+        while !beliefs.step(&answers(&[]), at(time)).findings.is_empty() {
+            time += 1000;
+        }
+        waits.push((time - gone) / clear);
+    }
+    assert_eq!(waits[..7], [1, 1, 2, 4, 8, 16, 32]);
+}
+
+#[test]
+fn a_process_that_was_stopped_believes_nothing_for_it() {
+    let raise = check("MasterUnreachable").raise_after.as_secs();
+    let clear = check("MasterUnreachable").clear_after.as_secs();
+    let found = || [("MasterUnreachable", Outcome::Findings(vec![Finding::new("a", "b")]))];
+    let mut beliefs = Beliefs::default();
+    beliefs.step(&answers(&[]), now(0));
+    beliefs.step(&answers(&found()), now(1));
+    // It is stopped for an hour, and goes on with what it saw last.
+    beliefs.was_away(now(3_601));
+    assert_eq!(beliefs.step(&answers(&found()), now(3_601)).state, WorkerState::Normal);
+    let verdict = beliefs.step(&answers(&found()), now(3_601 + raise));
+    assert_eq!(verdict.state, WorkerState::Critical);
+    // The same when it seems to be over.
+    beliefs.step(&answers(&[]), now(3_602 + raise));
+    beliefs.was_away(now(7_300));
+    let verdict = beliefs.step(&answers(&[]), now(7_300));
+    assert_eq!((verdict.state, verdict.look_again_in), (WorkerState::Critical, Some(Duration::from_secs(clear))));
+    assert_eq!(beliefs.step(&answers(&[]), now(7_300 + clear)).state, WorkerState::Normal);
+}
+
+#[test]
+fn a_jump_of_the_wall_clock_changes_nothing() {
+    let mut beliefs = Beliefs::default();
+    beliefs.step(&answers(&[]), now(0));
+    beliefs.step(&answers(&[("DiskFull", found())]), now(10));
+    let before = beliefs.step(&answers(&[("DiskFull", found())]), now(30));
+    assert_eq!(before.state, WorkerState::Critical);
+    for year in [-1, 1] {
+        let jumped = |seconds| {
+            let now = now(seconds);
+            Now { wall: now.wall + jiff::SignedDuration::from_hours(year * 365 * 24), ..now }
+        };
+        let after = beliefs.step(&answers(&[("DiskFull", found())]), jumped(31));
+        assert_eq!((after.state, after.since, &after.findings), (before.state, before.since, &before.findings));
+        assert_eq!(after.conditions, before.conditions);
+        // Hold-downs go by the clock that does not jump.
+        let memory = || ("MemoryPressureImminent", found());
+        let both = beliefs.step(&answers(&[("DiskFull", found()), memory()]), jumped(32));
+        assert_eq!(both.findings.len(), 1);
+        beliefs.step(&answers(&[("DiskFull", found())]), jumped(33));
+    }
 }
 
 #[test]
