@@ -19,6 +19,8 @@ targets! {
     events => crate::agent::fuzzing::events;
     /// The annotation `findings`.
     findings => crate::verdict::fuzz;
+    /// Lines of the kernel's log.
+    kernel_log => crate::agent::fuzzing::kernel_log;
     /// The kubelet's configuration, kubeconfig and arguments.
     kubelet => crate::agent::fuzzing::kubelet;
     /// What `iptables-legacy-save` prints.

@@ -6,6 +6,7 @@
 
 mod bgp;
 mod chains;
+mod kernel;
 pub mod node;
 mod passage;
 mod path;

@@ -12,6 +12,8 @@ pub struct Filesystem {
     pub mount_point: String,
     /// Device or share.
     pub source: String,
+    /// The kernel's own name of the device, as its log has it (`sda1`, `dm-0`); none where it is no block device.
+    pub device: Option<String>,
     /// `ext4`, `xfs`, `overlay`, ...
     pub kind: String,
     /// What the node keeps on it; empty when it has no role here.

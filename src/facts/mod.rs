@@ -9,6 +9,7 @@ mod cluster;
 mod cni;
 mod host;
 mod ipset;
+mod kernel_log;
 mod kubelet;
 mod netfilter;
 mod path;
@@ -29,6 +30,7 @@ pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, E
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
 pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};
 pub use ipset::IpSet;
+pub use kernel_log::{KernelEvent, KernelFault, KernelLog};
 pub use kubelet::{EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
 pub(crate) use netfilter::rounded;
 pub use netfilter::{

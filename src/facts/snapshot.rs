@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, LookError,
-    Memory, PacketFilterChanges, Reason, Routing, Ruleset, Runtime, Seen, Traffic, TunnelPeer, XtablesLock,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
+    LookError, Memory, PacketFilterChanges, Reason, Routing, Ruleset, Runtime, Seen, Traffic, TunnelPeer, XtablesLock,
 };
 
 /// One look at a node.
@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub runtime: Runtime,
     /// File systems with a role, and local ones that could go read-only.
     pub filesystems: Seen<Vec<Filesystem>>,
+    /// What the kernel has reported; absent where there is no kernel log.
+    pub kernel_log: Seen<KernelLog>,
     /// Memory.
     pub memory: Seen<Memory>,
     /// Processes that matter.
@@ -153,6 +155,7 @@ impl Snapshot {
                 LookError::new("CRI", Reason::NotYet, "not looked at yet"),
             ),
             filesystems: Seen::not_yet("file systems"),
+            kernel_log: Seen::not_yet("kernel log"),
             memory: Seen::not_yet("memory"),
             processes: Seen::not_yet("processes"),
             kubelet: Seen::not_yet("kubelet files"),

@@ -68,17 +68,27 @@ fn a_file_system_turns_read_only_and_writable_again() -> Result<()> {
     machine.run(&["mkfs.ext4", "-q", &machine.place("disk")])?;
     machine.run(&["mount", "-o", "loop", &machine.place("disk"), "/var/log"])?;
     assert!(machine.check_itself()?.finding("FilesystemReadOnly").is_err());
-    // One look cannot know that a file system was writable before, but the kernel's own mark of an error it can see.
-    machine.run(&["sh", "-c", "mount -o remount,errors=remount-ro /var/log"])?;
     let device = machine.run(&["findmnt", "-no", "SOURCE", "/var/log"])?;
     let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", device.trim().trim_start_matches("/dev/"));
-    machine.run(&["sh", "-c", &format!("echo test > {trigger}")])?;
+    let fail = || machine.run(&["sh", "-c", &format!("echo nodevitals-test > {trigger}")]);
+    let words = |finding: &serde_json::Value| finding["detail"].to_string().contains("comm sh: nodevitals-test");
+    fail()?;
     let checked = machine.check_itself()?;
-    assert_eq!(checked.finding("FilesystemReadOnly")?["subject"], "/var/log");
+    let finding = checked.finding("FilesystemErrors")?;
+    assert!(finding["subject"] == "/var/log" && words(finding), "{finding}");
+    assert!(checked.finding("FilesystemReadOnly").is_err(), "it goes on");
+    // One look cannot know that a file system was writable before, but the kernel's own mark of an error it can see.
+    machine.run(&["sh", "-c", "mount -o remount,errors=remount-ro /var/log"])?;
+    fail()?;
+    let checked = machine.check_itself()?;
+    let finding = checked.finding("FilesystemReadOnly")?;
+    assert!(finding["subject"] == "/var/log" && words(finding), "{finding}");
+    assert!(checked.finding("FilesystemErrors").is_err(), "it is told once");
     // The kernel lets nobody write to it again before it was unmounted and repaired.
     machine.run(&["umount", "/var/log"])?;
     machine.run(&["sh", "-c", &format!("e2fsck -fy {} >/dev/null; test $? -le 1", machine.place("disk"))])?;
     machine.run(&["mount", "-o", "loop", &machine.place("disk"), "/var/log"])?;
-    assert!(machine.check_itself()?.finding("FilesystemReadOnly").is_err());
+    let checked = machine.check_itself()?;
+    assert!(checked.finding("FilesystemReadOnly").is_err() && checked.finding("FilesystemErrors").is_err());
     Ok(())
 }

@@ -39,6 +39,8 @@ pub(crate) struct FilesystemSource {
 struct Remembered {
     /// Whether it was read-only when this process saw it first.
     born_read_only: bool,
+    /// What the kernel calls the device.
+    name: Option<String>,
     bytes: Trend,
     inodes: Trend,
 }
@@ -74,9 +76,10 @@ impl FilesystemSource {
         for (device, space) in devices.iter().zip(spaces) {
             let mount = device.mount;
             let key = (mount.device.clone(), mount.point.clone());
-            let mut memory = before.remove(&key).unwrap_or_else(|| Remembered {
-                born_read_only: device.read_only && !has_errors(&self.host, mount),
-                ..Remembered::default()
+            let mut memory = before.remove(&key).unwrap_or_else(|| {
+                let name = device_name(&self.host, &mount.device);
+                let errors = name.as_deref().is_some_and(|name| has_errors(&self.host, name));
+                Remembered { born_read_only: device.read_only && !errors, name, ..Remembered::default() }
             });
             // What was written to after it had been read-only is not meant to be read-only.
             memory.born_read_only &= device.read_only;
@@ -88,6 +91,7 @@ impl FilesystemSource {
             found.push(Filesystem {
                 mount_point: mount.point.clone(),
                 source: mount.source.clone(),
+                device: memory.name.clone(),
                 kind: mount.kind.clone(),
                 roles: device.roles.iter().copied().collect(),
                 read_only: device.read_only,
@@ -191,12 +195,16 @@ fn meant_read_only(mount: &Mount, fstab: &[fstab::Entry], born_read_only: bool) 
         || entry.map_or(born_read_only, |entry| entry.read_only)
 }
 
-/// Whether ext4 has recorded errors: then it was an error that made it read-only, even if that was before the first look.
-fn has_errors(host: &HostRoot, mount: &Mount) -> bool {
+/// The kernel's own name of a device; none of what is no block device.
+fn device_name(host: &HostRoot, number: &str) -> Option<String> {
     // Below another root the link has been followed already.
-    let path = host.path(&format!("/sys/dev/block/{}", mount.device));
+    let path = host.path(&format!("/sys/dev/block/{number}"));
     let link = std::fs::read_link(&path).unwrap_or(path);
-    let Some(name) = link.file_name().and_then(|name| name.to_str()) else { return false };
+    link.file_name()?.to_str().filter(|name| *name != number).map(str::to_owned)
+}
+
+/// Whether ext4 has recorded errors: then it was an error that made it read-only, even if that was before the first look.
+fn has_errors(host: &HostRoot, name: &str) -> bool {
     let count = host.read_text(&format!("/sys/fs/ext4/{name}/errors_count"), 4096);
     count.is_ok_and(|count| count.trim().parse::<u64>().is_ok_and(|count| count > 0))
 }

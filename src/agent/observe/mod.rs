@@ -15,6 +15,7 @@ mod health;
 mod host_root;
 mod identity;
 mod ipset;
+mod kernel_log;
 mod kubelet;
 mod legacy;
 mod memory;
@@ -52,6 +53,7 @@ pub(crate) mod fuzzing {
     pub(crate) use super::cri::fuzz as cri;
     pub(crate) use super::events::fuzz as events;
     pub(crate) use super::ipset::fuzz as ipset;
+    pub(crate) use super::kernel_log::fuzz as kernel_log;
     pub(crate) use super::kubelet::fuzz as kubelet;
     pub(crate) use super::legacy::fuzz as legacy;
     pub(crate) use super::netlink::fuzz as netlink;

@@ -119,7 +119,7 @@ fn stat(proc: &std::path::Path, pid: i32) -> Option<Stat> {
     parse_stat(&std::fs::read(proc.join(format!("{pid}/stat"))).ok()?).filter(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
-/// The state letter of a thread, by its directory below `/proc/PID/task`.
+/// The state letter of a process or thread, by its directory `/proc/PID` or below `/proc/PID/task`.
 pub(super) fn state(task: &std::path::Path) -> Option<char> {
     parse_stat(&std::fs::read(task.join("stat")).ok()?).map(|stat| stat.state)
 }

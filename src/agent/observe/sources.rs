@@ -54,6 +54,8 @@ const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
 /// A runtime that did not answer is asked again after this time.
 const HUNG_AGAIN: Duration = Duration::from_millis(500);
 const FILESYSTEMS: Rhythm = rhythm("filesystems", 10, 10);
+// Its lines wake it; the period is for the system call, which tells of nothing.
+const KERNEL_LOG: Rhythm = rhythm("kernel log", 30, 10);
 const MEMORY: Rhythm = rhythm("memory", 10, 2);
 // Between walks this is one file per known process.
 const PROCESSES: Rhythm = rhythm("processes", 2, 5);
@@ -176,6 +178,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(files(out.clone(), host.clone()));
     tasks.spawn(forwarding(out.clone(), host.clone()));
     tasks.spawn(memory(out.clone(), host.clone()));
+    tasks.spawn(kernel_log(out.clone(), host.clone(), wake.clone()));
     tasks.spawn(cni(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(runtime(out.clone(), host.clone(), shared.clone(), wake.clone()));
     tasks.spawn(filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
@@ -431,6 +434,21 @@ async fn memory(out: Outlet, host: HostRoot) {
         let seen: Seen<_> = source.look(Timestamp::now()).into();
         out.tell(&MEMORY, began, seen.error().is_none(), Update::Memory(seen)).await;
         rest(&MEMORY, began, None).await;
+    }
+}
+
+async fn kernel_log(out: Outlet, host: HostRoot, wake: Wake) {
+    let mut source = super::kernel_log::KernelLogSource::new(host);
+    let mut before = Seen::Absent;
+    loop {
+        let began = Instant::now();
+        let seen: Seen<_> = within(&KERNEL_LOG, source.look()).await.into();
+        if set(&mut before, seen.clone()) {
+            // What made a file system read-only shows in its mount's options too.
+            wake.filesystems.notify_one();
+        }
+        out.tell(&KERNEL_LOG, began, seen.error().is_none(), Update::KernelLog(seen)).await;
+        source.wait().await;
     }
 }
 

@@ -1,8 +1,9 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, Kubelet, Memory,
-    PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, Traffic, TunnelPeer, XtablesLock,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
+    Memory, PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, Traffic, TunnelPeer,
+    XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -29,11 +30,12 @@ pub(crate) enum Update {
     Traffic(Traffic),
     Bgp(Seen<Bgp>),
     Tunnels(Seen<Vec<TunnelPeer>>),
+    KernelLog(Seen<KernelLog>),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 19;
+    pub(crate) const KINDS: usize = 20;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -57,6 +59,7 @@ impl Update {
             Update::Traffic(_) => 16,
             Update::Bgp(_) => 17,
             Update::Tunnels(_) => 18,
+            Update::KernelLog(_) => 19,
         }
     }
 
@@ -85,6 +88,7 @@ impl Update {
             Update::Traffic(seen) => replace(&mut snapshot.traffic, seen),
             Update::Bgp(seen) => replace(&mut snapshot.bgp, seen),
             Update::Tunnels(seen) => replace(&mut snapshot.tunnels, seen),
+            Update::KernelLog(seen) => replace(&mut snapshot.kernel_log, seen),
         }
     }
 }

@@ -26,13 +26,16 @@ mod containerd_slow;
 mod containerd_unresponsive;
 mod default_route_missing;
 mod disk_full;
+mod disk_io_errors;
 mod disk_pressure_imminent;
 mod encap_blocked;
 mod ephemeral_ports_near_full;
+mod filesystem_errors;
 mod filesystem_read_only;
 mod foreign_drop_rule;
 mod forward_policy_drop;
 mod gateway_unreachable;
+mod hardware_errors;
 mod host_policy_blocks_control_plane;
 mod image_fs_stats_missing;
 mod inodes_exhausted;
@@ -41,6 +44,7 @@ mod ip_forward_disabled;
 mod ip_set_missing;
 mod iptables_backend_split;
 mod iptables_lock_contention;
+mod kernel_oops;
 mod kube_proxy_chains_missing;
 mod kube_proxy_chains_unhooked;
 mod kube_proxy_down;
@@ -63,9 +67,11 @@ mod rp_filter_strict;
 mod runtime_not_ready;
 mod static_route_added;
 mod tables_flushed;
+mod task_hung;
 #[cfg(test)]
 mod testing;
 mod tunnel_device_missing;
+mod unregister_net_device;
 mod vpe_gateway_suspected;
 mod vpn_interface_added;
 mod worker_cut_from_master_only;
@@ -76,8 +82,14 @@ use super::{Check, Look, Outcome};
 
 /// Every check, causes before consequences (catalogue R040): among findings of one severity the first takes the headline.
 pub const ALL: &[&Check] = &[
+    &hardware_errors::CHECK,
+    &disk_io_errors::CHECK,
     &filesystem_read_only::CHECK,
     &clock_skewed::CHECK,
+    &filesystem_errors::CHECK,
+    &kernel_oops::CHECK,
+    &task_hung::CHECK,
+    &unregister_net_device::CHECK,
     &disk_full::CHECK,
     &inodes_exhausted::CHECK,
     &disk_pressure_imminent::CHECK,

@@ -334,6 +334,7 @@ fn root_filesystem() -> Filesystem {
     Filesystem {
         mount_point: "/".into(),
         source: "/dev/vda1".into(),
+        device: Some("vda1".into()),
         kind: "ext4".into(),
         roles: vec![Role::Root, Role::Nodefs, Role::Logs],
         read_only: false,
@@ -387,6 +388,7 @@ impl Node {
         now.cni.nodename = Seen::Yes("n1".into());
         now.runtime = runtime(at);
         now.filesystems = Seen::Yes(vec![root_filesystem()]);
+        now.kernel_log = Seen::Yes(KernelLog::default());
         let total = 16 << 30;
         now.memory = Seen::Yes(Memory {
             total,
@@ -711,6 +713,16 @@ impl Node {
     /// containerd was started so many seconds ago.
     pub(super) fn containerd_started_ago(self, seconds: i64) -> Self {
         self.started_ago(Program::Containerd, seconds)
+    }
+
+    /// The kernel reports this, as if it had this name for what it is about.
+    pub(super) fn kernel_says(self, fault: KernelFault, subject: &str, line: &str) -> Self {
+        self.edit(|now| {
+            let first_at = now.taken_at;
+            let event = KernelEvent { fault, subject: subject.into(), first_at, times: 1, line: line.into() };
+            let Seen::Yes(log) = &mut now.kernel_log else { panic!("seen") };
+            log.events.push(event);
+        })
     }
 
     /// A program was started so many seconds ago.
