@@ -18,6 +18,7 @@ test_packages=(
   containerd runc containernetworking-plugins
   iptables nftables ipset conntrack bird2 prometheus
   buildah debootstrap musl-tools busybox-static
+  chromium chromium-driver
   iproute2 util-linux procps psmisc curl openssl tar
 )
 

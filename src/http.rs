@@ -1,14 +1,19 @@
 //! A small HTTP/1.1 server for the pages of the agent and the aggregator: few connections, short patience.
 
+mod live;
+
 use std::convert::Infallible;
 use std::mem::take;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -19,6 +24,9 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+
+pub(crate) use live::Live;
+use live::{Events, events};
 
 /// Connections at once, where the caller does not say.
 const AT_MOST: usize = 8;
@@ -31,6 +39,10 @@ const CONNECTION_LIVES: Duration = Duration::from_secs(30);
 const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Request heads and write buffers are no larger than this. hyper wants at least 8 KiB.
 const BUFFER: usize = 16 * 1024;
+/// What a page may load and do: only what comes from where it came from, and nothing that stands in the page itself, so
+/// that a name or a message in it can never run.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Between two tries to accept, when accepting fails (out of file descriptors).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(250);
 
@@ -117,6 +129,11 @@ pub(crate) trait Pages: Send + Sync + 'static {
     fn shared(&self, _path: &str, _query: &str) -> Option<Shared> {
         None
     }
+
+    /// A stream of events; none where [`Pages::get`] answers, or too many listen already. Must not block.
+    fn live(&self, _path: &str) -> Option<Live> {
+        None
+    }
 }
 
 /// Serves pages on at most eight connections at once, until the future is dropped.
@@ -174,49 +191,83 @@ async fn connection<P: Pages>(stream: TcpStream, pages: Arc<P>) {
     }
 }
 
-/// A body of two parts.
-struct Parts([Bytes; 2]);
+/// What is sent: two parts, or events as they happen.
+enum Answer {
+    Parts([Bytes; 2]),
+    Events(Events),
+}
 
-impl Body for Parts {
+impl Body for Answer {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let part = self.0.iter_mut().find(|part| !part.is_empty());
-        Poll::Ready(part.map(|part| Ok(Frame::data(take(part)))))
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let part = match &mut *self {
+            Answer::Parts(parts) => parts.iter_mut().find(|part| !part.is_empty()).map(take),
+            Answer::Events(events) => ready!(events.as_mut().poll_next(context)),
+        };
+        Poll::Ready(part.map(|part| Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.iter().all(Bytes::is_empty)
+        matches!(self, Answer::Parts(parts) if parts.iter().all(Bytes::is_empty))
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.iter().map(|part| part.len() as u64).sum())
+        match self {
+            Answer::Parts(parts) => SizeHint::with_exact(parts.iter().map(|part| part.len() as u64).sum()),
+            Answer::Events(_) => SizeHint::default(),
+        }
     }
 }
 
-fn answer<P: Pages>(pages: &P, request: &Request<Incoming>) -> Response<Parts> {
-    let allowed = matches!(*request.method(), Method::GET | Method::HEAD);
+fn answer<P: Pages>(pages: &P, request: &Request<Incoming>) -> Response<Answer> {
     let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
-    if let Some(shared) = allowed.then(|| pages.shared(path, query)).flatten() {
-        return answer_shared(shared, request);
-    }
-    let page = if allowed { pages.get(path, query) } else { Page::text(405, "only GET and HEAD\n") };
-    let mut response = Response::new(Parts([Bytes::from(page.body), Bytes::new()]));
+    let get = *request.method() == Method::GET;
+    let mut response = if !get && *request.method() != Method::HEAD {
+        let mut response = answer_page(Page::text(405, "only GET and HEAD\n"));
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        response
+    } else if let Some(live) = get.then(|| pages.live(path)).flatten() {
+        answer_live(live)
+    } else if let Some(shared) = pages.shared(path, query) {
+        answer_shared(shared, request)
+    } else {
+        answer_page(pages.get(path, query))
+    };
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn answer_page(page: Page) -> Response<Answer> {
+    let mut response = Response::new(Answer::Parts([Bytes::from(page.body), Bytes::new()]));
     *response.status_mut() = StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if !allowed {
-        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    if page.content_type.starts_with("text/html") {
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     }
     response
 }
 
-fn answer_shared(shared: Shared, request: &Request<Incoming>) -> Response<Parts> {
+fn answer_live(live: Live) -> Response<Answer> {
+    let mut response = Response::new(Answer::Events(events(live)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn answer_shared(shared: Shared, request: &Request<Incoming>) -> Response<Answer> {
     let known = request.headers().get_all(IF_NONE_MATCH).iter().any(|known| known == shared.etag.as_str());
     let parts = if known { [Bytes::new(), Bytes::new()] } else { [Bytes::from(shared.head), shared.rest] };
-    let mut response = Response::new(Parts(parts));
+    let mut response = Response::new(Answer::Parts(parts));
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     } else {
@@ -229,147 +280,4 @@ fn answer_shared(shared: Shared, request: &Request<Incoming>) -> Response<Parts>
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-
-    struct Echo;
-
-    impl Pages for Echo {
-        fn get(&self, path: &str, query: &str) -> Page {
-            match path {
-                "/json" => Page::json(200, &[1, 2]),
-                "/panic" => panic!("a page that panics"),
-                "/big" => Page::text(200, "x".repeat(16 << 20)),
-                "/echo" => Page::text(200, format!("query={query}")),
-                _ => Page::not_found(),
-            }
-        }
-
-        fn shared(&self, path: &str, query: &str) -> Option<Shared> {
-            let rest = Bytes::from_static(b"shared");
-            (path == "/shared").then(|| Shared { etag: "\"e1\"".into(), head: query.into(), rest })
-        }
-    }
-
-    async fn server(connections: usize) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
-        let address = listener.local_addr().expect("bound");
-        tokio::spawn(serve_at_most(connections, listener, Arc::new(Echo)));
-        address
-    }
-
-    /// Sends `request` and reads until the server closes.
-    async fn ask(address: SocketAddr, request: &str) -> String {
-        let mut stream = TcpStream::connect(address).await.expect("connects");
-        stream.write_all(request.as_bytes()).await.expect("writes");
-        let mut answer = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
-            .await
-            .expect("closes in time");
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-
-    async fn get(address: SocketAddr, path: &str) -> String {
-        ask(address, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await
-    }
-
-    #[test]
-    fn metrics_are_written_as_prometheus_reads_them() {
-        let mut registry = Registry::default();
-        let counter: prometheus_client::metrics::counter::Counter =
-            prometheus_client::metrics::counter::Counter::default();
-        registry.register("a_b", "Help of a_b", counter);
-        let page = Page::metrics(&registry);
-        assert_eq!(
-            String::from_utf8_lossy(&page.body),
-            "# HELP a_b_total Help of a_b.\n# TYPE a_b_total counter\na_b_total 0\n"
-        );
-    }
-
-    #[tokio::test]
-    async fn pages_are_found_by_path() {
-        let address = server(8).await;
-        let answer = get(address, "/echo?node=a%20b").await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        assert!(answer.ends_with("\r\n\r\nquery=node=a%20b"), "{answer}");
-        let answer = get(address, "/json").await;
-        assert!(answer.contains("content-type: application/json\r\n") && answer.ends_with("[1,2]"), "{answer}");
-        assert!(get(address, "/nothing").await.starts_with("HTTP/1.1 404 "));
-    }
-
-    #[tokio::test]
-    async fn what_a_client_has_is_not_sent_again() {
-        let address = server(8).await;
-        let answer = get(address, "/shared?own-").await;
-        assert!(answer.contains("etag: \"e1\"\r\n") && answer.contains("content-length: 10\r\n"), "{answer}");
-        assert!(answer.ends_with("\r\n\r\nown-shared"), "{answer}");
-        let answer = get(address, "/shared").await;
-        assert!(answer.ends_with("\r\n\r\nshared"), "{answer}");
-        for (known, status) in [("\"e1\"", "304"), ("\"e2\"", "200")] {
-            let request =
-                format!("GET /shared HTTP/1.1\r\nHost: a\r\nIf-None-Match: {known}\r\nConnection: close\r\n\r\n");
-            let answer = ask(address, &request).await;
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
-            assert_eq!(answer.ends_with("shared"), status == "200", "{answer}");
-        }
-    }
-
-    #[tokio::test]
-    async fn only_get_and_head_are_answered() {
-        let address = server(8).await;
-        let head = ask(address, "HEAD /json HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
-        assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
-        let post =
-            ask(address, "POST /json HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello").await;
-        assert!(post.starts_with("HTTP/1.1 405 ") && post.contains("allow: GET, HEAD\r\n"), "{post}");
-    }
-
-    #[tokio::test]
-    async fn garbage_and_panics_cost_their_own_connection() {
-        let address = server(2).await;
-        for _ in 0..4 {
-            assert!(!ask(address, "\x16\x03\x01 no http\r\n\r\n").await.contains(" 200 "));
-            assert!(!get(address, "/panic").await.contains(" 200 "));
-            assert!(!ask(address, &format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(40_000))).await.contains(" 200 "));
-        }
-        assert!(get(address, "/json").await.contains(" 200 "));
-    }
-
-    #[tokio::test]
-    async fn slow_and_silent_clients_are_cut_off_and_others_wait_for_their_turn() {
-        let address = server(2).await;
-        let mut silent = TcpStream::connect(address).await.expect("connects");
-        let mut slow = TcpStream::connect(address).await.expect("connects");
-        slow.write_all(b"GET /json HTTP/1.1\r\nHos").await.expect("writes");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        // Both connections are taken: this one waits, and is answered once they are cut off.
-        let begun = std::time::Instant::now();
-        assert!(get(address, "/json").await.contains(" 200 "));
-        assert!(begun.elapsed() > Duration::from_secs(3), "{:?}", begun.elapsed());
-        for stream in [&mut silent, &mut slow] {
-            let mut rest = Vec::new();
-            let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
-            assert!(read.is_ok(), "still open");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_connection_is_used_again() {
-        let address = server(1).await;
-        let mut stream = TcpStream::connect(address).await.expect("connects");
-        for _ in 0..3 {
-            stream.write_all(b"GET /json HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("writes");
-            let mut buffer = [0; 4096];
-            let mut answer = Vec::new();
-            while !answer.ends_with(b"[1,2]") {
-                let read = stream.read(&mut buffer).await.expect("reads");
-                assert_ne!(read, 0, "closed");
-                answer.extend_from_slice(&buffer[..read]);
-            }
-        }
-    }
-}
+mod tests;

@@ -38,6 +38,8 @@ pub(crate) struct Cluster {
     tombstones: VecDeque<(Box<str>, Timestamp)>,
     /// What is known of the password of BGP's peers.
     pub(crate) password: Vec<Found>,
+    /// Moves when the report is another one.
+    pub(crate) revision: u64,
     /// How the Nodes are seen.
     pub(crate) nodes_sight: Sight,
     /// How the agent's Pods are seen; `None` where nobody looks at them.
@@ -116,12 +118,15 @@ impl Cluster {
             if before.is_none_or(|before| !before.same_on_the_map(&row)) {
                 self.surroundings.changed();
             }
+            // Kubelets bring heartbeats all the time, which nobody sees.
+            self.revision += u64::from(before.is_none_or(|before| !before.same_in_the_report(&row)));
             self.nodes.insert(node.metadata.name.as_str().into(), row);
         }
     }
 
     /// Takes in what an agent in this process says about its node.
     pub(crate) fn apply_told(&mut self, name: &str, told: &Told) {
+        self.revision += 1;
         let row = row_from_told(told, self.nodes.remove(name).unwrap_or_default());
         self.nodes.insert(name.into(), row);
     }
@@ -130,6 +135,7 @@ impl Cluster {
     pub(crate) fn remove_node(&mut self, name: &str, now: Timestamp) {
         if self.nodes.remove(name).is_some() {
             self.bury(name, now);
+            self.revision += 1;
         }
         self.surroundings.changed();
     }
@@ -160,7 +166,10 @@ impl Cluster {
             list: self.agents_sight.as_ref().map_or(0, Sight::list),
         };
         let pods = self.agents.entry(pod.spec.node_name.as_str().into()).or_insert_with(|| Vec::with_capacity(1));
-        match pods.iter_mut().find(|known| known.name == seen.name) {
+        let known = pods.iter_mut().find(|known| known.name == seen.name);
+        let same = known.as_ref().is_some_and(|known| (known.ready, known.since) == (seen.ready, seen.since));
+        self.revision += u64::from(!same);
+        match known {
             Some(known) => *known = seen,
             None => pods.push(seen),
         }
@@ -170,6 +179,7 @@ impl Cluster {
     pub(crate) fn remove_agent(&mut self, pod: &ObjectView) {
         if let Some(pods) = self.agents.get_mut(pod.spec.node_name.as_str()) {
             pods.retain(|known| *known.name != *pod.metadata.name);
+            self.revision += 1;
         }
         self.agents.retain(|_, pods| !pods.is_empty());
     }

@@ -12,6 +12,7 @@ mod map;
 mod model;
 mod object;
 mod offline;
+mod page;
 mod pages;
 mod password;
 mod pods;
@@ -56,6 +57,8 @@ pub(crate) use surroundings::fuzz as fuzz_surroundings;
 
 /// Connections that the pages are served on at once.
 const CONNECTIONS: usize = 64;
+/// Of these, what those may hold who are told of changes.
+const LISTENERS: usize = 32;
 /// `app.kubernetes.io/name=nodevitals,app.kubernetes.io/component=agent`, escaped.
 const AGENTS: &str = "labelSelector=app.kubernetes.io%2Fname%3Dnodevitals%2Capp.kubernetes.io%2Fcomponent%3Dagent";
 
@@ -100,7 +103,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let store = Arc::new(Store::watched());
     let identity = options.identity.clone().unwrap_or_else(own_identity);
     let mut elector = Elector::new(&options.namespace, &identity);
-    let pages = Arc::new(AggregatorPages::new(Arc::clone(&store), now));
+    let pages = Arc::new(AggregatorPages::new(Arc::clone(&store), now, LISTENERS));
     tokio::select! {
         never = crate::http::serve_at_most(CONNECTIONS, listener, pages) => match never {},
         never = watch_nodes(&api, &store) => match never {},

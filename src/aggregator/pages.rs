@@ -1,4 +1,4 @@
-//! The aggregator's pages: the report as JSON, metrics, and whether it lives and is ready.
+//! The aggregator's pages: the page for people, the report as JSON, what is live, metrics, and whether it lives and is ready.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,10 +8,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
+use super::page;
 use super::report::{API_VERSION, ClusterReport, NodeReport};
 use super::store::{Patches, Store};
-use crate::http::{Page, Pages, Shared};
+use crate::http::{Live, Page, Pages, Shared};
 use crate::verdict::{Now, WorkerState};
 
 /// Zones times pools for which workers are counted apart. Everything beyond is counted under `other`, so that a cluster
@@ -27,12 +29,15 @@ type Gauges = Family<Labels, Gauge>;
 pub(crate) struct AggregatorPages {
     store: Arc<Store>,
     clock: fn() -> Now,
+    /// Places for those who listen.
+    listeners: Arc<Semaphore>,
 }
 
 impl AggregatorPages {
-    /// Pages over this store.
-    pub(crate) fn new(store: Arc<Store>, clock: fn() -> Now) -> Self {
-        AggregatorPages { store, clock }
+    /// Pages over this store. At most `listeners` are told of changes at once, so that those who fetch a page have
+    /// connections left.
+    pub(crate) fn new(store: Arc<Store>, clock: fn() -> Now, listeners: usize) -> Self {
+        AggregatorPages { store, clock, listeners: Arc::new(Semaphore::new(listeners)) }
     }
 }
 
@@ -45,11 +50,8 @@ impl Pages for AggregatorPages {
             "/livez" => Page::text(200, "ok\n"),
             "/readyz" if self.store.is_ready() => Page::text(200, "ok\n"),
             "/readyz" => Page::text(503, "the first list of the nodes is not complete yet\n"),
-            "/" => Page::text(
-                200,
-                "NodeVitals aggregator: /api/v1/report /api/v1/report?node=NAME /api/v1/map?node=NAME /metrics /livez /readyz\n",
-            ),
-            _ => Page::not_found(),
+            LIVE => Page::text(503, "GET tells of changes, to a few at once: ask again later\n"),
+            _ => page::get(path).unwrap_or_else(Page::not_found),
         }
     }
 
@@ -59,7 +61,15 @@ impl Pages for AggregatorPages {
         let head = format!("{{\"own\":{},", serde_json::to_string(&node).ok()?).into_bytes();
         Some(Shared { etag: map.etag, head, rest: map.rest })
     }
+
+    fn live(&self, path: &str) -> Option<Live> {
+        let place = (path == LIVE).then(|| Arc::clone(&self.listeners).try_acquire_owned().ok()).flatten()?;
+        Some(Live::new(self.store.revisions(), place))
+    }
 }
+
+/// Events, one for each time that the report is another one.
+const LIVE: &str = "/api/v1/live";
 
 /// The map of the cluster, for the agent of one node.
 const MAP: &str = "/api/v1/map";

@@ -77,7 +77,7 @@ pub(crate) struct Row {
 }
 
 /// A condition.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Condition {
     /// Type.
     pub(crate) kind: &'static str,
@@ -142,6 +142,17 @@ impl Row {
             && self.addresses == other.addresses
             && self.tunnels == other.tunnels
             && self.pod_cidrs == other.pod_cidrs
+    }
+
+    /// Whether the report says the same of both.
+    pub(super) fn same_in_the_report(&self, other: &Row) -> bool {
+        self.same_on_the_map(other)
+            && (self.deleting, self.unschedulable) == (other.deleting, other.unschedulable)
+            && (&self.zone, &self.pool) == (&other.zone, &other.pool)
+            && (self.state, self.since) == (other.state, other.since)
+            && self.ready == other.ready
+            && self.conditions == other.conditions
+            && self.findings == other.findings
     }
 
     /// Whether an agent ever said anything about this node.

@@ -3,12 +3,14 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::cluster::Cluster;
 use super::map::{LastMap, Written};
 use super::model::NodeView;
 use super::object::ObjectView;
 use super::report::{Agents, ClusterReport, Source, build};
+use super::sight::Sight;
 use super::stale::Watchdog;
 use super::surroundings::What;
 use super::watch::Change;
@@ -19,6 +21,7 @@ use crate::verdict::{Now, Told};
 pub(crate) struct Store {
     source: Source,
     inner: Mutex<Inner>,
+    revision: watch::Sender<u64>,
 }
 
 /// What is behind the lock. It is never held over an await.
@@ -58,12 +61,12 @@ impl Store {
             patches: Patches::default(),
             map: LastMap::default(),
         };
-        Store { source, inner: Mutex::new(inner) }
+        Store { source, inner: Mutex::new(inner), revision: watch::Sender::new(0) }
     }
 
     /// Takes in what the agent in this process says.
     pub(crate) fn tell(&self, name: &str, told: &Told) {
-        self.lock().cluster.apply_told(name, told);
+        self.change(|cluster| cluster.apply_told(name, told));
     }
 
     /// The report as of now, or of one worker only.
@@ -92,9 +95,23 @@ impl Store {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Moves when the report is another one than before for other reasons than time.
+    pub(super) fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Changes what is known, and says so if the report shows it.
+    fn change(&self, change: impl FnOnce(&mut Cluster)) {
+        let mut inner = self.lock();
+        let before = shown(&inner.cluster);
+        change(&mut inner.cluster);
+        if shown(&inner.cluster) != before {
+            self.revision.send_modify(|revision| *revision += 1);
+        }
+    }
+
     pub(super) fn node_changed(&self, change: Change<NodeView>, now: Timestamp) {
-        let cluster = &mut self.lock().cluster;
-        match change {
+        self.change(|cluster| match change {
             Change::Found => cluster.nodes_sight.found(),
             Change::ListBegins => cluster.nodes_sight.list_begins(),
             Change::Here(node) => cluster.apply_node(&node, now),
@@ -105,36 +122,44 @@ impl Store {
             }
             Change::Lost(why) => cluster.nodes_sight.lost(now, why),
             Change::NotThere(_) => {}
-        }
+        });
     }
 
     pub(super) fn agent_changed(&self, change: Change<ObjectView>, now: Timestamp) {
-        let cluster = &mut self.lock().cluster;
-        let sight = cluster.agents_sight.get_or_insert_default();
-        match change {
-            Change::Found => sight.found(),
-            Change::ListBegins => sight.list_begins(),
-            Change::Here(pod) => cluster.apply_agent(&pod),
-            Change::Gone(pod) => cluster.remove_agent(&pod),
-            Change::ListEnds => {
-                sight.list_ends();
-                cluster.agents_listed();
+        self.change(|cluster| {
+            let sight = cluster.agents_sight.get_or_insert_default();
+            match change {
+                Change::Found => sight.found(),
+                Change::ListBegins => sight.list_begins(),
+                Change::Here(pod) => cluster.apply_agent(&pod),
+                Change::Gone(pod) => cluster.remove_agent(&pod),
+                Change::ListEnds => {
+                    sight.list_ends();
+                    cluster.agents_listed();
+                }
+                Change::Lost(why) => sight.lost(now, why),
+                Change::NotThere(_) => {}
             }
-            Change::Lost(why) => sight.lost(now, why),
-            Change::NotThere(_) => {}
-        }
+        });
     }
 
     pub(super) fn around_changed(&self, what: What, change: Change<ObjectView>, now: Timestamp) {
-        self.lock().cluster.surroundings.take(what, change, now);
+        self.change(|cluster| cluster.surroundings.take(what, change, now));
     }
 
     /// The API server answered a small request, or did not.
     pub(super) fn api_answered(&self, error: Option<String>, now: Timestamp) {
-        let sight = &mut self.lock().cluster.api_sight;
-        match error {
-            None => sight.found(),
-            Some(why) => sight.lost(now, why),
-        }
+        self.change(|cluster| match error {
+            None => cluster.api_sight.found(),
+            Some(why) => cluster.api_sight.lost(now, why),
+        });
     }
+}
+
+/// What moves when the report is another one: counters, and whether the cluster is to be seen.
+fn shown(cluster: &Cluster) -> (u64, u64, [(bool, bool); 3]) {
+    let sight = |sight: &Sight| (sight.is_complete(), sight.is_lost().is_some());
+    let agents = cluster.agents_sight.as_ref().map_or((true, false), sight);
+    let sights = [sight(&cluster.nodes_sight), agents, sight(&cluster.api_sight)];
+    (cluster.revision, cluster.surroundings.generation(), sights)
 }

@@ -12,8 +12,11 @@ use super::terminal::Paint;
 use crate::agent::{self, AgentPages, Heart, HostRoot, Watched};
 use crate::aggregator::{AggregatorPages, Store};
 use crate::config::Config;
-use crate::http::{Page, Pages};
+use crate::http::{Live, Page, Pages};
 use crate::verdict::Told;
+
+/// Of the eight connections, what those may hold who are told of changes.
+const LISTENERS: usize = 4;
 
 /// Options of `nodevitals standalone`.
 #[derive(Debug, clap::Args)]
@@ -32,9 +35,8 @@ pub(super) struct Options {
     config: Option<PathBuf>,
 }
 
-/// Both processes' pages: the aggregator's report, the agent's findings and metrics, and what `check` prints as a page.
+/// Both processes' pages: the aggregator's page and report, the agent's findings and metrics.
 struct Both {
-    watched: Arc<Watched>,
     agent: AgentPages,
     aggregator: AggregatorPages,
 }
@@ -42,24 +44,14 @@ struct Both {
 impl Pages for Both {
     fn get(&self, path: &str, query: &str) -> Page {
         match path {
-            "/" => page(&self.watched),
-            _ if path.starts_with("/api/") => self.aggregator.get(path, query),
-            _ => self.agent.get(path, query),
+            "/metrics" | "/findings" | "/livez" | "/readyz" => self.agent.get(path, query),
+            _ => self.aggregator.get(path, query),
         }
     }
-}
 
-/// The report as a page that brings itself up to date. It needs nothing from elsewhere and runs nothing.
-fn page(watched: &Watched) -> Page {
-    let text = watched.read(|judge, verdict| Some(super::check::table(&judge.report(verdict?.clone()), Paint::PLAIN)));
-    let text = text.unwrap_or_else(|| "The first look is not complete yet.".to_owned());
-    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let body = format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=5>\
-         <meta name=color-scheme content=\"light dark\"><title>NodeVitals</title><pre>{text}</pre>\
-         <p><a href=/api/v1/report>report</a> <a href=/findings>findings</a> <a href=/metrics>metrics</a></html>\n"
-    );
-    Page { status: 200, content_type: "text/html; charset=utf-8", body: body.into_bytes() }
+    fn live(&self, path: &str) -> Option<Live> {
+        self.aggregator.live(path)
+    }
 }
 
 pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
@@ -70,9 +62,8 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
     let (watched, observer) = agent::start(&host, &config);
     let store = Arc::new(Store::standalone());
     let pages = Both {
-        watched: Arc::clone(&watched),
         agent: AgentPages::new(Arc::clone(&watched), None),
-        aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now),
+        aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now, LISTENERS),
     };
     let (tell, told) = watch::channel(None);
     let (doubt, heart) = (Notify::new(), Heart::default());

@@ -6,10 +6,12 @@
 mod support;
 
 mod bench;
+mod browser;
 
 mod agent;
 mod aggregator;
 mod map;
 mod native_proxy;
+mod page;
 mod policy;
 mod usage;

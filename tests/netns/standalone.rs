@@ -46,7 +46,10 @@ fn it_serves_the_report_the_findings_and_the_metrics_and_follows_the_machine() -
     assert_eq!(report["nodes"][0]["state"], "Critical", "{report}");
 
     let page = get(&machine, "/")?;
-    assert!(page.starts_with("<!doctype html>") && page.contains("KubeletDown") && page.contains("Next: "), "{page}");
+    assert!(page.starts_with("<!doctype html>") && page.contains("page.js"), "{page}");
+    assert!(get(&machine, "/page.js")?.contains("api/v1/report"));
+    let live = machine.run(&["curl", "-sN", "-m", "2", "http://127.0.0.1:10580/api/v1/live"]);
+    assert!(live.is_err(), "a stream goes on until it is ended: {live:?}");
 
     machine.run(&["ip", "route", "del", "default"])?;
     eventually("a route that goes is told", SOON, || {

@@ -15,7 +15,7 @@ fn pages(nodes: &[serde_json::Value]) -> AggregatorPages {
         store.node_changed(Change::Here(view), at(0));
     }
     store.node_changed(Change::ListEnds, at(0));
-    AggregatorPages::new(Arc::new(store), || moment(0))
+    AggregatorPages::new(Arc::new(store), || moment(0), 2)
 }
 
 fn text(page: Page) -> String {
@@ -29,7 +29,7 @@ fn list_agents(pages: &AggregatorPages) {
 
 #[test]
 fn it_is_ready_once_everything_is_listed() {
-    let empty = AggregatorPages::new(Arc::new(Store::watched()), || moment(0));
+    let empty = AggregatorPages::new(Arc::new(Store::watched()), || moment(0), 2);
     assert_eq!((empty.get("/livez", "").status, empty.get("/readyz", "").status), (200, 503));
     let pages = pages(&[]);
     assert_eq!(pages.get("/readyz", "").status, 503);
@@ -113,4 +113,28 @@ fn the_map_is_one_for_all_and_says_who_asks() {
     let map: crate::facts::ClusterMap =
         serde_json::from_slice(&[&first.head[..], &first.rest].concat()).expect("a map");
     assert_eq!((map.own.as_str(), map.nodes.len()), ("a.b", 2));
+}
+
+#[tokio::test]
+async fn changes_are_told_to_a_few_at_once_and_what_the_report_does_not_show_is_none() {
+    let nodes = [node("a", "z", "p", "Normal", &[]), node("a", "z", "p", "Critical", &[DISK])];
+    let pages = pages(&nodes[..1]);
+    let mut revisions = pages.store.revisions();
+    let change = |node: &serde_json::Value| {
+        let view: NodeView = serde_json::from_value(node.clone()).expect("a node");
+        pages.store.node_changed(Change::Here(view), at(1));
+    };
+    revisions.mark_unchanged();
+    // As when a kubelet brings its heartbeat: another version of the same.
+    let mut heartbeat = nodes[0].clone();
+    heartbeat["metadata"]["resourceVersion"] = "77".into();
+    change(&heartbeat);
+    assert!(!revisions.has_changed().expect("the store is there"));
+    change(&nodes[1]);
+    assert!(revisions.has_changed().expect("the store is there"));
+    let held: Vec<_> = (0..2).map(|_| pages.live("/api/v1/live").expect("a place")).collect();
+    assert!(pages.live("/api/v1/live").is_none());
+    assert_eq!(pages.get("/api/v1/live", "").status, 503);
+    drop(held);
+    assert!(pages.live("/api/v1/live").is_some() && pages.live("/api/v1/report").is_none());
 }
