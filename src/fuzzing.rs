@@ -17,6 +17,8 @@ targets! {
     cri => crate::agent::fuzzing::cri;
     /// Notifications of the kernel.
     events => crate::agent::fuzzing::events;
+    /// Texts that are to be explained.
+    explain => crate::cli::fuzz_explain;
     /// The annotation `findings`.
     findings => crate::verdict::fuzz;
     /// Lines of the kernel's log.

@@ -1,6 +1,7 @@
 //! The commands.
 
 mod check;
+mod explain;
 mod report;
 mod standalone;
 mod terminal;
@@ -19,7 +20,7 @@ const BAD_USAGE: u8 = 64;
 ///
 /// Without a cluster: `nodevitals check` looks once at this machine, `nodevitals standalone` goes on looking. In a
 /// cluster: `nodevitals agent` runs on every worker, `nodevitals aggregator` once, and `nodevitals report` shows what they
-/// found.
+/// found. `nodevitals explain` tells what a finding or an error text means and what to do.
 #[derive(Debug, Parser)]
 #[command(name = "nodevitals", version, propagate_version = true, max_term_width = 100)]
 struct Cli {
@@ -63,6 +64,8 @@ enum Command {
     Aggregator(aggregator::Options),
     /// Print the cluster's report, or one worker in full
     Report(report::Options),
+    /// Explain a finding, a worker's state or an error text: cause, owner, and the steps in order; offline
+    Explain(explain::Options),
 }
 
 /// How a machine-readable answer is written.
@@ -76,6 +79,9 @@ enum Output {
     Yaml,
 }
 
+#[cfg(fuzzing)]
+pub(crate) use explain::fuzz as fuzz_explain;
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -88,6 +94,10 @@ pub fn main() -> ExitCode {
             return if bad { ExitCode::from(BAD_USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    // Nothing of it needs a runtime or a log.
+    if let Command::Explain(options) = &cli.command {
+        return explain::run(options);
+    }
     let runs_on = matches!(cli.command, Command::Agent(_) | Command::Aggregator(_) | Command::Standalone(_));
     let quiet = !runs_on && matches!(cli.log_level, Level::Info);
     telemetry::start(
@@ -118,6 +128,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Agent(options) => finished(agent::run(options).await),
         Command::Aggregator(options) => finished(aggregator::run(options).await),
         Command::Report(options) => report::run(&options).await,
+        Command::Explain(options) => explain::run(&options),
     }
 }
 

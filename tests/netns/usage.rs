@@ -31,6 +31,9 @@ fn bad_usage_is_64_and_names_the_thing() -> Result<()> {
         (&["agent", "--node-name", "n1", "--listen", "127.0.0.1:0", "--kubeconfig", &broken], "kubeconfig"),
         (&["agent", "--node-name", "n1", "--listen", "127.0.0.1:0", "--kubeconfig", "/no/such/file"], "/no/such/file"),
         (&["report", "--kubeconfig", &broken], "kubeconfig"),
+        (&["explain"], "CODE|TEXT|-"),
+        (&["explain", " "], "empty"),
+        (&["explain", "--product", "iks", "Critical"], "iks-classic"),
     ];
     for (arguments, named) in cases {
         let (status, error) = says(arguments)?;
@@ -42,11 +45,44 @@ fn bad_usage_is_64_and_names_the_thing() -> Result<()> {
 
 #[test]
 fn help_is_an_answer() -> Result<()> {
-    for command in ["check", "standalone", "agent", "aggregator", "report"] {
+    for command in ["check", "standalone", "agent", "aggregator", "report", "explain"] {
         let output = Machine::plain()?.nodevitals(&[command, "--help"])?;
         assert!(output.status.success(), "{command}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("Usage:"), "{command}");
     }
+    Ok(())
+}
+
+#[test]
+fn what_is_known_is_0_and_what_is_not_is_1() -> Result<()> {
+    let explain = |text: &str| -> Result<(Option<i32>, String)> {
+        let output = Machine::plain()?.nodevitals(&["explain", text])?;
+        Ok((output.status.code(), String::from_utf8(output.stdout)?))
+    };
+    let (status, text) = explain("The specified worker node couldn't be\nfound. (E0011)")?;
+    assert!(status == Some(0) && text.starts_with("WorkerRemovedConfirmed  info\n"), "{status:?}: {text}");
+    let (status, text) = explain("no such message")?;
+    assert!(status == Some(1) && text.contains("do not know"), "{status:?}: {text}");
+    Ok(())
+}
+
+#[test]
+fn a_log_from_standard_input_is_explained() -> Result<()> {
+    use std::io::Write as _;
+
+    let mut command = std::process::Command::new(program());
+    command
+        .args(["explain", "-o", "json", "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped());
+    let mut child = command.spawn()?;
+    let mut log = b"not \xff UTF-8\n".repeat(400_000);
+    log.extend_from_slice(b"kernel: nf_conntrack: table full, dropping packet\n");
+    child.stdin.take().expect("piped").write_all(&log)?;
+    let output = child.wait_with_output()?;
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(answer["explanations"][0]["name"], "ConntrackFull");
+    assert_eq!(output.status.code(), Some(0));
     Ok(())
 }
 
