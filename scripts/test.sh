@@ -33,6 +33,8 @@ targets=("$@")
 if [ ${#targets[@]} -eq 0 ]; then
   say "unit tests and examples in the documentation"
   cargo test --lib --bins
+  # What the whole machine notices.
+  cargo test --lib -- --ignored --test-threads=1
   cargo test --doc
   for target in tests/*.rs tests/*/main.rs; do
     [ -e "$target" ] || continue

@@ -151,7 +151,7 @@ fn capacity_metrics(registry: &mut Registry, snapshot: &Snapshot) {
             "Memory that is available, as the kubelet and the kernel count it",
             values,
         );
-        let stalled = memory.pressure.map(|percent| (vec![], percent / 100.0));
+        let stalled = memory.stall.map(|stall| (vec![], stall.full_avg10 / 100.0));
         gauges(
             registry,
             "memory_stalled_ratio",

@@ -10,6 +10,7 @@ mod kernel;
 pub mod node;
 mod passage;
 mod path;
+mod pods;
 mod routes;
 pub(crate) mod space;
 
@@ -269,12 +270,12 @@ pub struct Limits {
     pub conntrack_near_full_percent: u8,
     /// `ConntrackFull`: entries in percent of `nf_conntrack_max`.
     pub conntrack_full_percent: u8,
-    /// `DiskPressureImminent`, `InodesExhaustionImminent`, `MemoryPressureImminent`: percent of the capacity above the
-    /// kubelet's eviction threshold (catalogue H9).
+    /// `DiskPressureImminent`, `InodesExhaustionImminent`, `MemoryPressureImminent`, `PidPressureImminent`,
+    /// `FdExhaustionImminent`: percent of the capacity above the kubelet's eviction threshold (catalogue H9).
     pub imminent_points: f64,
     /// The same, for a projection: minutes until the threshold at the present rate (catalogue H9).
     pub imminent_minutes: f64,
-    /// `DiskFull`, `InodesExhausted` where the kubelet has no threshold: percent that is left.
+    /// The same and `DiskFull`, `InodesExhausted`, where the kubelet has no threshold: percent that is left.
     pub full_percent: f64,
     /// A sandbox younger than this many seconds need not have its route yet (catalogue R080).
     pub sandbox_settling_seconds: i64,

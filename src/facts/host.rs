@@ -1,4 +1,4 @@
-//! File systems, memory, connection tracking and forwarding.
+//! File systems, connection tracking and forwarding.
 
 use serde::Serialize;
 
@@ -67,23 +67,6 @@ pub struct Space {
     pub inodes: u64,
     /// `f_favail`.
     pub inodes_available: u64,
-}
-
-/// `/proc/meminfo` and pressure stall information, in bytes and percent.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Memory {
-    /// `MemTotal`.
-    pub total: u64,
-    /// `MemAvailable`: the kernel's estimate of what can be had without swapping.
-    pub available: u64,
-    /// `MemFree` plus `Inactive(file)`: what the kubelet compares with `memory.available`, since it counts as working
-    /// set everything but inactive file pages (`pkg/kubelet/stats`, cAdvisor).
-    pub kubelet_available: u64,
-    /// `full avg10` of `/proc/pressure/memory`, in percent; none where the kernel has no PSI.
-    pub pressure: Option<f64>,
-    /// Bytes of [`Memory::kubelet_available`] lost per second over the last minutes; none before there is a trend.
-    pub bytes_per_second: Option<f64>,
 }
 
 /// Connection tracking.

@@ -23,6 +23,8 @@ pub struct Kubelet {
     pub runtime_endpoint: Option<String>,
     /// Hard eviction thresholds.
     pub eviction: EvictionThresholds,
+    /// What else decides when it acts on a shortage.
+    pub capacity: CapacitySettings,
     /// Why its configuration could not be used, if so: the thresholds are then the defaults.
     pub config_error: Option<String>,
 }
@@ -41,6 +43,31 @@ pub struct EvictionThresholds {
     pub imagefs: Quantity,
     /// `imagefs.inodesFree`, default 5 %.
     pub imagefs_inodes: Quantity,
+    /// `pid.available`, default none.
+    pub pid: Quantity,
+}
+
+/// Settings of the kubelet beside its hard thresholds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CapacitySettings {
+    /// `evictionSoft`: below these it evicts after a grace period. Default none.
+    pub soft: EvictionThresholds,
+    /// `imageGCHighThresholdPercent`: from so many percent used on, looked at every 5 minutes, it deletes unused images;
+    /// none where that is switched off (100). Default 85 (`pkg/kubelet/apis/config/v1beta1/defaults.go`).
+    pub image_gc_high_percent: Option<u8>,
+    /// `cgroupRoot`: the cgroup below which that of the pods is. Default `/`.
+    pub cgroup_root: String,
+}
+
+impl Default for CapacitySettings {
+    fn default() -> Self {
+        CapacitySettings {
+            soft: EvictionThresholds::NONE,
+            image_gc_high_percent: Some(85),
+            cgroup_root: "/".to_owned(),
+        }
+    }
 }
 
 /// A threshold: a number of bytes or inodes, or a share of the whole.
@@ -64,6 +91,14 @@ impl Quantity {
     }
 }
 
+impl EvictionThresholds {
+    /// No threshold at all.
+    pub const NONE: EvictionThresholds = {
+        let off = Quantity::Absolute(0);
+        EvictionThresholds { memory: off, nodefs: off, nodefs_inodes: off, imagefs: off, imagefs_inodes: off, pid: off }
+    };
+}
+
 impl Default for EvictionThresholds {
     fn default() -> Self {
         EvictionThresholds {
@@ -72,6 +107,7 @@ impl Default for EvictionThresholds {
             nodefs_inodes: Quantity::Percent(5.0),
             imagefs: Quantity::Percent(15.0),
             imagefs_inodes: Quantity::Percent(5.0),
+            pid: Quantity::Absolute(0),
         }
     }
 }

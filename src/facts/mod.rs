@@ -11,6 +11,7 @@ mod host;
 mod ipset;
 mod kernel_log;
 mod kubelet;
+mod memory;
 mod netfilter;
 mod path;
 mod presence;
@@ -20,6 +21,7 @@ mod routing;
 mod runtime;
 mod seen;
 mod snapshot;
+mod strain;
 mod traffic;
 mod trend;
 mod xtables_lock;
@@ -28,10 +30,11 @@ pub use bgp::{Bgp, BgpPeer, BgpState, BgpTcp, Bird, BirdDaemon, KernelProtocol, 
 pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
-pub use host::{Conntrack, Filesystem, Forwarding, Memory, Role, Space};
+pub use host::{Conntrack, Filesystem, Forwarding, Role, Space};
 pub use ipset::IpSet;
 pub use kernel_log::{KernelEvent, KernelFault, KernelLog};
-pub use kubelet::{EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
+pub use kubelet::{CapacitySettings, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
+pub use memory::{Memory, OomKill, OomScope, PodCgroup, PodScan, PodsMemory, Stall};
 pub(crate) use netfilter::rounded;
 pub use netfilter::{
     Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table,
@@ -48,6 +51,7 @@ pub use routing::{
 pub use runtime::{CallLatency, Condition as RuntimeCondition, HungProcess, Runtime, RuntimeStatus, Sandbox};
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
+pub use strain::{Files, InotifyRoom, Strain, Tasks};
 pub use traffic::{
     CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,
 };

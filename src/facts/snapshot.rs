@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use super::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
-    LookError, Memory, PacketFilterChanges, Reason, Routing, Ruleset, Runtime, Seen, Traffic, TunnelPeer, XtablesLock,
+    LookError, Memory, PacketFilterChanges, Reason, Routing, Ruleset, Runtime, Seen, Strain, Traffic, TunnelPeer,
+    XtablesLock,
 };
 
 /// One look at a node.
@@ -44,6 +45,8 @@ pub struct Snapshot {
     pub kernel_log: Seen<KernelLog>,
     /// Memory.
     pub memory: Seen<Memory>,
+    /// What else runs short.
+    pub strain: Strain,
     /// Processes that matter.
     pub processes: Seen<Processes>,
     /// The kubelet's files; absent when there are none.
@@ -157,6 +160,7 @@ impl Snapshot {
             filesystems: Seen::not_yet("file systems"),
             kernel_log: Seen::not_yet("kernel log"),
             memory: Seen::not_yet("memory"),
+            strain: Strain::not_yet(),
             processes: Seen::not_yet("processes"),
             kubelet: Seen::not_yet("kubelet files"),
             health: Health {

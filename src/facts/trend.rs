@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// Samples of a quantity, and its mean rate of loss over a window.
+/// Samples of a quantity, and its rate of loss: the mean over a window, or that of the last two minutes where it is less.
 ///
-/// The window is long enough for a burst (an image being pulled) not to look like a trend: there is no answer before
-/// two minutes of samples.
+/// The window is long enough for a burst (an image being pulled) not to look like a trend, and one that is over is none:
+/// there is no answer before two minutes of samples.
 #[derive(Debug, Clone, Default)]
 pub struct Trend {
     samples: VecDeque<(Timestamp, u64)>,
@@ -36,9 +36,10 @@ impl Trend {
         while self.samples.front().is_some_and(|(first, _)| age(*first) > WINDOW) {
             self.samples.pop_front();
         }
-        let (first, was) = *self.samples.front()?;
-        let seconds = age(first);
-        (seconds >= LEAST).then(|| (was as f64 - available as f64) / seconds)
+        let rate = |(since, was): &(Timestamp, u64)| (*was as f64 - available as f64) / age(*since);
+        let whole = self.samples.front().filter(|(first, _)| age(*first) >= LEAST)?;
+        let recent = self.samples.iter().rev().find(|(sample, _)| age(*sample) >= LEAST)?;
+        Some(rate(whole).min(rate(recent)))
     }
 }
 
@@ -95,6 +96,17 @@ mod tests {
         let rate =
             (0..=60).filter_map(|i| trend.push(at(i * 10), 10_000 - u64::try_from(i).expect("small") * 50)).last();
         assert_eq!(rate, Some(5.0));
+    }
+
+    #[test]
+    fn a_burst_that_is_over_is_no_loss() {
+        let mut trend = Trend::default();
+        for second in (0..=200).step_by(10) {
+            trend.push(at(second), 100_000 - 100 * u64::try_from(second).expect("small"));
+        }
+        let rates: Vec<_> = (210..=330).step_by(10).filter_map(|second| trend.push(at(second), 80_000)).collect();
+        assert!(rates[0] > 80.0, "{rates:?}");
+        assert_eq!(rates.last(), Some(&0.0), "{rates:?}");
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::host_root::HostRoot;
-use crate::facts::{EvictionThresholds, Kubelet, LookError, Quantity, Reason};
+use crate::facts::{CapacitySettings, EvictionThresholds, Kubelet, LookError, Reason};
 
+mod drop_in;
+mod eviction;
 pub(super) mod kubeconfig;
 mod quantity;
 
@@ -30,14 +32,22 @@ const KUBECONFIGS: [&str; 5] = [
 #[serde(rename_all = "camelCase", default)]
 struct Configuration {
     #[serde(deserialize_with = "texts")]
-    eviction_hard: Option<BTreeMap<String, String>>,
+    eviction_hard: Option<Texts>,
+    #[serde(deserialize_with = "texts")]
+    eviction_soft: Option<Texts>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    image_gc_high_threshold_percent: Option<u8>,
+    cgroup_root: Option<String>,
     healthz_port: Option<u16>,
     container_runtime_endpoint: Option<String>,
     merge_default_eviction_settings: Option<bool>,
 }
 
+/// Texts by key.
+type Texts = BTreeMap<String, String>;
+
 /// Quantities as texts; YAML takes `1000` for a number.
-fn texts<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+fn texts<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Texts>, D::Error> {
     let map = Option::<BTreeMap<String, serde_json::Value>>::deserialize(input)?;
     let text = |value: serde_json::Value| match value {
         serde_json::Value::String(text) => text,
@@ -63,11 +73,24 @@ pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kube
             Configuration::default()
         })
     });
-    let eviction = thresholds(&configuration, option("eviction-hard").as_deref()).unwrap_or_else(|error| {
+    let configuration = match option("config-dir") {
+        Some(dir) => drop_in::merge(host, &dir, configuration, &mut errors),
+        None => configuration,
+    };
+    let flags = [option("eviction-hard"), option("eviction-soft")];
+    let [hard, soft] = eviction::thresholds(&configuration, flags).unwrap_or_else(|error| {
         let place = config_path.as_deref().unwrap_or("the kubelet's arguments");
         errors.push(format!("{place}: {error}; the default thresholds are assumed"));
-        EvictionThresholds::default()
+        [EvictionThresholds::default(), EvictionThresholds::NONE]
     });
+    let gc = option("image-gc-high-threshold").and_then(|percent| percent.parse().ok());
+    let gc = gc.or(configuration.image_gc_high_threshold_percent).unwrap_or(eviction::IMAGE_GC_HIGH);
+    let cgroup_root = option("cgroup-root").or(configuration.cgroup_root).filter(|root| !root.is_empty());
+    let capacity = CapacitySettings {
+        soft,
+        image_gc_high_percent: (gc < 100).then_some(gc),
+        cgroup_root: cgroup_root.unwrap_or_else(|| "/".to_owned()),
+    };
     // Arguments win over the file.
     let port = option("healthz-port").and_then(|port| port.parse().ok()).or(configuration.healthz_port);
     let endpoint = option("container-runtime-endpoint").or(configuration.container_runtime_endpoint);
@@ -78,7 +101,8 @@ pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kube
         kubeconfig_path,
         healthz_port: port.unwrap_or(HEALTHZ_PORT),
         runtime_endpoint: endpoint.filter(|it| !it.is_empty()).map(|it| it.trim_start_matches("unix://").to_owned()),
-        eviction,
+        eviction: hard,
+        capacity,
         config_error: (!errors.is_empty()).then(|| errors.join("; ")),
     })
 }
@@ -126,33 +150,6 @@ fn server(host: &HostRoot, path: &str) -> Option<String> {
     }
 }
 
-/// The hard thresholds. As soon as one key is set, those that are not set are off, unless the configuration asks for
-/// the defaults to be merged (facts.md E.3; `mergeDefaultEvictionSettings`).
-fn thresholds(configuration: &Configuration, flag: Option<&str>) -> Result<EvictionThresholds, String> {
-    let from_flag = flag.map(|list| {
-        let pairs = list.split(',').filter_map(|pair| pair.split_once('<'));
-        pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect()
-    });
-    let Some(set) = from_flag.as_ref().or(configuration.eviction_hard.as_ref()) else {
-        return Ok(EvictionThresholds::default());
-    };
-    let merge = configuration.merge_default_eviction_settings == Some(true);
-    let threshold = |key: &str, default| match set.get(key) {
-        Some(text) => {
-            quantity::parse(text).ok_or_else(|| format!("evictionHard {key} is {text:?}, which is no quantity"))
-        }
-        None => Ok(if merge { default } else { Quantity::Absolute(0) }),
-    };
-    let default = EvictionThresholds::default();
-    Ok(EvictionThresholds {
-        memory: threshold("memory.available", default.memory)?,
-        nodefs: threshold("nodefs.available", default.nodefs)?,
-        nodefs_inodes: threshold("nodefs.inodesFree", default.nodefs_inodes)?,
-        imagefs: threshold("imagefs.available", default.imagefs)?,
-        imagefs_inodes: threshold("imagefs.inodesFree", default.imagefs_inodes)?,
-    })
-}
-
 /// The fuzz target's door.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(data: &[u8]) {
@@ -161,7 +158,9 @@ pub(crate) fn fuzz(data: &[u8]) {
     match which % 4 {
         0 => {
             if let Ok(configuration) = crate::yaml::parse::<Configuration>(&text) {
-                let _ = thresholds(&configuration, None);
+                let _ = eviction::thresholds(&configuration, [None, None]);
+                let again = crate::yaml::parse(&text).expect("it was understood");
+                let _ = eviction::thresholds(&configuration.overlaid(again), [None, None]);
             }
         }
         1 => kubeconfig::fuzz(&text),
@@ -170,7 +169,7 @@ pub(crate) fn fuzz(data: &[u8]) {
             let arguments: Vec<String> = text.split('\0').map(str::to_owned).collect();
             let hard = argument(&arguments, "eviction-hard");
             assert_ne!(hard.as_deref(), Some(""));
-            let _ = thresholds(&Configuration::default(), hard.as_deref());
+            let _ = eviction::thresholds(&Configuration::default(), [hard, argument(&arguments, "eviction-soft")]);
         }
     }
 }

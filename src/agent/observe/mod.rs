@@ -3,6 +3,7 @@
 
 mod bird;
 mod blocking;
+mod cgroups;
 mod chains;
 mod changes;
 mod cluster;
@@ -25,11 +26,14 @@ mod netlink;
 mod netns;
 mod nftables;
 mod peers;
+mod pod_scan;
+mod pressure;
 mod probe;
 mod processes;
 mod routing;
 mod sources;
 mod stats;
+mod strain;
 mod traffic;
 mod tunnels;
 mod update;
@@ -65,11 +69,12 @@ pub(crate) mod fuzzing {
     /// The files of `/proc`, and `/etc/fstab`.
     pub(crate) fn proc(data: &[u8]) {
         let Some((which, bytes)) = data.split_first() else { return };
-        match which % 5 {
+        match which % 6 {
             0 => super::filesystems::fuzz_mounts(bytes),
             1 => super::filesystems::fuzz_fstab(&String::from_utf8_lossy(bytes)),
             2 => super::net_sysctl::fuzz(&String::from_utf8_lossy(bytes)),
             3 => super::memory::fuzz(&String::from_utf8_lossy(bytes)),
+            4 => super::strain::fuzz(&String::from_utf8_lossy(bytes)),
             _ => super::processes::fuzz(bytes),
         }
     }

@@ -19,7 +19,9 @@ use super::legacy::{LockUses, Pace};
 use super::tunnels::{Targets, TunnelSource, targets};
 use super::{HostRoot, Stats, Update, xtables_lock};
 use crate::clock::since_boot;
-use crate::facts::{Bgp, Cni, Family, Kubelet, LookError, Reason, Role, Routing, Runtime, Seen};
+use crate::facts::{
+    Bgp, Cni, Family, Kubelet, LookError, Memory, PodScan, Reason, Role, Routing, Runtime, Seen, Strain,
+};
 
 /// How often each source looks when nothing wakes it, and how long one look may take.
 struct Rhythm {
@@ -56,7 +58,11 @@ const HUNG_AGAIN: Duration = Duration::from_millis(500);
 const FILESYSTEMS: Rhythm = rhythm("filesystems", 10, 10);
 // Its lines wake it; the period is for the system call, which tells of nothing.
 const KERNEL_LOG: Rhythm = rhythm("kernel log", 30, 10);
+// The kernel wakes it when tasks wait for memory, where it may.
 const MEMORY: Rhythm = rhythm("memory", 10, 2);
+const STRAIN: Rhythm = rhythm("strain", 10, 2);
+/// While something runs short the pods are looked at this often: with 250 of them that costs some milliseconds.
+const PODS: Duration = Duration::from_secs(60);
 // Between walks this is one file per known process.
 const PROCESSES: Rhythm = rhythm("processes", 2, 5);
 const KUBELET: Rhythm = rhythm("kubelet", 30, 5);
@@ -149,6 +155,7 @@ struct Wake {
     runtime: Arc<Notify>,
     kubelet: Arc<Notify>,
     filesystems: Arc<Notify>,
+    memory: Arc<Notify>,
     control_plane: Arc<Notify>,
     traffic: Arc<Notify>,
 }
@@ -177,8 +184,9 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(xtables_lock(out.clone(), host.clone(), blocking.clone()));
     tasks.spawn(files(out.clone(), host.clone()));
     tasks.spawn(forwarding(out.clone(), host.clone()));
-    tasks.spawn(memory(out.clone(), host.clone()));
     tasks.spawn(kernel_log(out.clone(), host.clone(), wake.clone()));
+    tasks.spawn(memory(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(memory_events(wake.clone()));
     tasks.spawn(cni(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(runtime(out.clone(), host.clone(), shared.clone(), wake.clone()));
     tasks.spawn(filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
@@ -427,13 +435,59 @@ async fn forwarding(out: Outlet, host: HostRoot) {
     }
 }
 
-async fn memory(out: Outlet, host: HostRoot) {
-    let mut source = super::memory::MemorySource::new(host);
+/// Memory and what else runs short, and who uses it while it does.
+async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut source = super::memory::MemorySource::new(host.clone());
+    let mut strains = super::strain::StrainSource::new(host.clone());
+    let mut pods: Option<(Instant, Seen<PodScan>)> = None;
     loop {
         let began = Instant::now();
-        let seen: Seen<_> = source.look(Timestamp::now()).into();
+        let root = shared.kubelet.borrow().as_ref().map_or("/".to_owned(), |it| it.capacity.cgroup_root.clone());
+        let seen: Seen<_> = source.look(Timestamp::now(), &root).into();
+        let mut strain = strains.look(Timestamp::now(), &root);
+        if !short(seen.get(), &strain) {
+            pods = None;
+        } else if pods.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS) {
+            let (host, root) = (host.clone(), root.clone());
+            let scan =
+                blocking.run("cgroups of pods", STRAIN.deadline, move || Ok(super::pod_scan::look(&host, &root)));
+            let scan = scan.await.map_or_else(Seen::Unreadable, |scan| scan.map_or(Seen::Absent, Seen::Yes));
+            pods = Some((Instant::now(), scan));
+        }
+        strain.pods = pods.as_ref().map_or(Seen::Absent, |(_, scan)| scan.clone());
+        let success = strain.tasks.error().is_none() && strain.files.error().is_none();
+        out.tell(&STRAIN, began, success, Update::Strain(strain)).await;
         out.tell(&MEMORY, began, seen.error().is_none(), Update::Memory(seen)).await;
-        rest(&MEMORY, began, None).await;
+        rest(&MEMORY, began, Some(&wake.memory)).await;
+    }
+}
+
+/// Whether it is worth knowing what the pods use.
+fn short(memory: Option<&Memory>, strain: &Strain) -> bool {
+    let memory = memory.is_some_and(|memory| {
+        memory.kubelet_available < memory.total / 5
+            || memory.pods.is_some_and(|pods| pods.working_set / 4 > pods.limit / 5)
+            || memory.stall.is_some_and(|stall| stall.full_avg10 >= 5.0)
+            || memory.kills.get().is_some_and(|kills| !kills.is_empty())
+    });
+    let many = |count: u64, limit: u64| count / 3 > limit / 4;
+    let tasks = strain.tasks.get().is_some_and(|tasks| {
+        many(tasks.count, tasks.limit) || tasks.pods.is_some_and(|(count, limit)| many(count, limit))
+    });
+    memory || tasks
+}
+
+/// Looks at memory as soon as tasks wait for it. Where the kernel does not tell, the rhythm has to do.
+async fn memory_events(wake: Wake) {
+    let trigger = match super::pressure::MemoryTrigger::open() {
+        Ok(trigger) => trigger,
+        Err(error) => {
+            tracing::debug!(%error, "the kernel does not tell when tasks wait for memory");
+            return;
+        }
+    };
+    while trigger.fired().await.is_ok() {
+        wake.memory.notify_one();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::facts::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
-    Memory, PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, Traffic, TunnelPeer,
+    Memory, PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, Strain, Traffic, TunnelPeer,
     XtablesLock,
 };
 
@@ -18,6 +18,7 @@ pub(crate) enum Update {
     Runtime(Runtime),
     Filesystems(Seen<Vec<Filesystem>>),
     Memory(Seen<Memory>),
+    Strain(Strain),
     Processes(Seen<Processes>),
     Kubelet(Seen<Kubelet>),
     Health(Health),
@@ -35,7 +36,7 @@ pub(crate) enum Update {
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 20;
+    pub(crate) const KINDS: usize = 21;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -60,6 +61,7 @@ impl Update {
             Update::Bgp(_) => 17,
             Update::Tunnels(_) => 18,
             Update::KernelLog(_) => 19,
+            Update::Strain(_) => 20,
         }
     }
 
@@ -77,6 +79,7 @@ impl Update {
             Update::Runtime(seen) => replace(&mut snapshot.runtime, seen),
             Update::Filesystems(seen) => replace(&mut snapshot.filesystems, seen),
             Update::Memory(seen) => replace(&mut snapshot.memory, seen),
+            Update::Strain(seen) => replace(&mut snapshot.strain, seen),
             Update::Processes(seen) => replace(&mut snapshot.processes, seen),
             Update::Kubelet(seen) => replace(&mut snapshot.kubelet, seen),
             Update::Health(seen) => replace(&mut snapshot.health, seen),

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error, seen, space};
+use super::super::{Area, Check, Look, Outcome, Severity, findings_or_unknown, first_error, seen, space};
 
 pub(super) const CHECK: Check = Check {
     code: "InodesExhaustionImminent",
@@ -22,11 +22,8 @@ fn run(look: &Look<'_>) -> Outcome {
     let filesystems = seen!(look.now.filesystems, Outcome::NotApplicable("no file systems to look at".into()));
     let in_use = || filesystems.iter().filter(|filesystem| !filesystem.roles.is_empty());
     let findings = in_use().filter_map(|filesystem| {
-        let supply = space::inodes(look, filesystem)?;
-        let reason = supply.imminent(look.limits)?;
-        let detail =
-            format!("Inodes on {}: {}; {reason}", space::name(filesystem), supply.describe(space::human_inodes));
-        Some(Finding::new(filesystem.mount_point.clone(), detail))
+        let what = format!("Inodes on {}", space::name(filesystem));
+        space::inodes(look, filesystem)?.warn(look.limits, &filesystem.mount_point, &what, space::human_inodes)
     });
     findings_or_unknown(findings.collect(), first_error(in_use().map(|filesystem| filesystem.space.error())))
 }

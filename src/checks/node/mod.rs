@@ -30,6 +30,7 @@ mod disk_io_errors;
 mod disk_pressure_imminent;
 mod encap_blocked;
 mod ephemeral_ports_near_full;
+mod fd_exhaustion_imminent;
 mod filesystem_errors;
 mod filesystem_read_only;
 mod foreign_drop_rule;
@@ -40,6 +41,7 @@ mod host_policy_blocks_control_plane;
 mod image_fs_stats_missing;
 mod inodes_exhausted;
 mod inodes_exhaustion_imminent;
+mod io_pressure_high;
 mod ip_forward_disabled;
 mod ip_set_missing;
 mod iptables_backend_split;
@@ -57,6 +59,9 @@ mod master_path_partial;
 mod master_unreachable;
 mod memory_pressure_imminent;
 mod mtu_mismatch;
+mod node_overcommitted;
+mod out_of_memory;
+mod pid_pressure_imminent;
 mod pod_route_missing;
 mod pod_route_shadowed;
 mod pod_route_stale;
@@ -92,9 +97,14 @@ pub const ALL: &[&Check] = &[
     &unregister_net_device::CHECK,
     &disk_full::CHECK,
     &inodes_exhausted::CHECK,
+    &out_of_memory::CHECK,
     &disk_pressure_imminent::CHECK,
     &inodes_exhaustion_imminent::CHECK,
+    &node_overcommitted::CHECK,
     &memory_pressure_imminent::CHECK,
+    &io_pressure_high::CHECK,
+    &pid_pressure_imminent::CHECK,
+    &fd_exhaustion_imminent::CHECK,
     &kubelet_down::CHECK,
     &kubelet_unhealthy::CHECK,
     &default_route_missing::CHECK,

@@ -345,6 +345,43 @@ fn root_filesystem() -> Filesystem {
     }
 }
 
+fn memory() -> Memory {
+    let total = 16 << 30;
+    Memory {
+        total,
+        available: total / 2,
+        kubelet_available: total / 2,
+        stall: Some(Stall::default()),
+        bytes_per_second: None,
+        pods: None,
+        kills: Seen::Yes(vec![]),
+    }
+}
+
+fn strain() -> Strain {
+    Strain {
+        io: Seen::Yes(Stall::default()),
+        cpu: Seen::Yes(Stall::default()),
+        blocked: None,
+        tasks: Seen::Yes(Tasks { count: 300, limit: 32_768, per_second: None, pods: None }),
+        files: Seen::Yes(Files { allocated: 2_000, limit: 1_000_000, per_second: None }),
+        inotify: Seen::Yes(InotifyRoom { instances: 8, tried: 8, limit: 128, watch: Some(true), watches: 8_192 }),
+        pods: Seen::Absent,
+    }
+}
+
+/// A walk over the cgroups of two pods, one of which the runtime knows.
+pub(super) fn pods() -> Seen<PodScan> {
+    let known = PodCgroup { uid: "u-1".into(), containers: vec!["sandbox-1".into()] };
+    let other = PodCgroup { uid: "u-2".into(), containers: vec![] };
+    Seen::Yes(PodScan {
+        pods: 2,
+        by_memory: vec![(known.clone(), 1 << 30), (other.clone(), 2 << 20)],
+        by_tasks: vec![(other, 900), (known, 7)],
+        ..PodScan::default()
+    })
+}
+
 fn kubelet() -> Kubelet {
     Kubelet {
         config_path: Some("/var/lib/kubelet/config.yaml".into()),
@@ -354,6 +391,7 @@ fn kubelet() -> Kubelet {
         healthz_port: 10248,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),
+        capacity: CapacitySettings::default(),
         config_error: None,
     }
 }
@@ -389,14 +427,8 @@ impl Node {
         now.runtime = runtime(at);
         now.filesystems = Seen::Yes(vec![root_filesystem()]);
         now.kernel_log = Seen::Yes(KernelLog::default());
-        let total = 16 << 30;
-        now.memory = Seen::Yes(Memory {
-            total,
-            available: total / 2,
-            kubelet_available: total / 2,
-            pressure: Some(0.0),
-            bytes_per_second: None,
-        });
+        now.memory = Seen::Yes(memory());
+        now.strain = strain();
         let found =
             vec![process(Program::Kubelet, 10), process(Program::Containerd, 11), process(Program::KubeProxy, 12)];
         now.processes = Seen::Yes(Processes { found });
@@ -463,6 +495,14 @@ impl Node {
         };
         let peers = (0..).zip(peers).map(peer).collect();
         self.path(|path| path.peers = peers)
+    }
+
+    /// Changes what was seen of memory.
+    pub(super) fn memory(self, change: impl FnOnce(&mut Memory)) -> Self {
+        self.edit(|now| {
+            let Seen::Yes(memory) = &mut now.memory else { panic!("seen") };
+            change(memory);
+        })
     }
 
     /// Changes what was seen earlier.

@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use super::*;
 use crate::agent::observe::netns::NetNs;
-use crate::facts::{Backend, EvictionThresholds, Family, PathFault, PathStep, ServiceChain};
+use crate::facts::{Backend, CapacitySettings, EvictionThresholds, Family, PathFault, PathStep, ServiceChain};
 
 /// A node whose kubelet has a kubeconfig for this server.
 struct Node {
@@ -72,6 +72,7 @@ fn kubelet(kubeconfig: &str) -> Kubelet {
         healthz_port: 0,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),
+        capacity: CapacitySettings::default(),
         config_error: None,
     }
 }

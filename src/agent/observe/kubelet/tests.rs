@@ -1,6 +1,7 @@
 //! Kubelets with files, with arguments, with both, and with files that are broken.
 
 use super::*;
+use crate::facts::Quantity;
 
 const KUBECONFIG: &str = r"apiVersion: v1
 kind: Config
@@ -98,6 +99,48 @@ fn one_key_switches_the_others_off_unless_merged() {
     assert_eq!(configured("evictionHard:\n").eviction, EvictionThresholds::default(), "null is not set");
     assert_eq!(configured("evictionHard: {}\n").eviction.memory, off, "empty is set");
     assert_eq!(configured("").eviction, EvictionThresholds::default());
+}
+
+#[test]
+fn soft_thresholds_and_the_collection_of_images() {
+    let kubelet = configured(
+        "evictionSoft: {memory.available: 1Gi, nodefs.available: 20%}\nimageGCHighThresholdPercent: 70\ncgroupRoot: /x\n",
+    );
+    assert_eq!(
+        (kubelet.capacity.soft.memory, kubelet.capacity.soft.imagefs),
+        (Quantity::Absolute(1 << 30), Quantity::Absolute(0))
+    );
+    assert_eq!((kubelet.capacity.image_gc_high_percent, kubelet.capacity.cgroup_root.as_str()), (Some(70), "/x"));
+    assert_eq!(kubelet.eviction, EvictionThresholds::default());
+    let node = Node::new().with("/a.yaml", "imageGCHighThresholdPercent: 70\n");
+    let kubelet = node
+        .look("kubelet --config=/a.yaml --image-gc-high-threshold=100 --eviction-soft=imagefs.available<30% --eviction-hard=pid.available<100,nodefs.available<100%")
+        .expect("it runs");
+    assert_eq!(kubelet.capacity.image_gc_high_percent, None, "switched off");
+    assert_eq!(kubelet.capacity.soft.imagefs, Quantity::Percent(30.0));
+    assert_eq!((kubelet.eviction.pid, kubelet.eviction.nodefs), (Quantity::Absolute(100), Quantity::Absolute(0)));
+}
+
+#[test]
+fn a_drop_in_directory_is_merged_in_the_order_of_names_and_arguments_win() {
+    let node = Node::new()
+        .with("/a.yaml", "healthzPort: 1\nimageGCHighThresholdPercent: 70\n")
+        .with("/d/20-b.conf", "evictionHard: {memory.available: 2Gi}\n")
+        .with("/d/10-a.conf", "healthzPort: 3\nevictionHard: {memory.available: 1Gi, nodefs.available: 7%}\n")
+        .with("/d/30/c.conf", "evictionSoft: {nodefs.available: 30%}\n")
+        .with("/d/40-no.yaml", "healthzPort: 4\n");
+    let kubelet = node.look("kubelet --config=/a.yaml --config-dir=/d/").expect("it runs");
+    assert_eq!((kubelet.healthz_port, kubelet.capacity.image_gc_high_percent), (3, Some(70)));
+    assert_eq!(
+        (kubelet.eviction.memory, kubelet.eviction.nodefs),
+        (Quantity::Absolute(2 << 30), Quantity::Percent(7.0))
+    );
+    assert_eq!(kubelet.eviction.imagefs, Quantity::Percent(15.0), "the defaults are there before a drop-in is merged");
+    assert_eq!((kubelet.capacity.soft.nodefs, kubelet.config_error), (Quantity::Percent(30.0), None));
+    let node = node.with("/d/15-broken.conf", "healthzPort: [\n");
+    let kubelet = node.look("kubelet --config=/a.yaml --config-dir /d --healthz-port=9").expect("it runs");
+    assert_eq!((kubelet.healthz_port, kubelet.eviction.memory), (9, Quantity::Absolute(2 << 30)));
+    assert!(kubelet.config_error.expect("one is broken").starts_with("/d/15-broken.conf: "));
 }
 
 #[test]
