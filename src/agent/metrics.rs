@@ -13,7 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::publish::Fates;
 use super::run::Watched;
 use crate::checks;
-use crate::facts::{Seen, Snapshot};
+use crate::facts::{Seen, Snapshot, Strain};
 use crate::verdict::{Status, Verdict, WorkerState};
 
 /// Label names and values.
@@ -159,6 +159,7 @@ fn capacity_metrics(registry: &mut Registry, snapshot: &Snapshot) {
             stalled,
         );
     }
+    strain_metrics(registry, snapshot);
     let filesystems = snapshot.filesystems.get().map_or(&[][..], Vec::as_slice);
     let spaces =
         || filesystems.iter().filter_map(|it| Some((vec![("mount_point", it.mount_point.clone())], it.space.get()?)));
@@ -166,6 +167,21 @@ fn capacity_metrics(registry: &mut Registry, snapshot: &Snapshot) {
     gauges(registry, "filesystem_available_bytes", "Bytes that are available", bytes);
     let inodes = spaces().map(|(labels, space)| (labels, space.inodes_available as f64));
     gauges(registry, "filesystem_available_inodes", "Inodes that are available", inodes);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn strain_metrics(registry: &mut Registry, snapshot: &Snapshot) {
+    let Strain { io, tasks, files, .. } = &snapshot.strain;
+    let stalled = io.get().map(|stall| (vec![], stall.full_avg10 / 100.0));
+    gauges(registry, "io_stalled_ratio", "Share of the last 10 s in which all tasks waited for disks", stalled);
+    let counts = [
+        ("tasks", "Processes and threads", tasks.get().map(|tasks| tasks.count)),
+        ("tasks_limit", "Limit of processes and threads", tasks.get().map(|tasks| tasks.limit)),
+        ("open_files", "Open files of the node", files.get().map(|files| files.allocated)),
+    ];
+    for (name, help, count) in counts {
+        gauges(registry, name, help, count.map(|count| (vec![], count as f64)));
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]

@@ -76,7 +76,7 @@ impl Supply {
         // Two periods and the time that a warning should be early.
         let in_time = |line: u64| minutes((line - limit) as f64).is_none_or(|gap| gap >= 2.0 * COLLECTION_PERIOD + 2.0);
         if let Some(line) = collected.filter(|line| in_time(*line)) {
-            let used = 100.0 - line as f64 / percent;
+            let used = 101.0 - line as f64 / percent;
             return (self.available < line).then(|| Imminent {
                 reason: format!("the kubelet deletes unused images from {used:.0} % used on, and that has not helped"),
                 repaired_within: Some(COLLECTED),
@@ -178,6 +178,13 @@ fn collected_below(look: &Look<'_>, filesystem: &Filesystem, capacity: u64) -> O
     let kubelet = look.now.kubelet.get().filter(|_| look.expected.worker)?;
     let high = kubelet.capacity.image_gc_high_percent.filter(|_| filesystem.roles.contains(&Role::Imagefs))?;
     Some(Quantity::Percent(101.0 - f64::from(high)).of(capacity))
+}
+
+/// `; much of it is in logs of a/b (1.0 GiB), the journal (0.5 GiB)`, or nothing where nobody looked.
+pub(super) fn holders(filesystem: &Filesystem) -> String {
+    let each: Vec<_> =
+        filesystem.biggest.iter().map(|(what, bytes)| format!("{what} ({})", human_bytes(*bytes))).collect();
+    if each.is_empty() { String::new() } else { format!("; much of it is in {}", each.join(", ")) }
 }
 
 /// What a person calls a file system: its mount point and what is on it.

@@ -28,10 +28,12 @@ pub struct Filesystem {
     pub bytes_per_second: Option<f64>,
     /// Inodes that become unavailable per second.
     pub inodes_per_second: Option<f64>,
+    /// What holds most of it, as a person calls it, in bytes; empty while there is enough room.
+    pub biggest: Vec<(String, u64)>,
 }
 
 /// What a worker keeps on a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Role {
     /// `/`.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -14,11 +14,14 @@ use super::blocking::Blocking;
 use super::host_root::HostRoot;
 use crate::facts::{Filesystem, LookError, Reason, Role, Seen, Space, Trend};
 
+mod biggest;
 mod fstab;
 mod mounts;
 
 /// A local disk that answers `statvfs` later than this hangs.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// While space runs short, what holds it is looked for this often.
+const AGAIN: Duration = Duration::from_secs(600);
 /// File systems that can never be written.
 const NEVER_WRITTEN: [&str; 3] = ["squashfs", "erofs", "iso9660"];
 /// Local file systems whose files have the device number that mountinfo shows (btrfs and ZFS number each subvolume).
@@ -33,6 +36,7 @@ pub(crate) struct FilesystemSource {
     remembered: BTreeMap<(String, String), Remembered>,
     /// Where the roles' paths lead, from the last time that could be asked.
     resolved: Vec<(Role, String)>,
+    mounts: mounts::Table,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +47,7 @@ struct Remembered {
     name: Option<String>,
     bytes: Trend,
     inodes: Trend,
+    biggest: Option<(Instant, Vec<(String, u64)>)>,
 }
 
 /// A device with what is kept on it.
@@ -55,20 +60,27 @@ struct Device<'a> {
 impl FilesystemSource {
     /// Nothing is read yet.
     pub(crate) fn new(host: HostRoot, blocking: Blocking) -> Self {
-        FilesystemSource { host, blocking, remembered: BTreeMap::new(), resolved: Vec::new() }
+        FilesystemSource {
+            mounts: mounts::Table::new(host.clone()),
+            host,
+            blocking,
+            remembered: BTreeMap::new(),
+            resolved: Vec::new(),
+        }
     }
 
     /// Looks at the file systems that hold the roles' paths, and at the local ones without a role. The latter are not
-    /// measured ([`Filesystem::space`] is absent), only asked whether they are read-only. Network file systems are left
-    /// out altogether: asking one that is dead hangs. A role whose path does not exist has no file system.
+    /// measured ([`Filesystem::space`] is absent), only asked whether they are read-only. Network file systems without a
+    /// role are left out altogether: asking one that is dead hangs. Of several paths of one role the first one that exists
+    /// counts; a role without any has no file system.
     pub(crate) async fn look(
         &mut self,
         now: Timestamp,
         roles: &[(Role, String)],
     ) -> Result<Vec<Filesystem>, LookError> {
-        let mounts = mounts::read(&self.host)?;
         self.resolve(roles).await;
-        let devices = devices(&mounts, &self.resolved);
+        self.mounts.refresh(&self.resolved)?;
+        let devices = devices(self.mounts.get(), &self.resolved);
         let spaces = join_all(devices.iter().map(|device| self.space(device))).await;
         let fstab = fstab::read(&self.host);
         let mut before = std::mem::take(&mut self.remembered);
@@ -88,6 +100,12 @@ impl FilesystemSource {
                 (memory.bytes.push(now, space.bytes_available), inodes)
             });
             let (bytes_per_second, inodes_per_second) = rates.unwrap_or_default();
+            let kubelet = roles.iter().find(|(role, _)| *role == Role::Nodefs).map(|(_, path)| path.as_str());
+            if !space.get().is_some_and(|space| is_short(*space, bytes_per_second)) {
+                memory.biggest = None;
+            } else if memory.biggest.as_ref().is_none_or(|(at, _)| at.elapsed() >= AGAIN) {
+                memory.biggest = Some((Instant::now(), self.biggest(&mount.point, kubelet).await));
+            }
             found.push(Filesystem {
                 mount_point: mount.point.clone(),
                 source: mount.source.clone(),
@@ -99,6 +117,7 @@ impl FilesystemSource {
                 space,
                 bytes_per_second,
                 inodes_per_second,
+                biggest: memory.biggest.as_ref().map(|(_, biggest)| biggest.clone()).unwrap_or_default(),
             });
             self.remembered.insert(key, memory);
         }
@@ -113,11 +132,20 @@ impl FilesystemSource {
             let resolved = wanted.into_iter().filter_map(|(role, path)| Some((role, real_path(&host, &root, &path)?)));
             Ok(resolved.collect())
         };
-        match self.blocking.run("paths of the roles", DEADLINE, follow).await {
-            Ok(resolved) => self.resolved = resolved,
-            Err(_) if self.resolved.is_empty() => self.resolved = roles.to_vec(),
-            Err(_) => {}
-        }
+        let mut resolved = match self.blocking.run("paths of the roles", DEADLINE, follow).await {
+            Ok(resolved) => resolved,
+            Err(_) if self.resolved.is_empty() => roles.to_vec(),
+            Err(_) => return,
+        };
+        resolved.dedup_by_key(|(role, _)| *role);
+        self.resolved = resolved;
+    }
+
+    async fn biggest(&self, point: &str, kubelet: Option<&str>) -> Vec<(String, u64)> {
+        let (host, at) = (self.host.clone(), point.to_owned());
+        let kubelet = kubelet.unwrap_or("/var/lib/kubelet").to_owned();
+        let look = move || Ok(biggest::look(&host, &at, &kubelet));
+        self.blocking.run(&format!("sizes on {point}"), DEADLINE, look).await.unwrap_or_default()
     }
 
     async fn space(&self, device: &Device<'_>) -> Seen<Space> {
@@ -126,13 +154,21 @@ impl FilesystemSource {
         }
         let mount = device.mount;
         let number = ONE_NUMBER.contains(&mount.kind.as_str()).then(|| mount.device.clone());
-        let (path, point) = (self.host.path(&mount.point), mount.point.clone());
-        let measure = move || measure(&path, &point, number.as_deref());
+        let (host, point) = (self.host.clone(), mount.point.clone());
+        // Already to follow the links on the way there can hang.
+        let measure = move || measure(&host.path(&point), &point, number.as_deref());
         match self.blocking.run(&format!("statvfs {}", mount.point), DEADLINE, measure).await {
             Ok(space) => Seen::Yes(space),
             Err(error) => Seen::Unreadable(error),
         }
     }
+}
+
+/// Whether it is worth knowing what holds the space: less than a quarter is left, or it is used up within an hour.
+#[expect(clippy::cast_precision_loss, reason = "an hour more or less")]
+fn is_short(space: Space, per_second: Option<f64>) -> bool {
+    let hour = per_second.is_some_and(|rate| rate * 3600.0 > space.bytes_available as f64);
+    hour || space.bytes_available < space.bytes / 4
 }
 
 fn measure(path: &Path, point: &str, number: Option<&str>) -> Result<Space, LookError> {
@@ -164,7 +200,7 @@ fn real_path(host: &HostRoot, root: &Path, path: &str) -> Option<String> {
 fn devices<'a>(mounts: &'a [Mount], roles: &[(Role, String)]) -> Vec<Device<'a>> {
     let mut found: BTreeMap<&str, Device<'a>> = BTreeMap::new();
     for (role, path) in roles {
-        let Some(mount) = mounts::holding(mounts, path).filter(|mount| !mount.is_remote()) else { continue };
+        let Some(mount) = mounts::holding(mounts, path) else { continue };
         let device = found.entry(&mount.device).or_insert(Device { mount, roles: BTreeSet::new(), read_only: false });
         device.roles.insert(*role);
         device.read_only |= mount.read_only || mount.bound_read_only;

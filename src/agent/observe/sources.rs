@@ -586,11 +586,11 @@ fn set<T: PartialEq>(old: &mut T, new: T) -> bool {
 }
 
 async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
-    let mut source = super::filesystems::FilesystemSource::new(host.clone(), blocking);
+    let mut source = super::filesystems::FilesystemSource::new(host, blocking);
     loop {
         let began = Instant::now();
         let images = shared.images.borrow().clone();
-        let roles = roles(&host, shared.kubelet.borrow().as_ref(), shared.arguments.borrow().as_deref(), images);
+        let roles = roles(shared.kubelet.borrow().as_ref(), shared.arguments.borrow().as_deref(), images);
         let seen = within(&FILESYSTEMS, source.look(Timestamp::now(), &roles)).await;
         out.tell(&FILESYSTEMS, began, seen.is_ok(), Update::Filesystems(seen.into())).await;
         rest(&FILESYSTEMS, began, Some(&wake.filesystems)).await;
@@ -598,21 +598,15 @@ async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking, shared: Sh
 }
 
 /// What this machine keeps where; `images` as the runtime says. On a machine that is no worker only `/` and `/var/log` matter.
-fn roles(
-    host: &HostRoot,
-    kubelet: Option<&Kubelet>,
-    arguments: Option<&[String]>,
-    images: Option<String>,
-) -> Vec<(Role, String)> {
+fn roles(kubelet: Option<&Kubelet>, arguments: Option<&[String]>, images: Option<String>) -> Vec<(Role, String)> {
     let mut roles = vec![(Role::Root, "/".to_owned()), (Role::Logs, "/var/log".to_owned())];
-    if kubelet.is_none() {
-        return roles;
+    if kubelet.is_some() {
+        let root_dir = arguments.and_then(|arguments| super::kubelet::argument(arguments, "root-dir"));
+        roles.push((Role::Nodefs, root_dir.unwrap_or_else(|| "/var/lib/kubelet".to_owned())));
+        let usual = ["/var/lib/containerd", "/var/lib/containers/storage", "/var/lib/rancher/k3s/agent/containerd"];
+        let stores = images.into_iter().chain(usual.map(str::to_owned));
+        roles.extend(stores.map(|store| (Role::Imagefs, store)));
     }
-    let root_dir = arguments.into_iter().flatten().find_map(|argument| argument.strip_prefix("--root-dir="));
-    roles.push((Role::Nodefs, root_dir.unwrap_or("/var/lib/kubelet").to_owned()));
-    let stores = ["/var/lib/containerd", "/var/lib/containers/storage", "/var/lib/rancher/k3s/agent/containerd"];
-    let usual = || stores.into_iter().find(|store| host.path(store).is_dir()).map(str::to_owned);
-    roles.extend(images.or_else(usual).map(|store| (Role::Imagefs, store)));
     roles
 }
 

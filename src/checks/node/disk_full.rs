@@ -24,7 +24,8 @@ fn run(look: &Look<'_>) -> Outcome {
     let findings = in_use().filter_map(|filesystem| {
         let supply = space::bytes(look, filesystem)?;
         supply.full().then(|| {
-            let detail = format!("Space on {}: {}", space::name(filesystem), supply.describe(space::human_bytes));
+            let described = supply.describe(space::human_bytes);
+            let detail = format!("Space on {}: {described}{}", space::name(filesystem), space::holders(filesystem));
             Finding::new(filesystem.mount_point.clone(), detail)
         })
     });
@@ -47,6 +48,9 @@ mod tests {
     #[test]
     fn fires_by_the_kubelets_threshold() {
         assert_eq!(testing::subjects(&run(&left(5).look())), ["/"]);
+        let named = left(5).filesystem(|filesystem| filesystem.biggest = vec![("logs of a/b".into(), 3 << 30)]);
+        let detail = &testing::details(&run(&named.look()))[0];
+        assert!(detail.ends_with("; much of it is in logs of a/b (3.0 GiB)"), "{detail}");
     }
 
     #[test]

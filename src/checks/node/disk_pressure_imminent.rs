@@ -23,7 +23,10 @@ fn run(look: &Look<'_>) -> Outcome {
     let in_use = || filesystems.iter().filter(|filesystem| !filesystem.roles.is_empty());
     let findings = in_use().filter_map(|filesystem| {
         let what = format!("Space on {}", space::name(filesystem));
-        space::bytes(look, filesystem)?.warn(look.limits, &filesystem.mount_point, &what, space::human_bytes)
+        let supply = space::bytes(look, filesystem)?;
+        let mut finding = supply.warn(look.limits, &filesystem.mount_point, &what, space::human_bytes)?;
+        finding.detail.push_str(&space::holders(filesystem));
+        Some(finding)
     });
     findings_or_unknown(findings.collect(), first_error(in_use().map(|filesystem| filesystem.space.error())))
 }
@@ -49,6 +52,22 @@ mod tests {
     #[test]
     fn healthy_and_clears() {
         assert_eq!(run(&Node::worker().look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_a_store_in_which_the_kubelet_collects_images() {
+        let store = |thousandths: u64| {
+            let node = Node::worker().filesystem(move |filesystem| {
+                filesystem.roles.push(crate::facts::Role::Imagefs);
+                let Seen::Yes(space) = &mut filesystem.space else { panic!("seen") };
+                space.bytes_available = space.bytes / 1000 * thousandths;
+            });
+            run(&node.look())
+        };
+        assert_eq!(store(170), Outcome::Healthy, "80 to 85 % used is where it is held");
+        let Outcome::Findings(findings) = store(155) else { panic!("the collection is due") };
+        assert_eq!(findings[0].owner_repairs_within, Some(Duration::from_secs(360)), "{findings:?}");
+        assert!(findings[0].detail.contains("deletes unused images from 85 % used on"), "{findings:?}");
     }
 
     #[test]

@@ -342,6 +342,7 @@ fn root_filesystem() -> Filesystem {
         space: Seen::Yes(Space { bytes, bytes_available: bytes / 2, inodes, inodes_available: inodes / 2 }),
         bytes_per_second: Some(0.0),
         inodes_per_second: Some(0.0),
+        biggest: vec![],
     }
 }
 

@@ -1,18 +1,17 @@
 //! The node's mount table.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use procfs::FromRead;
 use procfs::process::{MountInfo, MountInfos};
 
 use super::super::host_root::HostRoot;
-use crate::facts::{LookError, Reason};
+use crate::facts::{LookError, Reason, Role};
 
 /// A worker with a thousand pods has some thousand mounts of some hundred bytes; in bytes.
 const LIMIT: u64 = 16 << 20;
 /// Disks of this machine. `vfat` is not among them: it is the boot loader's and is often read-only.
 const LOCAL: [&str; 9] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "jfs"];
-/// File systems that answer over a network or by a process: asking one whose server is dead hangs.
-const REMOTE: [&str; 13] =
-    ["nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "lustre", "afs", "9p", "virtiofs", "ocfs2", "beegfs"];
 /// Superblock options that mean that nothing can be written; the last two since Linux 6.15.
 const READ_ONLY: [&str; 3] = ["ro", "emergency_ro", "shutdown"];
 
@@ -39,9 +38,9 @@ pub(super) struct Mount {
 }
 
 impl Mount {
-    /// Whether looking at it can wait for someone else.
-    pub(super) fn is_remote(&self) -> bool {
-        REMOTE.contains(&self.kind.as_str()) || self.kind.starts_with("fuse")
+    fn is_above(&self, path: &str) -> bool {
+        let point = self.point.trim_end_matches('/');
+        path.strip_prefix(point).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// Whether it is on a disk of this machine that can go read-only.
@@ -50,31 +49,65 @@ impl Mount {
     }
 }
 
-/// Reads the mount table of the node.
-///
-/// On the node itself that is this process's own. In a pod it is that of the node's first process, through the node's
-/// own `/proc`: its paths are the node's paths, its options are not those with which the pod was given the tree, and
-/// it is complete even where mounts do not propagate into the pod. Where that is closed (`hidepid`) the pod's own table
-/// serves: the root is taken off the paths, and whether a mount alone is read-only is not known, since the pod's is.
-pub(super) fn read(host: &HostRoot) -> Result<Vec<Mount>, LookError> {
-    let root = host.path("/");
-    let root = root.to_string_lossy();
-    let root = root.trim_end_matches('/');
-    if root.is_empty() {
-        return Ok(parse(&host.read("/proc/self/mountinfo", LIMIT)?, "/proc/self/mountinfo")?
-            .into_iter()
-            .map(from_node)
-            .collect());
+/// The node's mount table, as far as it matters: a worker has some hundred mounts of volumes in memory and the like. What
+/// has not changed is read again, since nothing tells that an error made a file system read-only, but not understood again.
+#[derive(Debug)]
+pub(super) struct Table {
+    host: HostRoot,
+    /// Of the text and the paths that matter.
+    hash: Option<u64>,
+    mounts: Vec<Mount>,
+}
+
+impl Table {
+    /// Nothing is read yet.
+    pub(super) fn new(host: HostRoot) -> Self {
+        Table { host, hash: None, mounts: Vec::new() }
     }
-    let path = "/proc/1/mountinfo";
-    match host.read(path, LIMIT) {
-        Ok(bytes) => Ok(parse(&bytes, path)?.into_iter().map(from_node).collect()),
-        Err(first) => {
-            let bytes = HostRoot::new("/").read("/proc/self/mountinfo", LIMIT)?;
-            let mounts: Vec<_> = parse(&bytes, path)?.into_iter().filter_map(|mount| from_pod(mount, root)).collect();
-            if mounts.is_empty() { Err(first) } else { Ok(mounts) }
+
+    /// The mounts of local disks, and those above these paths.
+    pub(super) fn get(&self) -> &[Mount] {
+        &self.mounts
+    }
+
+    /// Reads the table.
+    ///
+    /// On the node itself that is this process's own. In a pod it is that of the node's first process, through the node's
+    /// own `/proc`: its paths are the node's paths, its options are not those with which the pod was given the tree, and
+    /// it is complete even where mounts do not propagate into the pod. Where that is closed (`hidepid`) the pod's own table
+    /// serves: the root is taken off the paths, and whether a mount alone is read-only is not known, since the pod's is.
+    pub(super) fn refresh(&mut self, paths: &[(Role, String)]) -> Result<(), LookError> {
+        let root = self.host.path("/");
+        let root = root.to_string_lossy();
+        let root = root.trim_end_matches('/');
+        let path = if root.is_empty() { "/proc/self/mountinfo" } else { "/proc/1/mountinfo" };
+        let (bytes, first) = match self.host.read(path, LIMIT) {
+            Ok(bytes) => (bytes, None),
+            Err(first) if root.is_empty() => return Err(first),
+            Err(first) => (HostRoot::new("/").read("/proc/self/mountinfo", LIMIT)?, Some(first)),
+        };
+        let hash = hash(&(&bytes, paths));
+        if self.hash == Some(hash) {
+            return Ok(());
         }
+        let infos = parse(&bytes, path)?.into_iter();
+        let in_pod = first.is_some();
+        let mounts = infos.filter_map(|info| if in_pod { from_pod(info, root) } else { Some(from_node(info)) });
+        let mut mounts = mounts.peekable();
+        if let Some(error) = first.filter(|_| mounts.peek().is_none()) {
+            return Err(error);
+        }
+        let matters = |mount: &Mount| mount.is_local_disk() || paths.iter().any(|(_, path)| mount.is_above(path));
+        self.mounts = mounts.filter(matters).collect();
+        self.hash = Some(hash);
+        Ok(())
     }
+}
+
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn parse(bytes: &[u8], path: &str) -> Result<Vec<MountInfo>, LookError> {
@@ -106,11 +139,7 @@ fn from_pod(info: MountInfo, root: &str) -> Option<Mount> {
 /// The mount that holds a path: the longest mount point above it, and of several on one point the last, which covers
 /// the others.
 pub(super) fn holding<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
-    let above = |mount: &&Mount| {
-        let point = mount.point.trim_end_matches('/');
-        path.strip_prefix(point).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    mounts.iter().filter(above).max_by_key(|mount| mount.point.len())
+    mounts.iter().filter(|mount| mount.is_above(path)).max_by_key(|mount| mount.point.len())
 }
 
 /// Turns `\040` and its like back into the bytes that they stand for.
@@ -141,7 +170,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     assert!(in_pod.iter().all(|mount| mount.point.starts_with('/')));
     let mounts: Vec<_> = infos.into_iter().map(from_node).collect();
     for mount in &mounts {
-        let _ = (mount.is_remote(), mount.is_local_disk());
+        let _ = mount.is_local_disk();
         if mount.point.starts_with('/') {
             assert!(holding(&mounts, &mount.point).is_some(), "{mount:?}");
         }

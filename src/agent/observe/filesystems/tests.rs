@@ -1,6 +1,11 @@
 //! Mount tables of workers, and this machine's own.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 
@@ -78,11 +83,96 @@ async fn a_role_behind_a_link_is_where_the_link_leads() {
 }
 
 #[tokio::test]
-async fn a_network_file_system_is_never_asked() {
-    let table = "1 0 0:30 / / rw - btrfs /dev/sda1 rw\n2 1 0:50 / /var/lib/kubelet rw - nfs server:/x rw\n3 1 0:51 / /var/log rw - fuse.sshfs x rw\n";
-    let found = Node::new(table).look().await;
-    let expected: [(&str, &[Role]); 1] = [("/", &[Role::Root, Role::Imagefs])];
-    assert_eq!(points(&found), expected);
+async fn a_network_file_system_without_a_role_is_never_asked() {
+    let table = format!("{PLAIN}7 1 0:51 / /mnt rw - fuse.sshfs x rw\n");
+    assert_eq!(points(&Node::new(&table).look().await), points(&Node::new(PLAIN).look().await));
+}
+
+#[tokio::test]
+async fn of_several_paths_of_a_role_the_first_that_exists_counts() {
+    let mut node = Node::new(PLAIN);
+    let paths = ["/none", "/data", "/var/lib/containerd"].map(|path| (Role::Imagefs, path.to_owned()));
+    let found = node.source.look(Timestamp::now(), &paths).await.expect("readable");
+    assert_eq!(points(&found)[1], ("/data", &[Role::Imagefs][..]));
+}
+
+/// A file system of FUSE that nobody answers for, mounted where only this thread and those that it starts see it.
+struct Hung(File);
+
+impl Hung {
+    fn mount(point: &Path) -> Self {
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS).expect("this test mounts, which only root may");
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private");
+        let device = File::options().read(true).write(true).open("/dev/fuse").expect("this kernel has FUSE");
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        mount(Some("hung"), point, Some("fuse"), MsFlags::empty(), Some(options.as_str())).expect("mount");
+        Hung(device)
+    }
+}
+
+/// Descriptors of this process, threads in the mount namespace of this thread, and those of them that are stuck.
+fn held() -> [usize; 3] {
+    let ours = std::fs::read_link("/proc/thread-self/ns/mnt").expect("a namespace");
+    let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten().map(|task| task.path());
+    let here: Vec<_> =
+        tasks.filter(|task| std::fs::read_link(task.join("ns/mnt")).is_ok_and(|it| it == ours)).collect();
+    let stat = |task: &PathBuf| std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+    let stuck = here.iter().filter(|task| stat(task).contains(") D ")).count();
+    [std::fs::read_dir("/proc/thread-self/fd").expect("descriptors").count(), here.len(), stuck]
+}
+
+#[test]
+fn a_file_system_that_hangs_is_asked_once_and_nobody_else_waits() {
+    let looks = async {
+        let table = format!("{PLAIN}7 1 0:51 / /var/log rw - fuse.x hung rw\n");
+        let mut node = Node::new(&table);
+        let hung = Hung::mount(&node.dir.path().join("var/log"));
+        let error = |found: &[Filesystem]| {
+            let logs = found.iter().find(|each| each.roles == [Role::Logs]).expect("told");
+            logs.space.error().map(|error| (error.what.clone(), error.reason))
+        };
+        let dead = Some(("statvfs /var/log".to_owned(), Reason::TimedOut));
+        let ticks = async {
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        // While the look waits for its deadline everything else goes on.
+        let found = tokio::select! {
+            found = node.look() => panic!("it answers: {found:?}"),
+            () = ticks => node.look().await,
+        };
+        assert_eq!(error(&found), dead);
+        assert!(
+            found.iter().any(|each| each.roles.contains(&Role::Imagefs) && each.space.get().is_some()),
+            "{found:?}"
+        );
+        let before = held();
+        for _ in 0..100 {
+            assert_eq!(error(&node.look().await), dead);
+        }
+        let after = held();
+        // Its room, where the paths lead, and what holds the space: each was asked once.
+        assert!(after[2] == before[2] && (1..=3).contains(&after[2]), "{before:?} {after:?}");
+        // Others of these tests open files meanwhile, and the runtime has some threads in reserve: not one for each look.
+        assert!(after[0] < before[0] + 50 && after[1] < before[1] + 50, "{before:?} {after:?}");
+
+        // The kernel ends what waits as soon as nobody can answer any more.
+        drop(hung.0);
+        nix::mount::umount2(&node.dir.path().join("var/log"), nix::mount::MntFlags::MNT_DETACH).expect("umount");
+        let mut answered = false;
+        for _ in 0..1000 {
+            answered = error(&node.look().await).is_none();
+            if answered {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(answered, "it is measured again");
+    };
+    let run = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(looks);
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 #[tokio::test]
