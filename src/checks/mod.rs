@@ -10,6 +10,7 @@ mod kernel;
 pub mod node;
 mod passage;
 mod path;
+mod pod_ranges;
 mod pods;
 mod routes;
 pub(crate) mod space;

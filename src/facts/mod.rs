@@ -14,6 +14,7 @@ mod kubelet;
 mod memory;
 mod netfilter;
 mod path;
+mod pod_ranges;
 mod presence;
 mod route_memory;
 mod routes;
@@ -40,6 +41,7 @@ pub use netfilter::{
     Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table,
 };
 pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep, PeerAnswer};
+pub(crate) use pod_ranges::Way;
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
 pub(crate) use presence::{is_calico_chain, is_kube_proxy_chain, rulesets};
 pub use route_memory::{FirstLook, RouteMemory};

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::routes::TUNNELS;
-use super::{ClusterMap, Link, Program, Routing, Seen, Snapshot, TableRoute};
+use super::{ClusterMap, ClusterNode, Link, Program, Routing, Seen, Snapshot, TableRoute};
 
 /// Kinds of links (`IFLA_INFO_KIND`) that lead into a virtual private network.
 const VPN: [&str; 7] = ["tun", "wireguard", "ppp", "xfrm", "vti", "vti6", "ovpn"];
@@ -23,6 +23,12 @@ pub struct RouteMemory {
     /// The list of routes that holds just those.
     #[serde(skip)]
     matched: Option<Arc<Vec<TableRoute>>>,
+    /// Pod ranges of other nodes (`spec.podCIDRs`) to which there was the right route, in order.
+    #[serde(skip)]
+    pub ranges: Vec<IpNet>,
+    /// The list of routes for which these were told, and how many nodes there were.
+    #[serde(skip)]
+    ranged: Option<(Arc<Vec<TableRoute>>, usize)>,
     /// Blocks of this node.
     pub blackholes: BTreeSet<IpNet>,
     /// Tunnels that routes to other nodes used.
@@ -84,9 +90,17 @@ impl Routing {
 }
 
 impl Snapshot {
-    /// Whether who wrote this route runs. Unknown counts as running.
+    /// Whether who wrote this route runs. Unknown counts as running, and so does flannel, for which nobody looks.
     pub(crate) fn owner_lives(&self, route: &TableRoute) -> bool {
-        if route.protocol == 12 { self.runs(Program::Bird) } else { self.felix_lives() }
+        let flannel = || {
+            let link = self.routing.get().and_then(|routing| routing.link(route.link));
+            link.is_none_or(|link| link.name.starts_with("flannel"))
+        };
+        match () {
+            () if route.protocol == 12 => self.runs(Program::Bird),
+            () if !route.is_calicos() && flannel() => true,
+            () => self.felix_lives(),
+        }
     }
 
     /// Whether Felix runs. Unknown counts as running.
@@ -133,6 +147,7 @@ impl RouteMemory {
             self.blackholes.retain(|block| used(block) || routing.blackholes().any(|it| it == *block));
         }
         self.update_remote(now, routing);
+        self.update_ranges(now, routing);
         for route in &self.remote {
             if let Some(link) = routing.link(route.link).filter(|link| link.is_tunnel())
                 && !self.tunnels.contains(&link.name)
@@ -140,6 +155,26 @@ impl RouteMemory {
                 self.tunnels.insert(link.name.clone());
             }
         }
+    }
+
+    fn update_ranges(&mut self, now: &Snapshot, routing: &Routing) {
+        let Some(map) = now.cluster.get().filter(|map| map.pools.is_empty() && routing.routes.beyond == 0) else {
+            return;
+        };
+        let same =
+            |(list, nodes): &(Arc<_>, usize)| Arc::ptr_eq(list, routing.routes.shared()) && *nodes == map.nodes.len();
+        if self.ranged.as_ref().is_some_and(same) {
+            return;
+        }
+        let known = |(node, block): &(&ClusterNode, IpNet)| {
+            let right = |route| routing.way(node, *block, route).is_some();
+            self.ranges.binary_search(block).is_ok() || routing.to_range(*block).is_some_and(right)
+        };
+        let mut ranges: Vec<IpNet> = map.ranges().filter(known).map(|(_, block)| block).collect();
+        ranges.sort_unstable();
+        ranges.dedup();
+        self.ranges = ranges;
+        self.ranged = Some((Arc::clone(routing.routes.shared()), map.nodes.len()));
     }
 
     fn update_remote(&mut self, now: &Snapshot, routing: &Routing) {

@@ -1,7 +1,8 @@
 //! Pods of another node have no route.
 //!
 //! *Looks at* the routes of the table `main`, at every other node's blocks as the cluster tells them, and at the routes that
-//! this boot had. Right is a route to each block, exact or wider, written by BIRD or Felix. *Traps*: a block that is new;
+//! this boot had. Right is a route to each block, exact or wider, written by BIRD or Felix; without Calico one to each
+//! `podCIDR` where such routes are usual on this node ([`pod_ranges`]). *Traps*: a block that is new;
 //! a node that is not Ready, whose routes BGP withdraws; BIRD, which puts a route back within 2 s; a block that was given
 //! back while nobody can be asked; clusters whose network routes blocks itself (catalogue R082).
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::super::pod_ranges::{self, Ranges};
 use super::super::routes::{NEW_BLOCK, calico_map, is_at, map_lag, pool_of, repaired, written};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, not_yet, seen};
 use crate::facts::{ClusterMap, ClusterNode, Encapsulation, Program, RouteKind, Routing, TableRoute};
@@ -41,9 +43,15 @@ fn run(look: &Look<'_>) -> Outcome {
             routing.routes.beyond
         ));
     }
-    match calico_map(look) {
-        Some(map) => by_the_map(look, routing, map),
-        None => by_memory(look, routing),
+    if let Some(map) = calico_map(look) {
+        return by_the_map(look, routing, map);
+    }
+    match pod_ranges::map(look).map(|map| Ranges::of(look, routing, map)) {
+        Some(Some(ranges)) => Outcome::from_findings(together(ranges.missing())),
+        Some(None) if look.expected.calico.is_none() => {
+            Outcome::NotApplicable("this node needs no routes to pod ranges of other nodes".into())
+        }
+        _ => by_memory(look, routing),
     }
 }
 
@@ -256,6 +264,83 @@ mod tests {
         let finding = only(&node);
         assert_eq!(finding.subject, "other nodes");
         assert!(finding.detail.starts_with("Pods of 21 other nodes have no route: m00, m01, m02"), "{finding:?}");
+    }
+
+    fn without(node: Node, range: &str) -> Node {
+        node.routes(|list| list.retain(|route| route.to.to_string() != range))
+    }
+
+    #[test]
+    fn a_pod_range_without_its_route_where_such_routes_are_usual() {
+        for tunnel in [false, true] {
+            assert_eq!(run(&Node::ranges(tunnel).look()), Outcome::Healthy);
+            let node = without(Node::ranges(tunnel), "10.244.2.0/24");
+            let finding = only(&node);
+            assert_eq!((finding.subject.as_str(), finding.severity), ("n3", None));
+            assert!(
+                finding.detail.contains("10.244.2.0/24 have no route; packets to it would take `default via 10.0.0.1")
+            );
+            assert!(finding.next_step.is_some_and(|step| step.contains("kube-flannel")));
+            assert_eq!(finding.owner_repairs_within, Some(FELIX_REFRESH), "the map may be late");
+            // It was never there: that it should be follows from the others.
+            let node = node.remember(|before| before.routes = crate::facts::RouteMemory::default());
+            assert_eq!(only(&node).severity, Some(Severity::Warning));
+            let gone = node.with_map(|map| _ = map.nodes.remove(2));
+            assert_eq!(run(&gone.look()), Outcome::Healthy, "the node has left");
+        }
+    }
+
+    #[test]
+    fn all_pod_ranges_lose_their_routes() {
+        let node = Node::ranges(false)
+            .routes(|list| list.retain(|route| route.to.prefix_len() == 0 || route.gateway.is_none()));
+        assert_eq!(testing::subjects(&run(&node.look())), ["n2", "n3", "n4", "n5", "n6"]);
+        let forgotten = node.remember(|before| before.routes = crate::facts::RouteMemory::default());
+        assert!(matches!(run(&forgotten.look()), Outcome::NotApplicable(_)), "nobody knows that there were any");
+    }
+
+    #[test]
+    fn trap_networks_that_need_no_route_to_a_pod_range() {
+        let bare = |route: Option<&str>| {
+            let node = Node::ranges(false).routes(|list| {
+                list.retain(|route| route.to.prefix_len() == 0 || route.gateway.is_none());
+                list.extend(route.map(testing::table_route));
+            });
+            node.remember(|before| before.routes = crate::facts::RouteMemory::default())
+        };
+        // A cloud that routes pods itself; one route for all, of an overlay; a static one to a router.
+        for route in [None, Some("10.244.0.0/16 10.244.0.1 9 3"), Some("10.244.0.0/16 10.0.0.200 2 4")] {
+            assert!(matches!(run(&bare(route).look()), Outcome::NotApplicable(_)), "{route:?}");
+        }
+        // A wider route that is somebody's way to do it.
+        let wide = without(Node::ranges(false), "10.244.2.0/24");
+        let wide = wide.routes(|list| list.push(testing::table_route("10.244.2.0/23 10.0.0.200 2 4")));
+        assert_eq!(run(&wide.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_nodes_that_are_not_like_the_others() {
+        let new = |address: &str| {
+            Node::ranges(false).with_map(|map| {
+                let mut node = map.nodes[1].clone();
+                (node.name, node.addresses) = ("new".into(), vec![address.parse().expect("an address")]);
+                node.blocks = vec!["10.244.77.0/24".parse().expect("a range")];
+                map.nodes.push(node);
+            })
+        };
+        assert_eq!(testing::subjects(&run(&new("10.0.0.77").look())), ["new"]);
+        assert_eq!(run(&new("10.9.9.9").look()), Outcome::Healthy, "another subnet, which a router knows");
+        assert_eq!(run(&new("10.244.3.9").look()), Outcome::Healthy, "a virtual kubelet, which is a pod");
+        let down = new("10.0.0.77").with_map(|map| map.nodes[6].ready = false);
+        assert_eq!(run(&down.look()), Outcome::Healthy, "its daemon may not run");
+        let down = without(Node::ranges(false), "10.244.2.0/24").with_map(|map| map.nodes[2].ready = false);
+        assert_eq!(only(&down).severity, Some(Severity::Info));
+    }
+
+    #[test]
+    fn trap_flannel_takes_a_route_away_while_nobody_can_be_asked() {
+        let node = without(Node::ranges(true), "10.244.2.0/24").edit(|now| now.cluster = Seen::Absent);
+        assert_eq!(run(&node.look()), Outcome::Healthy);
     }
 
     #[test]

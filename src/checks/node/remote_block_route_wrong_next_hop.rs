@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::super::pod_ranges::{self, Ranges};
 use super::super::routes::{NEW_BLOCK, calico_map, is_at, leads_nowhere, pool_of, repaired, tunnel_to, written};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, not_yet, seen};
 use crate::facts::{ClusterMap, ClusterNode, Link, Routing, TableRoute};
@@ -29,7 +30,15 @@ fn run(look: &Look<'_>) -> Outcome {
     if not_yet(&look.now.cluster) {
         return Outcome::Unknown("cluster map: not looked at yet".into());
     }
-    let Some(map) = calico_map(look) else { return by_memory(look, routing) };
+    let Some(map) = calico_map(look) else {
+        return match pod_ranges::map(look).map(|map| Ranges::of(look, routing, map)) {
+            Some(Some(ranges)) => Outcome::from_findings(ranges.wrong()),
+            Some(None) if look.expected.calico.is_none() => {
+                Outcome::NotApplicable("this node needs no routes to pod ranges of other nodes".into())
+            }
+            _ => by_memory(look, routing),
+        };
+    };
     let mut findings = Vec::new();
     for node in map.others() {
         for block in &node.blocks {
@@ -207,6 +216,41 @@ mod tests {
         assert!(only(&via("10.244.1.0/26 10.0.0.6 9 12")).detail.ends_with("leaves by tun0 and no longer by eth0"));
         // Another next hop may be BGP's decision.
         assert_eq!(run(&via("10.244.1.0/26 10.0.0.99 2 12").look()), Outcome::Healthy);
+    }
+
+    fn range(route: &str) -> Node {
+        Node::ranges(false).routes(|list| {
+            list.retain(|old| old.to.to_string() != "10.244.2.0/24");
+            list.push(table_route(route));
+        })
+    }
+
+    #[test]
+    fn the_route_to_a_pod_range_leads_elsewhere() {
+        assert_eq!(run(&Node::ranges(false).look()), Outcome::Healthy);
+        assert_eq!(run(&Node::ranges(true).look()), Outcome::Healthy);
+        for (route, how) in [
+            ("10.244.2.0/24 10.0.0.8 2 3", "on node n3 leads to 10.0.0.8, which is node n4"),
+            ("10.244.2.0/24 10.0.0.200 2 3", "leads to 10.0.0.200, which is no node of the cluster"),
+            ("10.244.2.0/24 - 5 3", "leaves by "),
+        ] {
+            let node = range(route);
+            let details = testing::details(&run(&node.look()));
+            assert!(details.len() == 1 && details[0].contains(how), "{route}: {details:?}");
+        }
+        let dropped = range("10.244.2.0/24 - 0 3").routes(|list| {
+            list.iter_mut().filter(|it| it.link == 0).for_each(|it| it.kind = RouteKind::Blackhole);
+        });
+        assert!(testing::details(&run(&dropped.look()))[0].contains("drops the packets"));
+    }
+
+    #[test]
+    fn trap_a_router_that_always_knew_the_way_to_a_pod_range() {
+        let forget = |node: Node| node.remember(|before| before.routes = crate::facts::RouteMemory::default());
+        assert_eq!(run(&forget(range("10.244.2.0/24 10.0.0.200 2 3")).look()), Outcome::Healthy);
+        assert_eq!(run(&forget(range("10.244.2.0/24 - 5 3")).look()), Outcome::Healthy);
+        let moved = forget(range("10.244.2.0/24 10.0.0.8 2 3"));
+        assert_eq!(testing::subjects(&run(&moved.look())), ["10.244.2.0/24"], "another node does not know it");
     }
 
     #[test]

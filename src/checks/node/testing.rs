@@ -579,6 +579,35 @@ impl Node {
         })
     }
 
+    /// A worker of a cluster of six without Calico, whose CNI writes a route to the range of each node: to the node, or through
+    /// `flannel.1`. It remembers them.
+    pub(super) fn ranges(tunnel: bool) -> Self {
+        let other =
+            |number: usize| if tunnel { format!("10.244.{number}.0 9") } else { format!("10.0.0.{} 2", number + 5) };
+        let node = Node::worker().without_kube_proxy().routing(|routing| {
+            routing.links.push(link(9, "flannel.1", Some("vxlan")));
+        });
+        let node = node.routes(|list| {
+            *list = ["0.0.0.0/0 10.0.0.1 2 16", "10.0.0.0/24 - 2 2", "10.244.0.0/24 - 5 2"].map(table_route).into();
+            list.extend((1..6).map(|number| table_route(&format!("10.244.{number}.0/24 {} 3", other(number)))));
+        });
+        let node = node.with_map(|map| {
+            let first = map.nodes[0].clone();
+            map.pools.clear();
+            map.full_mesh = None;
+            map.nodes = (0..6)
+                .map(|number| ClusterNode {
+                    name: format!("n{}", number + 1),
+                    addresses: vec![format!("10.0.0.{}", number + 5).parse().expect("an address")],
+                    blocks: vec![format!("10.244.{number}.0/24").parse().expect("a range")],
+                    ..first.clone()
+                })
+                .collect();
+        });
+        let now = node.now.clone();
+        node.remember(|before| before.routes.update(&now))
+    }
+
     /// Changes the routes that are kept.
     pub(super) fn routes(self, change: impl FnOnce(&mut Vec<TableRoute>)) -> Self {
         self.routing(|routing| {
