@@ -25,6 +25,8 @@ pub struct Cni {
     pub files: Seen<Vec<CniFile>>,
     /// Every plugin that the configuration in force names, `ipam` included, and the state of its program.
     pub binaries: BTreeMap<String, Seen<Binary>>,
+    /// The state of the plugin `loopback`, if it is not among those.
+    pub loopback: Seen<Binary>,
     /// The kubeconfigs that the configuration in force names, by path.
     pub kubeconfigs: BTreeMap<String, Seen<CniKubeconfig>>,
     /// Files without which a meta plugin gives no pod a network (Multus: `readinessindicatorfile`, `clusterNetwork`).
@@ -144,6 +146,7 @@ impl Cni {
             passes_over: false,
             files,
             binaries: BTreeMap::new(),
+            loopback: Seen::not_yet("loopback"),
             kubeconfigs: BTreeMap::new(),
             awaited: BTreeMap::new(),
             nodename: Seen::not_yet("/var/lib/calico/nodename"),

@@ -98,6 +98,9 @@ pub struct RuntimeStatus {
     pub conditions: Vec<Condition>,
     /// CNI directories from the verbose answer: configuration directory and plugin directories.
     pub cni_dirs: Option<(String, Vec<String>)>,
+    /// Whether it runs the plugin `loopback` for every pod, which no file names; containerd does, unless it is told to set up
+    /// `lo` itself.
+    pub cni_loopback: bool,
     /// `lastCNILoadStatus` of containerd's verbose answer: `OK`, or why the last load failed.
     pub cni_load: Option<String>,
 }

@@ -27,6 +27,9 @@ const SETTLING: Duration = Duration::from_millis(400);
 const NODENAME: &str = "/var/lib/calico/nodename";
 /// CRI-O's socket.
 const CRIO: &str = "/run/crio/crio.sock";
+/// The plugin that containerd runs without being told to.
+const LOOPBACK: &str = "loopback";
+
 /// Extensions that count (go-cni `opts.go`); everything else in the directory is ignored.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
@@ -55,6 +58,7 @@ fn once(host: &HostRoot, told: Option<&(String, Vec<String>)>) -> Cni {
     let mut cni = Cni::of(conf_dir, bin_dirs, told_by, files);
     // containerd tells its directories, CRI-O does not.
     cni.passes_over = told.is_none() && host.path(CRIO).exists();
+    cni.loopback = find_binary(host, &cni.bin_dirs, LOOPBACK);
     cni.nodename = Seen::from(host.read_text(NODENAME, 4096)).map(|name| name.trim().to_owned());
     let Some(config) = cni.config() else { return cni };
     let mut plugins = config.plugins.clone();
@@ -82,8 +86,9 @@ fn unsettled(host: &HostRoot, cni: &Cni) -> bool {
     let half = |config: &Seen<CniKubeconfig>| config.get().is_none_or(|config| config.fault.is_some());
     let conf_bad = cni.active().is_none_or(|file| file.content.is_err()) || cni.kubeconfigs.values().any(half);
     let active = cni.active().map(|file| format!("{}/{}", cni.conf_dir, file.name));
+    let bad_binary = cni.binaries.values().chain(Some(&cni.loopback)).any(bad);
     (conf_bad && (fresh(&cni.conf_dir) || active.is_some_and(|path| fresh(&path))))
-        || (cni.binaries.values().any(bad) && cni.bin_dirs.iter().any(|dir| fresh(dir)))
+        || (bad_binary && cni.bin_dirs.iter().any(|dir| fresh(dir)))
 }
 
 /// The files that count, in byte order of their names.

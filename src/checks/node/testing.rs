@@ -313,6 +313,7 @@ fn runtime(now: Timestamp) -> Runtime {
             version: "1.6.20".into(),
             conditions: vec![condition("RuntimeReady"), condition("NetworkReady")],
             cni_dirs: None,
+            cni_loopback: true,
             cni_load: None,
         }),
         sandboxes: Seen::Yes(vec![Sandbox {
@@ -423,6 +424,7 @@ impl Node {
         now.conntrack = Seen::Yes(Conntrack { count: 10, max: 1_000, ..Conntrack::default() });
         now.cni.files = Seen::Yes(vec![cni_file("10-bridge.conflist", "bridge")]);
         let binary = Binary { path: "/opt/cni/bin/bridge".into(), size: 1, executable: true, unusable: None };
+        now.cni.loopback = Seen::Yes(Binary { path: "/opt/cni/bin/loopback".into(), ..binary.clone() });
         now.cni.binaries = BTreeMap::from([("bridge".to_owned(), Seen::Yes(binary))]);
         now.cni.nodename = Seen::Yes("n1".into());
         now.runtime = runtime(at);

@@ -61,6 +61,8 @@ fn a_good_file_and_its_programs() {
     assert_eq!(cni.binaries["calico"], binary(4, true, "calico"));
     assert_eq!(cni.binaries["portmap"], binary(0, false, "portmap"));
     assert_eq!(cni.binaries["calico-ipam"], Seen::Absent);
+    assert_eq!(cni.loopback, Seen::Absent, "no file names it");
+    assert_eq!(node.binary("loopback", "#!/x", 0o755).look().loopback, binary(4, true, "loopback"));
 }
 
 #[test]

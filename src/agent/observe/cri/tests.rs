@@ -95,7 +95,11 @@ fn answer(told: &Mutex<Told>, request: &http::Request<Incoming>) -> http::Respon
                 |kind: &str, status| messages::Condition { kind: kind.into(), status, ..Default::default() };
             let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", !told.not_ready)];
             let info = [
-                ("cniconfig", r#"{"PluginDirs":["/a/bin","/b/bin"],"PluginConfDir":"/a/net.d","Networks":[]}"#),
+                (
+                    "cniconfig",
+                    r#"{"PluginDirs":["/a/bin","/b/bin"],"PluginConfDir":"/a/net.d","Networks":[
+                    {"Config":{"Name":"cni-loopback","Plugins":[{"Network":{"type":"loopback","ipam":{}}}]},"IFName":"lo"}]}"#,
+                ),
                 ("lastCNILoadStatus", "OK"),
             ];
             let info = info.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
@@ -145,6 +149,12 @@ async fn a_ready_runtime_tells_its_state_and_directories() {
     assert!(status.condition("NetworkReady").is_some_and(|condition| condition.status));
     let dirs = ("/a/net.d".to_owned(), vec!["/a/bin".to_owned(), "/b/bin".to_owned()]);
     assert_eq!((status.cni_dirs.clone(), status.cni_load.as_deref()), (Some(dirs), Some("OK")));
+    assert!(status.cni_loopback);
+    for other in
+        [r#"{"Networks":null}"#, r#"{"Networks":[{"Config":{"Plugins":[{"Network":{"type":"calico"}}]}}]}"#, "7"]
+    {
+        assert!(!runs_loopback(&serde_json::from_str(other).expect("JSON")), "{other}");
+    }
     assert_eq!(runtime.sandboxes, Seen::Yes(Vec::new()));
     assert_eq!(fake.calls(STATUS), 1);
     fake.tell(|told| told.not_ready = true);

@@ -100,6 +100,7 @@ async fn a_real_containerd_that_is_ready_stopped_and_killed() {
     assert!(status.condition("NetworkReady").is_some_and(|condition| !condition.status), "{status:?}");
     let (conf_dir, bin_dirs) = status.cni_dirs.expect("told");
     assert!(conf_dir.ends_with("/net.d") && bin_dirs.len() == 1, "{conf_dir} {bin_dirs:?}");
+    assert!(status.cni_loopback, "it needs the plugin for every pod");
     let images = ready.image_filesystems.get().expect("told");
     assert!(images.len() == 1 && images[0].starts_with(&containerd.root.path().display().to_string()), "{images:?}");
     assert!(status.cni_load.as_ref().is_some_and(|load| load.contains("cni")), "{:?}", status.cni_load);
