@@ -28,8 +28,8 @@ pub(super) struct Sieve<'a> {
     /// How many rules are kept on suspicion.
     pub(super) suspects: usize,
     table: Option<Table>,
-    /// Hashes of the names of its chains, sorted once all are declared: a rule's target is one of them, or a verdict, or an
-    /// extension such as MASQUERADE.
+    /// Hashes of the names of chains of others, sorted once all are declared: a rule's target is a chain by its name alone, or
+    /// one of them, or a verdict, or an extension such as MASQUERADE.
     names: Vec<u64>,
     sorted: bool,
     /// The chain whose rules come by.
@@ -111,8 +111,10 @@ impl<'a> Sieve<'a> {
         } else if let Some(chain) = line.strip_prefix(':') {
             let mut words = chain.split(' ');
             let chain = words.next().filter(|name| !name.is_empty()).ok_or("a chain has no name")?;
-            self.names.push(hash(chain));
-            self.sorted = false;
+            if meaning(&table.name, chain) == Meaning::Foreign {
+                self.names.push(hash(chain));
+                self.sorted = false;
+            }
             if chains::service(&table.name, chain).is_some() {
                 self.services.entry(chain.to_owned()).or_default();
             }
@@ -160,8 +162,11 @@ impl<'a> Sieve<'a> {
             self.sorted = true;
         }
         let (names, position) = (&self.names, *position);
+        let table = self.table.as_ref().map_or("", |table| &table.name).to_owned();
+        let is_chain =
+            |target: &str| meaning(&table, target) != Meaning::Foreign || names.binary_search(&hash(target)).is_ok();
         let read = || {
-            let mut rule = rule(text, position, |target| names.binary_search(&hash(target)).is_ok());
+            let mut rule = rule(text, position, is_chain);
             rule.packets = packets.map(rounded);
             rule
         };
