@@ -114,6 +114,7 @@ impl Cluster {
             let before = self.nodes.get(node.metadata.name.as_str());
             if let Some(before) = before {
                 row.goes_on_from(before, now);
+                self.surroundings.journal.worker(&node.metadata.name, before, &row, &self.values, now);
             }
             if before.is_none_or(|before| !before.same_on_the_map(&row)) {
                 self.surroundings.changed();

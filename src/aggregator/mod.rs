@@ -6,6 +6,7 @@
 //! ```
 
 mod cluster;
+mod journal;
 mod lease;
 mod lenient;
 mod map;
@@ -137,12 +138,12 @@ async fn watch_surroundings(api: &Api, store: &Store) -> std::convert::Infallibl
 }
 
 fn nodes() -> Kind {
-    Kind { name: "nodes", paths: vec!["/api/v1/nodes".to_owned()], selector: "", optional: false }
+    Kind { name: "nodes", paths: vec!["/api/v1/nodes".to_owned()], selector: "", optional: false, metadata_only: false }
 }
 
 fn agents(namespace: &str) -> Kind {
     let paths = vec![format!("/api/v1/namespaces/{namespace}/pods")];
-    Kind { name: "pods", paths, selector: AGENTS, optional: false }
+    Kind { name: "pods", paths, selector: AGENTS, optional: false, metadata_only: false }
 }
 
 async fn elect(api: &Api, store: &Store, elector: &mut Elector, read_only: bool) -> std::convert::Infallible {

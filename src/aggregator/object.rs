@@ -11,6 +11,9 @@ use serde_json::Value;
 use super::lenient::Shape;
 use super::model::{APP, ConditionView, Kept, Meta, SERVICE_NAME, Versioned};
 
+/// What is kept of the name of who changed something.
+const LONGEST_MANAGER: usize = 64;
+
 /// An object.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ObjectView {
@@ -23,6 +26,18 @@ pub(crate) struct ObjectView {
     pub(super) endpoints: Vec<EndpointView>,
     /// Of an Event.
     pub(super) event: Option<EventView>,
+    /// By `managedFields`, the last change of anything but its status.
+    pub(super) edit: Option<EditView>,
+}
+
+/// A change of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EditView {
+    pub(super) at: Timestamp,
+    /// The program.
+    pub(super) by: String,
+    /// `metadata.generation` by then; 0 where the kind has none.
+    pub(super) generation: u64,
 }
 
 /// What is read of an Event.
@@ -194,6 +209,7 @@ impl ObjectView {
                 addresses: each(&tree["addresses"], text),
                 ready: tree["conditions"]["ready"].as_bool(),
             }),
+            edit: edit(meta),
             event: tree.get("involvedObject").map(|about| EventView {
                 kind: text(&about["kind"]),
                 namespace: text(&about["namespace"]),
@@ -205,6 +221,14 @@ impl ObjectView {
             }),
         }
     }
+}
+
+fn edit(meta: &Value) -> Option<EditView> {
+    let entries = meta["managedFields"].as_array().into_iter().flatten();
+    let edits = entries.filter(|entry| entry["subresource"] != "status");
+    let (at, entry) = edits.filter_map(|entry| Some((time(&entry["time"])?, entry))).max_by_key(|(at, _)| *at)?;
+    let generation = meta["generation"].as_u64().unwrap_or_default();
+    Some(EditView { at, by: text(&entry["manager"]).chars().take(LONGEST_MANAGER).collect(), generation })
 }
 
 fn text(tree: &Value) -> String {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::checks::{Area, Severity};
 use crate::verdict::{NodeCondition, Raised, Status, WorkerState};
 
+pub use super::journal::ChangeBefore;
 pub(crate) use build::{Agents, build};
 
 /// Version of the report's format.
@@ -158,6 +159,9 @@ pub struct FindingCount {
     /// What is suspected to be behind it, the strongest contrast first. Several may be the same workers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suspects: Vec<Suspect>,
+    /// What changed before the first of them had it, the nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<ChangeBefore>,
     /// What to do next, where more than a few workers have it; else each worker's own next step counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
@@ -205,6 +209,9 @@ pub struct ClusterFinding {
     /// Since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// What changed before, the nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<ChangeBefore>,
     /// How many workers it concerns.
     pub nodes: usize,
     /// The first of them, by name.

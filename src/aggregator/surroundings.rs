@@ -7,12 +7,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::journal::Journal;
 use super::model::SERVICE_NAME;
 use super::object::{ObjectView, PortView};
 use super::pods::{App, CalicoPod};
 use super::sight::Sight;
 use super::watch::{Change, Kind, NotThere};
-use super::workloads::{FailedCreate, Workload};
+use super::workloads::{FailedCreate, Workload, is_system};
 use crate::facts::{ClusterService, ClusterServicePort, Encapsulation, Pool};
 
 /// Ports of one Service, and endpoints of one port in one EndpointSlice, that are kept: the API server allows 1000 there.
@@ -50,11 +51,27 @@ pub(crate) enum What {
     CalicoDeployments,
     /// Pods of the system that could not be made.
     FailedCreates,
+    /// Felix's configuration. Of this and what follows only when it changed, and who did it.
+    Felix,
+    /// Peers of BGP.
+    Peers,
+    /// Calico's policies.
+    GlobalPolicies,
+    /// And those of namespaces.
+    CalicoPolicies,
+    /// Kubernetes' own.
+    Policies,
+    /// What the Tigera operator is told.
+    Installations,
+    /// Webhooks that refuse.
+    Validating,
+    /// Webhooks that change.
+    Mutating,
 }
 
 impl What {
     /// All of it.
-    pub(crate) const ALL: [What; 12] = [
+    pub(crate) const ALL: [What; 20] = [
         What::Affinities,
         What::Pools,
         What::Bgp,
@@ -67,11 +84,37 @@ impl What {
         What::SystemDeployments,
         What::CalicoDeployments,
         What::FailedCreates,
+        What::Felix,
+        What::Peers,
+        What::GlobalPolicies,
+        What::CalicoPolicies,
+        What::Policies,
+        What::Installations,
+        What::Validating,
+        What::Mutating,
     ];
 
     /// Whether the map of the cluster says something of it.
     fn is_on_the_map(self) -> bool {
         self < What::CalicoPods
+    }
+
+    /// What its changes are written down as, if they are.
+    fn journaled(self) -> Option<&'static str> {
+        Some(match self {
+            What::Pools => "IPPool",
+            What::Bgp => "BGPConfiguration",
+            What::DaemonSets => "DaemonSet",
+            What::Felix => "FelixConfiguration",
+            What::Peers => "BGPPeer",
+            What::GlobalPolicies => "GlobalNetworkPolicy",
+            What::CalicoPolicies => "NetworkPolicy (Calico)",
+            What::Policies => "NetworkPolicy",
+            What::Installations => "Installation",
+            What::Validating => "ValidatingWebhookConfiguration",
+            What::Mutating => "MutatingWebhookConfiguration",
+            _ => return None,
+        })
     }
 
     /// How it is asked for.
@@ -102,13 +145,29 @@ impl What {
             What::DaemonSets => ("daemonsets", "/apis/apps/v1/daemonsets", ""),
             What::SystemDeployments => ("deployments", "/apis/apps/v1/namespaces/kube-system/deployments", ""),
             What::CalicoDeployments => ("deployments", "/apis/apps/v1/namespaces/calico-system/deployments", ""),
+            What::Felix => ("felixconfigurations", "", ""),
+            What::Peers => ("bgppeers", "", ""),
+            What::GlobalPolicies => ("globalnetworkpolicies", "", ""),
+            What::CalicoPolicies => ("networkpolicies", "", ""),
+            What::Policies => ("networkpolicies", "/apis/networking.k8s.io/v1/networkpolicies", ""),
+            What::Installations => ("installations", "/apis/operator.tigera.io/v1/installations", ""),
+            What::Validating => (
+                "validatingwebhookconfigurations",
+                "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+                "",
+            ),
+            What::Mutating => (
+                "mutatingwebhookconfigurations",
+                "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+                "",
+            ),
             What::FailedCreates => ("events", "/api/v1/events", "fieldSelector=reason%3DFailedCreate"),
         };
         let paths = match path {
             "" => vec![format!("/apis/crd.projectcalico.org/v1/{name}"), format!("/apis/projectcalico.org/v3/{name}")],
             path => vec![path.to_owned()],
         };
-        Kind { name, paths, selector, optional: true }
+        Kind { name, paths, selector, optional: true, metadata_only: self >= What::Felix }
     }
 }
 
@@ -151,6 +210,8 @@ pub(crate) struct Surroundings {
     objects: BTreeMap<(What, Box<str>), (u32, Kept)>,
     sights: BTreeMap<What, KindSight>,
     generation: u64,
+    /// What changed.
+    pub(crate) journal: Journal,
     /// Since when there is no calico-node on a node that had one.
     bereft: BTreeMap<Box<str>, Timestamp>,
     /// When the Deployment calico-kube-controllers went, if it was seen before.
@@ -170,10 +231,10 @@ impl Surroundings {
         self.generation
     }
 
-    /// Whether each kind was listed once, or is known not to be there.
+    /// Whether each kind that the map is made of was listed once, or is known not to be there.
     pub(super) fn is_complete(&self) -> bool {
         let known = |sight: &KindSight| sight.not_there.is_some() || sight.sight.is_complete();
-        What::ALL.iter().all(|what| self.sights.get(what).is_some_and(known))
+        What::ALL.iter().filter(|what| what.is_on_the_map()).all(|what| self.sights.get(what).is_some_and(known))
     }
 
     /// Whether a kind could be looked at.
@@ -202,12 +263,24 @@ impl Surroundings {
             Change::ListBegins => seen.sight.list_begins(),
             Change::Here(object) => {
                 let list = seen.sight.list();
+                if let Some(kind) = what.journaled()
+                    && (what != What::DaemonSets || is_system(&object.metadata.namespace))
+                {
+                    self.journal.seen(kind, &object);
+                }
                 match keep(what, &object) {
                     Some(kept) => self.put(what, &object, (list, kept), now),
                     None => self.remove(what, &object, now),
                 }
             }
-            Change::Gone(object) => self.remove(what, &object, now),
+            Change::Gone(object) => {
+                if let Some(kind) = what.journaled()
+                    && (what != What::DaemonSets || is_system(&object.metadata.namespace))
+                {
+                    self.journal.gone(kind, &object, now);
+                }
+                self.remove(what, &object, now);
+            }
             Change::ListEnds => {
                 let list = seen.sight.list();
                 seen.sight.list_ends();
@@ -431,6 +504,14 @@ fn keep(what: What, object: &ObjectView) -> Option<Kept> {
             Workload::read(object).map(|workload| Kept::Workload(Box::new(workload)))
         }
         What::FailedCreates => FailedCreate::read(object).map(|failed| Kept::FailedCreate(Box::new(failed))),
+        What::Felix
+        | What::Peers
+        | What::GlobalPolicies
+        | What::CalicoPolicies
+        | What::Policies
+        | What::Installations
+        | What::Validating
+        | What::Mutating => None,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use http::Request;
+use http::header::ACCEPT;
 use kube::Client;
 use kube::core::WatchEvent;
 use serde::de::DeserializeOwned;
@@ -43,6 +44,8 @@ pub(super) struct Kind {
     pub(super) selector: &'static str,
     /// Not every cluster has it, and it may be left out of the permissions: neither is an error.
     pub(super) optional: bool,
+    /// Nothing but its metadata is read, and so asked for.
+    pub(super) metadata_only: bool,
 }
 
 /// What has happened.
@@ -261,7 +264,15 @@ impl Kind {
     fn request(&self, at: usize, query: &str) -> Result<Request<Vec<u8>>, http::Error> {
         let (path, selector) = (&self.paths[at], self.selector);
         let and = if selector.is_empty() { "" } else { "&" };
-        Request::get(format!("{path}?{selector}{and}{query}")).body(Vec::new())
+        let request = Request::get(format!("{path}?{selector}{and}{query}"));
+        // A watch sends the objects, one by one, whatever the list would be.
+        let list = if query.starts_with("watch=") { "" } else { "List" };
+        let request = if self.metadata_only {
+            request.header(ACCEPT, format!("application/json;as=PartialObjectMetadata{list};g=meta.k8s.io;v=v1"))
+        } else {
+            request
+        };
+        request.body(Vec::new())
     }
 }
 

@@ -14,4 +14,5 @@ mod map;
 mod native_proxy;
 mod page;
 mod policy;
+mod scope;
 mod usage;

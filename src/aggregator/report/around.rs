@@ -73,6 +73,9 @@ pub(super) fn findings(cluster: &Cluster, only: Option<&str>, now: Timestamp) ->
     all.extend(passwords.map(|found| no_password(found, &pods, only)));
     let drafts = calico::findings(cluster, now).into_iter().chain(controllers::findings(cluster, now));
     all.extend(drafts.map(|draft| draft.told(only)));
+    for finding in all.iter_mut().filter(|finding| finding.severity > Severity::Info) {
+        finding.before = finding.since.map(|since| cluster.surroundings.journal.before(since)).unwrap_or_default();
+    }
     all.retain(|finding| only.is_none() || !finding.workers.is_empty());
     // The sort is stable: what is alike stays as it was found.
     all.sort_by(|a, b| (b.severity, b.nodes).cmp(&(a.severity, a.nodes)).then_with(|| a.subject.cmp(&b.subject)));
@@ -174,6 +177,7 @@ fn finding<'a>(code: &str, on: impl Iterator<Item = &'a str>, only: Option<&str>
         detail: String::new(),
         next: String::new(),
         since: None,
+        before: Vec::new(),
         nodes,
         workers,
     }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::contrast::{Crowd, Member};
 use super::{FindingCount, NodeReport, Scope};
 use crate::aggregator::cluster::Cluster;
+use crate::aggregator::journal::Journal;
 use crate::aggregator::row::Row;
 use crate::checks::{Area, Severity};
 use crate::verdict::{AGENT_STALE, WorkerState};
@@ -51,7 +52,8 @@ pub(super) fn findings(cluster: &Cluster, nodes: &[NodeReport]) -> Vec<FindingCo
         counts: looked_at(node) && !row.unschedulable,
     });
     let crowd = Crowd::new(&cluster.values, members.collect());
-    let mut list: Vec<FindingCount> = by_code.into_iter().map(|(code, count)| counted(code, &count, &crowd)).collect();
+    let mut list: Vec<FindingCount> =
+        by_code.into_iter().map(|(code, count)| counted(code, &count, &crowd, &cluster.surroundings.journal)).collect();
     list.sort_by(|a, b| (b.severity, b.nodes, a.area, &a.code).cmp(&(a.severity, a.nodes, b.area, &b.code)));
     list
 }
@@ -76,7 +78,7 @@ fn in_maintenance(row: &Row, since: Timestamp) -> bool {
     row.unschedulable && row.cordoned_at.is_none_or(|at| at < since)
 }
 
-fn counted(code: &str, count: &Count, crowd: &Crowd<'_>) -> FindingCount {
+fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, journal: &Journal) -> FindingCount {
     let eligible = crowd.eligible(&count.counted);
     let scope = Scope::of(count.counted.len(), eligible);
     let suspects = crowd.suspects(&count.counted, count.first);
@@ -93,6 +95,7 @@ fn counted(code: &str, count: &Count, crowd: &Crowd<'_>) -> FindingCount {
         since: Some(count.first),
         shared,
         suspects,
+        before: journal.before(count.first),
         next,
     }
 }

@@ -78,7 +78,7 @@ async fn followed(answers: Vec<Answer>, changes: usize) -> Log {
     config.default_retry = false;
     let client = Client::try_from(config).expect("a client");
     let paths = vec!["/api/v1/nodes".to_owned(), "/apis/other/v3/nodes".to_owned()];
-    let kind = Kind { name: "nodes", paths, selector: "labelSelector=a%3Db", optional: true };
+    let kind = Kind { name: "nodes", paths, selector: "labelSelector=a%3Db", optional: true, metadata_only: false };
     let (done, finished) = tokio::sync::oneshot::channel();
     let mut done = Some(done);
     let sink_log = Arc::clone(&log);
@@ -234,4 +234,18 @@ async fn that_an_optional_kind_is_not_there_or_denied_is_told_once_all_its_group
     assert_eq!((log.changes, log.requests.len()), (vec!["missing".to_owned()], 2));
     let log = followed(vec![answer("403 Forbidden", &denied, false), missing()], 1).await;
     assert_eq!(log.changes, ["denied"]);
+}
+
+#[test]
+fn where_only_metadata_is_read_only_metadata_is_asked_for() {
+    let mut kind = Kind { name: "x", paths: vec!["/x".into()], selector: "", optional: true, metadata_only: true };
+    let accepts = |kind: &Kind, query: &str| {
+        let request = kind.request(0, query).expect("a request");
+        request.headers().get(ACCEPT).map(|value| value.to_str().expect("text").to_owned())
+    };
+    let of = |what: &str| Some(format!("application/json;as={what};g=meta.k8s.io;v=v1"));
+    assert_eq!(accepts(&kind, "watch=true"), of("PartialObjectMetadata"));
+    assert_eq!(accepts(&kind, "limit=50"), of("PartialObjectMetadataList"));
+    kind.metadata_only = false;
+    assert_eq!(accepts(&kind, "limit=50"), None);
 }

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use crate::aggregator::report::{AgentState, ClusterReport, Counts, FindingCount, Group, NodeReport, Scope};
+use crate::aggregator::report::{
+    AgentState, ChangeBefore, ClusterReport, Counts, FindingCount, Group, NodeReport, Scope,
+};
 use crate::checks::Severity;
 use crate::cli::terminal::{Ink, Paint, Table, age, escaped, time};
 use crate::verdict::{Raised, Status, WorkerState, codes};
@@ -63,7 +65,11 @@ fn findings(out: &mut String, report: &ClusterReport, paint: Paint) {
     }
     out.push('\n');
     table.print(out, paint);
-    for finding in report.findings.iter().filter(|finding| finding.next.is_some() || !finding.suspects.is_empty()) {
+    for finding in report
+        .findings
+        .iter()
+        .filter(|finding| finding.next.is_some() || !(finding.suspects.is_empty() && finding.before.is_empty()))
+    {
         widespread(out, finding, report.generated_at, paint);
     }
 }
@@ -77,7 +83,21 @@ fn widespread(out: &mut String, finding: &FindingCount, now: Timestamp, paint: P
         let label = if number == 0 { "Suspect" } else { "Or" };
         paint.paragraph(out, 2, &format!("{label}: {} (p = {:.1e})", escaped(&suspect.sentence), suspect.p));
     }
+    changes(out, &finding.before, finding.since, paint);
     next(out, 2, finding.next.as_deref(), paint);
+}
+
+/// What changed before.
+fn changes(out: &mut String, before: &[ChangeBefore], since: Option<Timestamp>, paint: Paint) {
+    let Some(since) = since.filter(|_| !before.is_empty()) else { return };
+    let told = |change: &ChangeBefore| {
+        let by = if change.by.is_empty() { String::new() } else { format!(" by {}", change.by) };
+        let when =
+            if change.at > since { "just after".to_owned() } else { format!("{} before", age(change.at, since)) };
+        format!("{}{by}, {when}", change.what)
+    };
+    let told: Vec<String> = before.iter().map(told).collect();
+    paint.paragraph(out, 2, &format!("Changed before: {}.", escaped(&told.join("; "))));
 }
 
 /// What is wrong with the cluster.
@@ -91,6 +111,7 @@ fn around(out: &mut String, report: &ClusterReport, paint: Paint) {
         let since = finding.since.map_or(String::new(), since);
         let _ = writeln!(out, "\n{code}  {severity}, {} of {} workers{since}", finding.nodes, report.workers.total);
         paint.paragraph(out, 2, &sentence(&finding.detail));
+        changes(out, &finding.before, finding.since, paint);
         next(out, 2, Some(&finding.next), paint);
         if !finding.workers.is_empty() {
             paint.paragraph(out, 2, &format!("On: {}{more}", escaped(&finding.workers.join(", "))));

@@ -1,7 +1,7 @@
 //! The texts, compared with what is in `tests/golden`. `UPDATE_GOLDEN=1 cargo test` writes them anew.
 
 use super::*;
-use crate::aggregator::report::{API_VERSION, ClusterFinding, Source};
+use crate::aggregator::report::{API_VERSION, ChangeBefore, ClusterFinding, Source};
 use crate::aggregator::testing::{agent, at, cluster, marked, moment, node, silent};
 use crate::aggregator::{report_once, testing::bare};
 
@@ -63,10 +63,17 @@ fn what_is_wrong_with_the_cluster() {
         detail: "init container install-cni\u{1b}[2J of calico-node does not succeed".to_owned(),
         next: "read `kubectl -n calico-system logs calico-node-1 -c install-cni`".to_owned(),
         since: Some(at(-300)),
+        before: Vec::new(),
         nodes,
         workers: workers.iter().map(|name| (*name).to_owned()).collect(),
     };
     report.cluster = vec![finding(&["worker-01", "worker-0\u{7}"], 7), finding(&["worker-04"], 1)];
+    let change =
+        |seconds, what: &str, by: &str| ChangeBefore { at: at(seconds), what: what.to_owned(), by: by.to_owned() };
+    report.cluster[0].before = vec![
+        change(-420, "FelixConfiguration default changed", "kubectl-edit\u{7}"),
+        change(-7_500, "IPPool a removed", ""),
+    ];
     let whole = render(&report, None, false, Paint::PLAIN);
     let part = whole.split("\nZONE").next().expect("a part");
     report.cluster.remove(0);
