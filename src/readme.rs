@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::checks::node::ALL;
-use crate::verdict::{FLAPPING_FREE, FLAPPING_WINDOW, Patience, SLOWEST_CLEAR};
+use crate::verdict::{
+    CURED_BY_A_NEW_MACHINE, FLAPPING_FREE, FLAPPING_WINDOW, Patience, SLOWEST_CLEAR, Status, our_condition,
+};
 
 const BEGIN: &str = "<!-- findings: written by `NODEVITALS_BLESS=1 cargo test --lib readme` -->\n";
 const END: &str = "<!-- end of findings -->";
@@ -61,4 +63,35 @@ fn every_key_of_the_configuration_is_shown() {
     for key in limits.as_object().expect("an object").keys() {
         assert!(readme.contains(&format!("  {key}: ")), "{key}");
     }
+}
+
+/// The objects that the README gives to controllers name conditions and pages that this program has, as it writes them.
+#[test]
+fn objects_for_controllers_fit_what_is_written() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
+    let (_, rest) = readme.split_once("<!-- controllers:").expect("the mark before the objects");
+    let (section, _) = rest.split_once("<!-- end of controllers -->").expect("the mark after them");
+    let objects: Vec<serde_json::Value> = section
+        .split("```yaml\n")
+        .skip(1)
+        .map(|part| crate::yaml::parse(part.split("```").next().expect("an end")).expect("YAML"))
+        .collect();
+    let kinds: Vec<&str> = objects.iter().filter_map(|object| object["kind"].as_str()).collect();
+    assert_eq!(kinds, ["MachineHealthCheck", "NodeHealthCheck", "NodeReadinessRule", "ConfigMap"]);
+    let mut curable: Vec<&str> = CURED_BY_A_NEW_MACHINE.iter().map(|area| area.condition()).collect();
+    curable.sort_unstable();
+    for object in &objects[..2] {
+        let conditions = object["spec"]["unhealthyConditions"].as_array().expect("a list");
+        let mut types: Vec<&str> = conditions.iter().filter_map(|it| it["type"].as_str()).collect();
+        types.sort_unstable();
+        assert_eq!(types, curable);
+        assert!(conditions.iter().all(|it| it["status"] == Status::True.as_str()), "{conditions:?}");
+    }
+    for condition in objects[2]["spec"]["conditions"].as_array().expect("a list") {
+        assert!(our_condition(condition["type"].as_str().expect("a type")), "{condition}");
+        assert_eq!(condition["requiredStatus"], Status::False.as_str());
+    }
+    let check: serde_json::Value =
+        serde_json::from_str(objects[3]["data"]["nodevitals.json"].as_str().expect("text")).expect("JSON");
+    assert_eq!((&check["Port"], &check["Route"]), (&10_580.into(), &"/machinez".into()));
 }

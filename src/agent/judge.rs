@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::observe::Update;
 use crate::checks::{self, Limits, Look};
 use crate::config::Config;
-use crate::facts::{Expected, Identity, Remembered, Sandbox, Seen, Snapshot};
-use crate::verdict::{Beliefs, Now, Patience, Raised, Settling, Status, Verdict, WorkerState};
+use crate::facts::{Expected, Identity, Remembered, Sandbox, Seen, Snapshot, Writes};
+use crate::verdict::{Around, Beliefs, Episodes, Now, Patience, Raised, Settling, Status, Verdict, WorkerState};
 
 /// What the agent knows and believes about its node.
 #[derive(Debug)]
@@ -53,15 +53,22 @@ impl Judge {
         findings: &[Raised],
         conditions: &BTreeMap<String, (Status, Timestamp)>,
         state: Option<(WorkerState, Timestamp)>,
+        episodes: Episodes,
         now: Now,
     ) {
-        self.beliefs =
-            Beliefs::restore(checks::node::ALL, findings, conditions, state, now).with_patience(self.patience.clone());
+        self.beliefs = Beliefs::restore(checks::node::ALL, findings, conditions, state, now)
+            .with_patience(self.patience.clone())
+            .with_episodes(episodes);
     }
 
     /// Leaves a node that has just booted or joined its time.
     pub(crate) fn settle(&mut self, joined: Option<Timestamp>, now: Now) {
         self.beliefs.settle(Settling::of(self.patience.settling, joined, now));
+    }
+
+    /// Takes in what became of the agent's own writes.
+    pub(crate) fn take_writes(&mut self, writes: Seen<Writes>) {
+        self.snapshot.writes = writes;
     }
 
     /// This process was stopped or the machine suspended.
@@ -102,6 +109,7 @@ impl Judge {
     pub(crate) fn judge(&mut self, now: Now) -> Verdict {
         self.snapshot.taken_at = now.wall;
         let expected = self.expected();
+        self.beliefs.look_around(Around::of(&self.snapshot));
         let look = Look { now: &self.snapshot, before: &self.remembered, expected: &expected, limits: &self.limits };
         let answers = checks::run_all(&look);
         let verdict = self.beliefs.step(&answers, now);
@@ -112,6 +120,11 @@ impl Judge {
     /// A verdict with everything that it rests on.
     pub(crate) fn report(&self, verdict: Verdict) -> Report {
         Report { verdict, expected: self.expected(), snapshot: self.snapshot.clone() }
+    }
+
+    /// The journal of episodes.
+    pub(crate) fn episodes(&self) -> &Episodes {
+        self.beliefs.episodes()
     }
 
     /// What was seen.

@@ -17,6 +17,7 @@ pub(crate) use observe::fuzzing;
 pub(crate) use observe::read_rule;
 pub use options::Options;
 pub(crate) use pages::AgentPages;
+pub(crate) use publish::{Cleaned, clean_node};
 pub use run::run;
-pub(crate) use run::{Watched, ended, look_once, start, watch_node};
+pub(crate) use run::{Tell, Watched, ended, look_once, start, watch_node};
 pub(crate) use watchdog::Heart;

@@ -24,6 +24,11 @@ pub struct Options {
     #[arg(long, default_value = "/", value_name = "DIR")]
     pub host_root: PathBuf,
 
+    /// Directory of the agent's own for its state file, which keeps times and the journal of episodes when the API server
+    /// cannot be told; without it they are taken from the Node only
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
     /// Address for /metrics, /findings, /livez and /readyz
     #[arg(long, default_value = "0.0.0.0:10580", value_name = "ADDRESS")]
     pub listen: SocketAddr,

@@ -1,4 +1,4 @@
-//! The agent's pages: /metrics, /findings, /livez, /readyz.
+//! The agent's pages: /metrics, /findings, /machinez, /livez, /readyz.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::metrics;
 use super::publish::Fates;
 use super::run::Watched;
 use crate::http::{Page, Pages};
-use crate::verdict::Verdict;
+use crate::verdict::{Episodes, Verdict};
 
 /// What the agent's pages show.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ struct FindingsPage<'a> {
     api_version: &'static str,
     node: &'a str,
     verdict: Option<&'a Verdict>,
+    /// The journal: when which fault was there, and what cured it; oldest first.
+    episodes: &'a Episodes,
     /// How much is known of the cluster; none where nobody can be asked.
     cluster: Option<MapPage>,
 }
@@ -63,7 +65,21 @@ impl Pages for AgentPages {
                     unconfirmed_since: now.cluster_unconfirmed_since,
                 });
                 let node = &now.identity.hostname;
-                Page::json(200, &FindingsPage { api_version: "nodevitals.dev/v1", node, verdict, cluster })
+                Page::json(
+                    200,
+                    &FindingsPage {
+                        api_version: "nodevitals.dev/v1",
+                        node,
+                        verdict,
+                        episodes: judge.episodes(),
+                        cluster,
+                    },
+                )
+            }),
+            // For who replaces machines by an HTTP check. Before the first look nobody can say that one is broken.
+            "/machinez" => self.watched.read(|_, verdict| match verdict.and_then(Verdict::fault_of_the_machine) {
+                Some(fault) => Page::text(503, format!("{}: {}\n", fault.code, fault.detail)),
+                None => Page::text(200, "ok\n"),
             }),
             "/livez" => Page::text(200, "ok\n"),
             "/readyz" if self.watched.read(|_, verdict| verdict.is_some()) => Page::text(200, "ok\n"),

@@ -9,15 +9,15 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::observe::{self, HostRoot, Observer};
-use super::publish::{NodeNow, Writer};
+use super::publish::{Kept, NodeNow, Writer, state_file};
 use super::watchdog::Heart;
 use super::{AgentPages, Judge, Options, Report};
 use crate::api::{self, Api};
 use crate::checks::WORKER_PROBLEM;
 use crate::clock::{now, since_boot};
 use crate::config::Config;
-use crate::facts::Identity;
-use crate::verdict::{self, Now, Raised, Status, Told, Verdict, told};
+use crate::facts::{Identity, Seen, Writes};
+use crate::verdict::{self, NodeCondition, Now, Raised, Status, Told, Verdict, told};
 
 /// The first verdict waits this long for sources that have not answered yet; theirs is then unknown.
 const FIRST_LOOK: Duration = Duration::from_millis(600);
@@ -102,21 +102,26 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let observer = observe::start(&host, asked);
     let identity = Identity { node_name: Some(options.node_name.clone()), ..observe::identity(&host) };
     let mut judge = Judge::new(identity, &config, now());
+    let kept = match &options.state_dir {
+        Some(directory) => state_file::load(directory).await,
+        None => None,
+    };
     let node = timeout(FIRST_LOOK, writer.read()).await.ok().flatten();
-    if let Some(node) = &node {
-        restore(&mut judge, node);
-    }
-    if !node.as_ref().is_some_and(|node| has_settled(&judge, node)) {
-        judge.settle(node.and_then(|node| node.created), now());
-    }
+    restore(&mut judge, node.as_ref(), kept);
     let watched = Arc::new(Watched::new(judge, observer.stats().clone()));
     let pages = AgentPages::new(Arc::clone(&watched), Some(writer.fates()));
+    let writes = writer.writes();
     tokio::spawn(crate::http::serve(listener, Arc::new(pages)));
     tokio::spawn(writer.run());
+    let (keep, kept) = watch::channel(None);
+    if let Some(directory) = options.state_dir.clone() {
+        tokio::spawn(state_file::keep(directory, kept));
+    }
+    let tell = Tell { tell, keep, doubt };
     let heart = Heart::default();
     heart.watch();
     tokio::select! {
-        () = watch_node(&watched, observer, &tell, &doubt, &heart) => anyhow::bail!("the sources ended"),
+        () = watch_node(&watched, observer, Some(writes), &tell, &heart) => anyhow::bail!("the sources ended"),
         signal = ended() => {
             tracing::info!(signal, "agent ends");
             Ok(())
@@ -132,34 +137,49 @@ async fn ways(options: &Options, host: &HostRoot) -> anyhow::Result<Vec<Api>> {
     }
 }
 
-fn restore(judge: &mut Judge, node: &NodeNow) {
-    let findings: Vec<Raised> = node
-        .annotations
-        .get(verdict::annotation::FINDINGS)
-        .map(|json| verdict::parse_findings(json))
-        .unwrap_or_default();
-    let conditions = node.conditions.values();
-    let conditions =
-        conditions.filter_map(|it| Some((it.kind.clone(), (it.status, it.last_transition_time?)))).collect();
-    judge.restore(&findings, &conditions, verdict::parse_state(&node.annotations), now());
-    if node.annotations.get(verdict::annotation::BOOT_ID) == Some(&judge.snapshot().identity.boot_id) {
-        judge.remember(&findings);
+/// Goes on from what was told last: by the state file, which is written first, unless the Node was told something later
+/// than that, as happens when the disk takes no writes.
+fn restore(judge: &mut Judge, node: Option<&NodeNow>, kept: Option<Kept>) {
+    let boot_id = judge.snapshot().identity.boot_id.clone();
+    let told_at = node.and_then(|node| {
+        let ours = node.conditions.values().filter(|it| it.reason != verdict::AGENT_STALE);
+        ours.filter_map(|it| it.last_transition_time).max()
+    });
+    let episodes = kept.as_ref().map(|kept| kept.episodes.clone()).unwrap_or_default();
+    let kept = kept.filter(|kept| told_at.is_none_or(|told_at| told_at <= kept.saved_at));
+    let told = match (kept, node) {
+        (Some(kept), _) => Some((kept.boot_id, kept.findings, kept.conditions, Some((kept.state, kept.since)))),
+        (None, Some(node)) => {
+            let annotation = |key: &str| node.annotations.get(key);
+            let findings = annotation(verdict::annotation::FINDINGS).map(|json| verdict::parse_findings(json));
+            let boot_id = annotation(verdict::annotation::BOOT_ID).cloned().unwrap_or_default();
+            let conditions = node.conditions.values().cloned().collect();
+            Some((boot_id, findings.unwrap_or_default(), conditions, verdict::parse_state(&node.annotations)))
+        }
+        (None, None) => None,
+    };
+    let mut settled = false;
+    if let Some((told_in, findings, conditions, state)) = told {
+        // An earlier process of this boot has come to a verdict: there is nothing to wait for any more.
+        let known = |it: &NodeCondition| it.status != Status::Unknown || it.reason == verdict::AGENT_STALE;
+        settled = told_in == boot_id && conditions.iter().any(|it| it.kind == WORKER_PROBLEM && known(it));
+        let times = conditions.into_iter().filter_map(|it| Some((it.kind, (it.status, it.last_transition_time?))));
+        judge.restore(&findings, &times.collect(), state, episodes, now());
+        if told_in == boot_id {
+            judge.remember(&findings);
+        }
     }
-}
-
-/// Whether an earlier process of this boot has come to a verdict: there is nothing to wait for any more.
-fn has_settled(judge: &Judge, node: &NodeNow) -> bool {
-    let same_boot = node.annotations.get(verdict::annotation::BOOT_ID) == Some(&judge.snapshot().identity.boot_id);
-    let roll_up = node.conditions.get(WORKER_PROBLEM);
-    same_boot && roll_up.is_some_and(|it| it.status != Status::Unknown || it.reason == verdict::AGENT_STALE)
+    if !settled {
+        judge.settle(node.and_then(|node| node.created), now());
+    }
 }
 
 /// Watches the node for ever: takes updates in, judges when something changed or a hold-down ends, and tells.
 pub(crate) async fn watch_node(
     watched: &Watched,
     mut observer: Observer,
-    tell: &watch::Sender<Option<Told>>,
-    doubt: &Notify,
+    mut writes: Option<watch::Receiver<Seen<Writes>>>,
+    tell: &Tell,
     heart: &Heart,
 ) {
     let first_look = Instant::now() + FIRST_LOOK;
@@ -183,6 +203,10 @@ pub(crate) async fn watch_node(
                     judge_at = Some(judge_at.map_or(soon, |at| at.min(soon)));
                 }
             }
+            new = changed(&mut writes) => {
+                watched.change(|judge| judge.take_writes(new));
+                judge_at = Some(Instant::now() + BURST);
+            }
             () = wake => {
                 if due.is_some_and(|due| since_boot().saturating_sub(due) > LATE) {
                     watched.change(|judge| judge.was_away(now()));
@@ -198,16 +222,48 @@ pub(crate) async fn watch_node(
         let round = since_boot();
         if round.saturating_sub(last_round) > PAUSED {
             tracing::info!(seconds = round.saturating_sub(last_round).as_secs(), "was paused");
-            doubt.notify_one();
+            tell.doubt.notify_one();
         }
         last_round = round;
     }
 }
 
-/// Hands on what should be on the Node, if it is different from before.
-fn say(watched: &Watched, tell: &watch::Sender<Option<Told>>, verdict: &Verdict) {
-    let new = watched.read(|judge, _| told(verdict, &judge.snapshot().identity));
-    tell.send_if_modified(|old| {
+/// The next news of the writes; never where nobody writes.
+async fn changed(writes: &mut Option<watch::Receiver<Seen<Writes>>>) -> Seen<Writes> {
+    if let Some(writes) = writes
+        && writes.changed().await.is_ok()
+    {
+        return writes.borrow_and_update().clone();
+    }
+    std::future::pending().await
+}
+
+/// Whom a verdict is told.
+pub(crate) struct Tell {
+    /// What should be on the Node.
+    pub(crate) tell: watch::Sender<Option<Told>>,
+    /// What should be in the state file.
+    pub(crate) keep: watch::Sender<Option<Kept>>,
+    /// Woken when the Node has to be read again.
+    pub(crate) doubt: Arc<Notify>,
+}
+
+/// Hands on what should be in the state file and on the Node, if it is different from before: local first.
+fn say(watched: &Watched, tell: &Tell, verdict: &Verdict) {
+    let (new, kept) = watched.read(|judge, _| {
+        let identity = &judge.snapshot().identity;
+        let new = told(verdict, identity, judge.episodes());
+        let kept = Kept::new(verdict, new.conditions.clone(), &identity.boot_id, judge.episodes().clone());
+        (new, kept)
+    });
+    tell.keep.send_if_modified(|old| {
+        let different = old.as_ref().is_none_or(|old| !old.says_the_same(&kept));
+        if different {
+            *old = Some(kept);
+        }
+        different
+    });
+    tell.tell.send_if_modified(|old| {
         let different = old.as_ref() != Some(&new);
         if different {
             *old = Some(new);
@@ -284,4 +340,95 @@ pub(crate) fn start(host: &HostRoot, config: &Config) -> (Arc<Watched>, Observer
     let observer = observe::start(host, None);
     let judge = Judge::new(observe::identity(host), config, now());
     (Arc::new(Watched::new(judge, observer.stats().clone())), observer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::{Episodes, annotation};
+    use jiff::Timestamp;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).expect("valid")
+    }
+
+    fn judge() -> Judge {
+        let identity = Identity {
+            hostname: "n1".into(),
+            boot_id: "b".into(),
+            machine_id: "m".into(),
+            kernel: "6".into(),
+            node_name: None,
+        };
+        Judge::new(identity, &Config::default(), now())
+    }
+
+    /// What a Node says on which `DiskFull` has been told since then.
+    fn node(since: i64) -> NodeNow {
+        let finding = serde_json::json!([{
+            "code": "DiskFull", "severity": "critical", "area": "capacity", "subject": "/", "since": at(since),
+            "detail": "d", "next": "n",
+        }]);
+        let condition = NodeCondition {
+            kind: "CapacityProblem".into(),
+            status: Status::True,
+            reason: "DiskFull".into(),
+            message: "m".into(),
+            last_transition_time: Some(at(since)),
+        };
+        let annotations = [
+            (annotation::FINDINGS, finding.to_string()),
+            (annotation::STATE, "Critical".into()),
+            (annotation::SINCE, at(since).to_string()),
+            (annotation::BOOT_ID, "b".into()),
+        ];
+        NodeNow {
+            conditions: [(condition.kind.clone(), condition)].into(),
+            annotations: annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            ..NodeNow::default()
+        }
+    }
+
+    /// What a process kept that has told the same, and wrote it down then.
+    fn kept(since: i64, saved: i64) -> Kept {
+        let mut judge = judge();
+        restore(&mut judge, Some(&node(since)), None);
+        let verdict = Verdict { at: at(saved), ..judge.judge(now()) };
+        let told = told(&verdict, &judge.snapshot().identity, judge.episodes());
+        Kept::new(&verdict, told.conditions, "b", judge.episodes().clone())
+    }
+
+    fn since(node: Option<&NodeNow>, kept: Option<Kept>) -> Option<(Timestamp, Timestamp)> {
+        let mut judge = judge();
+        restore(&mut judge, node, kept);
+        let verdict = judge.judge(now());
+        Some((verdict.root()?.since, verdict.condition("CapacityProblem")?.since))
+    }
+
+    #[test]
+    fn the_newer_of_node_and_state_file_counts() {
+        assert_eq!(since(None, None), None);
+        assert_eq!(since(Some(&node(10)), None), Some((at(10), at(10))));
+        assert_eq!(since(None, Some(kept(20, 25))), Some((at(20), at(20))), "the Node cannot be read");
+        assert_eq!(since(Some(&node(10)), Some(kept(20, 25))), Some((at(20), at(20))), "the Node could not be written");
+        assert_eq!(since(Some(&node(30)), Some(kept(20, 25))), Some((at(30), at(30))), "the file could not be written");
+        // What the aggregator said meanwhile of an agent that was gone is no news of the node.
+        let mut marked = node(10);
+        for condition in marked.conditions.values_mut() {
+            condition.reason = verdict::AGENT_STALE.into();
+            condition.status = Status::Unknown;
+            condition.last_transition_time = Some(at(40));
+        }
+        assert_eq!(since(Some(&marked), Some(kept(20, 25))), Some((at(20), at(20))));
+    }
+
+    #[test]
+    fn the_journal_outlives_the_agent_whoever_is_newer() {
+        let mut judge = judge();
+        restore(&mut judge, Some(&node(30)), Some(kept(20, 25)));
+        assert_eq!(judge.episodes().iter().count(), 1);
+        judge.judge(now());
+        let episodes: &Episodes = judge.episodes();
+        assert_eq!(episodes.iter().map(|it| (it.code.as_str(), it.since)).collect::<Vec<_>>(), [("DiskFull", at(20))]);
+    }
 }

@@ -5,6 +5,7 @@ mod explain;
 mod report;
 mod standalone;
 mod terminal;
+mod uninstall;
 
 use std::process::ExitCode;
 
@@ -66,6 +67,8 @@ enum Command {
     Report(report::Options),
     /// Explain a finding, a worker's state or an error text: cause, owner, and the steps in order; offline
     Explain(explain::Options),
+    /// Take the conditions and annotations of this product off the Nodes, once its agents are gone
+    Uninstall(uninstall::Options),
 }
 
 /// How a machine-readable answer is written.
@@ -129,6 +132,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Aggregator(options) => finished(aggregator::run(options).await),
         Command::Report(options) => report::run(&options).await,
         Command::Explain(options) => explain::run(&options),
+        Command::Uninstall(options) => uninstall::run(&options).await,
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use super::terminal::Paint;
-use crate::agent::{self, AgentPages, Heart, HostRoot, Watched};
+use crate::agent::{self, AgentPages, Heart, HostRoot, Tell, Watched};
 use crate::aggregator::{AggregatorPages, Store};
 use crate::config::Config;
 use crate::http::{Live, Page, Pages};
@@ -66,11 +66,12 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
         aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now, LISTENERS),
     };
     let (tell, told) = watch::channel(None);
-    let (doubt, heart) = (Notify::new(), Heart::default());
+    let tell = Tell { tell, keep: watch::channel(None).0, doubt: Arc::new(Notify::new()) };
+    let heart = Heart::default();
     let address = listener.local_addr().unwrap_or(options.listen);
     tokio::select! {
         never = crate::http::serve(listener, Arc::new(pages)) => match never {},
-        () = agent::watch_node(&watched, observer, &tell, &doubt, &heart) => anyhow::bail!("the sources ended"),
+        () = agent::watch_node(&watched, observer, None, &tell, &heart) => anyhow::bail!("the sources ended"),
         () = hand_on(&watched, told, &store, address) => Ok(()),
         signal = agent::ended() => {
             tracing::info!(signal, "ends");

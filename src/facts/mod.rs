@@ -25,6 +25,7 @@ mod snapshot;
 mod strain;
 mod traffic;
 mod trend;
+mod writes;
 mod xtables_lock;
 
 pub use bgp::{Bgp, BgpPeer, BgpState, BgpTcp, Bird, BirdDaemon, KernelProtocol, TunnelPeer};
@@ -58,4 +59,5 @@ pub use traffic::{
     CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,
 };
 pub use trend::{Growth, Trend};
+pub use writes::Writes;
 pub use xtables_lock::{LockUser, XtablesLock};

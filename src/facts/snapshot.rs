@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
     LookError, Memory, PacketFilterChanges, Reason, Routing, Ruleset, Runtime, Seen, Strain, Traffic, TunnelPeer,
-    XtablesLock,
+    Writes, XtablesLock,
 };
 
 /// One look at a node.
@@ -64,6 +64,8 @@ pub struct Snapshot {
     pub bgp: Seen<Bgp>,
     /// Nodes that are silent in the tunnel and answer outside of it; absent where no tunnel is known.
     pub tunnels: Seen<Vec<TunnelPeer>>,
+    /// What became of the agent's own writes; absent before the first.
+    pub writes: Seen<Writes>,
 }
 
 /// Who a node is and since when it runs.
@@ -173,6 +175,7 @@ impl Snapshot {
             cluster_unconfirmed_since: None,
             bgp: Seen::not_yet("BIRD"),
             tunnels: Seen::not_yet("tunnels"),
+            writes: Seen::Absent,
         }
     }
 }

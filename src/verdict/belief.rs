@@ -186,6 +186,8 @@ impl Belief {
             detail: self.shown.detail.clone(),
             next: self.shown.next_step.clone().unwrap_or_else(|| self.check.next_step.to_owned()),
             caused_by: None,
+            times: 1,
+            last_cure: None,
         }
     }
 }

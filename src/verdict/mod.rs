@@ -2,6 +2,7 @@
 
 mod belief;
 mod causes;
+mod episodes;
 mod settling;
 mod state;
 mod step;
@@ -18,6 +19,7 @@ use crate::checks::{Area, Severity};
 pub use belief::Patience;
 #[cfg(test)]
 pub(crate) use belief::{FLAPPING_FREE, FLAPPING_WINDOW, SLOWEST_CLEAR};
+pub use episodes::{Around, Cure, Episode, Episodes};
 pub use settling::Settling;
 pub use state::{Status, WorkerState};
 pub use step::Beliefs;
@@ -37,6 +39,9 @@ pub const NOT_APPLICABLE: &str = "NotApplicable";
 pub const WORKER_HEALTHY: &str = "WorkerHealthy";
 /// Reason that the aggregator writes when an agent or its kubelet is gone (catalogue R157).
 pub const AGENT_STALE: &str = "AgentStale";
+
+/// Areas whose faults a new machine cures, and hardly anything else: the only ones that may have a machine replaced.
+pub const CURED_BY_A_NEW_MACHINE: [Area; 2] = [Area::Integrity, Area::Runtime];
 
 /// The present: wall-clock time for people, and a clock that never jumps for hold-downs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +121,21 @@ pub struct Raised {
     /// The finding that explains this one; it is listed too, and nothing explains it (catalogue R040).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caused_by: Option<CausedBy>,
+    /// How many times there were findings of this code within seven days, this time included.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub times: u32,
+    /// What cured it the last time, as far as can be seen from the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_cure: Option<Cure>,
+}
+
+fn once() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_once(times: &u32) -> bool {
+    *times <= 1
 }
 
 /// A finding that explains others: a root.
@@ -163,6 +183,12 @@ impl Verdict {
     /// Findings that are problems: roots first, worst first.
     pub fn problems(&self) -> impl Iterator<Item = &Raised> {
         self.findings.iter().filter(|finding| finding.is_problem())
+    }
+
+    /// The first critical finding, root or not, that a new machine would cure.
+    pub fn fault_of_the_machine(&self) -> Option<&Raised> {
+        let critical = |it: &&Raised| it.severity == Severity::Critical && CURED_BY_A_NEW_MACHINE.contains(&it.area);
+        self.findings.iter().find(critical)
     }
 
     /// The condition of this type.

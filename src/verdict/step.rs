@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::belief::{Belief, Flapping, Patience};
 use super::causes;
+use super::episodes::{Around, Episodes};
 use super::words::{clip, list as codes, of_area, of_worker};
 use super::{
     COULD_NOT_LOOK, ConditionVerdict, NOT_APPLICABLE, Now, Raised, SETTLING, Settling, Status, Verdict, WORKER_HEALTHY,
@@ -26,6 +27,8 @@ pub struct Beliefs {
     patience: Patience,
     flapping: Flapping,
     settling: Option<Settling>,
+    episodes: Episodes,
+    around: Around,
 }
 
 /// What a check answered last.
@@ -68,6 +71,23 @@ impl Beliefs {
     pub fn with_patience(mut self, patience: Patience) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// With the journal of an earlier process.
+    #[must_use]
+    pub fn with_episodes(mut self, episodes: Episodes) -> Self {
+        self.episodes = episodes;
+        self
+    }
+
+    /// The journal.
+    pub fn episodes(&self) -> &Episodes {
+        &self.episodes
+    }
+
+    /// In which boot and beside which processes the next look is made.
+    pub fn look_around(&mut self, around: Around) {
+        self.around = around;
     }
 
     /// Of a node that settles.
@@ -158,7 +178,8 @@ impl Beliefs {
     }
 
     fn verdict(&mut self, now: Now) -> Verdict {
-        let findings = self.list(true);
+        let mut findings = self.list(true);
+        self.episodes.update(&mut findings, &self.around, now);
         let settling = self.answers.values().any(|answer| !answer.ever && !answer.unknown_for_good(now));
         let mut conditions: Vec<_> = Area::ALL.iter().map(|area| self.area_condition(*area, &findings, now)).collect();
         let state = worker_state(&findings, &conditions);

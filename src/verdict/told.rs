@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Raised, Status, Verdict, WorkerState};
+use super::{Episodes, Raised, Status, Verdict, WorkerState};
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::facts::Identity;
 
 /// Prefix of every annotation of this product.
 pub const ANNOTATION_PREFIX: &str = "nodevitals.dev/";
+/// Longest value of the annotation `episodes`, in bytes.
+const LONGEST_EPISODES: usize = 2 * 1024;
 /// Longest value of the annotation `findings`, in bytes (product contract).
 const LONGEST_FINDINGS: usize = 8 * 1024;
 
@@ -22,6 +24,8 @@ pub mod annotation {
     pub const FINDINGS: &str = "nodevitals.dev/findings";
     /// Since when the worker has its state, RFC 3339.
     pub const SINCE: &str = "nodevitals.dev/since";
+    /// Episodes that are over, newest first, as compact JSON: what came and went while nobody could be told too.
+    pub const EPISODES: &str = "nodevitals.dev/episodes";
     /// `/proc/sys/kernel/random/boot_id`.
     pub const BOOT_ID: &str = "nodevitals.dev/boot-id";
     /// `/etc/machine-id`.
@@ -70,7 +74,7 @@ pub fn our_condition(kind: &str) -> bool {
 }
 
 /// What to say on the Node. Times are cut to seconds, as Kubernetes keeps them.
-pub fn told(verdict: &Verdict, identity: &Identity) -> Told {
+pub fn told(verdict: &Verdict, identity: &Identity, episodes: &Episodes) -> Told {
     let conditions = verdict
         .conditions
         .iter()
@@ -85,6 +89,7 @@ pub fn told(verdict: &Verdict, identity: &Identity) -> Told {
     let annotations = [
         (annotation::STATE, verdict.state.as_str().to_owned()),
         (annotation::FINDINGS, findings_json(&verdict.findings)),
+        (annotation::EPISODES, episodes_json(episodes)),
         (annotation::SINCE, whole_seconds(verdict.since).to_string()),
         (annotation::BOOT_ID, identity.boot_id.clone()),
         (annotation::MACHINE_ID, identity.machine_id.clone()),
@@ -109,6 +114,26 @@ fn findings_json(findings: &[Raised]) -> String {
             break;
         }
         length += part.len() + 1;
+        parts.push(part);
+    }
+    format!("[{}]", parts.join(","))
+}
+
+/// The newest episodes that are over, as JSON of at most 2 KiB.
+fn episodes_json(episodes: &Episodes) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut length = 2;
+    for episode in episodes.iter().rev() {
+        let Some(cleared) = episode.cleared else { continue };
+        let (since, cleared) = (whole_seconds(episode.since), whole_seconds(cleared));
+        let part = serde_json::json!({
+            "code": episode.code, "since": since, "cleared": cleared, "times": episode.times, "cure": episode.cure,
+        });
+        let part = part.to_string();
+        length += part.len() + 1;
+        if length > LONGEST_EPISODES {
+            break;
+        }
         parts.push(part);
     }
     format!("[{}]", parts.join(","))
@@ -157,6 +182,8 @@ mod tests {
             detail: detail.into(),
             next: "free space".into(),
             caused_by: None,
+            times: 1,
+            last_cure: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::Raised;
+use super::{Cure, Raised};
 use crate::checks::Area;
 
 /// Longest condition message (product contract).
@@ -71,9 +71,22 @@ fn sentence(finding: &Raised, more: &str, next: &str) -> String {
     let why = crate::checks::node::ALL.iter().find(|check| check.code == finding.code).map_or("", |check| check.why);
     let since = finding.since.strftime("%Y-%m-%dT%H:%M:%SZ");
     let end = format!(" Next: {}.", next.trim_end_matches('.'));
-    let start = format!("{}, since {since}: {why}.{more}", finding.detail);
+    let often = match finding.times {
+        0 | 1 => String::new(),
+        times => format!(" Within 7 days it was seen {times} times{}.", cured(finding)),
+    };
+    let start = format!("{}, since {since}: {why}.{often}{more}", finding.detail);
     let room = LONGEST_MESSAGE.saturating_sub(end.len());
     format!("{}{}", clip_to(&start, room), clip_to(&end, LONGEST_MESSAGE))
+}
+
+fn cured(finding: &Raised) -> &'static str {
+    match finding.last_cure {
+        Some(Cure::Reload) => ", the last time until the machine was installed anew",
+        Some(Cure::Reboot) => ", the last time until it was booted",
+        Some(Cure::ProcessRestart) => ", the last time until a process was started anew",
+        Some(Cure::Nothing) | None => "",
+    }
 }
 
 /// At most as long as a message may be.

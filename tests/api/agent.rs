@@ -59,18 +59,18 @@ fn transitions(node: &Value) -> Result<Vec<&str>> {
 }
 
 /// A worker with its agent's Pod and kube-proxy's chains.
-fn worker_with_chains(bench: &Bench, name: &str) -> Result<()> {
+pub(crate) fn worker_with_chains(bench: &Bench, name: &str) -> Result<()> {
     shell::read_with_input(&mut bench.command_in("iptables-nft-restore"), CHAINS)?;
     worker(bench, name)
 }
 
 /// Adds (`-A`) or deletes (`-D`) the jump by which Services are reached from the node itself.
-fn jump(bench: &Bench, how: &str) -> Result<()> {
+pub(crate) fn jump(bench: &Bench, how: &str) -> Result<()> {
     bench.exec_in_ns(&["iptables-nft", "-t", "nat", how, "OUTPUT", "-j", "KUBE-SERVICES"]).map(|_| ())
 }
 
 /// Status and reason of the packet filter's condition.
-fn packet_filter(bench: &Bench, node: &str, status: &str, reason: &str) -> Result<Value> {
+pub(crate) fn packet_filter(bench: &Bench, node: &str, status: &str, reason: &str) -> Result<Value> {
     let node = bench.node(node)?;
     let condition = condition_of(&node, "PacketFilterProblem")?;
     ensure!(condition["status"] == status && condition["reason"] == reason, "{condition}");

@@ -16,3 +16,4 @@ mod page;
 mod policy;
 mod scope;
 mod usage;
+mod webhook;

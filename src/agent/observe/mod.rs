@@ -39,6 +39,7 @@ mod tunnels;
 mod update;
 mod xtables_lock;
 
+pub(crate) use blocking::Blocking;
 pub(crate) use cluster::Asked;
 pub(crate) use host_root::HostRoot;
 pub(crate) use identity::look as identity;

@@ -2,7 +2,9 @@
 
 mod node;
 mod patch;
+pub(crate) mod state_file;
 mod writer;
 
 pub(crate) use node::{NodeNow, read_node};
-pub(crate) use writer::{Fates, Writer};
+pub(crate) use state_file::Kept;
+pub(crate) use writer::{Cleaned, Fates, Writer, clean_node};

@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use http_body_util::{BodyExt, Limited};
+use kube::core::Status;
 use serde::Deserialize;
 
 use crate::verdict::{ANNOTATION_PREFIX, NodeCondition, our_condition};
 
 /// Longest wait for a GET.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest Node that is read, in bytes: etcd keeps no object of more than 1.5 MiB by default.
+const LONGEST: usize = 8 << 20;
 
 /// The part of a Node object that is read: everything else is skipped without being kept.
 #[derive(Debug, Default, Deserialize)]
@@ -22,6 +27,8 @@ struct Node {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
+    #[serde(default)]
+    resource_version: String,
     #[serde(default)]
     creation_timestamp: Option<jiff::Timestamp>,
     #[serde(default)]
@@ -37,6 +44,8 @@ struct NodeStatus {
 /// Our own conditions and annotations, as the API server holds them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct NodeNow {
+    /// `metadata.resourceVersion`, where it is a number, as that of every API server is that keeps Nodes in etcd.
+    pub(crate) version: Option<u64>,
     /// When it joined.
     pub(crate) created: Option<jiff::Timestamp>,
     /// Conditions of our types, by type.
@@ -49,6 +58,7 @@ impl From<Node> for NodeNow {
     fn from(node: Node) -> Self {
         let ours = node.status.conditions.into_iter().filter(|condition| our_condition(&condition.kind));
         NodeNow {
+            version: node.metadata.resource_version.parse().ok(),
             created: node.metadata.creation_timestamp,
             conditions: ours.map(|condition| (condition.kind.clone(), condition)).collect(),
             annotations: node
@@ -71,13 +81,56 @@ pub(crate) async fn read_node(client: &kube::Client, name: &str) -> Result<NodeN
     }
 }
 
-/// Sends a request that is answered by a Node.
+/// Sends a request that is answered by a Node. `Retry-After` is taken over from the header too: an API server that sheds
+/// load (429) sends no `Status`.
 pub(super) async fn request(client: &kube::Client, request: http::Request<Vec<u8>>) -> Result<NodeNow, kube::Error> {
-    client.request::<Node>(request).await.map(NodeNow::from)
+    let response = client.send(request.map(kube::client::Body::from)).await?;
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, LONGEST).collect().await.map_err(kube::Error::Service)?.to_bytes();
+    if head.status.is_success() {
+        return serde_json::from_slice::<Node>(&body).map(NodeNow::from).map_err(kube::Error::SerdeError);
+    }
+    Err(kube::Error::Api(refusal(head.status.as_u16(), &head.headers, &body).boxed()))
+}
+
+fn refusal(code: u16, headers: &http::HeaderMap, body: &[u8]) -> Status {
+    let mut status = serde_json::from_slice::<Status>(body).unwrap_or_else(|_| {
+        let text: String = String::from_utf8_lossy(body).trim().chars().take(300).collect();
+        Status::failure(&text, "not a Status").with_code(code)
+    });
+    let after = headers.get(http::header::RETRY_AFTER);
+    if let Some(seconds) = after.and_then(|value| value.to_str().ok()?.trim().parse::<u32>().ok()) {
+        match &mut status.details {
+            Some(details) => details.retry_after_seconds = details.retry_after_seconds.max(seconds),
+            none => *none = serde_json::from_value(serde_json::json!({ "retryAfterSeconds": seconds })).ok(),
+        }
+    }
+    status
 }
 
 /// The error of a call that was not answered in time.
 pub(super) fn timed_out(verb: &str, deadline: Duration) -> kube::Error {
     let text = format!("{verb} was not answered within {} s", deadline.as_secs());
     kube::Error::Service(Box::new(std::io::Error::new(std::io::ErrorKind::TimedOut, text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_counts_from_header_and_status() {
+        let headers = http::HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static("7"))]);
+        let asked = |headers: &http::HeaderMap, body: &str| {
+            let status = refusal(429, headers, body.as_bytes());
+            (status.code, status.message, status.details.map_or(0, |details| details.retry_after_seconds))
+        };
+        let shed = "Too many requests, please try again later.\n";
+        assert_eq!(asked(&headers, shed), (429, shed.trim().to_owned(), 7));
+        let none = http::HeaderMap::new();
+        let status = r#"{"kind":"Status","code":429,"message":"m","details":{"retryAfterSeconds":9}}"#;
+        assert_eq!(asked(&none, status), (429, "m".to_owned(), 9));
+        assert_eq!(asked(&headers, status).2, 9);
+        assert_eq!(asked(&none, "<html>").2, 0);
+    }
 }

@@ -1,21 +1,34 @@
-//! The one writer: at most one patch in flight, coalesced, with a deadline, backed off with jitter, never lost.
+//! The one writer: at most one patch in flight, coalesced, with a deadline, backed off with jitter, never lost. It says as
+//! well when the API server answers reads and takes no writes, which its own patches are the best probe of.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
 
 use super::node::timed_out;
 use super::{NodeNow, patch, read_node};
 use crate::api::{Api, chain};
+use crate::backoff::{Backoff, jitter};
+use crate::facts::{LookError, Reason, Seen, Writes};
 use crate::verdict::Told;
 
 /// Longest wait for a PATCH: an admission webhook may take 30 s.
 const DEADLINE: Duration = Duration::from_secs(35);
 /// First and longest wait after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Longest wait that a server may ask for.
+const LONGEST_WAIT: u32 = 300;
+/// Writers of node status that matter give up after this time (catalogue H11): calico-node does.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// While writes are held up and nothing is to be written, it is tried again after these, first and longest.
+const PROBES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// Reads in a row that may be older than what was read before; then the server has been restored from a backup.
+const OLD_READS: u32 = 3;
 /// The Node is read again this often, in case somebody else changed what is ours (the aggregator writes `AgentStale`).
 const READ_AGAIN: Duration = Duration::from_secs(120);
 
@@ -55,6 +68,11 @@ pub(crate) struct Writer {
     fates: Fates,
     /// What the Node says; none when that has to be read first.
     known: Option<NodeNow>,
+    /// What becomes of the writes.
+    writes: watch::Sender<Seen<Writes>>,
+    probes: Backoff,
+    /// The newest version of the Node that was read, and how many reads since were older.
+    newest: (u64, u32),
 }
 
 /// What a round of the writer came to.
@@ -73,12 +91,28 @@ impl Writer {
         heartbeat: u64,
     ) -> Self {
         let heartbeat = (heartbeat > 0).then(|| Duration::from_secs(heartbeat));
-        Writer { ways, node, told, doubt, heartbeat, fates: Fates::default(), known: None }
+        Writer {
+            ways,
+            node,
+            told,
+            doubt,
+            heartbeat,
+            fates: Fates::default(),
+            known: None,
+            writes: watch::Sender::new(Seen::Absent),
+            probes: Backoff::new(PROBES.0, PROBES.1),
+            newest: (0, 0),
+        }
     }
 
     /// What became of the writes so far.
     pub(crate) fn fates(&self) -> Fates {
         self.fates.clone()
+    }
+
+    /// What becomes of the writes from now on.
+    pub(crate) fn writes(&self) -> watch::Receiver<Seen<Writes>> {
+        self.writes.subscribe()
     }
 
     /// Reads what the Node says, over each way once.
@@ -97,17 +131,18 @@ impl Writer {
 
     /// Writes for ever.
     pub(crate) async fn run(mut self) {
-        let mut failures = 0;
+        let mut backoff = Backoff::new(BACK_OFF.0, BACK_OFF.1);
         loop {
             let wait = match self.round().await {
                 Round::Done => {
-                    failures = 0;
+                    backoff.reset();
                     self.rest().await;
                     continue;
                 }
-                Round::Failed(asked) => asked.unwrap_or_else(|| back_off(failures)),
+                // Not all agents at once when the time that was asked for is over.
+                Round::Failed(Some(asked)) => asked + jitter(BACK_OFF.0 * 2),
+                Round::Failed(None) => backoff.wait(),
             };
-            failures += 1;
             // The latest truth wins: what is told meanwhile is not queued but read after the wait.
             tokio::time::sleep(wait).await;
         }
@@ -115,7 +150,13 @@ impl Writer {
 
     /// Waits for something to do.
     async fn rest(&mut self) {
-        let spread = READ_AGAIN.mul_f64(0.8 + 0.4 * spread());
+        let spread = jitter(READ_AGAIN);
+        let probe = if self.is_blocked() {
+            self.probes.wait()
+        } else {
+            self.probes.reset();
+            Duration::MAX
+        };
         let beat = self.heartbeat.unwrap_or(Duration::MAX);
         let due = tokio::select! {
             changed = self.told.changed() => {
@@ -132,6 +173,10 @@ impl Writer {
                 self.known = None;
                 false
             }
+            () = sleep_long(probe) => {
+                self.probe().await;
+                false
+            }
             () = sleep_long(beat) => true,
         };
         let told = self.told.borrow().clone();
@@ -146,6 +191,7 @@ impl Writer {
         let now = match self.known.take() {
             Some(now) => now,
             None => match read_node(&self.ways[0].unary, &self.node).await {
+                Ok(now) if self.is_old(&now) => return Round::Failed(None),
                 Ok(now) => now,
                 Err(error) => return self.give_way("GET", &error),
             },
@@ -154,9 +200,10 @@ impl Writer {
             self.known = Some(now);
             return Round::Done;
         };
-        match self.send(&patch).await {
+        match self.send(&patch, "").await {
             Ok(now) => {
                 self.fates.count(0, 1);
+                self.newest = (now.version.unwrap_or(0), 0);
                 self.known = Some(now);
                 self.fates.count(2, u64::from(self.told.has_changed().unwrap_or(false)));
                 Round::Done
@@ -168,7 +215,7 @@ impl Writer {
     async fn beat(&mut self, told: &Told) {
         // What the Node says is known whenever the writer rests; without it the next round reads and writes anyway.
         let Some(now) = &self.known else { return };
-        match self.send(&patch::heartbeat(now, told, Timestamp::now())).await {
+        match self.send(&patch::heartbeat(now, told, Timestamp::now()), "").await {
             Ok(now) => {
                 self.fates.count(0, 1);
                 self.known = Some(now);
@@ -177,15 +224,101 @@ impl Writer {
         }
     }
 
-    async fn send(&self, patch: &serde_json::Value) -> Result<NodeNow, kube::Error> {
-        let request = http::Request::patch(format!("/api/v1/nodes/{}/status?fieldManager=nodevitals-agent", self.node))
+    /// Whether a read is older than one before: a server that lags behind would have us write over what is newer.
+    fn is_old(&mut self, now: &NodeNow) -> bool {
+        let (newest, reads) = self.newest;
+        match now.version {
+            Some(version) if version < newest && reads < OLD_READS => {
+                self.newest.1 += 1;
+                tracing::warn!(version, newest, "the API server answered with an old Node; it is read again");
+                true
+            }
+            version => {
+                self.newest = (version.unwrap_or(0), 0);
+                false
+            }
+        }
+    }
+
+    /// Tries whether writes are taken again, by one that changes nothing.
+    async fn probe(&mut self) {
+        if let Err(error) = self.send(&serde_json::json!({}), "&dryRun=All").await {
+            tracing::debug!(error = chain(&error), "the API server takes no writes yet");
+        }
+    }
+
+    async fn send(&self, patch: &serde_json::Value, more: &str) -> Result<NodeNow, kube::Error> {
+        let path = format!("/api/v1/nodes/{}/status?fieldManager=nodevitals-agent{more}", self.node);
+        let request = http::Request::patch(path)
             .header(http::header::CONTENT_TYPE, "application/strategic-merge-patch+json")
             .body(patch.to_string().into_bytes())
             .map_err(kube::Error::HttpError)?;
-        let client = &self.ways[0].unary;
-        match tokio::time::timeout(DEADLINE, super::node::request(client, request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(timed_out("PATCH", DEADLINE)),
+        let client = self.ways[0].unary.clone();
+        let began = Instant::now();
+        let mut answer = std::pin::pin!(timeout(DEADLINE, super::node::request(&client, request)));
+        let answer = tokio::select! {
+            answer = answer.as_mut() => answer,
+            () = tokio::time::sleep(PATIENCE) => {
+                // Said while it still waits: a webhook may hold it up for half a minute.
+                self.held_up(format!("a patch was not answered within {} s", PATIENCE.as_secs())).await;
+                answer.await
+            }
+        };
+        let answer = answer.unwrap_or_else(|_| Err(timed_out("PATCH", DEADLINE)));
+        self.judge(&answer, began.elapsed()).await;
+        answer
+    }
+
+    /// What an answer to a patch says about writes.
+    async fn judge(&self, answer: &Result<NodeNow, kube::Error>, took: Duration) {
+        let seconds = took.as_secs_f32();
+        match answer {
+            Ok(_) if took < PATIENCE => self.tell_writes(None),
+            Ok(_) => {
+                let patience = PATIENCE.as_secs();
+                self.held_up(format!("a patch was taken after {seconds:.0} s only; others give up after {patience} s"))
+                    .await;
+            }
+            Err(kube::Error::Api(status)) if status.code >= 500 || status.message.contains("admission webhook") => {
+                let said: String = status.message.chars().take(300).collect();
+                self.held_up(format!("a patch failed after {seconds:.0} s with {}: {said}", status.code)).await;
+            }
+            Err(kube::Error::Api(_)) => self.tell_writes(None),
+            Err(error) => {
+                self.held_up(format!("a patch was given up after {seconds:.0} s: {}", chain(error))).await;
+            }
+        }
+    }
+
+    /// A write was held up: that is a fault of its own only if a read is answered meanwhile.
+    async fn held_up(&self, why: String) {
+        match timeout(PATIENCE, read_node(&self.ways[0].unary, &self.node)).await {
+            Ok(Ok(_)) => self.tell_writes(Some(why)),
+            // What was known of writes is neither confirmed nor refuted.
+            _ if self.is_blocked() => {
+                let error = LookError::new(&self.ways[0].server, Reason::TimedOut, "reads are not answered either");
+                self.writes.send_replace(Seen::Unreadable(error));
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_writes(&self, blocked: Option<String>) {
+        let new = Seen::Yes(Writes { server: self.ways[0].server.clone(), blocked });
+        self.writes.send_if_modified(|old| {
+            let different = *old != new;
+            if different {
+                *old = new;
+            }
+            different
+        });
+    }
+
+    fn is_blocked(&self) -> bool {
+        match &*self.writes.borrow() {
+            Seen::Yes(writes) => writes.blocked.is_some(),
+            Seen::Unreadable(_) => true,
+            Seen::Absent => false,
         }
     }
 
@@ -225,26 +358,34 @@ impl Writer {
     }
 }
 
+/// What became of the traces of this product on a Node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cleaned {
+    /// There were none.
+    Before,
+    /// They were removed.
+    Now,
+}
+
+/// Removes all conditions and annotations of this product from a Node.
+pub(crate) async fn clean_node(client: &kube::Client, node: &str) -> Result<Cleaned, kube::Error> {
+    let now = read_node(client, node).await?;
+    let nothing = Told { conditions: Vec::new(), annotations: BTreeMap::new() };
+    let Some(patch) = patch::patch(&now, &nothing, Timestamp::now()) else { return Ok(Cleaned::Before) };
+    let request = http::Request::patch(format!("/api/v1/nodes/{node}/status?fieldManager=nodevitals-uninstall"))
+        .header(http::header::CONTENT_TYPE, "application/strategic-merge-patch+json")
+        .body(patch.to_string().into_bytes())
+        .map_err(kube::Error::HttpError)?;
+    super::node::request(client, request).await.map(|_| Cleaned::Now)
+}
+
 /// `Retry-After`, which a server that is overloaded sends along (`details.retryAfterSeconds`).
 fn retry_after(status: &kube::core::Status) -> Option<Duration> {
     let seconds = status.details.as_ref()?.retry_after_seconds;
-    (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)))
+    (seconds > 0).then(|| Duration::from_secs(u64::from(seconds.min(LONGEST_WAIT))))
 }
 
-/// Doubles from a second to a minute, with up to half more, so that a cluster's agents do not come back at once.
-fn back_off(failures: u32) -> Duration {
-    let base = BACK_OFF.0.saturating_mul(1 << failures.min(6)).min(BACK_OFF.1);
-    base.mul_f64(1.0 + 0.5 * spread())
-}
-
-/// A number from 0 to 1 that differs from node to node and from time to time.
-fn spread() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    let random = RandomState::new().hash_one(0_u8);
-    f64::from(u16::try_from(random & 0xffff).unwrap_or(0)) / 65_536.0
-}
-
-async fn sleep_long(time: Duration) {
+pub(super) async fn sleep_long(time: Duration) {
     if time == Duration::MAX {
         std::future::pending::<()>().await;
     }
@@ -256,9 +397,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn backs_off_to_a_minute_and_a_half_at_most() {
-        assert!((1.0..1.5).contains(&back_off(0).as_secs_f64()));
-        assert!((60.0..90.0).contains(&back_off(10).as_secs_f64()));
-        assert!((60.0..90.0).contains(&back_off(u32::MAX).as_secs_f64()));
+    fn a_wait_that_is_asked_for_has_an_end() {
+        let asked = |seconds| {
+            let status = serde_json::json!({ "code": 429, "details": { "retryAfterSeconds": seconds } });
+            retry_after(&serde_json::from_value(status).expect("a Status"))
+        };
+        assert_eq!(asked(0), None);
+        assert_eq!(asked(7), Some(Duration::from_secs(7)));
+        assert_eq!(asked(u32::MAX), Some(Duration::from_secs(300)));
     }
 }

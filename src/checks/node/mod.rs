@@ -1,5 +1,6 @@
 //! The checks of one node: one file each, and one row each in [`ALL`].
 
+mod api_write_blocked;
 mod bgp_all_sessions_down;
 mod bgp_daemon_down;
 mod bgp_mesh_incomplete;
@@ -116,6 +117,7 @@ pub const ALL: &[&Check] = &[
     &master_path_partial::CHECK,
     &worker_cut_from_master_only::CHECK,
     &worker_unreachable_from_peers::CHECK,
+    &api_write_blocked::CHECK,
     &containerd_down::CHECK,
     &containerd_unresponsive::CHECK,
     &runtime_not_ready::CHECK,

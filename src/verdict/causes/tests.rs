@@ -18,6 +18,8 @@ fn finding(code: &str, subject: &str, detail: &str) -> Raised {
         detail: detail.into(),
         next: "n".into(),
         caused_by: None,
+        times: 1,
+        last_cure: None,
     }
 }
 

@@ -139,6 +139,8 @@ fn a_restart_keeps_findings_and_times() {
         detail: "file system / is full".into(),
         next: "free space".into(),
         caused_by: None,
+        times: 1,
+        last_cure: None,
     };
     let conditions =
         [("CapacityProblem".to_owned(), (Status::True, before)), ("CNIProblem".to_owned(), (Status::False, before))];
@@ -281,6 +283,21 @@ fn a_jump_of_the_wall_clock_changes_nothing() {
         let both = beliefs.step(&answers(&[("DiskFull", found()), memory()]), jumped(32));
         assert_eq!(both.findings.len(), 1);
         beliefs.step(&answers(&[("DiskFull", found())]), jumped(33));
+    }
+}
+
+#[test]
+fn only_a_critical_fault_of_the_machine_has_it_replaced() {
+    let fault = |code: &'static str| {
+        let mut beliefs = Beliefs::default();
+        beliefs.step(&answers(&[(code, found())]), now(0));
+        let verdict = beliefs.step(&answers(&[(code, found())]), now(3_600));
+        verdict.fault_of_the_machine().map(|fault| fault.code.clone())
+    };
+    assert_eq!(fault("ContainerdDown").as_deref(), Some("ContainerdDown"));
+    assert_eq!(fault("FilesystemReadOnly").as_deref(), Some("FilesystemReadOnly"));
+    for code in ["DiskFull", "KubeletDown", "CniConfigMissing", "PodRouteMissing", "ConntrackFull"] {
+        assert_eq!(fault(code), None);
     }
 }
 
