@@ -12,6 +12,7 @@ mod passage;
 mod path;
 mod pod_ranges;
 mod pods;
+mod programs;
 mod routes;
 pub(crate) mod space;
 

@@ -43,8 +43,8 @@ pub use netfilter::{
 };
 pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep, PeerAnswer};
 pub(crate) use pod_ranges::Way;
+pub(crate) use presence::{BPF_DEVICE, is_calico_chain, is_kube_proxy_chain, rulesets};
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
-pub(crate) use presence::{is_calico_chain, is_kube_proxy_chain, rulesets};
 pub use route_memory::{FirstLook, RouteMemory};
 pub(crate) use routes::{Flow, longest};
 pub use routes::{IpsecPolicy, RouteList, Rule, RuleAction, TableRoute};

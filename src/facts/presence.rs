@@ -1,6 +1,6 @@
 //! What should be on this node: found out from what is there and what was there, never configured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -23,6 +23,8 @@ pub struct Remembered {
     pub cni: bool,
     /// Canary chains that were seen, with their tables: kube-proxy and the kubelet make them to notice a flush.
     pub canaries: BTreeSet<(Backend, Family, String, String)>,
+    /// Links that are there and to which programs of Calico's eBPF dataplane were attached, by direction: in, out.
+    pub attached: BTreeMap<String, [bool; 2]>,
     /// Whether Calico's CNI configuration was in force.
     pub calico_cni: bool,
     /// Routes.
@@ -49,7 +51,7 @@ pub enum CalicoDataplane {
     Iptables,
     /// Table `calico` of nf_tables.
     Nftables,
-    /// eBPF: device `bpfin.cali`, no policy chains.
+    /// eBPF: device [`BPF_DEVICE`], no policy chains.
     Ebpf,
 }
 
@@ -64,6 +66,9 @@ pub struct Expected {
     /// Calico, if it should be here.
     pub calico: Option<CalicoDataplane>,
 }
+
+/// The device that Calico's eBPF dataplane makes for packets to Services (`felix/dataplane/linux/dataplanedefs`).
+pub(crate) const BPF_DEVICE: &str = "bpfin.cali";
 
 /// Chains of the kubelet, which say nothing about kube-proxy (`pkg/kubelet/kubelet_network_linux.go`).
 const KUBELET_CHAINS: [&str; 4] = ["KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-FIREWALL", "KUBE-MARK-DROP"];
@@ -135,7 +140,19 @@ impl Remembered {
         }
         self.calico_cni |= now.cni.config().is_some_and(|config| config.has("calico"));
         self.routes.update(now);
+        self.update_programs(now);
         self.cni |= now.cni.files.get().is_some_and(|files| !files.is_empty());
+    }
+}
+
+impl Remembered {
+    fn update_programs(&mut self, now: &Snapshot) {
+        let Some(Seen::Yes(programs)) = now.routing.get().map(|routing| &routing.programs) else { return };
+        self.attached.retain(|link, _| programs.contains_key(link));
+        for (link, attached) in programs.iter().filter(|(_, attached)| attached.contains(&true)) {
+            let known = self.attached.entry(link.clone()).or_default();
+            *known = [known[0] || attached[0], known[1] || attached[1]];
+        }
     }
 }
 
@@ -197,7 +214,7 @@ fn calico(now: &Snapshot, before: &Remembered) -> Option<CalicoDataplane> {
         || now.cni.config().is_some_and(|config| config.has("calico"));
     let native = now.nftables.get().is_some_and(|ruleset| ruleset.tables.iter().any(|table| table.name == "calico"));
     here.then(|| match () {
-        () if link(now, |name| name == "bpfin.cali") => CalicoDataplane::Ebpf,
+        () if link(now, |name| name == BPF_DEVICE) => CalicoDataplane::Ebpf,
         () if native => CalicoDataplane::Nftables,
         () => CalicoDataplane::Iptables,
     })

@@ -55,6 +55,9 @@ pub struct Routing {
     pub samples: Vec<PodRoute>,
     /// Policies of IPsec; absent where the kernel has none.
     pub ipsec: Seen<Vec<IpsecPolicy>>,
+    /// By link, whether a BPF program is attached by tc to what comes in from it and to what goes out to it; absent without
+    /// Calico's eBPF dataplane.
+    pub programs: Seen<BTreeMap<String, [bool; 2]>>,
     /// Neighbour entries of the gateways of [`Routing::defaults`].
     pub gateways: Vec<Neighbour>,
     /// The kernel's own decision for every local pod's address, by sandbox identifier.

@@ -4,6 +4,7 @@
 //! crate decodes a dump into a channel without a bound: those are read with [`Netlink`], one datagram at a time.
 
 mod decode;
+mod programs;
 #[cfg(fuzzing)]
 pub(crate) use decode::fuzz;
 
@@ -105,9 +106,21 @@ impl Connection {
         let gateways = self.gateways(&defaults).await?;
         let pods = self.pods(pods).await;
         let ipsec = self.ipsec().await;
+        let programs = programs::programs(&mut self.stream, &links).await;
         let samples = Vec::new();
-        let mut routing =
-            Routing { links, addresses, defaults, by_protocol, rules, routes, samples, ipsec, gateways, pods };
+        let mut routing = Routing {
+            links,
+            addresses,
+            defaults,
+            by_protocol,
+            rules,
+            routes,
+            samples,
+            ipsec,
+            programs,
+            gateways,
+            pods,
+        };
         if routing.rules.iter().any(Rule::is_foreign) {
             routing.samples = self.samples(&routing).await;
         }

@@ -31,7 +31,8 @@ fn run(look: &Look<'_>) -> Outcome {
     };
     let Some(plan) = chains::calico(dataplane) else {
         return Outcome::NotApplicable(
-            "Calico uses its eBPF dataplane here, which enforces policies without chains".into(),
+            "Calico uses its eBPF dataplane here, which enforces policies without chains: see CalicoChainsUnhooked"
+                .into(),
         );
     };
     let gaps = match chains::gaps(look, plan, &look.before.calico) {

@@ -1,11 +1,12 @@
 //! Calico's chains are there, but nothing jumps to them: network policies are not enforced, and no connectivity test can show it.
 //!
-//! *Looks at* the jumps from the base chains. *Traps*: eBPF has no such chains; a living Felix writes them again with its
+//! *Looks at* the jumps from the base chains; with the eBPF dataplane, at the programs on links. *Traps*: programs may be attached
+//! in a way that the kernel does not tell; a living Felix writes them again with its
 //! periodic refresh, so it is waited for; without Felix nobody will (recorded: incident 04; catalogue R100, R101).
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains, programs};
 
 pub(super) const CHECK: Check = Check {
     code: "CalicoChainsUnhooked",
@@ -25,16 +26,12 @@ fn run(look: &Look<'_>) -> Outcome {
     let Some(dataplane) = look.expected.calico else {
         return Outcome::NotApplicable("no Calico on this node".into());
     };
-    let Some(plan) = chains::calico(dataplane) else {
-        return Outcome::NotApplicable(
-            "Calico uses its eBPF dataplane here, which enforces policies without chains".into(),
-        );
-    };
+    let felix = look.now.health.felix.get().is_some_and(|answer| answer.status < 300);
+    let Some(plan) = chains::calico(dataplane) else { return programs::missing(look, felix.then_some(FELIX_REFRESH)) };
     let gaps = match chains::gaps(look, plan, &look.before.calico) {
         Ok(gaps) => gaps,
         Err(error) => return Outcome::unknown(error),
     };
-    let felix = look.now.health.felix.get().is_some_and(|answer| answer.status < 300);
     let unhooked = gaps.iter().filter(|gaps| !gaps.unhooked.is_empty());
     let findings = unhooked.map(|gaps| {
         let what = gaps.unhooked.join(", ") + &gaps.blame(look, &gaps.unhooked);
@@ -50,7 +47,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::Backend;
+    use crate::facts::{Backend, Seen};
 
     fn broken(backend: Backend) -> Node {
         Node::worker().calico(backend).edit_chains(backend, "filter", |chains| {
@@ -79,10 +76,48 @@ mod tests {
         assert_eq!(findings[0].owner_repairs_within, None);
     }
 
+    /// Programs on links, which the node had on all of them.
+    fn ebpf(now: &[(&str, [bool; 2])]) -> Node {
+        let programs = |list: &[(&str, [bool; 2])]| list.iter().map(|(link, it)| ((*link).to_owned(), *it)).collect();
+        let node = broken(Backend::Nftables).routing(|routing| {
+            let names = std::iter::once(&"bpfin.cali").chain(now.iter().map(|(name, _)| name));
+            routing.links.extend((20..).zip(names).map(|(index, name)| testing::link(index, name, Some("veth"))));
+            routing.programs = Seen::Yes(programs(now));
+        });
+        node.remember(|before| before.attached = programs(&now.iter().map(|it| (it.0, [true; 2])).collect::<Vec<_>>()))
+    }
+
     #[test]
-    fn trap_ebpf_has_no_chains() {
-        let node = broken(Backend::Nftables).routing(|routing| routing.links[0].name = "bpfin.cali".into());
-        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    fn programs_of_ebpf_are_gone_from_links() {
+        let node = ebpf(&[("cali1", [true, true]), ("cali2", [true, false]), ("eth0", [false, false])]);
+        let details = testing::details(&run(&node.look()));
+        assert_eq!(details.len(), 1);
+        assert!(details[0].ends_with("policies are NOT enforced: cali2 (out), eth0 (in and out)"), "{details:?}");
+        let all = ebpf(&[("cali1", [false; 2]), ("cali2", [false; 2])]);
+        assert_eq!(testing::subjects(&run(&all.look())), ["eBPF"]);
+        let whole = ebpf(&[("cali1", [true; 2]), ("eth0", [true; 2])]);
+        assert_eq!(run(&whole.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn a_pods_link_without_programs_where_others_have_them() {
+        let links = [("cali1", [true; 2]), ("cali2", [true; 2]), ("cali3", [false; 2]), ("eth1", [false; 2])];
+        let node = ebpf(&links).remember(|before| before.attached.clear());
+        assert!(testing::details(&run(&node.look()))[0].ends_with("NOT enforced: cali3 (in and out)"));
+        let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
+        assert!(findings[0].owner_repairs_within.is_some_and(|wait| wait >= Duration::from_secs(10)), "it may be new");
+    }
+
+    #[test]
+    fn trap_programs_of_ebpf_that_the_kernel_does_not_tell() {
+        let all = ebpf(&[("cali1", [false; 2]), ("cali2", [false; 2])]);
+        let never = ebpf(&[("cali1", [false; 2])]).remember(|before| before.attached.clear());
+        assert!(matches!(run(&never.look()), Outcome::NotApplicable(_)));
+        // Felix lives and has attached them anew, by TCX.
+        let moved = all.edit(|now| now.health.felix = testing::answers(200));
+        assert!(matches!(run(&moved.look()), Outcome::NotApplicable(_)));
+        let blind = ebpf(&[]).routing(|routing| routing.programs = testing::denied("filters of tc"));
+        assert!(matches!(run(&blind.look()), Outcome::Unknown(_)));
     }
 
     #[test]

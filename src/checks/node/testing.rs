@@ -248,6 +248,7 @@ fn routing() -> Routing {
         routes: RouteList::default(),
         samples: vec![],
         ipsec: Seen::Absent,
+        programs: Seen::Absent,
         gateways: vec![Neighbour { link: UPLINK, address: gateway, state: NeighbourState::Reachable }],
         pods: BTreeMap::from([("sandbox-1".to_owned(), vec![PodRoute { address: pod, answer: Seen::Yes(via) }])]),
     }

@@ -68,6 +68,34 @@ fn links_and_addresses() {
 }
 
 #[test]
+fn programs_on_links_where_calicos_ebpf_is_in_use() {
+    let node = node();
+    let tc = |words: &str| drop(node.command("tc", &words.split(' ').collect::<Vec<_>>()));
+    tc("qdisc add dev cali1 clsact");
+    let add = |direction: &str| {
+        let line = format!("filter add dev cali1 {direction} bpf da bytecode");
+        node.command("tc", &line.split(' ').chain(["1,6 0 0 0"]).collect::<Vec<_>>());
+    };
+    add("ingress");
+    assert_eq!(look(&node, &[]).programs, Seen::Absent, "nobody asks");
+    node.command("ip", &["link", "add", "bpfin.cali", "type", "veth", "peer", "name", "bpfout.cali"]);
+    let programs = |link: &str| look(&node, &[]).programs.get().and_then(|all| all.get(link).copied());
+    assert_eq!(
+        (programs("cali1"), programs("bpfin.cali"), programs("lo")),
+        (Some([true, false]), Some([false; 2]), None)
+    );
+    add("egress");
+    // A filter of another kind is no program.
+    tc("qdisc add dev bpfin.cali clsact");
+    tc("filter add dev bpfin.cali ingress protocol ip u32 match u32 0 0");
+    assert_eq!((programs("cali1"), programs("bpfin.cali")), (Some([true; 2]), Some([false; 2])));
+    tc("filter del dev cali1 ingress");
+    assert_eq!(programs("cali1"), Some([false, true]));
+    tc("qdisc del dev cali1 clsact");
+    assert_eq!(programs("cali1"), Some([false; 2]));
+}
+
+#[test]
 fn a_link_knows_its_bridge() {
     let node = node();
     node.command("ip", &["link", "set", "cali1", "master", "br0"]);

@@ -38,6 +38,7 @@ fn routing(links: Vec<Link>, addressed: &[u32]) -> Routing {
         routes: RouteList::default(),
         samples: vec![],
         ipsec: Seen::Absent,
+        programs: Seen::Absent,
         gateways: vec![],
         pods: std::collections::BTreeMap::new(),
     }
