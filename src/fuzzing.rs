@@ -37,6 +37,8 @@ targets! {
     proc => crate::agent::fuzzing::proc;
     /// Links, routes, neighbours, addresses and rules of rtnetlink.
     routing => crate::agent::fuzzing::routing;
+    /// Where runtimes pull from.
+    registry => crate::agent::fuzzing::registry;
     /// Sets of ipset.
     ipset => crate::agent::fuzzing::ipset;
     /// Answers of BIRD, and what the kernel says of its sockets and routes.

@@ -96,9 +96,18 @@ pub(super) fn distance(seconds: i64) -> String {
     format!("{amount} {}", if seconds < 0 { "behind" } else { "ahead of" })
 }
 
-/// The rule of this node's own that surely drops or rejects new connections there, described; none when there is none, or
-/// the rules could not be read.
+/// The rule or policy of this node's own that surely keeps it from its control plane there, described; none when there is
+/// none, or the rules could not be read.
 pub(super) fn own_rule(look: &Look<'_>, leg: &PathLeg) -> Option<String> {
+    dropping_rule(look, leg).or_else(|| {
+        let subject = format!("API server {}", Family::of(leg.address?));
+        let Outcome::Findings(findings) = node::host_policy(look) else { return None };
+        findings.iter().any(|it| it.subject == subject).then(|| "Calico's policy for this host".into())
+    })
+}
+
+/// The rule of this node's own that surely drops or rejects new connections there, described.
+pub(super) fn dropping_rule(look: &Look<'_>, leg: &PathLeg) -> Option<String> {
     let to = leg.address?;
     let family = Family::of(to);
     let out = Packet::of_connection(family, to, leg.port, link(look, leg.source));
@@ -112,11 +121,7 @@ pub(super) fn own_rule(look: &Look<'_>, leg: &PathLeg) -> Option<String> {
             return Some(format!("the policy DROP of {} in table {name} ({backend})", chain.name));
         }
     }
-    let Outcome::Findings(findings) = node::host_policy(look) else { return None };
-    findings
-        .iter()
-        .any(|it| it.subject == format!("API server {family}"))
-        .then(|| "Calico's policy for this host".into())
+    None
 }
 
 /// The link that has this address.
@@ -124,4 +129,19 @@ fn link(look: &Look<'_>, source: Option<IpAddr>) -> Option<String> {
     let routing = look.now.routing.get()?;
     let address = routing.addresses.iter().find(|it| Some(it.address) == source)?;
     Some(routing.link_name(address.link))
+}
+
+/// The same in a few words, for ways of which there are several.
+pub(super) fn short(leg: &PathLeg) -> String {
+    let Some(PathFault { step, kind, detail }) = leg.fault() else { return "answers".into() };
+    match (step, kind) {
+        (PathStep::Name, _) => format!("has no address ({detail})"),
+        (PathStep::Route, _) => format!("has no route from here ({detail})"),
+        (PathStep::Connect, FaultKind::TimedOut) => "does not answer to TCP".into(),
+        (PathStep::Connect, FaultKind::Refused) => "refuses TCP".into(),
+        (PathStep::Connect, _) => format!("cannot be connected to ({detail})"),
+        (PathStep::Tls, FaultKind::TimedOut) => "connects, and then TLS stalls".into(),
+        (PathStep::Tls, _) => format!("connects, and then TLS is broken off ({detail})"),
+        (PathStep::Http, _) => "connects, and does not answer".into(),
+    }
 }

@@ -16,6 +16,7 @@ mod netfilter;
 mod path;
 mod pod_ranges;
 mod presence;
+mod registry;
 mod route_memory;
 mod routes;
 mod routing;
@@ -45,6 +46,7 @@ pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathSte
 pub(crate) use pod_ranges::Way;
 pub(crate) use presence::{BPF_DEVICE, is_calico_chain, is_kube_proxy_chain, rulesets};
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
+pub use registry::Registry;
 pub use route_memory::{FirstLook, RouteMemory};
 pub(crate) use routes::{Flow, longest};
 pub use routes::{IpsecPolicy, RouteList, Rule, RuleAction, TableRoute};

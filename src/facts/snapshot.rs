@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
-    LookError, Memory, PacketFilterChanges, Reason, Routing, Ruleset, Runtime, Seen, Strain, Traffic, TunnelPeer,
-    Writes, XtablesLock,
+    LookError, Memory, PacketFilterChanges, Reason, Registry, Routing, Ruleset, Runtime, Seen, Strain, Traffic,
+    TunnelPeer, Writes, XtablesLock,
 };
 
 /// One look at a node.
@@ -55,6 +55,8 @@ pub struct Snapshot {
     pub health: Health,
     /// The path to the control plane; absent when no kubeconfig names one.
     pub control_plane: Seen<ControlPlanePath>,
+    /// Registries of the images in use; absent where none is known.
+    pub registries: Seen<Vec<Registry>>,
     /// What the cluster says about the other nodes; absent where no aggregator is asked.
     pub cluster: Seen<ClusterMap>,
     /// Since when no aggregator has confirmed that map; none while one does. It stays in force meanwhile, but nodes may
@@ -171,6 +173,7 @@ impl Snapshot {
                 felix: Seen::not_yet("Felix health port"),
             },
             control_plane: Seen::not_yet("control plane"),
+            registries: Seen::not_yet("registries"),
             cluster: Seen::not_yet("cluster map"),
             cluster_unconfirmed_since: None,
             bgp: Seen::not_yet("BIRD"),

@@ -14,6 +14,7 @@ use super::processes;
 use crate::facts::{HungProcess, LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, Seen};
 
 pub(super) mod connection;
+mod image_hosts;
 mod latency;
 mod messages;
 
@@ -36,6 +37,10 @@ const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const STATUS: &str = "/runtime.v1.RuntimeService/Status";
 const LIST: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
 const SANDBOX: &str = "/runtime.v1.RuntimeService/PodSandboxStatus";
+/// The registries of images are asked for this often: the list is long, and they hardly change.
+const IMAGE_HOSTS: Duration = Duration::from_secs(600);
+
+const IMAGES_LIST: &str = "/runtime.v1.ImageService/ListImages";
 const IMAGE_FS: &str = "/runtime.v1.ImageService/ImageFsInfo";
 
 /// Looks at the runtime, and keeps its connection and what does not change.
@@ -48,6 +53,7 @@ pub(crate) struct CriSource {
     /// By sandbox id. The network of a sandbox does not change during its life.
     networks: HashMap<String, Network>,
     images: Option<(Instant, Seen<Vec<String>>)>,
+    image_hosts: Option<(Instant, Vec<String>)>,
     meter: Arc<Meter>,
     latencies: Latencies,
     /// Who listened on the socket when it was last connected to.
@@ -86,6 +92,7 @@ impl CriSource {
             verbose: None,
             networks: HashMap::new(),
             images: None,
+            image_hosts: None,
             meter: Arc::default(),
             latencies: Latencies::new(Instant::now()),
             pid: None,
@@ -149,6 +156,9 @@ impl CriSource {
         let status = self.status(&connection, version).await?;
         self.look_at_images(&connection).await;
         let sandboxes = self.sandboxes(&connection).await;
+        if sandboxes.error().is_none() {
+            self.look_at_image_hosts(&connection).await;
+        }
         // After a call that hangs the connection may be full of unread requests.
         let hangs = sandboxes.error().is_some_and(|error| error.reason == Reason::TimedOut);
         self.connection = (!hangs).then_some(connection);
@@ -209,6 +219,22 @@ impl CriSource {
             ids.map(|id| id.mountpoint).filter(|path| !path.is_empty()).collect()
         });
         self.images = Some((Instant::now(), paths.map_or_else(Seen::Unreadable, Seen::Yes)));
+    }
+
+    /// Asks which registries images are from, if it is time to. An answer that fails leaves what was known.
+    async fn look_at_image_hosts(&mut self, connection: &Connection) {
+        let recent = self.image_hosts.as_ref().is_some_and(|(at, _)| at.elapsed() < IMAGE_HOSTS);
+        if recent || self.meter.count() >= CALLS {
+            return;
+        }
+        let answer = connection.call(IMAGES_LIST, messages::ListImagesRequest {}).await;
+        let known = self.image_hosts.take().map(|(_, hosts)| hosts).unwrap_or_default();
+        self.image_hosts = Some((Instant::now(), answer.map_or(known, |answer| image_hosts::hosts(&answer))));
+    }
+
+    /// The registries that images are from, those of most images first.
+    pub(crate) fn image_hosts(&self) -> &[String] {
+        self.image_hosts.as_ref().map_or(&[], |(_, hosts)| hosts)
     }
 
     async fn sandboxes(&mut self, connection: &Connection) -> Seen<Vec<Sandbox>> {

@@ -30,6 +30,7 @@ mod pod_scan;
 mod pressure;
 mod probe;
 mod processes;
+mod registry;
 mod routing;
 mod sources;
 mod stats;
@@ -65,6 +66,11 @@ pub(crate) mod fuzzing {
     pub(crate) use super::nftables::wire::fuzz as nftables;
     pub(crate) use super::probe::fuzz as http;
     pub(crate) use super::routing::fuzz as routing;
+
+    /// Configurations of registries.
+    pub(crate) fn registry(data: &[u8]) {
+        super::registry::fuzz(&String::from_utf8_lossy(data));
+    }
     pub(crate) use super::traffic::fuzz as traffic;
 
     /// The files of `/proc`, and `/etc/fstab`.

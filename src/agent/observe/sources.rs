@@ -16,6 +16,7 @@ use super::cluster::{Answer, Asked, ClusterSource, Failed};
 use super::control_plane::{ControlPlaneSource, Ways};
 use super::events::{self, Event};
 use super::legacy::{LockUses, Pace};
+use super::registry::RegistrySource;
 use super::tunnels::{Targets, TunnelSource, targets};
 use super::{HostRoot, Stats, Update, xtables_lock};
 use crate::clock::since_boot;
@@ -73,6 +74,8 @@ const BGP: Rhythm = rhythm("bgp", 2, 15);
 const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);
 // Two rounds of ways at once, when the first one has just broken.
 const CONTROL_PLANE: Rhythm = rhythm("control plane", 10, 20);
+// Its rhythm is its own: it depends on the answer.
+const REGISTRIES: Rhythm = rhythm("registries", 60, 30);
 /// Its rhythm is its own: it depends on the answer.
 const CLUSTER: Rhythm = rhythm("cluster", 60, 10);
 /// A map that no aggregator has confirmed for so long, while there is an API server, is dropped: nodes have come and gone.
@@ -139,6 +142,8 @@ struct Shared {
     kubelet: watch::Sender<Option<Kubelet>>,
     /// Links whose counters and switches matter: the routes tell.
     links: watch::Sender<Vec<super::traffic::Watched>>,
+    /// The registries of images: the runtime tells.
+    registries: watch::Sender<Vec<String>>,
     /// The kubelet's command line: the process table tells.
     arguments: watch::Sender<Option<Vec<String>>>,
     /// Routes of BIRD in the kernel: the routes tell.
@@ -195,6 +200,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(kubelet(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(health(out.clone(), shared.clone()));
     let ways = watch::channel(Ways::of_pod()).0;
+    tasks.spawn(registries(out.clone(), RegistrySource::new(host.clone(), blocking.clone()), shared.clone()));
     let source = ControlPlaneSource::new(host.clone(), blocking);
     tasks.spawn(control_plane(out.clone(), source, shared.clone(), wake.clone(), ways.subscribe()));
     tasks.spawn(traffic(out.clone(), host.clone(), shared.clone(), wake.clone()));
@@ -534,6 +540,7 @@ async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
             Err(_) => hung_runtime(),
         };
         share_runtime(&seen, &shared, &wake);
+        shared.registries.send_if_modified(|old| set(old, source.image_hosts().to_vec()));
         if seen.sandboxes.get().is_some() {
             shared.sandboxes_listed.send_replace(Some(began));
         }
@@ -689,6 +696,30 @@ async fn control_plane(
         tokio::select! {
             () = rest(&CONTROL_PLANE, began, Some(&wake.control_plane)) => {}
             Ok(()) = ways.changed() => {}
+        }
+    }
+}
+
+/// Asks registries while images are known to come from some, else waits for that.
+async fn registries(out: Outlet, mut source: RegistrySource, shared: Shared) {
+    let mut names = shared.registries.subscribe();
+    loop {
+        let began = Instant::now();
+        let now = names.borrow_and_update().clone();
+        if now.is_empty() {
+            out.updates.send(Update::Registries(Seen::Absent)).await.ok();
+            if names.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        let seen = within(&REGISTRIES, source.look(&now)).await;
+        let every = seen.as_ref().map_or(REGISTRIES.every, |seen| RegistrySource::wait(seen));
+        out.tell(&REGISTRIES, began, seen.is_ok(), Update::Registries(seen.into())).await;
+        let rhythm = Rhythm { every, ..REGISTRIES };
+        tokio::select! {
+            () = rest(&rhythm, began, None) => {}
+            Ok(()) = names.changed() => {}
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::facts::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
-    Memory, PacketFilterChanges, Processes, Routing, Ruleset, Runtime, Seen, Snapshot, Strain, Traffic, TunnelPeer,
-    XtablesLock,
+    Memory, PacketFilterChanges, Processes, Registry, Routing, Ruleset, Runtime, Seen, Snapshot, Strain, Traffic,
+    TunnelPeer, XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -23,6 +23,7 @@ pub(crate) enum Update {
     Kubelet(Seen<Kubelet>),
     Health(Health),
     ControlPlane(Seen<ControlPlanePath>),
+    Registries(Seen<Vec<Registry>>),
     Cluster(Seen<ClusterMap>),
     IpSets(Seen<Vec<IpSet>>),
     XtablesLock(Seen<XtablesLock>),
@@ -36,7 +37,7 @@ pub(crate) enum Update {
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 21;
+    pub(crate) const KINDS: usize = 22;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -62,6 +63,7 @@ impl Update {
             Update::Tunnels(_) => 18,
             Update::KernelLog(_) => 19,
             Update::Strain(_) => 20,
+            Update::Registries(_) => 21,
         }
     }
 
@@ -92,6 +94,7 @@ impl Update {
             Update::Bgp(seen) => replace(&mut snapshot.bgp, seen),
             Update::Tunnels(seen) => replace(&mut snapshot.tunnels, seen),
             Update::KernelLog(seen) => replace(&mut snapshot.kernel_log, seen),
+            Update::Registries(seen) => replace(&mut snapshot.registries, seen),
         }
     }
 }

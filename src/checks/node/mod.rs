@@ -67,6 +67,7 @@ mod pod_route_missing;
 mod pod_route_shadowed;
 mod pod_route_stale;
 mod policy_routing_hijack;
+mod registry_unreachable;
 mod remote_block_route_missing;
 mod remote_block_route_wrong_next_hop;
 mod rp_filter_strict;
@@ -115,6 +116,7 @@ pub const ALL: &[&Check] = &[
     &master_unreachable::CHECK,
     &master_cluster_ip_unreachable::CHECK,
     &master_path_partial::CHECK,
+    &registry_unreachable::CHECK,
     &worker_cut_from_master_only::CHECK,
     &worker_unreachable_from_peers::CHECK,
     &api_write_blocked::CHECK,

@@ -448,6 +448,7 @@ impl Node {
             peers: vec![],
         });
         now.cluster = Seen::Absent;
+        now.registries = Seen::Absent;
         now.bgp = Seen::Absent;
         now.tunnels = Seen::Absent;
         let before = Remembered::default();

@@ -179,3 +179,20 @@ pub(super) struct FilesystemIdentifier {
     #[prost(string, tag = "1")]
     pub(super) mountpoint: String,
 }
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct ListImagesRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ListImagesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) images: Vec<Image>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Image {
+    #[prost(string, repeated, tag = "2")]
+    pub(super) repo_tags: Vec<String>,
+    #[prost(string, repeated, tag = "3")]
+    pub(super) repo_digests: Vec<String>,
+}

@@ -120,3 +120,35 @@ async fn a_real_containerd_that_is_ready_stopped_and_killed() {
     containerd.process.wait().expect("it ends");
     eventually(&containerd, &mut source, "gone", refuses).await;
 }
+
+#[tokio::test]
+async fn the_registries_of_the_images_that_it_keeps() {
+    let containerd = Containerd::start();
+    let mut first = CriSource::new(HostRoot::new(containerd.root.path()));
+    eventually(&containerd, &mut first, "ready", answers).await;
+    assert!(first.image_hosts().is_empty());
+    let write = |name: &str, text: &str| std::fs::write(containerd.root.path().join(name), text).expect("write");
+    let config =
+        r#"{"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}"#;
+    write("config.json", config);
+    write("manifest.json", r#"[{"Config": "config.json", "RepoTags": ["registry.example/x:1"], "Layers": []}]"#);
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).current_dir(containerd.root.path()).output();
+        let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("tar", &["-cf", "image.tar", "manifest.json", "config.json"]);
+    let import = ["-n", "k8s.io", "images", "import", "--no-unpack", "image.tar"];
+    run("ctr", &[&["-a", "run/containerd/containerd.sock"][..], &import[..]].concat());
+    // The list is asked for seldom: somebody who has not asked yet asks at once.
+    let started = Instant::now();
+    loop {
+        let mut source = CriSource::new(HostRoot::new(containerd.root.path()));
+        source.look(None, true).await;
+        if source.image_hosts() == ["registry.example"] {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "{:?}\n{}", source.image_hosts(), containerd.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

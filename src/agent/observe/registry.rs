@@ -1,0 +1,155 @@
+//! The registries of the images in use: whether what the runtime would pull from can be reached.
+//!
+//! One question without credentials to each, seldom: `GET /v2/`, which counts against no rate limit. Certificates are not
+//! judged: the runtime has its own authorities for each registry, and whoever shows one has been reached.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::blocking::Blocking;
+use super::host_root::HostRoot;
+use super::probe::{self, Depth, Target};
+use crate::facts::{LookError, Registry};
+
+mod config;
+#[cfg(fuzzing)]
+pub(crate) use config::fuzz;
+
+/// So many registries, and so many ways to each.
+const REGISTRIES: usize = 4;
+const WAYS: usize = 3;
+/// A handful of small files.
+const READ: Duration = Duration::from_secs(5);
+/// Between two looks: while something that was reached is not, and while all is well.
+const AGAIN: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(300)];
+
+/// Looks at registries.
+pub(crate) struct RegistrySource {
+    host: HostRoot,
+    blocking: Blocking,
+    tls: Arc<ClientConfig>,
+    reached: BTreeSet<String>,
+}
+
+impl RegistrySource {
+    /// Nothing is asked yet.
+    pub(crate) fn new(host: HostRoot, blocking: Blocking) -> Self {
+        RegistrySource { host, blocking, tls: Arc::new(probe::any_certificate()), reached: BTreeSet::new() }
+    }
+
+    /// Asks the registries of these names.
+    pub(crate) async fn look(&mut self, names: &[String]) -> Result<Vec<Registry>, LookError> {
+        let (host, wanted) = (self.host.clone(), names.iter().take(REGISTRIES).cloned().collect::<Vec<_>>());
+        let read = move || {
+            let known = config::Configuration::read(&host);
+            Ok(wanted.into_iter().map(|name| (known.ways(&host, &name), name)).collect::<Vec<_>>())
+        };
+        let known = self.blocking.run("configuration of registries", READ, read).await?;
+        let registries = known.into_iter().map(|(urls, name)| {
+            let ways: Vec<Target> = urls.iter().filter_map(|url| self.target(url)).take(WAYS).collect();
+            let blocking = &self.blocking;
+            async move {
+                let legs = join_all(ways.iter().map(|target| probe::walk(target, Depth::Answer, blocking))).await;
+                (name, legs)
+            }
+        });
+        let mut found = Vec::new();
+        for (name, mut ways) in join_all(registries).await {
+            if ways.iter().any(Registry::leads) {
+                self.reached.insert(name.clone());
+            }
+            // Of no use here, and it would be something new at each look.
+            for way in &mut ways {
+                way.clock_ahead = None;
+            }
+            found.push(Registry { reached: self.reached.contains(&name), name, ways });
+        }
+        // Names that no image bears any more are forgotten.
+        self.reached.retain(|name| names.contains(name));
+        Ok(found)
+    }
+
+    /// How long to wait after this.
+    pub(crate) fn wait(seen: &[Registry]) -> Duration {
+        let lost = seen.iter().any(|it| it.reached && !it.ways.iter().all(Registry::leads));
+        AGAIN[usize::from(!lost)]
+    }
+
+    fn target(&self, url: &str) -> Option<Target> {
+        let url: http::Uri = url.parse().ok()?;
+        let host = url.host()?.trim_matches(['[', ']']).to_owned();
+        let plain = url.scheme_str() == Some("http");
+        let name = ServerName::try_from(host.clone()).ok()?;
+        let port = url.port_u16().unwrap_or(if plain { 80 } else { 443 });
+        Some(Target { host, port, tls: (!plain).then(|| (Arc::clone(&self.tls), name)), path: "/v2/" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::{FaultKind, PathEnd, PathStep};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+
+    /// Answers everybody so, by plain HTTP.
+    async fn registry(head: &'static str) -> (u16, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("bound").port();
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                let length = stream.read(&mut request).await.unwrap_or(0);
+                assert!(request[..length].starts_with(b"GET /v2/ HTTP/1.1\r\n"));
+                stream.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.ok();
+            }
+        });
+        (port, server)
+    }
+
+    fn node(port: u16) -> (tempfile::TempDir, RegistrySource) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let own = dir.path().join("etc/containerd/certs.d/registry.example");
+        std::fs::create_dir_all(&own).expect("mkdir");
+        let text = format!("server = \"http://127.0.0.1:{port}\"\n");
+        std::fs::write(own.join("hosts.toml"), text).expect("write");
+        let source = RegistrySource::new(HostRoot::new(dir.path()), Blocking::default());
+        (dir, source)
+    }
+
+    #[tokio::test]
+    async fn reached_without_credentials_beyond_the_limit_and_gone() {
+        let names = ["registry.example".to_owned()];
+        for head in ["401 Unauthorized", "429 Too Many Requests", "200 OK"] {
+            let (port, mut server) = registry(head).await;
+            let (_dir, mut source) = node(port);
+            let seen = source.look(&names).await.expect("read");
+            let status = head[..3].parse().expect("a number");
+            assert_eq!((seen[0].reached, seen[0].ways[0].end.clone()), (true, PathEnd::Answered(status)));
+            assert_eq!(RegistrySource::wait(&seen), AGAIN[1]);
+            server.shutdown().await;
+            let seen = source.look(&names).await.expect("read");
+            let fault = seen[0].ways[0].fault().expect("gone");
+            assert_eq!((seen[0].reached, fault.step, fault.kind), (true, PathStep::Connect, FaultKind::Refused));
+            assert_eq!(RegistrySource::wait(&seen), AGAIN[0]);
+            assert_eq!(source.look(&[]).await, Ok(vec![]));
+            assert!(!source.look(&names).await.expect("read")[0].reached, "forgotten with its last image");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_was_never_reached() {
+        let port = TcpListener::bind("127.0.0.1:0").await.expect("bind").local_addr().expect("bound").port();
+        let (_dir, mut source) = node(port);
+        let seen = source.look(&["registry.example".to_owned()]).await.expect("read");
+        assert!(!seen[0].reached && !Registry::leads(&seen[0].ways[0]), "{seen:?}");
+        assert_eq!(RegistrySource::wait(&seen), AGAIN[1]);
+    }
+}
