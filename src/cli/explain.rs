@@ -74,6 +74,11 @@ impl Product {
     }
 }
 
+/// The names of everything that can be explained.
+pub(super) fn names() -> Vec<String> {
+    Book::open().entries.iter().map(|entry| entry.record.name.to_owned()).collect()
+}
+
 pub(super) fn run(options: &Options) -> ExitCode {
     let book = Book::open();
     if options.list {

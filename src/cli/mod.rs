@@ -2,6 +2,7 @@
 
 mod check;
 mod explain;
+mod generate;
 mod report;
 mod standalone;
 mod terminal;
@@ -9,7 +10,7 @@ mod uninstall;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::{agent, aggregator, telemetry};
@@ -66,9 +67,12 @@ enum Command {
     /// Print the cluster's report, or one worker in full
     Report(report::Options),
     /// Explain a finding, a worker's state or an error text: cause, owner, and the steps in order; offline
+    #[command(after_help = "Exit status: 0 explained, 1 nothing is known about it, 64 bad usage")]
     Explain(explain::Options),
     /// Take the conditions and annotations of this product off the Nodes, once its agents are gone
     Uninstall(uninstall::Options),
+    /// Write completions for a shell, or the man page
+    Generate(generate::Options),
 }
 
 /// How a machine-readable answer is written.
@@ -87,7 +91,9 @@ pub(crate) use explain::fuzz as fuzz_explain;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let parsed = command(&program.to_string_lossy()).try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers; everything else is bad usage.
@@ -98,8 +104,10 @@ pub fn main() -> ExitCode {
         }
     };
     // Nothing of it needs a runtime or a log.
-    if let Command::Explain(options) = &cli.command {
-        return explain::run(options);
+    match &cli.command {
+        Command::Explain(options) => return explain::run(options),
+        Command::Generate(options) => return generate::run(options, Cli::command()),
+        _ => (),
     }
     let runs_on = matches!(cli.command, Command::Agent(_) | Command::Aggregator(_) | Command::Standalone(_));
     let quiet = !runs_on && matches!(cli.log_level, Level::Info);
@@ -124,6 +132,13 @@ pub fn main() -> ExitCode {
     status
 }
 
+/// The command line. kubectl starts `kubectl-nodevitals` for `kubectl nodevitals`, and that is what its help says.
+fn command(program: &str) -> clap::Command {
+    let name = program.rsplit('/').next().unwrap_or_default();
+    let command = Cli::command();
+    if name.starts_with("kubectl-") { command.bin_name("kubectl nodevitals") } else { command }
+}
+
 async fn run(command: Command) -> ExitCode {
     match command {
         Command::Check(options) => check::run(&options).await,
@@ -133,6 +148,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Report(options) => report::run(&options).await,
         Command::Explain(options) => explain::run(&options),
         Command::Uninstall(options) => uninstall::run(&options).await,
+        Command::Generate(options) => generate::run(&options, Cli::command()),
     }
 }
 
@@ -153,11 +169,21 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn kubectl_calls_it_by_another_name() {
+        for (program, usage) in [
+            ("/usr/local/bin/kubectl-nodevitals", "Usage: kubectl nodevitals explain"),
+            ("/usr/bin/nodevitals", "Usage: nodevitals explain"),
+        ] {
+            let help = command(program).try_get_matches_from([program, "explain", "--help"]).expect_err("help");
+            assert!(help.to_string().contains(usage), "{help}");
+        }
     }
 
     #[test]

@@ -45,7 +45,7 @@ fn bad_usage_is_64_and_names_the_thing() -> Result<()> {
 
 #[test]
 fn help_is_an_answer() -> Result<()> {
-    for command in ["check", "standalone", "agent", "aggregator", "report", "explain"] {
+    for command in ["check", "standalone", "agent", "aggregator", "report", "explain", "generate"] {
         let output = Machine::plain()?.nodevitals(&[command, "--help"])?;
         assert!(output.status.success(), "{command}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("Usage:"), "{command}");
