@@ -1,13 +1,14 @@
 //! The kernel killed processes for want of memory.
 //!
-//! *Looks at* the kernel's counters of kills and at those of the cgroups in which they happened. *Trap*: a pod that meets its
-//! own limit is the pod's fault and none of the node's; that the whole node is out of memory is (catalogue R033).
+//! *Looks at* the kernel's counters of kills and at those of the cgroups in which they happened; its log only tells what they
+//! leave open, and the programs' names. *Trap*: a pod that meets its own limit is the pod's fault and none of the node's; that
+//! the whole node is out of memory is (catalogue R033).
 
 use std::time::Duration;
 
 use super::super::space::human_bytes;
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, pods, seen};
-use crate::facts::{OomKill, OomScope};
+use crate::facts::{KernelFault, OomKill, OomScope};
 
 pub(super) const CHECK: Check = Check {
     code: "OutOfMemory",
@@ -26,7 +27,11 @@ const NODE: &str = "see who uses it (`kubectl top pod -A --sort-by=memory`), set
 fn run(look: &Look<'_>) -> Outcome {
     let memory = seen!(look.now.memory, Outcome::NotApplicable("no memory figures here".into()));
     let kills = seen!(memory.kills, Outcome::NotApplicable("kills are not counted here".into()));
-    let (node, others): (Vec<_>, Vec<_>) = kills.iter().partition(|kill| kill.scope == OomScope::Node);
+    // Where the cgroup was gone before it could be asked, the kernel's log says whose memory it was.
+    let of_node = programs(look, &[KernelFault::OutOfMemory]);
+    let open = |kill: &OomKill| matches!(kill.scope, OomScope::Gone | OomScope::Elsewhere);
+    let is_node = |kill: &&OomKill| kill.scope == OomScope::Node || (open(kill) && !of_node.is_empty());
+    let (node, others): (Vec<_>, Vec<_>) = kills.iter().partition(is_node);
     let (all, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|kill| kill.scope == OomScope::AllPods);
     let shared = [
         ("node", "The node ran out of memory", node),
@@ -37,7 +42,8 @@ fn run(look: &Look<'_>) -> Outcome {
             kills.iter().filter_map(|kill| kill.pod.as_ref()).map(|pod| pods::name(look, pod)).collect();
         let victims = if victims.is_empty() { String::new() } else { format!(", in {}", victims.join(", ")) };
         let used = pods::biggest(look, human_bytes, pods::Kind::Memory);
-        let detail = format!("{what}, and the kernel killed {}{victims}{used}", processes(&kills));
+        let named = if subject == "node" { of_node.as_str() } else { "" };
+        let detail = format!("{what}, and the kernel killed {}{victims}{named}{used}", processes(&kills));
         Finding::new(subject, detail).severity(Severity::Critical).next(NODE)
     });
     let own = others.iter().map(|kill| {
@@ -49,10 +55,19 @@ fn run(look: &Look<'_>) -> Outcome {
         };
         let severity = if kill.scope == OomScope::Elsewhere { Severity::Info } else { Severity::Warning };
         let killed = processes(&[*kill]);
-        let detail = format!("{whose} reached its own memory limit, and the kernel killed {killed}");
+        // The log does not say which of several it is.
+        let named = if others.len() == 1 { programs(look, &[KernelFault::CgroupOutOfMemory]) } else { String::new() };
+        let detail = format!("{whose} reached its own memory limit, and the kernel killed {killed}{named}");
         Finding::new(subject, detail).severity(severity)
     });
     Outcome::from_findings(shared.chain(own).collect())
+}
+
+/// `; its log names java, node`, or nothing.
+fn programs(look: &Look<'_>, faults: &'static [KernelFault]) -> String {
+    let log = look.now.kernel_log.get();
+    let names: Vec<&str> = log.into_iter().flat_map(|log| log.of(faults)).map(|event| event.subject.as_str()).collect();
+    if names.is_empty() { String::new() } else { format!("; its log names {}", names.join(", ")) }
 }
 
 fn processes(kills: &[&OomKill]) -> String {
@@ -118,6 +133,21 @@ mod tests {
             ]
         );
         assert!(found[0].detail.starts_with("default/web reached its own memory limit"), "{}", found[0].detail);
+    }
+
+    #[test]
+    fn the_log_tells_what_the_counters_leave_open_and_nothing_by_itself() {
+        let line = "Out of memory: Killed process 1012 (java) total-vm:4170344kB";
+        let gone = with(&[(OomScope::Gone, None)]).kernel_says(KernelFault::OutOfMemory, "java", line);
+        let found = findings(&gone);
+        assert_eq!((found[0].subject.as_str(), found[0].severity), ("node", Some(Severity::Critical)));
+        assert!(found[0].detail.ends_with("; its log names java"), "{}", found[0].detail);
+        let own = with(&[(OomScope::Pod, Some("sandbox-1"))]);
+        let found = findings(&own.kernel_says(KernelFault::CgroupOutOfMemory, "tail", line));
+        assert_eq!(found[0].severity, Some(Severity::Warning));
+        assert!(found[0].detail.ends_with("; its log names tail"), "{}", found[0].detail);
+        let log = Node::worker().kernel_says(KernelFault::OutOfMemory, "java", line);
+        assert_eq!(run(&log.look()), Outcome::Healthy, "its lines may be of another time");
     }
 
     #[test]

@@ -79,3 +79,48 @@ fn thousands_of_commits_are_a_few_looks_and_the_last_one_sees_the_end() {
         burst.await.expect("nft ends");
     });
 }
+
+/// What this thread read so far: calls and bytes.
+fn read_so_far() -> [u64; 2] {
+    let text = std::fs::read_to_string("/proc/thread-self/io").expect("this kernel counts");
+    ["syscr", "rchar"].map(|name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        line.and_then(|number| number.parse().ok()).expect(name)
+    })
+}
+
+#[tokio::test]
+async fn a_look_at_capacity_reads_little_on_a_node_with_many_mounts() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let table: String = (0..500)
+        .map(|n| format!("{n} 1 0:{n} / /var/lib/kubelet/pods/{n}/volumes/kubernetes.io~projected/x rw,relatime - tmpfs tmpfs rw,size=4k\n"))
+        .chain(["900 1 0:900 / / rw - btrfs /dev/sda1 rw\n".to_owned()])
+        .collect();
+    for path in ["/proc/1", "/proc/pressure", "/proc/sys/kernel", "/proc/sys/fs/inotify"] {
+        std::fs::create_dir_all(dir.path().join(path.trim_start_matches('/'))).expect("mkdir");
+    }
+    let files = "meminfo vmstat loadavg stat pressure/memory pressure/io pressure/cpu sys/kernel/pid_max \
+                 sys/kernel/threads-max sys/fs/file-nr sys/fs/inotify/max_user_instances sys/fs/inotify/max_user_watches";
+    for file in files.split_whitespace() {
+        let bytes = std::fs::read(format!("/proc/{file}")).expect(file);
+        std::fs::write(dir.path().join("proc").join(file), bytes).expect("write");
+    }
+    std::fs::write(dir.path().join("proc/1/mountinfo"), &table).expect("write");
+    let host = HostRoot::new(dir.path());
+    let mut memory = crate::agent::observe::memory::MemorySource::new(host.clone());
+    let mut strain = crate::agent::observe::strain::StrainSource::new(host.clone());
+    let mut disks = crate::agent::observe::filesystems::FilesystemSource::new(host, Blocking::default());
+    let roles = roles(None, None, None);
+    let mut cost = [0; 2];
+    for _ in 0..3 {
+        let before = read_so_far();
+        memory.look(Timestamp::now(), "/").expect("readable");
+        let _ = strain.look(Timestamp::now(), "/");
+        disks.look(Timestamp::now(), &roles).await.expect("readable");
+        let after = read_so_far();
+        cost = [after[0] - before[0], after[1] - before[1]];
+    }
+    let [calls, bytes] = cost;
+    let table = table.len() as u64;
+    assert!(calls < 100 && bytes < table + (40 << 10), "{calls} calls, {bytes} bytes, of them the mount table {table}");
+}
