@@ -171,10 +171,11 @@ impl Beliefs {
         self.settling = self.settling.filter(|settling| settling.left(now).is_some() && !self.is_clean(now));
     }
 
-    /// Whether everything was looked at, and nothing is wrong.
+    /// Whether everything was looked at, and nothing is wrong with what settles.
     fn is_clean(&self, now: Now) -> bool {
         let answered = !self.answers.is_empty() && self.answers.values().all(|it| it.ever || it.unknown_for_good(now));
-        answered && self.findings.values().all(|belief| belief.severity == Severity::Info)
+        let well = |belief: &Belief| belief.severity == Severity::Info || !Settling::holds(belief.area());
+        answered && self.findings.values().all(well)
     }
 
     fn verdict(&mut self, now: Now) -> Verdict {

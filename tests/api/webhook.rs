@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::agent::{jump, packet_filter, worker_with_chains};
-use crate::bench::{Bench, condition_of, soon};
+use crate::bench::{Bench, Running, condition_of, soon};
 use crate::support::wait::eventually;
 
 /// Longer than the longest pause between two tries, and the webhook's own time.
@@ -69,6 +69,13 @@ impl Drop for Webhook<'_> {
     }
 }
 
+/// The codes of findings that count, by the agent's own page.
+fn raised(agent: &Running) -> Result<String> {
+    let page: Value = serde_json::from_str(&agent.page("/findings")?)?;
+    let findings = page["verdict"]["findings"].as_array().context("a verdict")?;
+    Ok(findings.iter().map(|finding| format!("{} ", finding["code"])).collect())
+}
+
 fn annotation(node: &Value, name: &str) -> Result<Value> {
     let text = node["metadata"]["annotations"][format!("nodevitals.dev/{name}")].as_str();
     Ok(serde_json::from_str(text.with_context(|| format!("no annotation {name}"))?)?)
@@ -87,21 +94,19 @@ fn a_webhook_that_never_answers_is_told_here_and_all_is_delivered_later() -> Res
     jump(&bench, "-D")?;
     // Local first: pages, log and state file have it all.
     eventually("writes are held up", Duration::from_secs(60), || {
-        let said = agent.page("/findings")?;
-        ensure!(said.contains("KubeProxyChainsUnhooked") && said.contains(r#""code":"ApiWriteBlocked""#), "{said}");
+        let codes = raised(&agent)?;
+        ensure!(codes.contains("KubeProxyChainsUnhooked") && codes.contains("ApiWriteBlocked"), "{codes}");
         Ok(())
     });
     let said = agent.said("ApiWriteBlocked")?.to_string();
     ensure!(said.contains("answers reads and takes no writes"), "{said}");
     let file = soon("the state file", || Ok(fs::read_to_string(state.join("state.json"))?));
-    ensure!(file.contains("KubeProxyChainsUnhooked"), "{file}");
+    ensure!(file.contains(r#""code":"KubeProxyChainsUnhooked""#), "{file}");
     // Nobody else can know, and the agent lives.
     packet_filter(&bench, "w1", "False", "PacketFilterHealthy")?;
     jump(&bench, "-A")?;
     soon("it is over", || {
-        let findings = agent.page("/findings")?;
-        let findings: Value = serde_json::from_str(&findings)?;
-        let codes = findings["verdict"]["findings"].to_string();
+        let codes = raised(&agent)?;
         ensure!(!codes.contains("KubeProxyChainsUnhooked"), "{codes}");
         Ok(())
     });
