@@ -5,7 +5,8 @@
 #   scripts/setup.sh test    that, and the real parts that the tests use (as root, Debian)
 #
 # The test parts are kept in ${NODEVITALS_CACHE:-~/.cache/nodevitals}: a Kubernetes control plane built from
-# tests/control-plane/go.mod (set KUBEBUILDER_ASSETS to use another one), a small Debian root for container images,
+# tests/control-plane/go.mod (set KUBEBUILDER_ASSETS to use another one), containerd 2 from tests/containerd/go.mod beside
+# containerd 1.6 of the distribution, a small Debian root for container images,
 # two tiny images, `pause` and `busybox`, and BIRD 1.6, whose package cannot be installed beside that of BIRD 2.
 set -euo pipefail
 
@@ -78,6 +79,21 @@ control_plane() {
     "-s -w -X $x.gitVersion=$version -X $x.gitMajor=$major -X $x.gitMinor=$minor" tool) ||
     { rm -rf "$building"; die "the control plane does not build"; }
   mv "$building/server" "$building/etcd" # the package go.etcd.io/etcd/server
+  chmod 755 "$building"
+  mv -T "$building" "$to"
+}
+
+containerd_2() {
+  local module=$root/tests/containerd version to building
+  version=$(awk '$1 == "github.com/containerd/containerd/v2" { print $2 }' "$module/go.mod")
+  to=$cache/containerd-$version
+  [ -d "$to" ] && return
+  command -v go >/dev/null || die "go is missing: containerd is built with it"
+  say "building containerd $version (about 2 minutes the first time)"
+  building=$(mktemp -d "$cache/building.XXXXXX")
+  (cd "$module" && GOTOOLCHAIN=local CGO_ENABLED=0 go build -buildvcs=false -tags "no_btrfs no_devmapper no_zfs" \
+    -o "$building/" -ldflags "-s -w -X github.com/containerd/containerd/v2/version.Version=$version" tool) ||
+    { rm -rf "$building"; die "containerd does not build"; }
   chmod 755 "$building"
   mv -T "$building" "$to"
 }
@@ -178,6 +194,7 @@ test_parts() {
   flock -n 9 || { say "waiting for another setup"; flock 9; }
   rm -rf "$cache"/building.*
   control_plane
+  containerd_2
   base_root
   pause_image
   busybox_image

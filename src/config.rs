@@ -88,6 +88,8 @@ impl Config {
             full_percent,
             sandbox_settling_seconds,
             ephemeral_ports_percent,
+            abandoned_containers: _,
+            abandoned_objects: _,
         } = self.limits;
         if !(1..=100).contains(&ephemeral_ports_percent) {
             bail!("limits: ephemeralPortsPercent ({ephemeral_ports_percent}) must be between 1 and 100");

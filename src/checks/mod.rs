@@ -14,6 +14,7 @@ mod pod_ranges;
 mod pods;
 mod programs;
 mod routes;
+pub(crate) mod sandbox_failure;
 pub(crate) mod space;
 
 use std::time::Duration;
@@ -283,6 +284,10 @@ pub struct Limits {
     pub sandbox_settling_seconds: i64,
     /// `EphemeralPortsNearFull`: local ports that one destination holds, in percent of those that `connect` chooses from.
     pub ephemeral_ports_percent: u8,
+    /// `RuntimeObjectLeak`: containers that have ended and whose pod is gone (catalogue H14).
+    pub abandoned_containers: u64,
+    /// `RuntimeObjectLeak`: shims, sandboxes, network namespaces and links without an owner, in all (catalogue H14).
+    pub abandoned_objects: u64,
 }
 
 impl Default for Limits {
@@ -295,6 +300,8 @@ impl Default for Limits {
             full_percent: 1.0,
             sandbox_settling_seconds: 30,
             ephemeral_ports_percent: 80,
+            abandoned_containers: 500,
+            abandoned_objects: 1000,
         }
     }
 }

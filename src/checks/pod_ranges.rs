@@ -99,7 +99,7 @@ impl<'a> Ranges<'a> {
                 None => "there is no way to it at all".to_owned(),
             };
             let detail = format!("Pods of node {} in {} have no route; {instead}", range.node.name, range.block);
-            self.finding(range, range.node.name.clone(), detail, map_lag(self.map))
+            Self::finding(range, range.node.name.clone(), detail, map_lag(self.map))
         };
         self.expected.iter().filter(gone).map(finding).collect()
     }
@@ -119,13 +119,13 @@ impl<'a> Ranges<'a> {
             };
             let (node, block) = (&range.node.name, range.block);
             let detail = format!("The route to {block} on node {node} {how}: `{}`", written(self.routing, route));
-            Some(self.finding(range, block.to_string(), detail, NEW_BLOCK))
+            Some(Self::finding(range, block.to_string(), detail, NEW_BLOCK))
         });
         wrong.collect()
     }
 
     /// Nobody knows whether the daemon lives that wrote the routes.
-    fn finding(&self, range: &Range<'_>, subject: String, detail: String, wait: Duration) -> Finding {
+    fn finding(range: &Range<'_>, subject: String, detail: String, wait: Duration) -> Finding {
         let finding = Finding::new(subject, detail).next(NEXT).repaired_within(wait);
         match () {
             () if !range.node.ready => finding.severity(Severity::Info),

@@ -7,6 +7,7 @@ mod bgp;
 mod changes;
 mod cluster;
 mod cni;
+mod debris;
 mod host;
 mod ipset;
 mod kernel_log;
@@ -23,6 +24,7 @@ mod routing;
 mod runtime;
 mod seen;
 mod snapshot;
+mod store;
 mod strain;
 mod traffic;
 mod trend;
@@ -33,6 +35,7 @@ pub use bgp::{Bgp, BgpPeer, BgpState, BgpTcp, Bird, BirdDaemon, KernelProtocol, 
 pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
+pub use debris::{Debris, Growing, Resource};
 pub use host::{Conntrack, Filesystem, Forwarding, Role, Space};
 pub use ipset::IpSet;
 pub use kernel_log::{KernelEvent, KernelFault, KernelLog};
@@ -53,9 +56,12 @@ pub use routes::{IpsecPolicy, RouteList, Rule, RuleAction, TableRoute};
 pub use routing::{
     Address, Family, Link, Neighbour, NeighbourState, PodRoute, Route, RouteAnswer, RouteKind, Routing, protocol_name,
 };
-pub use runtime::{CallLatency, Condition as RuntimeCondition, HungProcess, Runtime, RuntimeStatus, Sandbox};
+pub use runtime::{
+    CallLatency, Condition as RuntimeCondition, HungProcess, Runtime, RuntimeStatus, Sandbox, SandboxFailures,
+};
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
+pub use store::StoreFault;
 pub use strain::{Files, InotifyRoom, Strain, Tasks};
 pub use traffic::{
     CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,

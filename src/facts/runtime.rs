@@ -22,6 +22,24 @@ pub struct Runtime {
     pub latency: Vec<CallLatency>,
     /// The process behind the socket, while it does not answer.
     pub hung: Option<HungProcess>,
+    /// Attempts to make a pod's sandbox that came to nothing.
+    pub failures: SandboxFailures,
+}
+
+/// Attempts to make a pod's sandbox that came to nothing, in the last ten minutes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxFailures {
+    /// At least so many.
+    pub attempts: u32,
+    /// In so many different minutes.
+    pub minutes: u32,
+    /// Whether the last one was within two minutes.
+    pub goes_on: bool,
+    /// Some of the pods, as `namespace/name`, where the runtime tells.
+    pub pods: Vec<String>,
+    /// What a log on this node says of the last one.
+    pub said: Option<String>,
 }
 
 /// How long the calls of one kind take, in milliseconds. A window is five minutes, and its figure the 95th percentile.
@@ -70,6 +88,7 @@ impl Runtime {
             image_filesystems: Seen::Absent,
             latency: Vec::new(),
             hung: None,
+            failures: SandboxFailures::default(),
         }
     }
 
@@ -82,6 +101,7 @@ impl Runtime {
             image_filesystems: Seen::Unreadable(error),
             latency: Vec::new(),
             hung: None,
+            failures: SandboxFailures::default(),
         }
     }
 }

@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
-    LookError, Memory, PacketFilterChanges, Reason, Registry, Routing, Ruleset, Runtime, Seen, Strain, Traffic,
-    TunnelPeer, Writes, XtablesLock,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, Filesystem, Forwarding, Health, IpSet, KernelLog,
+    Kubelet, LookError, Memory, PacketFilterChanges, Reason, Registry, Routing, Ruleset, Runtime, Seen, StoreFault,
+    Strain, Traffic, TunnelPeer, Writes, XtablesLock,
 };
 
 /// One look at a node.
@@ -39,6 +39,10 @@ pub struct Snapshot {
     pub cni: Cni,
     /// The container runtime.
     pub runtime: Runtime,
+    /// What is wrong with containerd's store on disk; absent when there is none.
+    pub store: Seen<Vec<StoreFault>>,
+    /// What containers left behind; absent before it was watched for long enough.
+    pub debris: Seen<Debris>,
     /// File systems with a role, and local ones that could go read-only.
     pub filesystems: Seen<Vec<Filesystem>>,
     /// What the kernel has reported; absent where there is no kernel log.
@@ -161,6 +165,8 @@ impl Snapshot {
                 Seen::not_yet("CRI socket"),
                 LookError::new("CRI", Reason::NotYet, "not looked at yet"),
             ),
+            store: Seen::not_yet("store of containerd"),
+            debris: Seen::not_yet("debris of containers"),
             filesystems: Seen::not_yet("file systems"),
             kernel_log: Seen::not_yet("kernel log"),
             memory: Seen::not_yet("memory"),

@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
+use self::attempts::Attempts;
 use self::connection::Connection;
 use self::latency::{Latencies, Meter};
 use super::host_root::HostRoot;
 use super::processes;
-use crate::facts::{HungProcess, LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, Seen};
+use crate::facts::{
+    HungProcess, LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, SandboxFailures, Seen,
+};
 
+mod attempts;
 pub(super) mod connection;
 mod image_hosts;
 mod latency;
@@ -30,6 +34,8 @@ const SOCKETS: [&str; 5] = [
 const VERBOSE: Duration = Duration::from_secs(60);
 /// The image file systems are asked for this often: while there are none, and while there are.
 const IMAGES: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(300)];
+/// What the runtime has in all is counted this often.
+const INVENTORY: Duration = Duration::from_secs(60);
 /// Calls that one look makes at most: a full node is learned in a few looks, without a burst at the runtime.
 const CALLS: usize = 10;
 
@@ -41,6 +47,7 @@ const SANDBOX: &str = "/runtime.v1.RuntimeService/PodSandboxStatus";
 const IMAGE_HOSTS: Duration = Duration::from_secs(600);
 
 const IMAGES_LIST: &str = "/runtime.v1.ImageService/ListImages";
+const CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
 const IMAGE_FS: &str = "/runtime.v1.ImageService/ImageFsInfo";
 
 /// Looks at the runtime, and keeps its connection and what does not change.
@@ -54,10 +61,36 @@ pub(crate) struct CriSource {
     networks: HashMap<String, Network>,
     images: Option<(Instant, Seen<Vec<String>>)>,
     image_hosts: Option<(Instant, Vec<String>)>,
+    /// When the runtime was last asked for all that it has, and its answer.
+    inventory: Option<(Instant, Option<Arc<Inventory>>)>,
     meter: Arc<Meter>,
     latencies: Latencies,
+    attempts: Attempts,
+    /// When the logs were last read for a reason, and what they said.
+    said: Option<(Instant, Option<String>)>,
     /// Who listened on the socket when it was last connected to.
     pid: Option<i32>,
+}
+
+/// What the runtime has, by digests of names: thousands of them fit into little memory.
+#[derive(Debug, Default)]
+pub(super) struct Inventory {
+    /// The pods of all sandboxes, in whatever state, by sandbox.
+    pub(super) sandboxes: HashMap<u64, u64>,
+    /// Sandboxes that are not ready.
+    pub(super) not_ready: u64,
+    /// Sandboxes that use the node's network for certain.
+    pub(super) on_host_network: u64,
+    /// The sandboxes of containers that have ended.
+    pub(super) exited: Vec<u64>,
+}
+
+/// Stands for a name: two of a hundred thousand names have the same one with a probability of one in a billion.
+pub(super) fn digest(name: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What only the verbose status tells.
@@ -93,8 +126,11 @@ impl CriSource {
             networks: HashMap::new(),
             images: None,
             image_hosts: None,
+            inventory: None,
             meter: Arc::default(),
             latencies: Latencies::new(Instant::now()),
+            attempts: Attempts::default(),
+            said: None,
             pid: None,
         }
     }
@@ -118,10 +154,12 @@ impl CriSource {
                 image_filesystems: self.images.as_ref().map_or(Seen::Absent, |(_, seen)| seen.clone()),
                 latency: Vec::new(),
                 hung: None,
+                failures: self.failures(),
             },
             Err(error) => {
                 self.verbose = None;
                 self.images = None;
+                self.inventory = None;
                 Runtime::silent(Seen::Yes(socket), error)
             }
         };
@@ -131,6 +169,11 @@ impl CriSource {
         runtime.latency = self.latencies.told();
         runtime.hung = self.pid.filter(|_| hangs).and_then(|pid| threads(&self.host, pid));
         runtime
+    }
+
+    /// What the runtime had when it was last counted; none when it did not answer since.
+    pub(super) fn inventory(&self) -> Option<Arc<Inventory>> {
+        self.inventory.as_ref().and_then(|(_, inventory)| inventory.clone())
     }
 
     /// The socket to ask, as the node names it.
@@ -207,6 +250,22 @@ impl CriSource {
         })
     }
 
+    /// Attempts that came to nothing. The logs are read for a reason only when there are some, and seldom.
+    fn failures(&mut self) -> SandboxFailures {
+        let now = crate::clock::since_boot();
+        self.attempts.look(now, &self.host.path("/run/netns"));
+        let mut failures = self.attempts.told(now);
+        if failures.attempts == 0 {
+            self.said = None;
+            return failures;
+        }
+        if self.said.as_ref().is_none_or(|(at, _)| at.elapsed() >= INVENTORY) {
+            self.said = Some((Instant::now(), attempts::reason(|log| self.host.path(log))));
+        }
+        failures.said = self.said.as_ref().and_then(|(_, said)| said.clone());
+        failures
+    }
+
     /// Asks where images are kept, if it is time to.
     async fn look_at_images(&mut self, connection: &Connection) {
         let known = self.images.as_ref().is_some_and(|(_, seen)| seen.get().is_some_and(|paths| !paths.is_empty()));
@@ -238,18 +297,54 @@ impl CriSource {
     }
 
     async fn sandboxes(&mut self, connection: &Connection) -> Seen<Vec<Sandbox>> {
-        let filter = messages::Filter { state: Some(messages::State { state: messages::READY }) };
-        let request = messages::ListPodSandboxRequest { filter: Some(filter) };
-        let items = match connection.call::<_, messages::ListPodSandboxResponse>(LIST, request).await {
+        let counting = self.inventory.as_ref().is_none_or(|(at, _)| at.elapsed() >= INVENTORY);
+        let ready = messages::Filter { state: Some(messages::State { state: messages::READY }) };
+        let request = messages::ListPodSandboxRequest { filter: (!counting).then_some(ready) };
+        let mut items = match connection.call::<_, messages::ListPodSandboxResponse>(LIST, request).await {
             Ok(answer) => answer.items,
             Err(error) => return Seen::Unreadable(error),
         };
-        let items: Vec<_> = items.into_iter().filter(|item| item.state == messages::READY).collect();
+        if counting {
+            self.count(connection, &items).await;
+        }
+        items.retain(|item| item.state == messages::READY);
+        self.attempts.ready(crate::clock::since_boot(), items.iter().map(|item| digest(&item.id)));
         let alive: HashSet<&str> = items.iter().map(|item| item.id.as_str()).collect();
         self.networks.retain(|id, _| alive.contains(id.as_str()));
         // One that hangs (a dead shim) costs its own addresses, not the list.
         timeout(connection::CALL, self.learn(connection, &items)).await.ok();
         Seen::Yes(items.into_iter().map(|item| self.sandbox(item)).collect())
+    }
+
+    /// Counts what the runtime has.
+    async fn count(&mut self, connection: &Connection, items: &[messages::PodSandbox]) {
+        let filter = messages::ContainerFilter { state: Some(messages::State { state: messages::EXITED }) };
+        let request = messages::ListContainersRequest { filter: Some(filter) };
+        let exited = match connection.call::<_, messages::ListContainersResponse>(CONTAINERS, request).await {
+            Ok(answer) => answer.containers,
+            Err(error) => {
+                tracing::debug!(%error, "containers that have ended are not told");
+                self.inventory = Some((Instant::now(), None));
+                return;
+            }
+        };
+        let with_containers: HashSet<u64> = exited.iter().map(|container| digest(&container.pod_sandbox_id)).collect();
+        let sandboxes = items.iter().map(|item| {
+            let id = digest(&item.id);
+            let pod = item.metadata.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
+            (id, item.state == messages::READY || with_containers.contains(&id), pod)
+        });
+        self.attempts.count(crate::clock::since_boot(), sandboxes);
+        let uid = |item: &messages::PodSandbox| item.metadata.as_ref().map_or(0, |metadata| digest(&metadata.uid));
+        let exited = exited.iter().filter(|container| container.state == messages::EXITED);
+        let on_host_network = self.networks.values().filter(|network| network.host == Some(true)).count();
+        let inventory = Inventory {
+            sandboxes: items.iter().map(|item| (digest(&item.id), uid(item))).collect(),
+            not_ready: items.iter().filter(|item| item.state != messages::READY).count() as u64,
+            on_host_network: on_host_network as u64,
+            exited: exited.map(|container| digest(&container.pod_sandbox_id)).collect(),
+        };
+        self.inventory = Some((Instant::now(), Some(Arc::new(inventory))));
     }
 
     /// Asks for the networks of the sandboxes that are not known yet, the least asked first.

@@ -10,6 +10,7 @@ mod cluster;
 mod cni;
 mod control_plane;
 mod cri;
+mod debris;
 mod events;
 mod filesystems;
 mod health;
@@ -34,6 +35,7 @@ mod registry;
 mod routing;
 mod sources;
 mod stats;
+mod store;
 mod strain;
 mod traffic;
 mod tunnels;
@@ -76,12 +78,14 @@ pub(crate) mod fuzzing {
     /// The files of `/proc`, and `/etc/fstab`.
     pub(crate) fn proc(data: &[u8]) {
         let Some((which, bytes)) = data.split_first() else { return };
-        match which % 6 {
+        match which % 8 {
             0 => super::filesystems::fuzz_mounts(bytes),
             1 => super::filesystems::fuzz_fstab(&String::from_utf8_lossy(bytes)),
             2 => super::net_sysctl::fuzz(&String::from_utf8_lossy(bytes)),
             3 => super::memory::fuzz(&String::from_utf8_lossy(bytes)),
             4 => super::strain::fuzz(&String::from_utf8_lossy(bytes)),
+            5 => super::debris::fuzz(&String::from_utf8_lossy(bytes)),
+            6 => super::store::fuzz(bytes),
             _ => super::processes::fuzz(bytes),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -27,6 +28,27 @@ pub(crate) struct ProcessSource {
     /// When the table was walked, on the boot clock.
     walked: Option<Duration>,
     kubelet: Option<Vec<String>>,
+    debris: Arc<Attendants>,
+}
+
+/// The runtime's helpers at the last walk.
+#[derive(Debug, Default)]
+pub(super) struct Attendants {
+    /// Those that look after a pod's containers.
+    pub(super) shims: Vec<Shim>,
+    /// Children of the runtime, of a shim or of the kubelet that have ended and that nobody has asked about: process and
+    /// start, which is what makes a process unique.
+    pub(super) zombies: Vec<(i32, u64)>,
+    /// Process ids of the runtime and the kubelet.
+    pub(super) daemons: Vec<(Program, i32)>,
+}
+
+/// A `containerd-shim` of Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shim {
+    pub(super) pid: i32,
+    /// `-id`: the sandbox.
+    pub(super) sandbox: Box<str>,
 }
 
 #[derive(Debug)]
@@ -39,7 +61,14 @@ struct Known {
 impl ProcessSource {
     /// Nothing is read yet.
     pub(crate) fn new(host: HostRoot) -> Self {
-        ProcessSource { host, known: Vec::new(), ever: BTreeSet::new(), walked: None, kubelet: None }
+        ProcessSource {
+            host,
+            known: Vec::new(),
+            ever: BTreeSet::new(),
+            walked: None,
+            kubelet: None,
+            debris: Arc::default(),
+        }
     }
 
     /// Looks at the programs. Walks the process table if it is time, or if one of the known processes has gone.
@@ -56,6 +85,11 @@ impl ProcessSource {
     /// The command line of the kubelet, if it runs.
     pub(crate) fn kubelet_arguments(&self) -> Option<Vec<String>> {
         self.kubelet.clone()
+    }
+
+    /// The runtime's helpers at the last walk.
+    pub(super) fn attendants(&self) -> Arc<Attendants> {
+        Arc::clone(&self.debris)
     }
 
     /// Every worker has a kubelet and a runtime, and the rest of what it once had.
@@ -88,10 +122,20 @@ impl ProcessSource {
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let before = std::mem::take(&mut self.known);
         self.kubelet = None;
+        let (mut shims, mut zombies) = (Vec::new(), Vec::new());
         for pid in pids {
-            let Some((program, arguments)) = identify(&proc, pid) else { continue };
             // A process that ends while it is looked at is no error.
-            let Some(stat) = stat(&proc, pid) else { continue };
+            let Ok(line) = std::fs::read(proc.join(format!("{pid}/stat"))) else { continue };
+            let Some(stat) = parse_stat(&line) else { continue };
+            if matches!(stat.state, 'Z' | 'X') {
+                zombies.push((pid, stat.starttime, stat.parent));
+                continue;
+            }
+            let comm = short_name(&line);
+            if comm == "containerd-shim" {
+                shims.extend(shim(&proc, pid));
+            }
+            let Some((program, arguments)) = identify(&proc, pid, comm) else { continue };
             let was = before.iter().find(|known| known.process.pid == pid && known.start == stat.starttime);
             let computed = started_at(now, since_boot, stat.starttime);
             let started_at = was.map_or(computed, |known| steady(known.process.started_at, computed));
@@ -103,15 +147,34 @@ impl ProcessSource {
         }
         self.known.sort_by_key(|known| (known.process.program, known.process.pid));
         self.ever.extend(self.known.iter().map(|known| known.process.program));
+        let daemons = [Program::Kubelet, Program::Containerd, Program::Crio];
+        let daemons = self.known.iter().filter(|known| daemons.contains(&known.process.program));
+        let daemons: Vec<_> = daemons.map(|known| (known.process.program, known.process.pid)).collect();
+        // Zombies of a container that does not reap its children are its own affair.
+        let parents: BTreeSet<i32> =
+            shims.iter().map(|shim| shim.pid).chain(daemons.iter().map(|(_, pid)| *pid)).collect();
+        let zombies = zombies.into_iter().filter(|(.., parent)| parents.contains(parent));
+        let zombies = zombies.map(|(pid, start, _)| (pid, start)).collect();
+        self.debris = Arc::new(Attendants { shims, zombies, daemons });
         Ok(())
     }
 }
 
-/// Two fields of `/proc/PID/stat`. Read here: the crate procfs panics on a line that is cut after the name.
+/// What is used of `/proc/PID/stat`. Read here: the crate procfs panics on a line that is cut after the name.
 struct Stat {
     state: char,
+    parent: i32,
+    threads: u64,
     /// In clock ticks after boot.
     starttime: u64,
+    /// Resident pages.
+    pages: u64,
+}
+
+/// Threads and resident bytes of a process.
+pub(super) fn usage(process: &std::path::Path) -> Option<(u64, u64)> {
+    let stat = parse_stat(&std::fs::read(process.join("stat")).ok()?)?;
+    Some((stat.threads, stat.pages * procfs::page_size()))
 }
 
 /// The state of a process that runs: none for one that has gone, and for a zombie, which has ended too.
@@ -129,15 +192,52 @@ pub(super) fn state(task: &std::path::Path) -> Option<char> {
 fn parse_stat(line: &[u8]) -> Option<Stat> {
     let name_ends = line.iter().rposition(|byte| *byte == b')')?;
     let mut fields = std::str::from_utf8(&line[name_ends + 1..]).ok()?.split_ascii_whitespace();
-    Some(Stat { state: fields.next()?.chars().next()?, starttime: fields.nth(18)?.parse().ok()? })
+    Some(Stat {
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+        threads: fields.nth(15)?.parse().ok()?,
+        starttime: fields.nth(1)?.parse().ok()?,
+        pages: fields.nth(1).and_then(|field| field.parse().ok()).unwrap_or(0),
+    })
 }
 
-/// Which program a process runs, and its arguments. The kernel's short name is read first, since it rules out nearly
-/// all processes and costs least.
-fn identify(proc: &std::path::Path, pid: i32) -> Option<(Program, Vec<String>)> {
+/// The name in parentheses: at most 15 bytes of a program's name.
+fn short_name(line: &[u8]) -> &str {
+    let begins = line.iter().position(|byte| *byte == b'(').map_or(0, |at| at + 1);
+    let ends = line.iter().rposition(|byte| *byte == b')').unwrap_or(begins).max(begins);
+    std::str::from_utf8(&line[begins..ends]).unwrap_or_default()
+}
+
+/// A shim of Kubernetes' containers: neither one of Docker's or of whoever uses `ctr`, nor one that lives in a pod itself,
+/// nor one of those that only start or delete something.
+fn shim(proc: &std::path::Path, pid: i32) -> Option<Shim> {
+    let line = std::fs::read(proc.join(format!("{pid}/cmdline"))).ok()?;
+    let line = String::from_utf8_lossy(&line);
+    let (namespace, sandbox) = shim_arguments(line.split('\0').filter(|part| !part.is_empty()))?;
+    if namespace != "k8s.io" || is_nested(&std::fs::read_to_string(proc.join(format!("{pid}/status"))).ok()?) {
+        return None;
+    }
+    Some(Shim { pid, sandbox: sandbox.into() })
+}
+
+/// `-namespace` and `-id` of a shim that stays.
+fn shim_arguments<'a>(mut arguments: impl Iterator<Item = &'a str>) -> Option<(&'a str, &'a str)> {
+    let (mut namespace, mut id) = (None, None);
+    arguments.next()?;
+    while let Some(argument) = arguments.next() {
+        match argument.trim_start_matches('-') {
+            "namespace" => namespace = arguments.next(),
+            "id" => id = arguments.next(),
+            "start" | "delete" if !argument.starts_with('-') => return None,
+            _ => {}
+        }
+    }
+    Some((namespace?, id?))
+}
+
+/// Which program a process runs, and its arguments. The kernel's short name rules out nearly all processes.
+fn identify(proc: &std::path::Path, pid: i32, comm: &str) -> Option<(Program, Vec<String>)> {
     let file = |name: &str| -> PathBuf { proc.join(format!("{pid}/{name}")) };
-    let comm = std::fs::read_to_string(file("comm")).ok()?;
-    let comm = comm.trim_end();
     if !SHORT_NAMES.contains(&comm) {
         return None;
     }
@@ -238,6 +338,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     }
     let arguments: Vec<String> = text.split('\0').filter(|part| !part.is_empty()).map(str::to_owned).collect();
     SHORT_NAMES.iter().filter_map(|comm| classify(comm, &arguments)).for_each(drop);
+    let _ = (short_name(bytes), shim_arguments(arguments.iter().map(String::as_str)));
 }
 
 #[cfg(test)]

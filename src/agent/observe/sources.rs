@@ -56,6 +56,12 @@ const CNI: Rhythm = rhythm("cni", 15, 5);
 const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
 /// A runtime that did not answer is asked again after this time.
 const HUNG_AGAIN: Duration = Duration::from_millis(500);
+// The process table is walked, and the runtime's objects are counted, as seldom.
+const DEBRIS: Rhythm = rhythm("debris", 60, 10);
+// Two pages of a database and the times of a directory.
+const STORE: Rhythm = rhythm("store", 300, 10);
+/// What looks damaged is looked at again soon.
+const STORE_AGAIN: Duration = Duration::from_secs(20);
 const FILESYSTEMS: Rhythm = rhythm("filesystems", 10, 10);
 // Its lines wake it; the period is for the system call, which tells of nothing.
 const KERNEL_LOG: Rhythm = rhythm("kernel log", 30, 10);
@@ -138,6 +144,8 @@ struct Shared {
     cni_dirs: watch::Sender<Option<(String, Vec<String>)>>,
     /// The file system of images: the runtime tells.
     images: watch::Sender<Option<String>>,
+    /// What the runtime has in all, and its helpers: the runtime and the process table tell.
+    remains: watch::Sender<super::debris::Known>,
     /// The kubelet's files.
     kubelet: watch::Sender<Option<Kubelet>>,
     /// Links whose counters and switches matter: the routes tell.
@@ -163,6 +171,7 @@ struct Wake {
     memory: Arc<Notify>,
     control_plane: Arc<Notify>,
     traffic: Arc<Notify>,
+    store: Arc<Notify>,
 }
 
 /// One source's way to the outside.
@@ -194,6 +203,8 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(memory_events(wake.clone()));
     tasks.spawn(cni(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(runtime(out.clone(), host.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(store(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(debris(out.clone(), host.clone(), blocking.clone(), shared.clone()));
     tasks.spawn(filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(bgp(out.clone(), host.clone(), blocking.clone(), shared.clone()));
@@ -541,6 +552,7 @@ async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
         };
         share_runtime(&seen, &shared, &wake);
         shared.registries.send_if_modified(|old| set(old, source.image_hosts().to_vec()));
+        shared.remains.send_modify(|known| known.inventory = source.inventory());
         if seen.sandboxes.get().is_some() {
             shared.sandboxes_listed.send_replace(Some(began));
         }
@@ -582,6 +594,7 @@ fn share_runtime(seen: &Runtime, shared: &Shared, wake: &Wake) {
     if let Some(path) = seen.image_filesystems.get().and_then(|paths| paths.first().cloned())
         && shared.images.send_if_modified(|old| set(old, Some(path)))
     {
+        wake.store.notify_one();
         wake.filesystems.notify_one();
     }
 }
@@ -590,6 +603,81 @@ fn set<T: PartialEq>(old: &mut T, new: T) -> bool {
     let different = *old != new;
     *old = new;
     different
+}
+
+/// What containers left behind, where the runtime tells what it has.
+async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
+    let mut source = super::debris::DebrisSource::new(host.clone());
+    // The runtime and the process table are looked at first.
+    out.updates.send(Update::Debris(Seen::Absent)).await.ok();
+    loop {
+        rest(&DEBRIS, Instant::now(), None).await;
+        let began = Instant::now();
+        let known = shared.remains.borrow().clone();
+        let Some(inventory) = known.inventory else {
+            let error =
+                || LookError::new("debris of containers", Reason::Failed, "the runtime does not tell what it has");
+            let seen = if shared.kubelet.borrow().is_some() { Seen::Unreadable(error()) } else { Seen::Absent };
+            out.tell(&DEBRIS, began, false, Update::Debris(seen)).await;
+            continue;
+        };
+        let pods = format!("{}/pods", root_dir(shared.arguments.borrow().as_deref()));
+        let looked = blocking.run("debris of containers", DEBRIS.deadline, move || {
+            let seen = source.look(since_boot(), &inventory, &known.attendants, &pods);
+            Ok((source, seen))
+        });
+        let seen = match looked.await {
+            Ok((back, seen)) => {
+                source = back;
+                seen
+            }
+            Err(error) => {
+                source = super::debris::DebrisSource::new(host.clone());
+                Err(error)
+            }
+        };
+        let seen = match seen {
+            Ok(found) => found.map_or(Seen::Absent, Seen::Yes),
+            Err(error) => Seen::Unreadable(error),
+        };
+        out.tell(&DEBRIS, began, seen.error().is_none(), Update::Debris(seen)).await;
+    }
+}
+
+/// containerd's store, wherever it says that it is.
+async fn store(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut source = super::store::StoreSource::new(host.clone());
+    loop {
+        let began = Instant::now();
+        let images = shared.images.borrow().clone();
+        // `ROOT/io.containerd.snapshotter.v1.overlayfs`.
+        let root = images.as_deref().and_then(|path| path.split("/io.containerd.").next());
+        let root = root.unwrap_or("/var/lib/containerd").to_owned();
+        let looked = blocking.run("store of containerd", STORE.deadline, move || {
+            let seen = source.look(&root);
+            Ok((source, seen))
+        });
+        let seen: Seen<Vec<_>> = match looked.await {
+            Ok((back, seen)) => {
+                source = back;
+                seen.into()
+            }
+            Err(error) => {
+                source = super::store::StoreSource::new(host.clone());
+                Seen::Unreadable(error)
+            }
+        };
+        let again = seen.get().is_some_and(|faults| !faults.is_empty());
+        out.tell(&STORE, began, seen.error().is_none(), Update::Store(seen)).await;
+        let every = if again { STORE_AGAIN } else { STORE.every };
+        rest(&Rhythm { every, ..STORE }, began, Some(&wake.store)).await;
+    }
+}
+
+/// The kubelet's directory.
+fn root_dir(arguments: Option<&[String]>) -> String {
+    let told = arguments.and_then(|arguments| super::kubelet::argument(arguments, "root-dir"));
+    told.unwrap_or_else(|| "/var/lib/kubelet".to_owned())
 }
 
 async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
@@ -608,8 +696,7 @@ async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking, shared: Sh
 fn roles(kubelet: Option<&Kubelet>, arguments: Option<&[String]>, images: Option<String>) -> Vec<(Role, String)> {
     let mut roles = vec![(Role::Root, "/".to_owned()), (Role::Logs, "/var/log".to_owned())];
     if kubelet.is_some() {
-        let root_dir = arguments.and_then(|arguments| super::kubelet::argument(arguments, "root-dir"));
-        roles.push((Role::Nodefs, root_dir.unwrap_or_else(|| "/var/lib/kubelet".to_owned())));
+        roles.push((Role::Nodefs, root_dir(arguments)));
         let usual = ["/var/lib/containerd", "/var/lib/containers/storage", "/var/lib/rancher/k3s/agent/containerd"];
         let stores = images.into_iter().chain(usual.map(str::to_owned));
         roles.extend(stores.map(|store| (Role::Imagefs, store)));
@@ -642,6 +729,7 @@ async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shar
         if shared.arguments.send_if_modified(|old| set(old, source.kubelet_arguments())) {
             wake.kubelet.notify_one();
         }
+        shared.remains.send_modify(|known| known.attendants = source.attendants());
         if let Ok(processes) = &seen {
             let now: Vec<_> = processes.found.iter().map(|process| (process.program, process.pid)).collect();
             if set(&mut running, now) {

@@ -1,9 +1,9 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Filesystem, Forwarding, Health, IpSet, KernelLog, Kubelet,
-    Memory, PacketFilterChanges, Processes, Registry, Routing, Ruleset, Runtime, Seen, Snapshot, Strain, Traffic,
-    TunnelPeer, XtablesLock,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, Filesystem, Forwarding, Health, IpSet, KernelLog,
+    Kubelet, Memory, PacketFilterChanges, Processes, Registry, Routing, Ruleset, Runtime, Seen, Snapshot, StoreFault,
+    Strain, Traffic, TunnelPeer, XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -16,6 +16,8 @@ pub(crate) enum Update {
     Conntrack(Seen<Conntrack>),
     Cni(Cni),
     Runtime(Runtime),
+    Debris(Seen<Debris>),
+    Store(Seen<Vec<StoreFault>>),
     Filesystems(Seen<Vec<Filesystem>>),
     Memory(Seen<Memory>),
     Strain(Strain),
@@ -37,7 +39,7 @@ pub(crate) enum Update {
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 22;
+    pub(crate) const KINDS: usize = 24;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -64,6 +66,8 @@ impl Update {
             Update::KernelLog(_) => 19,
             Update::Strain(_) => 20,
             Update::Registries(_) => 21,
+            Update::Debris(_) => 22,
+            Update::Store(_) => 23,
         }
     }
 
@@ -79,6 +83,8 @@ impl Update {
             Update::Conntrack(seen) => replace(&mut snapshot.conntrack, seen),
             Update::Cni(seen) => replace(&mut snapshot.cni, seen),
             Update::Runtime(seen) => replace(&mut snapshot.runtime, seen),
+            Update::Store(seen) => replace(&mut snapshot.store, seen),
+            Update::Debris(seen) => replace(&mut snapshot.debris, seen),
             Update::Filesystems(seen) => replace(&mut snapshot.filesystems, seen),
             Update::Memory(seen) => replace(&mut snapshot.memory, seen),
             Update::Strain(seen) => replace(&mut snapshot.strain, seen),

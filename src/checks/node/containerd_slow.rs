@@ -48,7 +48,8 @@ fn run(look: &Look<'_>) -> Outcome {
     Outcome::from_findings(vec![Finding::new("CRI", detail)])
 }
 
-fn is_slow(call: &CallLatency) -> bool {
+/// Whether both windows are slow.
+pub(super) fn is_slow(call: &CallLatency) -> bool {
     [call.now, call.before].into_iter().all(|window| CallLatency::is_slow(window, call.usual))
 }
 

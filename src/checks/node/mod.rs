@@ -24,6 +24,7 @@ mod conntrack_full;
 mod conntrack_near_full;
 mod containerd_down;
 mod containerd_slow;
+mod containerd_store_corrupt;
 mod containerd_unresponsive;
 mod default_route_missing;
 mod disk_full;
@@ -66,12 +67,15 @@ mod pid_pressure_imminent;
 mod pod_route_missing;
 mod pod_route_shadowed;
 mod pod_route_stale;
+mod pod_sandbox_failing;
 mod policy_routing_hijack;
 mod registry_unreachable;
 mod remote_block_route_missing;
 mod remote_block_route_wrong_next_hop;
 mod rp_filter_strict;
 mod runtime_not_ready;
+mod runtime_object_leak;
+mod shim_leak;
 mod static_route_added;
 mod tables_flushed;
 mod task_hung;
@@ -120,10 +124,13 @@ pub const ALL: &[&Check] = &[
     &worker_cut_from_master_only::CHECK,
     &worker_unreachable_from_peers::CHECK,
     &api_write_blocked::CHECK,
+    &containerd_store_corrupt::CHECK,
     &containerd_down::CHECK,
     &containerd_unresponsive::CHECK,
     &runtime_not_ready::CHECK,
+    &runtime_object_leak::CHECK,
     &containerd_slow::CHECK,
+    &shim_leak::CHECK,
     &image_fs_stats_missing::CHECK,
     &cni_config_missing::CHECK,
     &cni_config_invalid::CHECK,
@@ -132,6 +139,7 @@ pub const ALL: &[&Check] = &[
     &cni_kubeconfig_invalid::CHECK,
     &cni_nodename_mismatch::CHECK,
     &cni_not_initialized::CHECK,
+    &pod_sandbox_failing::CHECK,
     &ip_forward_disabled::CHECK,
     &link_errors::CHECK,
     &tunnel_device_missing::CHECK,

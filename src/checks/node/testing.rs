@@ -328,6 +328,7 @@ fn runtime(now: Timestamp) -> Runtime {
         image_filesystems: Seen::Yes(vec!["/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs".into()]),
         latency: Vec::new(),
         hung: None,
+        failures: SandboxFailures::default(),
     }
 }
 
@@ -429,6 +430,8 @@ impl Node {
         now.cni.binaries = BTreeMap::from([("bridge".to_owned(), Seen::Yes(binary))]);
         now.cni.nodename = Seen::Yes("n1".into());
         now.runtime = runtime(at);
+        now.debris = Seen::Yes(Debris::default());
+        now.store = Seen::Yes(vec![]);
         now.filesystems = Seen::Yes(vec![root_filesystem()]);
         now.kernel_log = Seen::Yes(KernelLog::default());
         now.memory = Seen::Yes(memory());
@@ -463,6 +466,8 @@ impl Node {
             now.processes = Seen::Yes(Processes::default());
             now.nftables = no_tables(Backend::Nftables);
             now.runtime = Runtime::absent();
+            now.debris = Seen::Absent;
+            now.store = Seen::Absent;
             now.cni.files = Seen::Absent;
             now.cni.binaries.clear();
             now.control_plane = Seen::Absent;

@@ -85,6 +85,20 @@ impl Connection {
         Q: prost::Message + 'static,
         A: prost::Message + Default + 'static,
     {
+        self.call_within(CALL, method, request).await
+    }
+
+    /// The same with another deadline.
+    pub(super) async fn call_within<Q, A>(
+        &self,
+        deadline: Duration,
+        method: &'static str,
+        request: Q,
+    ) -> Result<A, LookError>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
         let sender = self.sender.clone();
         let service = tower::service_fn(move |request| sender.clone().send_request(request));
         let mut client =
@@ -92,13 +106,13 @@ impl Connection {
         let path = http::uri::PathAndQuery::from_static(method);
         let codec = tonic_prost::ProstCodec::<Q, A>::default();
         let began = Instant::now();
-        let answer = timeout(CALL, client.unary(Request::new(request), path, codec)).await;
+        let answer = timeout(deadline, client.unary(Request::new(request), path, codec)).await;
         self.meter.note(name(method), began.elapsed());
         match answer {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(self.explain(method, &status)),
             Err(_) => {
-                let seconds = CALL.as_secs();
+                let seconds = deadline.as_secs();
                 let detail = format!("accepts connections but has not answered {} within {seconds} s", name(method));
                 Err(LookError::new(&self.socket, Reason::TimedOut, detail))
             }

@@ -65,8 +65,8 @@ pub(super) struct Filter {
     pub(super) state: Option<State>,
 }
 
-/// `PodSandboxStateValue`.
-#[derive(Clone, PartialEq, prost::Message)]
+/// `PodSandboxStateValue`, `ContainerStateValue`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(super) struct State {
     #[prost(int32, tag = "1")]
     pub(super) state: i32,
@@ -98,6 +98,8 @@ pub(super) struct PodSandbox {
 pub(super) struct Metadata {
     #[prost(string, tag = "1")]
     pub(super) name: String,
+    #[prost(string, tag = "2")]
+    pub(super) uid: String,
     #[prost(string, tag = "3")]
     pub(super) namespace: String,
 }
@@ -195,4 +197,33 @@ pub(super) struct Image {
     pub(super) repo_tags: Vec<String>,
     #[prost(string, repeated, tag = "3")]
     pub(super) repo_digests: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct ListContainersRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) filter: Option<ContainerFilter>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct ContainerFilter {
+    #[prost(message, optional, tag = "2")]
+    pub(super) state: Option<State>,
+}
+
+/// `CONTAINER_EXITED` of `ContainerState`.
+pub(super) const EXITED: i32 = 2;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ListContainersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) containers: Vec<Container>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Container {
+    #[prost(string, tag = "2")]
+    pub(super) pod_sandbox_id: String,
+    #[prost(int32, tag = "6")]
+    pub(super) state: i32,
 }

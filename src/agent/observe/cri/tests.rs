@@ -43,6 +43,7 @@ struct Told {
     network: messages::PodSandboxStatus,
     not_ready: bool,
     images: Option<String>,
+    exited: Vec<String>,
     unimplemented: bool,
     asked: Vec<String>,
 }
@@ -110,6 +111,10 @@ fn answer(told: &Mutex<Told>, request: &http::Request<Incoming>) -> http::Respon
             let usage = |mountpoint| messages::FilesystemUsage { fs_id: Some(path(mountpoint)) };
             messages::ImageFsInfoResponse { image_filesystems: told.images.iter().map(usage).collect() }.encode_to_vec()
         }
+        CONTAINERS => {
+            let container = |id: &String| messages::Container { pod_sandbox_id: id.clone(), state: messages::EXITED };
+            messages::ListContainersResponse { containers: told.exited.iter().map(container).collect() }.encode_to_vec()
+        }
         LIST => messages::ListPodSandboxResponse { items: told.sandboxes.clone() }.encode_to_vec(),
         _ => messages::PodSandboxStatusResponse { status: Some(told.network.clone()) }.encode_to_vec(),
     };
@@ -131,7 +136,11 @@ fn answer(told: &Mutex<Told>, request: &http::Request<Incoming>) -> http::Respon
 fn sandboxes(count: usize) -> Vec<messages::PodSandbox> {
     let sandbox = |at| messages::PodSandbox {
         id: format!("id-{at:03}"),
-        metadata: Some(messages::Metadata { name: format!("pod-{at}"), namespace: "default".into() }),
+        metadata: Some(messages::Metadata {
+            name: format!("pod-{at}"),
+            uid: format!("uid-{at}"),
+            namespace: "default".into(),
+        }),
         state: messages::READY,
         created_at: 7,
     };
@@ -175,7 +184,7 @@ async fn addresses_are_learned_a_few_at_a_time_and_forgotten_with_their_sandbox(
     let known = |runtime: &Runtime| {
         runtime.sandboxes.get().map(|all| (all.len(), all.iter().filter(|one| one.addresses.len() == 2).count()))
     };
-    assert_eq!(known(&source.look(None, true).await), Some((12, 6)));
+    assert_eq!(known(&source.look(None, true).await), Some((12, 5)));
     let second = source.look(None, true).await;
     assert_eq!(known(&second), Some((12, 12)));
     let first = &second.sandboxes.get().expect("a list")[0];
@@ -197,6 +206,27 @@ async fn a_look_makes_ten_calls_at_most() {
         let asked = std::mem::take(&mut fake.told.lock().expect("not poisoned").asked);
         assert_eq!(asked.len(), CALLS, "{asked:?}");
     }
+}
+
+#[tokio::test]
+async fn what_there_is_in_all_is_counted_once_a_minute() {
+    let (_dir, socket, mut source) = node();
+    let fake = Fake::start(&socket);
+    fake.tell(|told| {
+        told.sandboxes = sandboxes(3);
+        told.sandboxes[2].state = 1;
+        told.exited = vec!["id-000".into(), "gone".into()];
+    });
+    let runtime = source.look(None, true).await;
+    assert_eq!(runtime.sandboxes.get().map(Vec::len), Some(2), "one is not ready");
+    source.look(None, true).await;
+    assert_eq!((fake.calls(CONTAINERS), fake.calls(LIST)), (1, 2));
+    let inventory = source.inventory().expect("counted");
+    assert_eq!((inventory.sandboxes.len(), inventory.not_ready, inventory.exited.len()), (3, 1, 2));
+    assert_eq!(inventory.sandboxes.get(&digest("id-002")), Some(&digest("uid-2")));
+    drop(fake);
+    source.look(None, true).await;
+    assert!(source.inventory().is_none(), "nothing old is told of a runtime that does not answer");
 }
 
 #[tokio::test]

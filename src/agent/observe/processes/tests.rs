@@ -8,10 +8,14 @@ const BOOT: i64 = 1_700_000_000;
 
 /// Writes `/proc/PID` of a process that started `ticks` ticks after boot.
 fn process(root: &Path, pid: i32, comm: &str, arguments: &[&str], state: char, ticks: u64) {
+    child(root, pid, 1, comm, arguments, state, ticks);
+}
+
+fn child(root: &Path, pid: i32, parent: i32, comm: &str, arguments: &[&str], state: char, ticks: u64) {
     let dir = root.join(format!("proc/{pid}"));
     std::fs::create_dir_all(&dir).expect("mkdir");
     let zeros = "0 ".repeat(30);
-    let line = format!("{pid} ({comm}) {state} 1 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 {ticks} {zeros}\n");
+    let line = format!("{pid} ({comm}) {state} {parent} 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 {ticks} {zeros}\n");
     for (name, text) in [
         ("stat", line),
         ("comm", format!("{comm}\n")),
@@ -116,6 +120,33 @@ fn programs_by_other_names() {
     assert_eq!(program("k3s", "k3s|kubectl|get"), None);
     assert_eq!(program("bird6", "bird6|-R"), Some(Program::Bird));
     assert_eq!(classify("kubelet", &[]), None, "a kernel thread of that name");
+}
+
+#[test]
+fn shims_of_kubernetes_and_what_they_leave_unreaped() {
+    let (dir, mut source) = node();
+    let shim = |pid, arguments: &[&str]| {
+        process(
+            dir.path(),
+            pid,
+            "containerd-shim",
+            &[&["/usr/bin/containerd-shim-runc-v2"], arguments].concat(),
+            'S',
+            600,
+        );
+    };
+    shim(30, &["-namespace", "k8s.io", "-id", "abc", "-address", "/run/containerd/containerd.sock"]);
+    shim(31, &["-namespace", "moby", "-id", "docker"]);
+    shim(32, &["-namespace", "k8s.io", "-id", "new", "start"]);
+    shim(33, &["-namespace", "k8s.io", "-id", "kind"]);
+    std::fs::write(dir.path().join("proc/33/status"), "Name:\tcontainerd-shim\nNSpid:\t33\t7\n").expect("write");
+    child(dir.path(), 40, 30, "sh", &[], 'Z', 700);
+    child(dir.path(), 41, 99, "sh", &[], 'Z', 700);
+    look(&mut source, 100);
+    let attendants = source.attendants();
+    assert_eq!(attendants.shims, [Shim { pid: 30, sandbox: "abc".into() }]);
+    assert_eq!(attendants.zombies, [(40, 700)], "the other one is a container's own");
+    assert_eq!(attendants.daemons, [(Program::Kubelet, 10), (Program::Containerd, 11)]);
 }
 
 #[test]

@@ -1,48 +1,107 @@
-//! A real containerd through its life: ready, stopped, going on, gone. Needs root and the program; without them the
-//! test fails.
+//! Real containerds through their lives, of both major versions: ready, stopped, going on, gone; pods that cannot start; a
+//! thousand containers; shims that outlive what is known of them. Needs root, containerd of the distribution, and the other
+//! parts of `scripts/setup.sh test`; without them the tests fail.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use self::ask::Asking;
 use super::*;
+
+mod ask;
 
 /// How long one step may take; starting loads all plugins.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A containerd with every path in a temporary directory.
+const GO_MOD: &str = include_str!("../../../../../tests/containerd/go.mod");
+
+/// Containerd 1.6 of the distribution.
+fn one() -> PathBuf {
+    "containerd".into()
+}
+
+/// Containerd 2, which the set-up script builds.
+fn two() -> PathBuf {
+    let version = GO_MOD.lines().find_map(|line| line.trim().strip_prefix("github.com/containerd/containerd/v2 "));
+    let version = version.and_then(|rest| rest.split_whitespace().next()).expect("a version");
+    let cache = cache().join(format!("containerd-{version}/containerd"));
+    assert!(cache.exists(), "{} is missing: run scripts/setup.sh test", cache.display());
+    cache
+}
+
+/// Where `scripts/setup.sh test` keeps what it builds.
+fn cache() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or("/root".into())).join(".cache/nodevitals");
+    std::env::var_os("NODEVITALS_CACHE").map_or_else(home, PathBuf::from)
+}
+
+/// A containerd with every path in a temporary directory, which stands for the node's root, and mounts of its own.
 struct Containerd {
     process: Child,
+    program: PathBuf,
     root: tempfile::TempDir,
 }
 
 impl Containerd {
-    fn start() -> Self {
+    fn start(program: PathBuf) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root, to run containerd");
         let root = tempfile::tempdir().expect("a temporary directory");
-        let at = |name: &str| root.path().join(name).display().to_string();
-        std::fs::create_dir_all(at("run/containerd")).expect("mkdir");
-        std::fs::create_dir_all(at("net.d")).expect("mkdir");
+        let at = |name: &str| root.path().join(name);
+        for directory in ["run/containerd", "net.d", "bin", "var/lib/kubelet/pods"] {
+            std::fs::create_dir_all(at(directory)).expect("mkdir");
+        }
         std::os::unix::fs::symlink("/proc", at("proc")).expect("link");
+        // Network namespaces, where the configuration below puts them.
+        std::os::unix::fs::symlink("../state/io.containerd.grpc.v1.cri/netns", at("run/netns")).expect("link");
+        let cri = "[plugins.\"io.containerd.grpc.v1.cri\"";
         let config = format!(
-            "version = 2\n[plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{}\"\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"{}\"\n  conf_dir = \"{}\"\n",
-            at("opt"),
-            at("bin"),
-            at("net.d"),
+            "version = 2\n[plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{opt}\"\n\
+             {cri}]\n  sandbox_image = \"docker.io/library/pause:test\"\n  netns_mounts_under_state_dir = true\n  restrict_oom_score_adj = true\n\
+             {cri}.cni]\n  bin_dir = \"{bin}\"\n  conf_dir = \"{net}\"\n",
+            opt = at("opt").display(),
+            bin = at("bin").display(),
+            net = at("net.d").display(),
         );
         std::fs::write(at("config.toml"), config).expect("write");
-        let log = std::fs::File::create(at("log")).expect("create");
-        let process = Command::new("containerd")
+        let process = Self::spawn(&program, root.path());
+        Containerd { process, program, root }
+    }
+
+    fn spawn(program: &Path, root: &Path) -> Child {
+        let at = |name: &str| root.join(name).display().to_string();
+        let log = std::fs::File::options().create(true).append(true).open(at("log")).expect("create");
+        // The shim is looked for beside the program first.
+        let directories = program.parent().into_iter().map(|it| it.display().to_string()).filter(|it| !it.is_empty());
+        let path = directories.chain([std::env::var("PATH").unwrap_or_default()]).collect::<Vec<_>>().join(":");
+        Command::new("unshare")
+            .args(["--mount", "--"])
+            .arg(program)
             .args(["--config", &at("config.toml"), "--root", &at("root"), "--state", &at("state")])
             .args(["--address", &at("run/containerd/containerd.sock")])
+            .env("PATH", path)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .expect("this test needs containerd: apt-get install containerd");
-        Containerd { process, root }
+            .expect("this test needs containerd: apt-get install containerd")
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+
+    fn restart(&mut self) {
+        self.kill();
+        self.process = Self::spawn(&self.program, self.root.path());
+    }
+
+    fn source(&self) -> CriSource {
+        CriSource::new(HostRoot::new(self.root.path()))
     }
 
     fn signal(&self, signal: Signal) {
@@ -53,13 +112,28 @@ impl Containerd {
     fn log(&self) -> String {
         std::fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
     }
+
+    /// The shims of this containerd, of all on this machine.
+    fn shims(&self) -> Vec<i32> {
+        let socket = self.root.path().join("run/containerd/containerd.sock").display().to_string();
+        let processes = std::fs::read_dir("/proc").expect("readable").flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let line = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        pids.filter(|pid| line(*pid).contains("containerd-shim") && line(*pid).contains(&socket)).collect()
+    }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
         // SIGKILL ends a stopped process too.
-        self.process.kill().ok();
-        self.process.wait().ok();
+        self.kill();
+        for shim in self.shims() {
+            let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap_or_default();
+            let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+            for pid in children.chain([shim]) {
+                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            }
+        }
     }
 }
 
@@ -88,14 +162,14 @@ fn refuses(runtime: &Runtime) -> bool {
     reason(&runtime.status) == Some(Reason::Refused)
 }
 
-#[tokio::test]
-async fn a_real_containerd_that_is_ready_stopped_and_killed() {
-    let mut containerd = Containerd::start();
-    let mut source = CriSource::new(HostRoot::new(containerd.root.path()));
+async fn through_its_life(program: PathBuf, version: &str) {
+    let mut containerd = Containerd::start(program);
+    let mut source = containerd.source();
     let ready = eventually(&containerd, &mut source, "ready", answers).await;
     assert_eq!(ready.sandboxes, Seen::Yes(Vec::new()));
     let status = ready.status.get().cloned().expect("it answers");
     assert_eq!(status.name, "containerd");
+    assert!(status.version.trim_start_matches('v').starts_with(version), "{status:?}");
     assert!(status.condition("RuntimeReady").is_some_and(|condition| condition.status), "{status:?}");
     assert!(status.condition("NetworkReady").is_some_and(|condition| !condition.status), "{status:?}");
     let (conf_dir, bin_dirs) = status.cni_dirs.expect("told");
@@ -123,7 +197,7 @@ async fn a_real_containerd_that_is_ready_stopped_and_killed() {
 
 #[tokio::test]
 async fn the_registries_of_the_images_that_it_keeps() {
-    let containerd = Containerd::start();
+    let containerd = Containerd::start(one());
     let mut first = CriSource::new(HostRoot::new(containerd.root.path()));
     eventually(&containerd, &mut first, "ready", answers).await;
     assert!(first.image_hosts().is_empty());
@@ -151,4 +225,129 @@ async fn the_registries_of_the_images_that_it_keeps() {
         assert!(started.elapsed() < PATIENCE, "{:?}\n{}", source.image_hosts(), containerd.log());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test]
+async fn containerd_1_that_is_ready_stopped_and_killed() {
+    through_its_life(one(), "1.").await;
+}
+
+#[tokio::test]
+async fn containerd_2_that_is_ready_stopped_and_killed() {
+    through_its_life(two(), "2.").await;
+}
+
+/// A CNI plugin that refuses each pod in Calico's words.
+const REFUSES: &str = "#!/bin/sh\ncat >/dev/null\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\n\
+    echo '{\"cniVersion\":\"0.4.0\",\"code\":11,\"msg\":\"cannot allocate new block due to per host block limit\"}'\nexit 1\n";
+
+async fn pods_that_cannot_start(program: PathBuf) {
+    use std::os::unix::fs::PermissionsExt;
+    let containerd = Containerd::start(program);
+    let at = |name: &str| containerd.root.path().join(name);
+    std::fs::write(at("bin/refuses"), REFUSES).expect("write");
+    std::fs::set_permissions(at("bin/refuses"), std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    std::fs::copy("/usr/lib/cni/loopback", at("bin/loopback")).expect("a plugin of the distribution");
+    let conflist = r#"{"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "refuses"}]}"#;
+    std::fs::write(at("net.d/10-pods.conflist"), conflist).expect("write");
+    let mut source = containerd.source();
+    eventually(&containerd, &mut source, "ready", |runtime| {
+        let network = runtime.status.get().and_then(|status| status.condition("NetworkReady"));
+        answers(runtime) && network.is_some_and(|network| network.status)
+    })
+    .await;
+    let asking = Asking::of(&containerd).await;
+    for attempt in 0..6 {
+        let said = asking.sandbox("web", attempt, false).await.expect_err("the plugin refuses");
+        let why = crate::checks::sandbox_failure::classify(&said).expect("known words");
+        assert_eq!(why.what, "this worker may have no further block of addresses", "{said}");
+        source.look(None, true).await;
+    }
+    // Whether it keeps what it could not set up differs; that something came and went shows in any case.
+    source.inventory = None;
+    let failures = source.look(None, true).await.failures;
+    assert!(failures.attempts >= 5 && failures.goes_on, "{failures:?}\n{}", containerd.log());
+}
+
+#[tokio::test]
+async fn containerd_1_pods_that_cannot_start() {
+    pods_that_cannot_start(one()).await;
+}
+
+#[tokio::test]
+async fn containerd_2_pods_that_cannot_start() {
+    pods_that_cannot_start(two()).await;
+}
+
+/// A shim that the runtime does not know: its store is lost, as after an unclean reboot, and the pod runs on.
+async fn a_shim_that_outlives_the_store(program: PathBuf) {
+    let mut containerd = Containerd::start(program);
+    let mut source = containerd.source();
+    eventually(&containerd, &mut source, "ready", answers).await;
+    let asking = Asking::of(&containerd).await;
+    let sandbox = asking.sandbox("web", 0, true).await.expect("it starts");
+    let own: HashSet<i32> = containerd.shims().into_iter().collect();
+    let unknown = |source: &CriSource| -> Vec<Box<str>> {
+        let mut processes = processes::ProcessSource::new(HostRoot::new("/"));
+        processes.look(jiff::Timestamp::now(), crate::clock::since_boot()).expect("readable");
+        let known = source.inventory().expect("counted");
+        let shims = processes.attendants();
+        let own = shims.shims.iter().filter(|shim| own.contains(&shim.pid));
+        own.filter(|shim| !known.sandboxes.contains_key(&digest(&shim.sandbox)))
+            .map(|shim| shim.sandbox.clone())
+            .collect()
+    };
+    source.inventory = None;
+    source.look(None, true).await;
+    assert_eq!(unknown(&source), Vec::<Box<str>>::new(), "the runtime knows its own");
+    containerd.kill();
+    for lost in ["root", "state"] {
+        std::fs::rename(containerd.root.path().join(lost), containerd.root.path().join(format!("{lost}-lost")))
+            .expect("mv");
+    }
+    containerd.restart();
+    eventually(&containerd, &mut source, "ready", answers).await;
+    assert_eq!(unknown(&source), [sandbox.into_boxed_str()]);
+}
+
+#[tokio::test]
+async fn containerd_1_a_shim_that_outlives_the_store() {
+    a_shim_that_outlives_the_store(one()).await;
+}
+
+#[tokio::test]
+async fn containerd_2_a_shim_that_outlives_the_store() {
+    a_shim_that_outlives_the_store(two()).await;
+}
+
+/// Containers come and go by the hundred while the runtime is looked at; then it is stopped for a while.
+async fn hundreds_of_containers(program: PathBuf, hundreds: u32) {
+    let containerd = Containerd::start(program);
+    let mut source = containerd.source();
+    eventually(&containerd, &mut source, "ready", answers).await;
+    let asking = Asking::of(&containerd).await;
+    let sandbox = asking.sandbox("web", 0, true).await.expect("it starts");
+    for round in 0..hundreds {
+        let ids = asking.containers(&sandbox, round, 100).await;
+        let runtime = source.look(None, true).await;
+        assert!(answers(&runtime), "{runtime:?}");
+        assert_eq!(runtime.failures, crate::facts::SandboxFailures::default());
+        asking.remove(ids).await;
+    }
+    containerd.signal(Signal::SIGSTOP);
+    for _ in 0..4 {
+        assert!(hangs(&source.look(None, true).await));
+    }
+    containerd.signal(Signal::SIGCONT);
+    eventually(&containerd, &mut source, "going on", answers).await;
+}
+
+#[tokio::test]
+async fn containerd_1_a_thousand_containers() {
+    hundreds_of_containers(one(), 10).await;
+}
+
+#[tokio::test]
+async fn containerd_2_hundreds_of_containers() {
+    hundreds_of_containers(two(), 2).await;
 }

@@ -1,0 +1,186 @@
+//! containerd's store on disk: whether its database and its images are whole. Only read, never locked, never opened as a
+//! database: containerd may hold it.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::host_root::HostRoot;
+use crate::facts::{LookError, StoreFault};
+
+const DATABASE: &str = "io.containerd.metadata.v1.bolt/meta.db";
+const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
+/// The digest of nothing: the one blob that may be empty.
+const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+/// So many blobs are looked at: those of more than a thousand images.
+const MOST: usize = 20_000;
+
+/// Looks at the store, and remembers what has not changed.
+#[derive(Debug)]
+pub(super) struct StoreSource {
+    host: HostRoot,
+    /// When the directory of blobs last changed, and how many of them were empty then, with one of their names.
+    blobs: Option<(SystemTime, usize, String)>,
+}
+
+impl StoreSource {
+    /// Nothing was looked at yet.
+    pub(super) fn new(host: HostRoot) -> Self {
+        StoreSource { host, blobs: None }
+    }
+
+    /// Looks at the store at `root`; an error with the reason `Missing` says that there is none.
+    pub(super) fn look(&mut self, root: &str) -> Result<Vec<StoreFault>, LookError> {
+        let mut faults = Vec::new();
+        let database = format!("{root}/{DATABASE}");
+        let head = self.host.head(&database, HEAD as u64)?;
+        let about = std::fs::metadata(self.host.path(&database)).map_err(|error| LookError::io(&*database, &error))?;
+        if let Some(what) = database_fault(&head, about.len()) {
+            faults.push(StoreFault { path: database, what });
+        }
+        let blobs = format!("{root}/{BLOBS}");
+        match self.empty_blobs(&self.host.path(&blobs)) {
+            Ok((0, _)) => {}
+            Ok((count, name)) => {
+                let what = format!("{count} of its blobs are empty, {} for one", name.get(..12).unwrap_or(&name));
+                faults.push(StoreFault { path: blobs, what });
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(LookError::io(blobs, &error)),
+        }
+        Ok(faults)
+    }
+
+    /// Blobs of length zero: committed, and lost by a file system that was not written back. Unfinished ones are elsewhere.
+    fn empty_blobs(&mut self, directory: &Path) -> std::io::Result<(usize, String)> {
+        let modified = std::fs::metadata(directory)?.modified()?;
+        if let Some((at, count, name)) = &self.blobs
+            && *at == modified
+            && *count == 0
+        {
+            return Ok((*count, name.clone()));
+        }
+        let entries = std::fs::read_dir(directory)?.flatten().take(MOST);
+        let mut empty = entries.filter(|entry| entry.metadata().is_ok_and(|about| about.is_file() && about.len() == 0));
+        let mut empty =
+            empty.by_ref().filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name != EMPTY);
+        let first = empty.next();
+        let count = empty.count() + usize::from(first.is_some());
+        let name = first.unwrap_or_default();
+        self.blobs = Some((modified, count, name.clone()));
+        Ok((count, name))
+    }
+}
+
+/// Two pages of the largest usual size, each with a header of its own.
+const HEAD: usize = 2 * 16384;
+/// A page begins with 16 bytes of its own; what they hold is not needed.
+const PAGE_HEADER: usize = 16;
+/// `magic` of bbolt's `meta` (`internal/common/types.go`).
+const MAGIC: u32 = 0xED0C_DAED;
+
+/// What is wrong with a bbolt database of this length that begins so. Either of its first two pages is enough: bbolt writes them
+/// in turn.
+fn database_fault(head: &[u8], length: u64) -> Option<String> {
+    if length == 0 {
+        return Some("is empty: everything that containerd knew is lost".to_owned());
+    }
+    let first = meta(head, 0);
+    let sizes = [4096, 8192, 16384];
+    let second = sizes.iter().find_map(|size| meta(head, *size).filter(|meta| meta.page_size as usize == *size));
+    let Some(newest) = first.into_iter().chain(second).max_by_key(|meta| meta.transaction) else {
+        return Some("is no database any more: neither of its two first pages is whole".to_owned());
+    };
+    let needed = newest.pages.saturating_mul(u64::from(newest.page_size));
+    (needed > length).then(|| format!("is cut off: it has {length} bytes and should have {needed}"))
+}
+
+struct Meta {
+    page_size: u32,
+    /// One more than the highest page in use.
+    pages: u64,
+    transaction: u64,
+}
+
+/// Reads `meta`: magic, version, pageSize, flags (4 bytes each), root (16), freelist, pgid, txid, checksum (8 each).
+fn meta(head: &[u8], at: usize) -> Option<Meta> {
+    let meta = head.get(at + PAGE_HEADER..at + PAGE_HEADER + 64)?;
+    let short = |at: usize| Some(u32::from_ne_bytes(meta.get(at..at + 4)?.try_into().ok()?));
+    let long = |at: usize| Some(u64::from_ne_bytes(meta.get(at..at + 8)?.try_into().ok()?));
+    let whole = short(0)? == MAGIC && long(56)? == fnv(&meta[..56]);
+    whole.then_some(Meta { page_size: short(8)?, pages: long(40)?, transaction: long(48)? })
+}
+
+/// FNV-1a, 64 bits.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The fuzz target's door.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    let _ = database_fault(bytes, bytes.len() as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::Reason;
+
+    fn page(pages: u64, transaction: u64) -> Vec<u8> {
+        let mut meta: Vec<u8> = [MAGIC, 2, 4096, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        meta.extend([3, 0, 2, pages, transaction].iter().flat_map(|word: &u64| word.to_ne_bytes()));
+        let sum = fnv(&meta);
+        meta.extend(sum.to_ne_bytes());
+        let mut page = vec![0; PAGE_HEADER];
+        page.extend(meta);
+        page.resize(4096, 0);
+        page
+    }
+
+    fn database(pages: u64) -> Vec<u8> {
+        [page(pages, 7), page(pages, 8), vec![1; 4096 * 6]].concat()
+    }
+
+    fn fault(database: &[u8]) -> Option<String> {
+        database_fault(&database[..database.len().min(HEAD)], database.len() as u64)
+    }
+
+    #[test]
+    fn a_database_is_whole_when_one_of_its_two_pages_is() {
+        assert_eq!(fault(&database(8)), None);
+        let torn = |at: usize| {
+            let mut torn = database(8);
+            torn[at + 40] ^= 1;
+            torn
+        };
+        assert_eq!(fault(&torn(0)), None, "one is being written");
+        assert_eq!(fault(&torn(4096)), None);
+        let mut both = torn(0);
+        both[4096 + 40] ^= 1;
+        assert!(fault(&both).is_some_and(|what| what.starts_with("is no database")));
+        assert!(fault(&vec![0; 40_000]).is_some_and(|what| what.starts_with("is no database")));
+        assert!(fault(&[]).is_some_and(|what| what.starts_with("is empty")));
+        assert!(fault(b"x").is_some());
+        assert_eq!(fault(&database(9)).as_deref(), Some("is cut off: it has 32768 bytes and should have 36864"));
+    }
+
+    #[test]
+    fn empty_blobs_are_named_and_looked_for_again_when_the_directory_changes() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let at = |path: &str| root.path().join("store").join(path);
+        let mut source = StoreSource::new(HostRoot::new(root.path()));
+        assert_eq!(source.look("/store").expect_err("no store").reason, Reason::Missing);
+        std::fs::create_dir_all(at("io.containerd.metadata.v1.bolt")).expect("mkdir");
+        std::fs::write(at(DATABASE), database(8)).expect("write");
+        assert_eq!(source.look("/store"), Ok(vec![]), "no image was pulled yet");
+        std::fs::create_dir_all(at(BLOBS)).expect("mkdir");
+        std::fs::write(at(BLOBS).join(EMPTY), "").expect("write");
+        std::fs::write(at(BLOBS).join("aa"), "content").expect("write");
+        assert_eq!(source.look("/store"), Ok(vec![]));
+        std::fs::write(at(BLOBS).join("bbbbbbbbbbbbbbbb"), "").expect("write");
+        let faults = source.look("/store").expect("readable");
+        assert_eq!(faults[0].what, "1 of its blobs are empty, bbbbbbbbbbbb for one");
+        std::fs::write(at(BLOBS).join("bbbbbbbbbbbbbbbb"), "pulled again").expect("write");
+        assert_eq!(source.look("/store"), Ok(vec![]), "it clears");
+    }
+}
