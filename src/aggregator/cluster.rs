@@ -20,6 +20,8 @@ use crate::verdict::{Status, Told, WorkerState, annotation};
 /// Addresses of one kind, or ranges of Pod addresses, that are kept of one node.
 const MOST_ADDRESSES: usize = 16;
 
+/// Taints of the control plane's nodes.
+const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 /// Nodes that are gone and remembered.
 const MOST_TOMBSTONES: usize = 256;
 
@@ -229,6 +231,7 @@ impl Cluster {
             network_taint: network_taint.is_some(),
             network_taint_since: network_taint.and_then(|taint| taint.time_added),
             migration: meta.labels.get(MIGRATION).map(|stage| self.word(stage)),
+            control_plane: CONTROL_PLANE.iter().any(|key| node.spec.taint(key).is_some()),
             list: self.nodes_sight.list(),
             ..Row::default()
         };

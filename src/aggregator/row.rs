@@ -21,6 +21,7 @@ const LONGEST_TEXT: usize = 2048;
 
 /// What is kept of a Node.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, as the API server says it")]
 pub(crate) struct Row {
     /// `metadata.resourceVersion`: what the aggregator writes must not land on anything newer.
     pub(crate) version: Box<str>,
@@ -68,6 +69,8 @@ pub(crate) struct Row {
     pub(crate) network_taint_since: Option<Timestamp>,
     /// How far its Calico has moved to calico-system.
     pub(crate) migration: Option<Arc<str>>,
+    /// It is one of the control plane's, on which no other Pods are.
+    pub(crate) control_plane: bool,
     /// Our conditions, at most one of each type.
     pub(crate) conditions: Vec<Condition>,
     /// Our findings, worst first.

@@ -43,6 +43,8 @@ fn calico_node(bench: &Bench, number: usize, ready: bool) -> Result<()> {
 }
 
 fn plant(bench: &Bench) -> Result<()> {
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "calico-node", "namespace": "kube-system"}});
+    bench.apply(&account.to_string())?;
     for number in 0..WORKERS {
         let name = name(number);
         bench.add_node(&name, &json!({"agentpool": if number < RED { "red" } else { "blue" }}))?;
@@ -51,7 +53,7 @@ fn plant(bench: &Bench) -> Result<()> {
         tell(bench, number, false)?;
         let pod = json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": format!("calico-node-{number:02}"), "namespace": "kube-system", "labels": {"k8s-app": "calico-node"}},
-            "spec": {"nodeName": name, "containers": [{"name": "calico-node", "image": "quay.io/calico/node:v3.28.1"}]}});
+            "spec": {"nodeName": name, "serviceAccountName": "calico-node", "containers": [{"name": "calico-node", "image": "quay.io/calico/node:v3.28.1"}]}});
         bench.admin("POST /api/v1/namespaces/kube-system/pods", &pod)?;
         calico_node(bench, number, true)?;
     }
@@ -74,9 +76,11 @@ fn report(aggregator: &Running) -> Result<Value> {
     Ok(serde_json::from_str(&aggregator.page("/api/v1/report")?)?)
 }
 
-/// The codes of the findings about the cluster.
+/// The codes of the findings about the cluster. All planted Nodes have one address, which is told once they are ten minutes
+/// old.
 fn about_the_cluster(report: &Value) -> Vec<&str> {
-    report["cluster"].as_array().into_iter().flatten().filter_map(|finding| finding["code"].as_str()).collect()
+    let codes = report["cluster"].as_array().into_iter().flatten().filter_map(|finding| finding["code"].as_str());
+    codes.filter(|code| *code != "NodeIpReused").collect()
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod calico;
 mod controllers;
+mod inventory;
 
 use std::collections::BTreeMap;
 
@@ -72,6 +73,7 @@ pub(super) fn findings(cluster: &Cluster, only: Option<&str>, now: Timestamp) ->
     let passwords = cluster.password.iter().filter(|found| found.is_wrong() && lasts(found.since, SETTING_UP, now));
     all.extend(passwords.map(|found| no_password(found, &pods, only)));
     let drafts = calico::findings(cluster, now).into_iter().chain(controllers::findings(cluster, now));
+    let drafts = drafts.chain(inventory::findings(cluster, now));
     all.extend(drafts.map(|draft| draft.told(only)));
     for finding in all.iter_mut().filter(|finding| finding.severity > Severity::Info) {
         finding.before = finding.since.map(|since| cluster.surroundings.journal.before(since)).unwrap_or_default();

@@ -109,7 +109,13 @@ fn around(out: &mut String, report: &ClusterReport, paint: Paint) {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let since = |since| format!(", since {} ({})", time(since), age(since, report.generated_at));
         let since = finding.since.map_or(String::new(), since);
-        let _ = writeln!(out, "\n{code}  {severity}, {} of {} workers{since}", finding.nodes, report.workers.total);
+        // What concerns no worker more than another has no number.
+        let on = if finding.nodes > 0 {
+            format!(", {} of {} workers", finding.nodes, report.workers.total)
+        } else {
+            String::new()
+        };
+        let _ = writeln!(out, "\n{code}  {severity}{on}{since}");
         paint.paragraph(out, 2, &sentence(&finding.detail));
         changes(out, &finding.before, finding.since, paint);
         next(out, 2, Some(&finding.next), paint);

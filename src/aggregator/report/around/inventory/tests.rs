@@ -1,0 +1,151 @@
+//! Nodes that are left over, that share an address, that are few, that are silent; and Pods that cannot be made.
+
+use serde_json::{Value, json};
+
+use super::super::calico::tests::list;
+use super::*;
+use crate::aggregator::surroundings::What;
+use crate::aggregator::testing::{apply, at, cluster, node, silent as mute};
+use crate::checks::Severity;
+
+fn worker(number: usize) -> Value {
+    let mut node = node(&format!("n{number}"), if number < 3 { "a" } else { "b" }, "p", "Normal", &[]);
+    node["status"]["addresses"] = json!([{"type": "InternalIP", "address": format!("10.0.0.{number}")}, {"type": "ExternalIP", "address": format!("169.0.0.{number}")}]);
+    node["status"]["nodeInfo"] = json!({"systemUUID": format!("u{number}")});
+    node
+}
+
+fn not_ready(mut node: Value) -> Value {
+    node["status"]["conditions"][0]["status"] = "False".into();
+    node
+}
+
+fn planted(change: impl Fn(usize, Value) -> Value) -> Cluster {
+    cluster(&(0..6).map(|number| change(number, worker(number))).collect::<Vec<_>>(), &[])
+}
+
+fn codes(cluster: &Cluster, now: i64) -> Vec<(&'static str, Severity, Vec<String>)> {
+    findings(cluster, at(now)).into_iter().map(|draft| (draft.code, draft.severity, draft.on)).collect()
+}
+
+fn names(numbers: &[usize]) -> Vec<String> {
+    numbers.iter().map(|number| format!("n{number}")).collect()
+}
+
+#[test]
+fn when_all_is_well_nothing_is_said_and_of_an_empty_cluster_too() {
+    assert!(codes(&planted(|_, node| node), 0).is_empty());
+    assert!(codes(&cluster(&[], &[]), 0).is_empty());
+}
+
+#[test]
+fn a_node_that_is_left_over_is_told_with_its_twin() {
+    let mut cluster = planted(|_, node| node);
+    let mut old = not_ready(worker(5));
+    old["metadata"]["name"] = "169.0.0.5".into();
+    apply(&mut cluster, &old);
+    assert_eq!(codes(&cluster, 0), [("DuplicateNodeObject", Info, vec!["169.0.0.5".to_owned()])]);
+    assert!(findings(&cluster, at(0))[0].next.contains("see that n5 is Ready, then `kubectl delete node 169.0.0.5`"));
+    cluster.remove_node("169.0.0.5", at(1));
+    assert!(codes(&cluster, 1).is_empty());
+    // Nodes that are containers of one machine have its number, and are no duplicates.
+    let kind = planted(|number, mut node| {
+        node["status"]["nodeInfo"]["systemUUID"] = "same".into();
+        if number == 5 { not_ready(node) } else { node }
+    });
+    assert!(codes(&kind, 0).is_empty());
+}
+
+#[test]
+fn two_ready_nodes_with_one_address_are_told_once_neither_is_new() {
+    let twins = planted(|number, mut node| {
+        if number == 4 {
+            node["status"]["addresses"][0]["address"] = "10.0.0.2".into();
+        }
+        node
+    });
+    assert_eq!(codes(&twins, 0), [("NodeIpReused", Critical, names(&[2, 4]))]);
+    let new = planted(|number, mut node| {
+        if number == 4 {
+            node["status"]["addresses"][0]["address"] = "10.0.0.2".into();
+            node["metadata"]["creationTimestamp"] = json!(at(-599));
+        }
+        node
+    });
+    assert!(codes(&new, 0).is_empty(), "the other may be about to go");
+}
+
+#[test]
+fn the_last_worker_is_at_risk_unless_it_was_the_only_one() {
+    let cordon = |mut node: Value| {
+        node["spec"]["unschedulable"] = true.into();
+        node
+    };
+    let left = planted(|number, node| match number {
+        0 => node,
+        1 => not_ready(node),
+        _ => cordon(node),
+    });
+    assert_eq!(codes(&left, 0), [("LastWorkerAtRisk", Warning, names(&[0]))]);
+    let none = planted(|_, node| cordon(node));
+    assert_eq!(codes(&none, 0), [("LastWorkerAtRisk", Warning, vec![])]);
+    assert!(codes(&cluster(&[worker(0)], &[]), 0).is_empty());
+    // Nodes of the control plane take no Pods, and do not count.
+    let mut master = worker(1);
+    master["spec"]["taints"] = json!([{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]);
+    assert!(codes(&cluster(&[worker(0), master], &[]), 0).is_empty());
+    let zone = planted(|number, node| if number < 2 { cordon(node) } else { node });
+    assert_eq!(codes(&zone, 0), [("ZoneBelowTwoWorkers", Info, vec![])]);
+    assert!(findings(&zone, at(0))[0].detail.contains("a (1 of 3)"));
+    let small = cluster(&[worker(0), worker(4)], &[]);
+    assert!(codes(&small, 0).is_empty(), "one in each zone from the beginning");
+}
+
+#[test]
+fn when_nearly_all_are_silent_it_is_the_control_plane() {
+    // They have been silent for two minutes.
+    let cut = |count: usize| planted(move |number, node| if number < count { mute(node) } else { node });
+    let told = |cluster: &Cluster, now| {
+        let all = codes(cluster, now);
+        all.into_iter()
+            .filter(|(code, ..)| *code == "MasterUnreachableClusterwide")
+            .map(|(.., on)| on.len())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((told(&cut(5), 0), told(&cut(6), 0)), (vec![5], vec![6]));
+    assert!(told(&cut(4), 0).is_empty(), "two thirds");
+    assert!(told(&cut(6), -61).is_empty(), "it may be back at once");
+    assert_eq!(told(&cut(6), -60), [6]);
+    let said = ("MasterUnreachable", "critical", "controlPlanePath", "cannot reach it");
+    let agents = cluster(
+        &(0..4).map(|number| node(&format!("n{number}"), "a", "p", "Critical", &[said])).collect::<Vec<_>>(),
+        &[],
+    );
+    assert_eq!(told(&agents, 0), [4], "by the agents' word");
+}
+
+#[test]
+fn a_webhook_that_blocks_the_system_is_told_for_half_an_hour_after_the_last_try() {
+    let event = |namespace: &str, message: &str| {
+        json!({"metadata": {"name": "e", "namespace": namespace}, "message": message, "series": {"lastObservedTime": at(0)},
+            "involvedObject": {"kind": "ReplicaSet", "namespace": namespace, "name": "coredns-5d78c9869d"}})
+    };
+    let message =
+        "Error creating: Internal error occurred: failed calling webhook \"guard.example\": no endpoints available";
+    let with = |namespace, message| {
+        let mut cluster = planted(|_, node| node);
+        list(&mut cluster, What::FailedCreates, &[event(namespace, message)], 0);
+        cluster
+    };
+    let blocked = with("kube-system", message);
+    assert_eq!(codes(&blocked, 0), [("WebhookBlocksSystemPods", Critical, vec![])]);
+    let draft = findings(&blocked, at(0)).remove(0);
+    assert!(
+        draft.detail.contains("ReplicaSet coredns-5d78c9869d in kube-system") && draft.detail.contains("guard.example"),
+        "{}",
+        draft.detail
+    );
+    assert!(codes(&blocked, TRIED_WITHIN).is_empty(), "it clears");
+    assert!(codes(&with("shop", message), 0).is_empty(), "not the system");
+    assert!(codes(&with("kube-system", "Error creating: exceeded quota"), 0).is_empty(), "no webhook");
+}
