@@ -1,5 +1,6 @@
 //! The kubelet, and the health ports of its neighbours.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Seen;
@@ -17,6 +18,8 @@ pub struct Kubelet {
     /// The name under which it registers its Node, where its arguments settle that: `--hostname-override`, or the host's
     /// name where no cloud provider has a say.
     pub node_name: Option<String>,
+    /// The client certificate of its kubeconfig; absent when it shows the API server something else.
+    pub client_certificate: Seen<ClientCertificate>,
     /// `healthzPort`; 0 means switched off. Default 10248.
     pub healthz_port: u16,
     /// `containerRuntimeEndpoint`, without `unix://`.
@@ -27,6 +30,20 @@ pub struct Kubelet {
     pub capacity: CapacitySettings,
     /// Why its configuration could not be used, if so: the thresholds are then the defaults.
     pub config_error: Option<String>,
+}
+
+/// The certificate by which the kubelet is known to the API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCertificate {
+    /// The file that holds it.
+    pub path: String,
+    /// From when it is valid.
+    pub not_before: Timestamp,
+    /// Until when it is valid.
+    pub not_after: Timestamp,
+    /// Whether the kubelet is set to renew it (`rotateCertificates`).
+    pub rotates: bool,
 }
 
 /// `evictionHard` (`pkg/kubelet/eviction/defaults_linux.go`): below these the kubelet evicts pods.

@@ -39,7 +39,7 @@ pub use debris::{Debris, Growing, Resource};
 pub use host::{Conntrack, Filesystem, Forwarding, Role, Space};
 pub use ipset::IpSet;
 pub use kernel_log::{KernelEvent, KernelFault, KernelLog};
-pub use kubelet::{CapacitySettings, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
+pub use kubelet::{CapacitySettings, ClientCertificate, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
 pub use memory::{Memory, OomKill, OomScope, PodCgroup, PodScan, PodsMemory, Stall};
 pub(crate) use netfilter::rounded;
 pub use netfilter::{
@@ -48,7 +48,7 @@ pub use netfilter::{
 pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep, PeerAnswer};
 pub(crate) use pod_ranges::Way;
 pub(crate) use presence::{BPF_DEVICE, is_calico_chain, is_kube_proxy_chain, rulesets};
-pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered};
+pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered, Starts};
 pub use registry::Registry;
 pub use route_memory::{FirstLook, RouteMemory};
 pub(crate) use routes::{Flow, longest};

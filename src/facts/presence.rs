@@ -1,7 +1,9 @@
 //! What should be on this node: found out from what is there and what was there, never configured.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::{Backend, Family, Program, RouteMemory, Ruleset, Seen, Snapshot, Table};
@@ -29,6 +31,44 @@ pub struct Remembered {
     pub calico_cni: bool,
     /// Routes.
     pub routes: RouteMemory,
+    /// Starts of the kubelet.
+    pub kubelet_starts: Starts,
+}
+
+/// When a program was started, as its process shows it look after look.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Starts {
+    /// The last start.
+    last: Option<Timestamp>,
+    /// Those that followed another, oldest first.
+    restarts: Vec<Timestamp>,
+}
+
+impl Starts {
+    /// So many are kept.
+    const MOST: usize = 16;
+    /// Start times are computed from two clocks; below this it is the same one.
+    const JITTER: SignedDuration = SignedDuration::from_secs(2);
+
+    /// Takes in the start of the process that runs now.
+    pub fn take(&mut self, at: Timestamp) {
+        let again = self.last.is_some_and(|last| at.duration_since(last) > Self::JITTER);
+        if again {
+            if self.restarts.len() == Self::MOST {
+                self.restarts.remove(0);
+            }
+            self.restarts.push(at);
+        }
+        if again || self.last.is_none() {
+            self.last = Some(at);
+        }
+    }
+
+    /// How many restarts there were in the time before `now`.
+    pub fn restarts_within(&self, now: Timestamp, time: Duration) -> usize {
+        self.restarts.iter().filter(|at| now.duration_since(**at).unsigned_abs() < time).count()
+    }
 }
 
 /// How kube-proxy programs the node.
@@ -137,6 +177,9 @@ impl Remembered {
         }
         if let Some(processes) = now.processes.get() {
             self.programs.extend(processes.found.iter().map(|process| process.program));
+            if let Some(kubelet) = processes.of(Program::Kubelet) {
+                self.kubelet_starts.take(kubelet.started_at);
+            }
         }
         self.calico_cni |= now.cni.config().is_some_and(|config| config.has("calico"));
         self.routes.update(now);

@@ -13,6 +13,8 @@ mod directories;
 mod kubeconfig;
 mod program;
 
+pub(super) use kubeconfig::decode as base64;
+
 /// A network configuration is some kilobytes; longer files are not read. In bytes.
 const LIMIT: u64 = 1 << 20;
 /// The runtime uses the first file only, so no more than this many are opened.

@@ -5,6 +5,7 @@
 
 mod directory;
 mod lock_file;
+mod mounts;
 
 use std::future::Future;
 use std::io;
@@ -57,6 +58,8 @@ pub(crate) enum Event {
     },
     /// A directory of CNI configurations or plugins.
     Cni,
+    /// Something was mounted or unmounted, or a file system met an error.
+    Mounts,
     /// Notifications were lost: anything may have changed.
     Overrun,
 }
@@ -69,6 +72,8 @@ pub(super) fn watch(cni_dirs: Vec<PathBuf>, lock: Watched, commits: Commits) -> 
     spawn("routing changes", events.clone(), watch_routing);
     spawn("changes of IPsec policies", events.clone(), watch_ipsec);
     spawn("nf_tables changes", events.clone(), |events| watch_nftables(events, commits));
+    let host = lock.host.clone();
+    spawn("changes of mounts", events.clone(), move |events| mounts::watch(host, events));
     spawn("the lock of legacy iptables", events.clone(), |_| lock_file::watch(lock));
     for dir in cni_dirs {
         spawn("changes of a CNI directory", events.clone(), move |events| directory::watch(dir, events));

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::host_root::HostRoot;
-use crate::facts::{CapacitySettings, EvictionThresholds, Kubelet, LookError, Reason};
+use crate::facts::{CapacitySettings, ClientCertificate, EvictionThresholds, Kubelet, LookError, Reason, Seen};
 
+mod certificate;
 mod drop_in;
 mod eviction;
 pub(super) mod kubeconfig;
@@ -41,6 +42,7 @@ struct Configuration {
     healthz_port: Option<u16>,
     container_runtime_endpoint: Option<String>,
     merge_default_eviction_settings: Option<bool>,
+    rotate_certificates: Option<bool>,
 }
 
 /// Texts by key.
@@ -94,7 +96,10 @@ pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kube
     // Arguments win over the file.
     let port = option("healthz-port").and_then(|port| port.parse().ok()).or(configuration.healthz_port);
     let endpoint = option("container-runtime-endpoint").or(configuration.container_runtime_endpoint);
+    let rotates = option("rotate-certificates").map(|value| value != "false").or(configuration.rotate_certificates);
+    let certificate = |path| client_certificate(host, path, rotates == Some(true));
     Ok(Kubelet {
+        client_certificate: kubeconfig_path.as_deref().map_or(Seen::Absent, |path| certificate(path).into()),
         server: kubeconfig_path.as_deref().and_then(|path| server(host, path)),
         node_name: arguments.and_then(|arguments| node_name(host, arguments)),
         config_path,
@@ -150,6 +155,14 @@ fn server(host: &HostRoot, path: &str) -> Option<String> {
     }
 }
 
+fn client_certificate(host: &HostRoot, kubeconfig: &str, rotates: bool) -> Result<ClientCertificate, LookError> {
+    let (path, pem) = kubeconfig::client_certificate(host, kubeconfig)?;
+    match certificate::validity(&pem) {
+        Some((not_before, not_after)) => Ok(ClientCertificate { path, not_before, not_after, rotates }),
+        None => Err(LookError::new(path, Reason::Malformed, "holds no certificate that can be decoded")),
+    }
+}
+
 /// The fuzz target's door.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(data: &[u8]) {
@@ -163,7 +176,10 @@ pub(crate) fn fuzz(data: &[u8]) {
                 let _ = eviction::thresholds(&configuration.overlaid(again), [None, None]);
             }
         }
-        1 => kubeconfig::fuzz(&text),
+        1 => {
+            kubeconfig::fuzz(&text);
+            let _ = certificate::validity(&text);
+        }
         2 => quantity::fuzz(&text),
         _ => {
             let arguments: Vec<String> = text.split('\0').map(str::to_owned).collect();

@@ -15,6 +15,8 @@ use crate::facts::{LookError, Process, Processes, Program};
 const WALK: Duration = Duration::from_secs(60);
 /// While a program is missing it is looked for this often.
 const SEARCH: Duration = Duration::from_secs(15);
+/// For so long after one has gone it is looked for at each look: a restart is over within seconds.
+const SOON: Duration = Duration::from_secs(60);
 /// Boot time is the difference of two clocks; below this it has not moved.
 const JITTER: SignedDuration = SignedDuration::from_secs(2);
 
@@ -27,6 +29,8 @@ pub(crate) struct ProcessSource {
     ever: BTreeSet<Program>,
     /// When the table was walked, on the boot clock.
     walked: Option<Duration>,
+    /// When one of the known processes was found to have gone, on the boot clock.
+    lost: Option<Duration>,
     kubelet: Option<Vec<String>>,
     debris: Arc<Attendants>,
 }
@@ -66,6 +70,7 @@ impl ProcessSource {
             known: Vec::new(),
             ever: BTreeSet::new(),
             walked: None,
+            lost: None,
             kubelet: None,
             debris: Arc::default(),
         }
@@ -74,8 +79,17 @@ impl ProcessSource {
     /// Looks at the programs. Walks the process table if it is time, or if one of the known processes has gone.
     pub(crate) fn look(&mut self, now: Timestamp, since_boot: Duration) -> Result<Processes, LookError> {
         let age = self.walked.map(|at| since_boot.saturating_sub(at));
-        let limit = if self.misses_one() { SEARCH } else { WALK };
-        if age.is_none_or(|age| age >= limit) || !self.refresh(now, since_boot) {
+        let soon = self.lost.is_some_and(|at| since_boot.saturating_sub(at) < SOON);
+        let limit = match self.misses_one() {
+            true if soon => Duration::ZERO,
+            true => SEARCH,
+            false => WALK,
+        };
+        let known = self.refresh(now, since_boot);
+        if !known {
+            self.lost = Some(since_boot);
+        }
+        if !known || age.is_none_or(|age| age >= limit) {
             self.walk(now, since_boot)?;
             self.walked = Some(since_boot);
         }

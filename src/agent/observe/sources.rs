@@ -172,6 +172,7 @@ struct Wake {
     control_plane: Arc<Notify>,
     traffic: Arc<Notify>,
     store: Arc<Notify>,
+    health: Arc<Notify>,
 }
 
 /// One source's way to the outside.
@@ -209,7 +210,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(bgp(out.clone(), host.clone(), blocking.clone(), shared.clone()));
     tasks.spawn(kubelet(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
-    tasks.spawn(health(out.clone(), shared.clone()));
+    tasks.spawn(health(out.clone(), shared.clone(), wake.clone()));
     let ways = watch::channel(Ways::of_pod()).0;
     tasks.spawn(registries(out.clone(), RegistrySource::new(host.clone(), blocking.clone()), shared.clone()));
     let source = ControlPlaneSource::new(host.clone(), blocking);
@@ -733,8 +734,9 @@ async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shar
         if let Ok(processes) = &seen {
             let now: Vec<_> = processes.found.iter().map(|process| (process.program, process.pid)).collect();
             if set(&mut running, now) {
-                // Somebody started or ended: the runtime may be one of them.
+                // Somebody started or ended: the runtime may be one of them, or the owner of a health port.
                 wake.runtime.notify_one();
+                wake.health.notify_one();
             }
         }
         out.tell(&PROCESSES, began, seen.is_ok(), Update::Processes(seen.into())).await;
@@ -759,13 +761,13 @@ async fn kubelet(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared
     }
 }
 
-async fn health(out: Outlet, shared: Shared) {
+async fn health(out: Outlet, shared: Shared, wake: Wake) {
     loop {
         let began = Instant::now();
         let port = shared.kubelet.borrow().as_ref().map_or(10248, |kubelet| kubelet.healthz_port);
         let seen = super::health::look(port).await;
         out.tell(&HEALTH, began, true, Update::Health(seen)).await;
-        rest(&HEALTH, began, None).await;
+        rest(&HEALTH, began, Some(&wake.health)).await;
     }
 }
 
@@ -904,6 +906,7 @@ fn woken(event: &Event, wake: &Wake) {
             wake.nftables.notify_one();
         }
         Event::Cni => wake.cni.notify_one(),
+        Event::Mounts => wake.filesystems.notify_one(),
         Event::Overrun => {
             tracing::info!("kernel events were lost: looking at everything");
             wake.routing.notify_one();

@@ -14,8 +14,8 @@ pub(super) const CHECK: Check = Check {
     severity: Severity::Critical,
     why: "the control plane will declare this node lost within a minute and move its pods, and no probe or update happens here until then",
     next_step: "read its log (`journalctl -u kubelet -n 100`), then start it (`systemctl start kubelet`)",
-    // A restart by systemd is over within a second or two.
-    raise_after: Duration::from_secs(3),
+    // `systemctl restart` is over within a second or two; the process table is looked at every two seconds.
+    raise_after: Duration::from_secs(2),
     clear_after: Duration::from_secs(3),
     run,
 };

@@ -30,7 +30,7 @@ fn run(look: &Look<'_>) -> Outcome {
     let said = match &look.now.health.kubelet {
         Seen::Yes(answer) if answer.status == 200 => return Outcome::Healthy,
         Seen::Absent => return Outcome::NotApplicable("the kubelet's health port is switched off".into()),
-        Seen::Yes(answer) => format!("answers {}: {}", answer.status, answer.body.trim()),
+        Seen::Yes(answer) => format!("answers {}: {}", answer.status, failing(&answer.body)),
         Seen::Unreadable(error) => match error.reason {
             Reason::TimedOut => "accepts but does not answer".to_owned(),
             // Without a process it is down, which is another code.
@@ -47,6 +47,12 @@ fn run(look: &Look<'_>) -> Outcome {
     Outcome::from_findings(vec![if young { finding.repaired_within(STARTING) } else { finding }])
 }
 
+/// What fails, in the health page's own words: of a list of checks those with the mark of failure.
+fn failing(body: &str) -> String {
+    let failed: Vec<&str> = body.lines().filter_map(|line| line.strip_prefix("[-]")).collect();
+    if failed.is_empty() { body.trim().to_owned() } else { failed.join(", ") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{self, Node};
@@ -58,6 +64,15 @@ mod tests {
             let node = Node::worker().edit(|now| now.health.kubelet = seen.clone());
             assert_eq!(testing::subjects(&run(&node.look())), ["kubelet"]);
         }
+    }
+
+    #[test]
+    fn only_what_fails_is_said() {
+        let body = "[+]ping ok\n[+]log ok\n[-]syncloop failed: reason withheld\nhealthz check failed\n";
+        let answer = crate::facts::HttpAnswer { status: 500, body: body.into() };
+        let node = Node::worker().edit(|now| now.health.kubelet = Seen::Yes(answer));
+        let said = "The kubelet's health port answers 500: syncloop failed: reason withheld";
+        assert_eq!(testing::details(&run(&node.look())), [said]);
     }
 
     #[test]

@@ -53,7 +53,9 @@ mod kube_proxy_chains_missing;
 mod kube_proxy_chains_unhooked;
 mod kube_proxy_down;
 mod kube_proxy_rules_stale;
+mod kubelet_cert_expiring;
 mod kubelet_down;
+mod kubelet_restarting;
 mod kubelet_unhealthy;
 mod link_errors;
 mod master_cluster_ip_unreachable;
@@ -113,6 +115,8 @@ pub const ALL: &[&Check] = &[
     &fd_exhaustion_imminent::CHECK,
     &kubelet_down::CHECK,
     &kubelet_unhealthy::CHECK,
+    &kubelet_restarting::CHECK,
+    &kubelet_cert_expiring::CHECK,
     &default_route_missing::CHECK,
     &gateway_unreachable::CHECK,
     &worker_firewall_blocked::CHECK,

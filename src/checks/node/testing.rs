@@ -392,6 +392,7 @@ fn kubelet() -> Kubelet {
         kubeconfig_path: Some("/etc/kubernetes/kubelet.conf".into()),
         server: Some("https://10.0.0.9:6443".into()),
         node_name: Some("n1".into()),
+        client_certificate: Seen::Absent,
         healthz_port: 10248,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),

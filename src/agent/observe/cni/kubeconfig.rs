@@ -122,7 +122,7 @@ fn holds_certificate(pem: &[u8]) -> Result<(), &'static str> {
 }
 
 /// Base64 in both alphabets, with or without padding and line ends.
-fn decode(text: &str) -> Option<Vec<u8>> {
+pub(in crate::agent::observe) fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 3);
     let (mut bits, mut count) = (0_u32, 0);
     for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace() && *byte != b'=') {

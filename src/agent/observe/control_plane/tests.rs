@@ -69,6 +69,7 @@ fn kubelet(kubeconfig: &str) -> Kubelet {
         config_path: None,
         kubeconfig_path: Some(kubeconfig.to_owned()),
         server: None,
+        client_certificate: crate::facts::Seen::Absent,
         healthz_port: 0,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),

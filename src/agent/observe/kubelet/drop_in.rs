@@ -61,6 +61,7 @@ impl Configuration {
             cgroup_root: over.cgroup_root.or(self.cgroup_root),
             healthz_port: over.healthz_port.or(self.healthz_port),
             container_runtime_endpoint: over.container_runtime_endpoint.or(self.container_runtime_endpoint),
+            rotate_certificates: over.rotate_certificates.or(self.rotate_certificates),
             // Only the first file is asked for it.
             merge_default_eviction_settings: None,
         }

@@ -1,7 +1,8 @@
-//! The cluster section of a kubeconfig. The users in it are never kept.
+//! The cluster section of a kubeconfig, and the certificate of its user. Keys and tokens in it are never kept.
 
 use serde::Deserialize;
 
+use super::super::cni::base64;
 use super::super::host_root::HostRoot;
 use crate::facts::{LookError, Reason};
 
@@ -33,6 +34,41 @@ struct File {
     clusters: Vec<NamedCluster>,
 }
 
+/// The part of it that says who the kubelet is. Of its secrets none is read.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Identities {
+    current_context: Option<String>,
+    #[serde(default)]
+    contexts: Vec<NamedUserContext>,
+    #[serde(default)]
+    users: Vec<NamedUser>,
+}
+
+#[derive(Deserialize)]
+struct NamedUserContext {
+    name: String,
+    context: Option<UserContext>,
+}
+
+#[derive(Deserialize)]
+struct UserContext {
+    user: String,
+}
+
+#[derive(Deserialize)]
+struct NamedUser {
+    name: String,
+    user: Option<UserFields>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct UserFields {
+    client_certificate: Option<String>,
+    client_certificate_data: Option<String>,
+}
+
 #[derive(Deserialize)]
 struct NamedContext {
     name: String,
@@ -60,6 +96,14 @@ struct ClusterFields {
     tls_server_name: Option<String>,
 }
 
+fn parse<T: serde::de::DeserializeOwned>(path: &str, text: &str) -> Result<T, LookError> {
+    crate::yaml::parse(text).map_err(|error| {
+        // Not the parser's own words: they may quote a token.
+        let place = error.line().map_or_else(String::new, |line| format!(" in line {line}"));
+        LookError::new(path, Reason::Malformed, format!("is not a kubeconfig{place}"))
+    })
+}
+
 /// The cluster of the current context, or the first when no context leads to one. [`Reason::Missing`] when the file
 /// does not exist or names no server.
 pub(crate) fn cluster(host: &HostRoot, path: &str) -> Result<Cluster, LookError> {
@@ -67,11 +111,7 @@ pub(crate) fn cluster(host: &HostRoot, path: &str) -> Result<Cluster, LookError>
 }
 
 fn understand(path: &str, text: &str) -> Result<Cluster, LookError> {
-    let mut file: File = crate::yaml::parse(text).map_err(|error| {
-        // Not the parser's own words: they may quote a token.
-        let place = error.line().map_or_else(String::new, |line| format!(" in line {line}"));
-        LookError::new(path, Reason::Malformed, format!("is not a kubeconfig{place}"))
-    })?;
+    let mut file: File = parse(path, text)?;
     let context = file.contexts.iter().find(|each| Some(&each.name) == file.current_context.as_ref());
     let name = context.and_then(|each| each.context.as_ref()).map(|context| &context.cluster);
     let at = file.clusters.iter().position(|each| Some(&each.name) == name).unwrap_or(0);
@@ -85,6 +125,32 @@ fn understand(path: &str, text: &str) -> Result<Cluster, LookError> {
         insecure_skip_tls_verify: fields.insecure_skip_tls_verify.unwrap_or(false),
         tls_server_name: fields.tls_server_name,
     })
+}
+
+/// The client certificate of the current context's user, as PEM, and the file that holds it. [`Reason::Missing`] when it has
+/// none.
+pub(crate) fn client_certificate(host: &HostRoot, path: &str) -> Result<(String, String), LookError> {
+    let file: Identities = parse(path, &host.read_text(path, LIMIT)?)?;
+    let context = file.contexts.iter().find(|each| Some(&each.name) == file.current_context.as_ref());
+    let name = context.and_then(|each| each.context.as_ref()).map(|context| &context.user);
+    let at = file.users.iter().position(|each| Some(&each.name) == name).unwrap_or(0);
+    let user = file.users.into_iter().nth(at).and_then(|each| each.user);
+    match user.map(|user| (user.client_certificate_data, user.client_certificate)) {
+        Some((Some(data), _)) => {
+            let pem = base64(&data).ok_or_else(|| LookError::new(path, Reason::Malformed, "holds no base64"))?;
+            Ok((path.to_owned(), String::from_utf8_lossy(&pem).into_owned()))
+        }
+        Some((None, Some(file))) => {
+            let file = absolute(path, &file);
+            let pem = host.read_text(&file, LIMIT).map_err(|error| match error.reason {
+                // Absent is only what nobody names.
+                Reason::Missing => LookError { reason: Reason::Failed, ..error },
+                _ => error,
+            })?;
+            Ok((file, pem))
+        }
+        _ => Err(LookError::new(path, Reason::Missing, "names no client certificate")),
+    }
 }
 
 /// Paths in a kubeconfig are relative to its directory.

@@ -45,6 +45,29 @@ fn configured(text: &str) -> Kubelet {
 }
 
 #[test]
+fn the_client_certificate_of_the_context_in_use() {
+    let mut params = rcgen::CertificateParams::new(vec!["node".to_owned()]).expect("a name");
+    params.not_after = rcgen::date_time_ymd(2031, 2, 3);
+    let pem = params.self_signed(&rcgen::KeyPair::generate().expect("a key")).expect("a certificate").pem();
+    let file = "/var/lib/kubelet/pki/kubelet-client-current.pem";
+    let named = KUBECONFIG.replace(
+        "user: {token: very-secret}",
+        "user: {client-certificate: ../../var/lib/kubelet/pki/kubelet-client-current.pem}",
+    );
+    let look = |kubeconfig: &str, pem: &str, rotate: &str| {
+        let node = Node::new().with("/etc/kubernetes/kubelet.conf", kubeconfig).with(file, pem);
+        node.with("/var/lib/kubelet/config.yaml", rotate).look("").expect("files").client_certificate
+    };
+    let Seen::Yes(seen) = look(&named, &pem, "rotateCertificates: true") else { panic!("seen") };
+    assert!(seen.rotates && seen.not_after.to_string() == "2031-02-03T00:00:00Z", "{seen:?}");
+    assert!(look(&named, &pem, "{}").get().is_some_and(|seen| !seen.rotates));
+    assert_eq!(look(&named, "cut", "{}").error().map(|error| error.reason), Some(Reason::Malformed));
+    assert_eq!(look(KUBECONFIG, &pem, "{}"), Seen::Absent, "a token");
+    let gone = named.replace("client-current", "client-gone");
+    assert_eq!(look(&gone, &pem, "{}").error().map(|error| error.reason), Some(Reason::Failed));
+}
+
+#[test]
 fn no_kubelet_at_all() {
     assert_eq!(Node::new().look("").expect_err("nothing").reason, Reason::Missing);
 }

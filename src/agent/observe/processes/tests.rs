@@ -54,6 +54,23 @@ fn finds_what_runs_and_since_when() {
 }
 
 #[test]
+fn what_has_gone_is_looked_for_at_each_look_for_a_minute() {
+    let (dir, mut source) = node();
+    look(&mut source, 100);
+    std::fs::remove_dir_all(dir.path().join("proc/10")).expect("the kubelet ends");
+    assert_eq!(look(&mut source, 102), [(Program::Containerd, 11, 'S')]);
+    process(dir.path(), 20, "kubelet", &["/usr/bin/kubelet"], 'S', 10_300);
+    assert_eq!(look(&mut source, 104), [(Program::Kubelet, 20, 'S'), (Program::Containerd, 11, 'S')]);
+    std::fs::remove_dir_all(dir.path().join("proc/20")).expect("it ends again");
+    for seconds in [106, 108, 150, 167] {
+        assert_eq!(look(&mut source, seconds), [(Program::Containerd, 11, 'S')]);
+    }
+    process(dir.path(), 30, "kubelet", &["/usr/bin/kubelet"], 'S', 16_800);
+    assert_eq!(look(&mut source, 169).len(), 1, "a minute later it is no restart");
+    assert_eq!(look(&mut source, 182).len(), 2);
+}
+
+#[test]
 fn a_stopped_process_is_seen_without_a_walk() {
     let (dir, mut source) = node();
     look(&mut source, 100);
@@ -84,9 +101,10 @@ fn what_is_missing_is_searched_for_every_fifteen_seconds() {
     assert_eq!(look(&mut source, 160).len(), 3);
     std::fs::remove_dir_all(dir.path().join("proc/20")).expect("gone");
     assert_eq!(look(&mut source, 161).len(), 2);
+    assert_eq!(look(&mut source, 222).len(), 2);
     process(dir.path(), 21, "kube-proxy", &["/usr/bin/kube-proxy"], 'S', 700);
-    assert_eq!(look(&mut source, 170).len(), 2);
-    assert_eq!(look(&mut source, 176).len(), 3, "it is missed now");
+    assert_eq!(look(&mut source, 230).len(), 2);
+    assert_eq!(look(&mut source, 237).len(), 3, "it is missed now");
 }
 
 #[test]

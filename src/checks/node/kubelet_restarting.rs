@@ -1,0 +1,101 @@
+//! The kubelet is restarted again and again.
+//!
+//! *Looks at* the start time of its process, look after look, and at the kernel's log for the reason. *Traps*: the start that
+//! the agent found when it began may be that of the machine's boot, and one restart is an update; a node that flaps between
+//! Ready and NotReady without a start of the kubelet has trouble on the way to the master (catalogue R044, H4).
+
+use std::time::Duration;
+
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
+use crate::facts::{KernelFault, Program};
+
+pub(super) const CHECK: Check = Check {
+    code: "KubeletRestarting",
+    area: Area::ControlPlanePath,
+    severity: Severity::Warning,
+    why: "each start interrupts probes and pod changes, and a node that flaps between Ready and NotReady for this reason has no trouble with its network",
+    next_step: "read why it ended (`journalctl -u kubelet`, the lines before each start; `systemctl status kubelet`): its configuration, its memory, or the container runtime",
+    raise_after: Duration::ZERO,
+    clear_after: Duration::from_secs(60),
+    run,
+};
+
+/// Catalogue H4.
+const WINDOW: Duration = Duration::from_secs(30 * 60);
+const MANY: usize = 2;
+
+fn run(look: &Look<'_>) -> Outcome {
+    if !look.expected.worker {
+        return Outcome::NotApplicable("this is no Kubernetes worker".into());
+    }
+    let processes = seen!(look.now.processes, Outcome::NotApplicable("no processes to look at".into()));
+    let mut starts = look.before.kubelet_starts.clone();
+    if let Some(process) = processes.of(Program::Kubelet) {
+        starts.take(process.started_at);
+    }
+    let count = starts.restarts_within(look.now.taken_at, WINDOW);
+    if count < MANY {
+        return Outcome::Healthy;
+    }
+    let log = look.now.kernel_log.get();
+    let killed = log.into_iter().flat_map(|log| log.of(&[KernelFault::OutOfMemory, KernelFault::CgroupOutOfMemory]));
+    let reason = match killed.into_iter().find(|event| event.subject == "kubelet") {
+        Some(event) => format!("; the kernel killed it for lack of memory: \"{}\"", event.line),
+        None => String::new(),
+    };
+    let detail = format!("The kubelet was restarted {count} times within the last 30 minutes{reason}");
+    Outcome::from_findings(vec![Finding::new("kubelet", detail)])
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::super::testing::{self, Node};
+    use super::*;
+
+    /// A worker whose kubelet was seen to start so many minutes ago, the last of which is the one that runs.
+    fn started(minutes_ago: &[i64]) -> Node {
+        let node = Node::worker().kubelet_started_ago(minutes_ago[minutes_ago.len() - 1] * 60);
+        let now = node.look().now.taken_at;
+        node.remember(|before| {
+            for minutes in minutes_ago {
+                before.kubelet_starts.take(now - SignedDuration::from_mins(*minutes));
+            }
+        })
+    }
+
+    #[test]
+    fn two_restarts_within_half_an_hour() {
+        let outcome = run(&started(&[44, 29, 1]).look());
+        assert_eq!(testing::details(&outcome), ["The kubelet was restarted 2 times within the last 30 minutes"]);
+        let gone = started(&[44, 29, 1]).without(Program::Kubelet);
+        assert_eq!(testing::subjects(&run(&gone.look())), ["kubelet"], "between two starts");
+    }
+
+    #[test]
+    fn with_the_kernels_reason() {
+        let line = "Out of memory: Killed process 812 (kubelet) total-vm:1kB";
+        let node = started(&[44, 20, 10]).kernel_says(KernelFault::OutOfMemory, "kubelet", line);
+        assert!(testing::details(&run(&node.look()))[0].ends_with(&format!("lack of memory: \"{line}\"")));
+    }
+
+    #[test]
+    fn healthy_and_clears() {
+        assert_eq!(run(&Node::worker().look()), Outcome::Healthy);
+        assert_eq!(run(&started(&[50, 31, 29]).look()), Outcome::Healthy, "half an hour after the last but one");
+    }
+
+    #[test]
+    fn trap_the_first_start_one_restart_and_no_worker() {
+        assert_eq!(run(&started(&[10]).look()), Outcome::Healthy, "the machine's boot");
+        assert_eq!(run(&started(&[20, 10]).look()), Outcome::Healthy, "an update");
+        assert!(matches!(run(&Node::plain_machine().look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn unknown_when_processes_cannot_be_seen() {
+        let node = Node::worker().edit(|now| now.processes = testing::denied("/proc"));
+        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+    }
+}
