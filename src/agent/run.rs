@@ -110,18 +110,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     restore(&mut judge, node.as_ref(), kept);
     let watched = Arc::new(Watched::new(judge, observer.stats().clone()));
     let pages = AgentPages::new(Arc::clone(&watched), Some(writer.fates()));
-    let writes = writer.writes();
+    let taken = writer.writes();
     tokio::spawn(crate::http::serve(listener, Arc::new(pages)));
     tokio::spawn(writer.run());
     let (keep, kept) = watch::channel(None);
     if let Some(directory) = options.state_dir.clone() {
         tokio::spawn(state_file::keep(directory, kept));
     }
-    let tell = Tell { tell, keep, doubt };
+    let tell = Tell { told: tell, keep, doubt };
     let heart = Heart::default();
     heart.watch();
     tokio::select! {
-        () = watch_node(&watched, observer, Some(writes), &tell, &heart) => anyhow::bail!("the sources ended"),
+        () = watch_node(&watched, observer, Some(taken), &tell, &heart) => anyhow::bail!("the sources ended"),
         signal = ended() => {
             tracing::info!(signal, "agent ends");
             Ok(())
@@ -241,7 +241,7 @@ async fn changed(writes: &mut Option<watch::Receiver<Seen<Writes>>>) -> Seen<Wri
 /// Whom a verdict is told.
 pub(crate) struct Tell {
     /// What should be on the Node.
-    pub(crate) tell: watch::Sender<Option<Told>>,
+    pub(crate) told: watch::Sender<Option<Told>>,
     /// What should be in the state file.
     pub(crate) keep: watch::Sender<Option<Kept>>,
     /// Woken when the Node has to be read again.
@@ -263,7 +263,7 @@ fn say(watched: &Watched, tell: &Tell, verdict: &Verdict) {
         }
         different
     });
-    tell.tell.send_if_modified(|old| {
+    tell.told.send_if_modified(|old| {
         let different = old.as_ref() != Some(&new);
         if different {
             *old = Some(new);

@@ -66,7 +66,7 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
         aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now, LISTENERS),
     };
     let (tell, told) = watch::channel(None);
-    let tell = Tell { tell, keep: watch::channel(None).0, doubt: Arc::new(Notify::new()) };
+    let tell = Tell { told: tell, keep: watch::channel(None).0, doubt: Arc::new(Notify::new()) };
     let heart = Heart::default();
     let address = listener.local_addr().unwrap_or(options.listen);
     tokio::select! {

@@ -248,8 +248,8 @@ impl Writer {
     }
 
     async fn send(&self, patch: &serde_json::Value, more: &str) -> Result<NodeNow, kube::Error> {
-        let path = format!("/api/v1/nodes/{}/status?fieldManager=nodevitals-agent{more}", self.node);
-        let request = http::Request::patch(path)
+        let uri = format!("/api/v1/nodes/{}/status?fieldManager=nodevitals-agent{more}", self.node);
+        let request = http::Request::patch(uri)
             .header(http::header::CONTENT_TYPE, "application/strategic-merge-patch+json")
             .body(patch.to_string().into_bytes())
             .map_err(kube::Error::HttpError)?;
