@@ -98,11 +98,12 @@ fn everything_was_looked_at(checked: &Checked, recording: &Recording) -> Result<
 
 /// What only the runtime can tell is unknown, and nothing else.
 fn only_the_runtime_is_silent(checked: &Checked) -> Result<()> {
-    const TOLD_BY_IT: [&str; 7] = [
+    const TOLD_BY_IT: [&str; 8] = [
         "RuntimeNotReady",
         "ContainerdSlow",
         "ImageFsStatsMissing",
         "CniNotInitialized",
+        "PodSandboxFailing",
         "PodRouteMissing",
         "PodRouteShadowed",
         "PodRouteStale",
