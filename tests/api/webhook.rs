@@ -73,7 +73,7 @@ impl Drop for Webhook<'_> {
 fn raised(agent: &Running) -> Result<String> {
     let page: Value = serde_json::from_str(&agent.page("/findings")?)?;
     let findings = page["verdict"]["findings"].as_array().context("a verdict")?;
-    Ok(findings.iter().map(|finding| format!("{} ", finding["code"])).collect())
+    Ok(serde_json::to_string(&findings.iter().map(|finding| &finding["code"]).collect::<Vec<_>>())?)
 }
 
 fn annotation(node: &Value, name: &str) -> Result<Value> {
