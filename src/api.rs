@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use http::header::{HeaderValue, USER_AGENT};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 
 /// Longest wait for a TCP connection.
@@ -29,25 +29,16 @@ pub(crate) struct Api {
 /// Nothing is sent yet.
 pub(crate) async fn connect(kubeconfig: Option<&Path>, context: Option<&str>) -> anyhow::Result<Api> {
     let options = KubeConfigOptions { context: context.map(Into::into), ..KubeConfigOptions::default() };
-    let config = match kubeconfig {
-        Some(path) => {
-            let file =
-                Kubeconfig::read_from(path).map_err(|error| bad_kubeconfig(&path.display().to_string(), &error))?;
-            let config = Config::from_custom_kubeconfig(file, &options).await;
-            config.map_err(|error| bad_kubeconfig(&path.display().to_string(), &error))?
-        }
-        None => match Config::incluster() {
-            Ok(config) => config,
-            Err(_) => Config::from_kubeconfig(&options)
-                .await
-                .map_err(|error| bad_kubeconfig("$KUBECONFIG or ~/.kube/config", &error))?,
-        },
-    };
+    if kubeconfig.is_none()
+        && let Ok(config) = Config::incluster()
+    {
+        return Api::from_config(config);
+    }
+    let (merged, files) = crate::kubeconfig::read(kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(merged, &options)
+        .await
+        .map_err(|error| anyhow!("kubeconfig {files}: {}; give a valid file with --kubeconfig", chain(&error)))?;
     Api::from_config(config)
-}
-
-fn bad_kubeconfig(which: &str, error: &dyn std::error::Error) -> anyhow::Error {
-    anyhow!("kubeconfig {which}: {}; give a valid file with --kubeconfig", chain(error))
 }
 
 /// An error with all its causes, in one line.

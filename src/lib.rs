@@ -28,6 +28,7 @@ mod api;
 mod backoff;
 mod clock;
 mod http;
+mod kubeconfig;
 mod telemetry;
 mod yaml;
 

@@ -31,11 +31,28 @@ impl YamlError {
 
 /// Reads YAML or JSON.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
-    let value: serde_json::Value = serde_saphyr::from_str(text).map_err(|error| YamlError::NotYaml {
+    let value: serde_json::Value = serde_saphyr::from_str(text).map_err(|error| not_yaml(&error))?;
+    Ok(serde_json::from_value(value)?)
+}
+
+/// All documents of a text, without those that have nothing in them. Only `true` and `false` are booleans: `n` is a name.
+pub(crate) fn documents(text: &str) -> Result<Vec<serde_json::Value>, YamlError> {
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let values: Result<Vec<serde_json::Value>, _> = serde_saphyr::from_multiple_with_options(text, options);
+    let values = values.map_err(|error| not_yaml(&error))?;
+    Ok(values.into_iter().filter(|value| !value.is_null()).collect())
+}
+
+fn not_yaml(error: &serde_saphyr::Error) -> YamlError {
+    YamlError::NotYaml {
         line: error.location().map_or(1, |place| place.line()),
         text: error.without_snippet().to_string(),
-    })?;
-    Ok(serde_json::from_value(value)?)
+    }
+}
+
+/// Writes JSON for people, by the same way: the one copy of what turns a report into a value serves both.
+pub(crate) fn write_json<T: Serialize>(value: &T) -> anyhow::Result<String> {
+    Ok(format!("{:#}\n", serde_json::to_value(value)?))
 }
 
 /// Writes YAML.

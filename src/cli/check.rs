@@ -45,7 +45,7 @@ pub(super) async fn run(options: &Options) -> ExitCode {
     let report = agent::look_once(&host, &config).await;
     let text = match options.output {
         Output::Table => Ok(table(&report, Paint::stdout())),
-        Output::Json => serde_json::to_string_pretty(&report).map(|json| json + "\n").map_err(anyhow::Error::from),
+        Output::Json => crate::yaml::write_json(&report),
         Output::Yaml => crate::yaml::write(&report),
     };
     match text {

@@ -108,7 +108,7 @@ async fn report(options: &Options) -> Result<String, Failed> {
         return Err(no_such_node(node));
     }
     match options.output {
-        Output::Json => serde_json::to_string_pretty(&report).map(|json| json + "\n").context("cannot write JSON"),
+        Output::Json => crate::yaml::write_json(&report).context("cannot write JSON"),
         Output::Yaml => crate::yaml::write(&report).context("cannot write YAML"),
         Output::Table => Ok(text::render(&report, options.node.as_deref(), options.all, Paint::stdout())),
     }
