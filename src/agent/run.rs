@@ -108,9 +108,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let node = timeout(FIRST_LOOK, writer.read()).await.ok().flatten();
     restore(&mut judge, node.as_ref(), kept);
+    let taken = writer.writes();
+    judge.take_writes(taken.borrow().clone());
     let watched = Arc::new(Watched::new(judge, observer.stats().clone()));
     let pages = AgentPages::new(Arc::clone(&watched), Some(writer.fates()));
-    let taken = writer.writes();
     tokio::spawn(crate::http::serve(listener, Arc::new(pages)));
     tokio::spawn(writer.run());
     let (keep, kept) = watch::channel(None);

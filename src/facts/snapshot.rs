@@ -70,7 +70,7 @@ pub struct Snapshot {
     pub bgp: Seen<Bgp>,
     /// Nodes that are silent in the tunnel and answer outside of it; absent where no tunnel is known.
     pub tunnels: Seen<Vec<TunnelPeer>>,
-    /// What became of the agent's own writes; absent before the first.
+    /// What became of the agent's own writes; absent where nothing is written.
     pub writes: Seen<Writes>,
 }
 

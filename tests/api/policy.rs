@@ -84,7 +84,7 @@ fn agent_and_aggregator_can_do_what_they_must_and_no_more() -> Result<()> {
         bench.kubectl(&["delete", "clusterrolebinding", "mistake", "--ignore-not-found"])?;
     }
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
-    assert_eq!(count, 107);
+    assert_eq!(count, 115);
     nobody_else_is_bound(&bench)?;
     without_the_policy_all_of_it_goes_through(&bench, &cast)
 }
@@ -158,7 +158,9 @@ fn ask(bench: &Bench, cast: &Cast, asked: &Asked) -> Result<()> {
     };
     let Answer { code, body } = bench.send(token, &asked.request, &body)?;
     let message = body["message"].as_str().unwrap_or_default();
-    ensure!(code == asked.code, "{code} instead of {}: {message}", asked.code);
+    // Let through to a Service that nothing serves: the answer depends on whether it ever had an EndpointSlice.
+    let nothing_there = asked.code == 503 && code == 404;
+    ensure!(code == asked.code || nothing_there, "{code} instead of {}: {message}", asked.code);
     let said = match asked.says.split_once(": ") {
         Some((policy, _)) if POLICIES.contains(&policy) => message.ends_with(&format!(
             "ValidatingAdmissionPolicy '{policy}' with binding '{policy}' denied request: {}",

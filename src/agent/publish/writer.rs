@@ -91,6 +91,8 @@ impl Writer {
         heartbeat: u64,
     ) -> Self {
         let heartbeat = (heartbeat > 0).then(|| Duration::from_secs(heartbeat));
+        // Until a write fails nothing speaks against writes.
+        let writes = Writes { server: ways.first().map(|way| way.server.clone()).unwrap_or_default(), blocked: None };
         Writer {
             ways,
             node,
@@ -99,7 +101,7 @@ impl Writer {
             heartbeat,
             fates: Fates::default(),
             known: None,
-            writes: watch::Sender::new(Seen::Absent),
+            writes: watch::Sender::new(Seen::Yes(writes)),
             probes: Backoff::new(PROBES.0, PROBES.1),
             newest: (0, 0),
         }

@@ -3,7 +3,7 @@
 //! *Looks at* what becomes of the agent's own patches of `nodes/status`, against a read of the same Node at the same time.
 //! *Traps*: this very finding meets the same wall, so it is in the log, on the pages and in the state file first; a webhook
 //! that may be ignored only delays a patient client, and is a failure for calico-node, which gives up after 2 s; one slow
-//! answer is noise; no permission is a fault of the installation (catalogue R110, H11).
+//! answer is noise; before the first write nothing speaks against it, and a restart must not change what the Node says; no permission is a fault of the installation (catalogue R110, H11).
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
-    let writes = seen!(look.now.writes, Outcome::NotApplicable("nothing was written from here yet".into()));
+    let writes = seen!(look.now.writes, Outcome::NotApplicable("nothing is written from here".into()));
     let Some(why) = &writes.blocked else { return Outcome::Healthy };
     let detail = format!("The API server at {} answers reads and takes no writes of the Node: {why}", writes.server);
     Outcome::from_findings(vec![Finding::new(writes.server.clone(), detail)])
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn trap_nothing_was_written_yet() {
+    fn trap_nobody_writes() {
         let node = Node::worker().edit(|now| now.writes = Seen::Absent);
         assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
     }

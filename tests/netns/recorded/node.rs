@@ -34,7 +34,7 @@ mount -t sysfs sysfs $ROOT/sys
 pub(super) const MASTER: &str = "10.77.0.1";
 
 const KUBELET_CONFIG: &str = r#"{"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
-"containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+"containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock", "imageGCHighThresholdPercent": 100,
 "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"}}"#;
 
 /// A recorded worker.
