@@ -37,6 +37,8 @@ targets! {
     proc => crate::agent::fuzzing::proc;
     /// Links, routes, neighbours, addresses and rules of rtnetlink.
     routing => crate::agent::fuzzing::routing;
+    /// Why sandboxes fail, in the words of runtimes and plugins.
+    sandbox_failure => crate::checks::fuzz_sandbox_failure;
     /// Where runtimes pull from.
     registry => crate::agent::fuzzing::registry;
     /// Sets of ipset.

@@ -17,6 +17,8 @@ mod routes;
 pub(crate) mod sandbox_failure;
 pub(crate) mod space;
 
+#[cfg(fuzzing)]
+pub(crate) use sandbox_failure::fuzz as fuzz_sandbox_failure;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};

@@ -134,9 +134,10 @@ pub(crate) fn tail(message: &str) -> &str {
 
 /// The fuzz target's door.
 #[cfg(fuzzing)]
-pub(crate) fn fuzz(text: &str) {
-    assert!(text.contains(tail(text)));
-    let _ = classify(text);
+pub(crate) fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    assert!(text.contains(tail(&text)));
+    let _ = classify(&text);
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Tasks wait for disks most of the time.
 //!
 //! *Looks at* pressure stall information (`full`: all tasks that had something to do waited) and at how many tasks wait at
-//! this moment. *Traps*: one task that reads on an idle node waits all the time, and nobody suffers; a kernel without PSI
-//! cannot tell (catalogue R036).
+//! this moment. *Traps*: one task that reads on an idle node waits all the time, and nobody suffers; many
+//! distributions boot with `psi=0`, where the question cannot be asked at all, and a node that could never be known for
+//! it would be Unknown for ever (catalogue R036).
 
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
+use crate::facts::{Reason, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "IoPressureHigh",
@@ -25,6 +27,11 @@ const MUCH: f64 = 40.0;
 const SEVERAL: u64 = 2;
 
 fn run(look: &Look<'_>) -> Outcome {
+    if let Seen::Unreadable(error) = &look.now.strain.io
+        && error.reason == Reason::Unsupported
+    {
+        return Outcome::NotApplicable(error.to_string());
+    }
     let stall = seen!(look.now.strain.io, Outcome::NotApplicable("no disks to wait for".into()));
     let blocked = look.now.strain.blocked.unwrap_or(0);
     if stall.full_avg10 < MUCH || stall.full_avg60 < MUCH || blocked < SEVERAL {
@@ -41,7 +48,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{Reason, Seen, Stall};
+    use crate::facts::Stall;
 
     fn with(full_avg10: f64, full_avg60: f64, blocked: u64) -> Outcome {
         let stall = Stall { some_avg10: 90.0, some_avg60: 90.0, full_avg10, full_avg60 };
@@ -71,8 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn unknown_without_psi() {
+    fn trap_a_kernel_without_psi_is_not_unknown_for_ever() {
         let node = Node::worker().edit(|now| now.strain.io = testing::error("/proc/pressure/io", Reason::Unsupported));
+        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn unknown_when_it_cannot_be_read() {
+        let node = Node::worker().edit(|now| now.strain.io = testing::denied("/proc/pressure/io"));
         assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
     }
 }

@@ -216,7 +216,9 @@ fn keys(header: &str) -> Vec<String> {
 pub(crate) fn fuzz(text: &str) {
     let mut configuration = Configuration::default();
     configuration.containers(&entries(text));
-    entries(text).into_iter().for_each(|entry| configuration.containerd(entry));
+    for entry in entries(text) {
+        configuration.containerd(entry);
+    }
     assert!(configuration.certs.iter().all(|path| path.starts_with('/')));
 }
 

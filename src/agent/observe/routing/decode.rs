@@ -445,7 +445,7 @@ fn no_way(error: &std::io::Error) -> Option<String> {
 pub(crate) fn fuzz(data: &[u8]) {
     use netlink_packet_core::NetlinkMessage;
     let Some((which, body)) = data.split_first() else { return };
-    match which % 4 {
+    match which % 5 {
         0 => drop(link(body)),
         1 => {
             let mut routes = Routes::default();
@@ -456,7 +456,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         }
         2 => drop(neighbour(body)),
         // As the crate rtnetlink reads the rest.
-        _ => {
+        3 => {
             if let Ok(message) = NetlinkMessage::<Message>::deserialize(body) {
                 let _ = answer("a route", &message.payload);
                 if let NetlinkPayload::InnerMessage(message) = &message.payload {
@@ -464,5 +464,6 @@ pub(crate) fn fuzz(data: &[u8]) {
                 }
             }
         }
+        _ => super::programs::fuzz(body),
     }
 }
