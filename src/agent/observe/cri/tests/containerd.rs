@@ -335,7 +335,9 @@ async fn hundreds_of_containers(program: PathBuf, hundreds: u32) {
         asking.remove(ids).await;
     }
     containerd.signal(Signal::SIGSTOP);
-    for _ in 0..4 {
+    // Its threads stop one by one.
+    eventually(&containerd, &mut source, "stopped", hangs).await;
+    for _ in 0..3 {
         assert!(hangs(&source.look(None, true).await));
     }
     containerd.signal(Signal::SIGCONT);
