@@ -41,6 +41,27 @@ impl Blocking {
         }
     }
 
+    /// [`Blocking::run`] with a source that remembers something between its looks: it goes along and comes back. One that
+    /// hangs is left where it is, and the next look begins with a new one.
+    pub(crate) async fn lend<S: Send + 'static, T: Send + 'static>(
+        &self,
+        what: &str,
+        deadline: Duration,
+        source: &mut Option<S>,
+        new: impl FnOnce() -> S,
+        look: impl FnOnce(&mut S) -> Result<T, LookError> + Send + 'static,
+    ) -> Result<T, LookError> {
+        let mut lent = source.take().unwrap_or_else(new);
+        let (back, seen) = self
+            .run(what, deadline, move || {
+                let seen = look(&mut lent);
+                Ok((lent, seen))
+            })
+            .await?;
+        *source = Some(back);
+        seen
+    }
+
     /// Marks `what` as running; answers since when, if it already is.
     fn begin(&self, what: &str) -> Option<Duration> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,5 +96,40 @@ mod tests {
         while blocking.run("disk", Duration::from_secs(5), || Ok(4)).await != Ok(4) {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_source_comes_back_from_a_look_that_fails_and_not_from_one_that_hangs() {
+        let blocking = Blocking::default();
+        let mut source = None;
+        for (expected, answer) in [(1, Ok(())), (2, Err(LookError::new("disk", Reason::Failed, "no")))] {
+            let told = answer.clone();
+            let looked = blocking.lend(
+                "disk",
+                Duration::from_secs(5),
+                &mut source,
+                || 0,
+                move |looks| {
+                    *looks += 1;
+                    told
+                },
+            );
+            assert_eq!(looked.await, answer);
+            assert_eq!(source, Some(expected));
+        }
+        let (release, wait) = mpsc::channel::<()>();
+        let hung = blocking.lend(
+            "disk",
+            Duration::from_millis(20),
+            &mut source,
+            || 0,
+            move |_| {
+                wait.recv().ok();
+                Ok(())
+            },
+        );
+        assert_eq!(hung.await.expect_err("it hangs").reason, Reason::TimedOut);
+        assert_eq!(source, None);
+        release.send(()).expect("the thread waits");
     }
 }

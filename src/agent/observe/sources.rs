@@ -16,6 +16,7 @@ use super::cluster::{Answer, Asked, ClusterSource, Failed};
 use super::control_plane::{ControlPlaneSource, Ways};
 use super::events::{self, Event};
 use super::legacy::{LockUses, Pace};
+use super::processes::ProcessSource;
 use super::registry::RegistrySource;
 use super::tunnels::{Targets, TunnelSource, targets};
 use super::{HostRoot, Stats, Update, xtables_lock};
@@ -409,24 +410,13 @@ async fn ip_sets(out: Outlet) {
 }
 
 async fn xtables_lock(out: Outlet, host: HostRoot, blocking: Blocking) {
-    let mut source = xtables_lock::XtablesLockSource::new(host.clone());
+    let mut source = None;
+    let new = || xtables_lock::XtablesLockSource::new(host.clone());
     loop {
         let began = Instant::now();
-        let looked = blocking.run("file locks", XTABLES_LOCK.deadline, move || {
-            let seen = source.look(Timestamp::now());
-            Ok((source, seen))
-        });
-        let seen = match looked.await {
-            Ok((back, seen)) => {
-                source = back;
-                seen
-            }
-            Err(error) => {
-                source = xtables_lock::XtablesLockSource::new(host.clone());
-                Err(error)
-            }
-        };
-        let seen: Seen<_> = seen.into();
+        let looked = blocking
+            .lend("file locks", XTABLES_LOCK.deadline, &mut source, new, |source| source.look(Timestamp::now()));
+        let seen: Seen<_> = looked.await.into();
         out.tell(&XTABLES_LOCK, began, seen.error().is_none(), Update::XtablesLock(seen)).await;
         rest(&XTABLES_LOCK, began, None).await;
     }
@@ -608,7 +598,8 @@ fn set<T: PartialEq>(old: &mut T, new: T) -> bool {
 
 /// What containers left behind, where the runtime tells what it has.
 async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
-    let mut source = super::debris::DebrisSource::new(host.clone());
+    let mut source = None;
+    let new = || super::debris::DebrisSource::new(host.clone());
     // The runtime and the process table are looked at first.
     out.updates.send(Update::Debris(Seen::Absent)).await.ok();
     loop {
@@ -623,51 +614,27 @@ async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared)
             continue;
         };
         let pods = format!("{}/pods", root_dir(shared.arguments.borrow().as_deref()));
-        let looked = blocking.run("debris of containers", DEBRIS.deadline, move || {
-            let seen = source.look(since_boot(), &inventory, &known.attendants, &pods);
-            Ok((source, seen))
+        let looked = blocking.lend("debris of containers", DEBRIS.deadline, &mut source, new, move |source| {
+            source.look(since_boot(), &inventory, &known.attendants, &pods)
         });
-        let seen = match looked.await {
-            Ok((back, seen)) => {
-                source = back;
-                seen
-            }
-            Err(error) => {
-                source = super::debris::DebrisSource::new(host.clone());
-                Err(error)
-            }
-        };
-        let seen = match seen {
-            Ok(found) => found.map_or(Seen::Absent, Seen::Yes),
-            Err(error) => Seen::Unreadable(error),
-        };
+        let seen = looked.await.map_or_else(Seen::Unreadable, |found| found.map_or(Seen::Absent, Seen::Yes));
         out.tell(&DEBRIS, began, seen.error().is_none(), Update::Debris(seen)).await;
     }
 }
 
 /// containerd's store, wherever it says that it is.
 async fn store(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
-    let mut source = super::store::StoreSource::new(host.clone());
+    let mut source = None;
+    let new = || super::store::StoreSource::new(host.clone());
     loop {
         let began = Instant::now();
         let images = shared.images.borrow().clone();
         // `ROOT/io.containerd.snapshotter.v1.overlayfs`.
         let root = images.as_deref().and_then(|path| path.split("/io.containerd.").next());
         let root = root.unwrap_or("/var/lib/containerd").to_owned();
-        let looked = blocking.run("store of containerd", STORE.deadline, move || {
-            let seen = source.look(&root);
-            Ok((source, seen))
-        });
-        let seen: Seen<Vec<_>> = match looked.await {
-            Ok((back, seen)) => {
-                source = back;
-                seen.into()
-            }
-            Err(error) => {
-                source = super::store::StoreSource::new(host.clone());
-                Seen::Unreadable(error)
-            }
-        };
+        let looked =
+            blocking.lend("store of containerd", STORE.deadline, &mut source, new, move |source| source.look(&root));
+        let seen: Seen<Vec<_>> = looked.await.into();
         let again = seen.get().is_some_and(|faults| !faults.is_empty());
         out.tell(&STORE, began, seen.error().is_none(), Update::Store(seen)).await;
         let every = if again { STORE_AGAIN } else { STORE.every };
@@ -706,31 +673,22 @@ fn roles(kubelet: Option<&Kubelet>, arguments: Option<&[String]>, images: Option
 }
 
 async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
-    let mut source = super::processes::ProcessSource::new(host.clone());
+    let mut source = None;
+    let new = || ProcessSource::new(host.clone());
     let mut running = Vec::new();
     loop {
         let began = Instant::now();
         // The walk over /proc runs beside the loop: a machine with many processes must not delay the others.
-        let looked = blocking
-            .run("process table", PROCESSES.deadline, move || {
-                let seen = source.look(Timestamp::now(), since_boot());
-                Ok((source, seen))
-            })
-            .await;
-        let seen = match looked {
-            Ok((back, seen)) => {
-                source = back;
-                seen
-            }
-            Err(error) => {
-                source = super::processes::ProcessSource::new(host.clone());
-                Err(error)
-            }
-        };
-        if shared.arguments.send_if_modified(|old| set(old, source.kubelet_arguments())) {
+        let looked = blocking.lend("process table", PROCESSES.deadline, &mut source, new, |source| {
+            source.look(Timestamp::now(), since_boot())
+        });
+        let seen = looked.await;
+        let arguments = source.as_ref().and_then(ProcessSource::kubelet_arguments);
+        if shared.arguments.send_if_modified(|old| set(old, arguments)) {
             wake.kubelet.notify_one();
         }
-        shared.remains.send_modify(|known| known.attendants = source.attendants());
+        let attendants = source.as_ref().map(ProcessSource::attendants).unwrap_or_default();
+        shared.remains.send_modify(|known| known.attendants = attendants);
         if let Ok(processes) = &seen {
             let now: Vec<_> = processes.found.iter().map(|process| (process.program, process.pid)).collect();
             if set(&mut running, now) {
@@ -917,7 +875,7 @@ fn woken(event: &Event, wake: &Wake) {
 
 /// The control plane's address in the kubelet's kubeconfig, looked up once at start.
 pub(crate) fn kubelet_server(host: &HostRoot) -> Option<String> {
-    let mut processes = super::processes::ProcessSource::new(host.clone());
+    let mut processes = ProcessSource::new(host.clone());
     if let Err(error) = processes.look(Timestamp::now(), since_boot()) {
         tracing::warn!(%error, "cannot look for the kubelet's process");
     }
