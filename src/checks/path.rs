@@ -20,6 +20,11 @@ pub(super) enum Local {
     Proxy,
 }
 
+/// The answer where there is no way to look at.
+pub(super) fn nowhere() -> Outcome {
+    Outcome::NotApplicable("no kubeconfig of a kubelet names a control plane".into())
+}
+
 /// What a way of this node ends at, if it does not leave it. `endpoints` are those of the API servers.
 pub(super) fn local(leg: &PathLeg, endpoints: &[PathLeg]) -> Option<Local> {
     let ibm = leg.address == Some(IBM_PROXY.0.into()) || (leg.is_local() && IBM_PROXY.1.contains(&leg.port));

@@ -22,10 +22,7 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
-    let path = seen!(
-        look.now.control_plane,
-        Outcome::NotApplicable("no kubeconfig of a kubelet names a control plane".into())
-    );
+    let path = seen!(look.now.control_plane, path::nowhere());
     let Some(service) = &path.service else {
         return Outcome::NotApplicable("the Service address of the control plane is not known".into());
     };

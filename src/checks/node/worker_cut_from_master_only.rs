@@ -23,10 +23,7 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
-    let path = seen!(
-        look.now.control_plane,
-        Outcome::NotApplicable("no kubeconfig of a kubelet names a control plane".into())
-    );
+    let path = seen!(look.now.control_plane, path::nowhere());
     let network = path.kubelet.fault().is_some_and(|fault| fault.step > PathStep::Name);
     let all = path.endpoints.iter().all(crate::facts::PathLeg::broken);
     let local = path::local(&path.kubelet, &path.endpoints).is_some();

@@ -29,10 +29,7 @@ pub(super) const CHECK: Check = Check {
 const PRIVATE_ONLY: &str = "this worker has no public address, which is a design and no fault, but its control plane's address is public: let its subnet out through a gateway that translates addresses, or use the private service endpoint (which needs VRF and service endpoints in the account); then look at the firewall rules of the subnet";
 
 fn run(look: &Look<'_>) -> Outcome {
-    let path = seen!(
-        look.now.control_plane,
-        Outcome::NotApplicable("no kubeconfig of a kubelet names a control plane".into())
-    );
+    let path = seen!(look.now.control_plane, path::nowhere());
     let gateway_down = look.now.routing.get().is_some_and(|routing| {
         routing.gateways.iter().any(|it| matches!(it.state, NeighbourState::Failed | NeighbourState::Incomplete))
     });

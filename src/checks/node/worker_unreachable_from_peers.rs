@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, path, seen};
 
 pub(super) const CHECK: Check = Check {
     code: "WorkerUnreachableFromPeers",
@@ -20,10 +20,7 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
-    let path = seen!(
-        look.now.control_plane,
-        Outcome::NotApplicable("no kubeconfig of a kubelet names a control plane".into())
-    );
+    let path = seen!(look.now.control_plane, path::nowhere());
     let silent = path.peers.iter().filter(|peer| !peer.ready && !peer.answers && !path.kubelet.broken());
     let findings = silent.map(|peer| {
         let detail = format!(
