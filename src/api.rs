@@ -1,6 +1,6 @@
 //! The Kubernetes API: clients whose calls all have deadlines.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -23,6 +23,25 @@ pub(crate) struct Api {
     pub(crate) watch: Client,
     /// The server's address, for messages.
     pub(crate) server: String,
+}
+
+// No doc comment: clap would make it the description of each command that takes these options.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Server {
+    /// Kubeconfig file for the API server; without it: the Pod's own service account, KUBECONFIG, or ~/.kube/config
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig file to use instead of its current one
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+}
+
+impl Server {
+    /// Connects to it; nothing is sent yet.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Api> {
+        connect(self.kubeconfig.as_deref(), self.context.as_deref()).await
+    }
 }
 
 /// Connects by a kubeconfig file, or from inside a pod, or by the default kubeconfig (`$KUBECONFIG`, `~/.kube/config`).

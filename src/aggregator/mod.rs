@@ -31,7 +31,6 @@ mod workloads;
 mod write;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +39,7 @@ use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::Api;
+use crate::api::{Api, Server};
 use crate::clock::{now, since_boot};
 use lease::{Elector, Failure};
 use surroundings::What;
@@ -79,13 +78,8 @@ pub struct Options {
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     identity: Option<String>,
 
-    /// Kubeconfig file for the API server; without it: the Pod's own service account, KUBECONFIG, or ~/.kube/config
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-
-    /// Context of the kubeconfig file to use instead of its current one
-    #[arg(long, value_name = "NAME")]
-    context: Option<String>,
+    #[command(flatten)]
+    server: Server,
 
     /// Only watch and answer: never lead, and so never write anything to the API server
     #[arg(long)]
@@ -94,7 +88,7 @@ pub struct Options {
 
 /// Runs the aggregator until it is told to end (SIGTERM or SIGINT).
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let api = crate::api::connect(options.kubeconfig.as_deref(), options.context.as_deref()).await?;
+    let api = options.server.connect().await?;
     let listener = TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("cannot listen on {} (--listen)", options.listen))?;

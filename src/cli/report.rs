@@ -3,7 +3,6 @@
 mod text;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use super::terminal::{self, Paint, escaped};
 use super::{BAD_USAGE, Output};
 use crate::aggregator::report::ClusterReport;
 use crate::aggregator::{from_node_objects, name};
-use crate::api::{Api, chain};
+use crate::api::{Api, Server, chain};
 
 /// The aggregator answers within milliseconds; the API server's proxy may need to find out that it is not there.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -44,13 +43,8 @@ pub(super) struct Options {
     #[arg(long)]
     all: bool,
 
-    /// Kubeconfig file for the API server; without it: the Pod's own service account, KUBECONFIG, or ~/.kube/config
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-
-    /// Context of the kubeconfig file to use instead of its current one
-    #[arg(long, value_name = "NAME")]
-    context: Option<String>,
+    #[command(flatten)]
+    server: Server,
 
     /// Namespace in which NodeVitals runs
     #[arg(long, value_name = "NAMESPACE", default_value = "nodevitals", value_parser = name)]
@@ -99,8 +93,7 @@ pub(super) async fn run(options: &Options) -> ExitCode {
 }
 
 async fn report(options: &Options) -> Result<String, Failed> {
-    let api =
-        crate::api::connect(options.kubeconfig.as_deref(), options.context.as_deref()).await.map_err(Failed::usage)?;
+    let api = options.server.connect().await.map_err(Failed::usage)?;
     let report = fetch(&api, options).await?;
     if let Some(node) = &options.node
         && report.nodes.is_empty()

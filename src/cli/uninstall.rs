@@ -1,6 +1,5 @@
 //! `nodevitals uninstall`: takes off the Node objects what this product wrote there.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use serde::Deserialize;
 use super::{failed, terminal};
 use crate::agent::{Cleaned, clean_node};
 use crate::aggregator::name;
-use crate::api::{Api, chain};
+use crate::api::{Api, Server, chain};
 
 /// Longest wait for one answer of the API server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -28,13 +27,8 @@ pub(super) struct Options {
     #[arg(value_name = "NODE", value_parser = name)]
     nodes: Vec<String>,
 
-    /// Kubeconfig file for the API server; without it: the Pod's own service account, KUBECONFIG, or ~/.kube/config
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-
-    /// Context of the kubeconfig file to use instead of its current one
-    #[arg(long, value_name = "NAME")]
-    context: Option<String>,
+    #[command(flatten)]
+    server: Server,
 
     /// Namespace in which NodeVitals runs, or ran
     #[arg(long, value_name = "NAMESPACE", default_value = "nodevitals", value_parser = name)]
@@ -52,8 +46,8 @@ pub(super) async fn run(options: &Options) -> ExitCode {
 }
 
 async fn uninstall(options: &Options) -> anyhow::Result<String> {
-    let Options { kubeconfig, context, namespace, nodes } = options;
-    let api = crate::api::connect(kubeconfig.as_deref(), context.as_deref()).await?;
+    let Options { server, namespace, nodes } = options;
+    let api = server.connect().await?;
     let agents = agents(&api, namespace).await?;
     let writes = |node: &String| agents.iter().find(|agent| agent.spec.node_name == **node);
     let nodes = if nodes.is_empty() { self::nodes(&api).await? } else { nodes.clone() };
