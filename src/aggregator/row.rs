@@ -112,7 +112,7 @@ impl Row {
         self.conditions.iter().find(|condition| condition.kind == kind)
     }
 
-    /// Whether this is on the node by its agent's word.
+    /// Whether the agent itself says this, and nobody has marked the node since.
     pub(crate) fn has(&self, code: &str) -> bool {
         !self.marked_stale() && self.findings.iter().any(|finding| finding.code == code)
     }

@@ -140,12 +140,7 @@ fn agents_are_seen(cluster: &Cluster) -> bool {
 }
 
 fn agent_knows(row: &Row) -> bool {
-    AGENT_KNOWS.into_iter().any(|code| says(row, code))
-}
-
-/// Whether the agent itself says this, and nobody has marked the node since.
-fn says(row: &Row, code: &str) -> bool {
-    !row.marked_stale() && row.findings.iter().any(|finding| finding.code == code)
+    AGENT_KNOWS.into_iter().any(|code| row.has(code))
 }
 
 fn missing(row: &Row, agents: &[AgentPod]) -> Option<Missing> {
@@ -154,7 +149,7 @@ fn missing(row: &Row, agents: &[AgentPod]) -> Option<Missing> {
     }
     // A full connection tracking table drops the kubelet's readiness probe too, even over loopback: an agent that has
     // said so is not Ready, and right.
-    if !agents.is_empty() && says(row, "ConntrackFull") {
+    if !agents.is_empty() && row.has("ConntrackFull") {
         return None;
     }
     (!agents.iter().any(|pod| pod.ready)).then_some(Missing::Agent)

@@ -4,7 +4,7 @@ mod calico;
 mod controllers;
 mod inventory;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 
@@ -43,6 +43,11 @@ impl Draft {
         Draft { code, severity, area, subject, detail, next: next.into(), since: None, on: Vec::new() }
     }
 
+    fn about(mut self, subject: String) -> Draft {
+        self.subject = subject;
+        self
+    }
+
     fn on<'a>(mut self, workers: impl IntoIterator<Item = &'a str>) -> Draft {
         self.on = workers.into_iter().map(str::to_owned).collect();
         self
@@ -54,34 +59,49 @@ impl Draft {
     }
 
     fn told(self, only: Option<&str>) -> ClusterFinding {
+        let mut workers = self.on;
+        workers.sort_unstable();
+        workers.dedup();
+        let nodes = workers.len();
+        workers.retain(|name| only.is_none_or(|only| only == name));
+        workers.truncate(NAMED);
         ClusterFinding {
+            code: self.code.to_owned(),
             severity: self.severity,
             area: self.area,
             subject: self.subject,
             detail: self.detail,
             next: self.next,
             since: self.since,
-            ..finding(self.code, self.on.iter().map(String::as_str), only)
+            before: Vec::new(),
+            nodes,
+            workers,
         }
     }
 }
 
 /// All of it, or what concerns one worker, the worst first, and of that what concerns most workers.
-pub(super) fn findings(cluster: &Cluster, only: Option<&str>, now: Timestamp) -> Vec<ClusterFinding> {
+pub(super) fn findings(
+    cluster: &Cluster,
+    duplicates: &HashMap<&str, &str>,
+    only: Option<&str>,
+    now: Timestamp,
+) -> Vec<ClusterFinding> {
     let pods: Vec<&CalicoPod> = cluster.surroundings.calico_pods().collect();
-    let mut all = not_started(&pods, only, now);
+    let mut drafts = not_started(&pods, now);
     let passwords = cluster.password.iter().filter(|found| found.is_wrong() && lasts(found.since, SETTING_UP, now));
-    all.extend(passwords.map(|found| no_password(found, &pods, only)));
-    let drafts = calico::findings(cluster, now).into_iter().chain(controllers::findings(cluster, now));
-    let drafts = drafts.chain(inventory::findings(cluster, now));
-    all.extend(drafts.map(|draft| draft.told(only)));
-    for finding in all.iter_mut().filter(|finding| finding.severity > Severity::Info) {
-        finding.before = finding.since.map(|since| cluster.surroundings.journal.before(since)).unwrap_or_default();
-    }
+    drafts.extend(passwords.map(|found| no_password(found, &pods)));
+    drafts.extend(calico::findings(cluster, duplicates, now));
+    drafts.extend(controllers::findings(cluster, now));
+    drafts.extend(inventory::findings(cluster, duplicates, now));
+    let mut all: Vec<ClusterFinding> = drafts.into_iter().map(|draft| draft.told(only)).collect();
     all.retain(|finding| only.is_none() || !finding.workers.is_empty());
     // The sort is stable: what is alike stays as it was found.
     all.sort_by(|a, b| (b.severity, b.nodes).cmp(&(a.severity, a.nodes)).then_with(|| a.subject.cmp(&b.subject)));
     all.truncate(MOST);
+    for finding in all.iter_mut().filter(|finding| finding.severity > Severity::Info) {
+        finding.before = finding.since.map(|since| cluster.surroundings.journal.before(since)).unwrap_or_default();
+    }
     all
 }
 
@@ -91,7 +111,7 @@ fn lasts(since: Option<Timestamp>, seconds: i64, now: Timestamp) -> bool {
 
 /// Every Pod is looked at, never only the first: different workers fail differently. They are told by what they say,
 /// numbers apart, which are different in each (ports, process numbers, times).
-fn not_started(pods: &[&CalicoPod], only: Option<&str>, now: Timestamp) -> Vec<ClusterFinding> {
+fn not_started(pods: &[&CalicoPod], now: Timestamp) -> Vec<Draft> {
     let mut groups: BTreeMap<(&str, String), Vec<&CalicoPod>> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| lasts(pod.created, YOUNG, now)) {
         if let Some(failed) = &pod.failed {
@@ -103,21 +123,22 @@ fn not_started(pods: &[&CalicoPod], only: Option<&str>, now: Timestamp) -> Vec<C
         let failed = first.failed.as_ref()?;
         let (namespace, name) = (&first.namespace, &first.name);
         let log = format!("`kubectl -n {namespace} logs {name} -c {container}`");
-        Some(ClusterFinding {
-            subject: format!("{container}: {same}"),
-            detail: format!("init container {container} of calico-node does not succeed, so that Pods get no network: {}; for example in {namespace}/{name}", failed.words),
-            next: match container {
-                "install-cni" | "upgrade-ipam" => format!(
-                    "read {log}; it writes to /opt/cni/bin and /etc/cni/net.d: look for full or read-only file systems, permissions and immutable files there"
-                ),
-                "calico-extension" => format!(
-                    "read {log}; it needs the control plane, so look at the findings of the path to it (MasterUnreachable) first"
-                ),
-                _ => format!("read {log}, or `kubectl -n {namespace} describe pod {name}` where it never ran"),
-            },
-            since: pods.iter().filter_map(|pod| pod.created).min(),
-            ..finding("CalicoInitFailed", pods.iter().map(|pod| &*pod.node), only)
-        })
+        let detail = format!(
+            "init container {container} of calico-node does not succeed, so that Pods get no network: {}; for example in {namespace}/{name}",
+            failed.words
+        );
+        let next = match container {
+            "install-cni" | "upgrade-ipam" => format!(
+                "read {log}; it writes to /opt/cni/bin and /etc/cni/net.d: look for full or read-only file systems, permissions and immutable files there"
+            ),
+            "calico-extension" => format!(
+                "read {log}; it needs the control plane, so look at the findings of the path to it (MasterUnreachable) first"
+            ),
+            _ => format!("read {log}, or `kubectl -n {namespace} describe pod {name}` where it never ran"),
+        };
+        let draft = Draft::new("CalicoInitFailed", Severity::Critical, detail, next).about(format!("{container}: {same}"));
+        let since = pods.iter().filter_map(|pod| pod.created).min();
+        Some(draft.since(since).on(pods.iter().map(|pod| &*pod.node)))
     });
     findings.collect()
 }
@@ -133,7 +154,7 @@ fn without_numbers(words: &str) -> String {
     out
 }
 
-fn no_password(found: &Found, pods: &[&CalicoPod], only: Option<&str>) -> ClusterFinding {
+fn no_password(found: &Found, pods: &[&CalicoPod]) -> Draft {
     let way = &found.way;
     let (namespace, account, secret) = (&way.namespace, &way.account, &way.secret);
     let missing = found.exists == Some(false);
@@ -151,38 +172,14 @@ fn no_password(found: &Found, pods: &[&CalicoPod], only: Option<&str>) -> Cluste
         )
     };
     let affected = pods.iter().filter(|pod| pod.namespace == way.namespace).map(|pod| &*pod.node);
-    ClusterFinding {
-        subject: format!("Secret {namespace}/{secret}"),
-        detail: format!(
-            "the BGPConfiguration `default` takes the password of the BGP peers from Secret {secret} in namespace {namespace}, {what}: sessions with peers that have the password do not come up"
-        ),
-        next: format!(
-            "{copy}let it be read with a Role and a RoleBinding `bgp-secret-access` (get, list, watch on secrets/{secret}) for {namespace}/{account}"
-        ),
-        since: found.since,
-        ..finding("BgpPasswordSecretMissing", affected, only)
-    }
-}
-
-fn finding<'a>(code: &str, on: impl Iterator<Item = &'a str>, only: Option<&str>) -> ClusterFinding {
-    let mut workers: Vec<String> = on.map(str::to_owned).collect();
-    workers.sort_unstable();
-    workers.dedup();
-    let nodes = workers.len();
-    workers.retain(|name| only.is_none_or(|only| only == name));
-    workers.truncate(NAMED);
-    ClusterFinding {
-        code: code.to_owned(),
-        severity: Severity::Critical,
-        area: Area::PodRouting,
-        subject: String::new(),
-        detail: String::new(),
-        next: String::new(),
-        since: None,
-        before: Vec::new(),
-        nodes,
-        workers,
-    }
+    let detail = format!(
+        "the BGPConfiguration `default` takes the password of the BGP peers from Secret {secret} in namespace {namespace}, {what}: sessions with peers that have the password do not come up"
+    );
+    let next = format!(
+        "{copy}let it be read with a Role and a RoleBinding `bgp-secret-access` (get, list, watch on secrets/{secret}) for {namespace}/{account}"
+    );
+    let draft = Draft::new("BgpPasswordSecretMissing", Severity::Critical, detail, next);
+    draft.about(format!("Secret {namespace}/{secret}")).since(found.since).on(affected)
 }
 
 #[cfg(test)]

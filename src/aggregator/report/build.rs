@@ -46,7 +46,8 @@ pub(crate) fn build(
             node(name, row, &agent, &view, only == Some(name))
         })
         .collect();
-    let counted = findings(cluster, &nodes);
+    let duplicates = cluster.duplicates();
+    let counted = findings(cluster, &duplicates, &nodes);
     choose_remedies(&counted, &mut nodes);
     nodes.sort_by(|a, b| rank(a).cmp(&rank(b)));
     let mut workers = Counts::default();
@@ -54,7 +55,7 @@ pub(crate) fn build(
         workers.add(node);
     }
     // What was known of the cluster is no longer known either while it cannot be seen.
-    let around = if view.complete { around::findings(cluster, only, now.wall) } else { Vec::new() };
+    let around = if view.complete { around::findings(cluster, &duplicates, only, now.wall) } else { Vec::new() };
     let report = ClusterReport {
         api_version: API_VERSION.to_owned(),
         kind: "ClusterReport".to_owned(),

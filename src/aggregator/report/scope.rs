@@ -1,6 +1,6 @@
 //! On how many workers something is, out of how many, and what follows from that (catalogue R115, R122). Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 
@@ -25,8 +25,7 @@ struct Count {
 
 /// What is wrong now, by code: the worst first, then what is on most workers. What an agent that is gone said last does
 /// not count, but that it is gone does.
-pub(super) fn findings(cluster: &Cluster, nodes: &[NodeReport]) -> Vec<FindingCount> {
-    let duplicates = cluster.duplicates();
+pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, nodes: &[NodeReport]) -> Vec<FindingCount> {
     let calico = cluster.calico_versions();
     let rows: Vec<&Row> = cluster.nodes().map(|(_, row)| row).collect();
     let eligible = |node: &NodeReport| !node.deleting && !duplicates.contains_key(node.name.as_str());

@@ -3,7 +3,7 @@
 //! A worker whose kubelet is silent, or that has a found cause of its own below Calico, is left to that: Calico is often
 //! innocent. A rolling update takes seconds on each node and is none of all this.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 
@@ -40,8 +40,8 @@ struct Calico<'a> {
 }
 
 /// What is wrong, if this cluster uses Calico and its Pods are seen.
-pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
-    let Some(calico) = Calico::of(cluster, now) else { return Vec::new() };
+pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Vec<Draft> {
+    let Some(calico) = Calico::of(cluster, duplicates, now) else { return Vec::new() };
     let mut all: Vec<Draft> = calico.absent().into_iter().chain(calico.rolling()).collect();
     if calico.pods.is_empty() {
         return all;
@@ -53,9 +53,8 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
 }
 
 impl<'a> Calico<'a> {
-    fn of(cluster: &'a Cluster, now: Timestamp) -> Option<Self> {
+    fn of(cluster: &'a Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Option<Self> {
         let around = &cluster.surroundings;
-        let duplicates = cluster.duplicates();
         let workers: Vec<(&str, &Row)> =
             cluster.nodes().filter(|(name, row)| !row.deleting && !duplicates.contains_key(name)).collect();
         let mut pods: BTreeMap<&str, Vec<&CalicoPod>> = BTreeMap::new();
@@ -101,9 +100,8 @@ impl<'a> Calico<'a> {
         let detail = format!(
             "calico-node runs on no worker: {what}; new Pods get no network, and routes and policies stay as they are"
         );
-        let mut draft = Draft::new("CalicoNodeAbsent", Severity::Critical, detail, next).since(Some(since));
-        reason.clone_into(&mut draft.subject);
-        Some(draft.on(self.workers.iter().map(|(name, _)| *name)))
+        let draft = Draft::new("CalicoNodeAbsent", Severity::Critical, detail, next).since(Some(since));
+        Some(draft.about(reason.to_owned()).on(self.workers.iter().map(|(name, _)| *name)))
     }
 
     /// A routine update (R090): worth knowing, and no problem.
@@ -164,10 +162,6 @@ impl<'a> Calico<'a> {
         let broken = self.broken();
         let (_, first, example) = broken.iter().min_by_key(|(_, since, _)| *since)?;
         let failing: Vec<usize> = broken.iter().map(|(at, ..)| *at).collect();
-        let versions = self.cluster.calico_versions();
-        let member =
-            |(name, row): &(&'a str, &'a Row)| Member { row, calico: versions.get(name).copied(), counts: true };
-        let crowd = Crowd::new(&self.cluster.values, self.workers.iter().map(member).collect());
         let (count, total) = (failing.len(), self.workers.len());
         let detail = format!(
             "calico-node does not run as it should on {count} of {total} workers, on the first since {}: {example}",
@@ -176,6 +170,13 @@ impl<'a> Calico<'a> {
         let (code, detail, next) = match Scope::of(count, total) {
             Scope::None | Scope::Few => ("CalicoNodeFailingOnNode", detail, LADDER.to_owned()),
             Scope::Subset => {
+                let versions = self.cluster.calico_versions();
+                let member = |(name, row): &(&'a str, &'a Row)| Member {
+                    row,
+                    calico: versions.get(name).copied(),
+                    counts: true,
+                };
+                let crowd = Crowd::new(&self.cluster.values, self.workers.iter().map(member).collect());
                 let suspects = crowd.suspects(&failing, *first);
                 let shared = suspects.first().map_or_else(
                     || "find out what these workers share".to_owned(),

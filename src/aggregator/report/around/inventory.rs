@@ -1,7 +1,7 @@
 //! Which Nodes there are: left over, with one address, too few; kubelets that are silent all at once; and webhooks that keep
 //! Pods of the system from being made (catalogue R020, R027, R029, R075, R111). Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -22,13 +22,12 @@ const SILENT: i64 = 60;
 const SETTLING: i64 = 600;
 
 /// What is wrong.
-pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
-    let duplicates = cluster.duplicates();
+pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Vec<Draft> {
     let workers: Vec<(&str, &Row)> = cluster
         .nodes()
         .filter(|(name, row)| !row.deleting && !row.control_plane && !duplicates.contains_key(name))
         .collect();
-    let mut all: Vec<Draft> = left_over(&duplicates).into_iter().collect();
+    let mut all: Vec<Draft> = left_over(duplicates).into_iter().collect();
     all.extend(one_address(cluster, now));
     all.extend(too_few(&workers));
     all.extend(silent(&workers, now));
@@ -37,7 +36,7 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
 }
 
 /// Node objects of workers that have another one by now (R027): no harm but to who counts.
-fn left_over(duplicates: &std::collections::HashMap<&str, &str>) -> Option<Draft> {
+fn left_over(duplicates: &HashMap<&str, &str>) -> Option<Draft> {
     let mut pairs: Vec<(&str, &str)> = duplicates.iter().map(|(old, twin)| (*old, *twin)).collect();
     pairs.sort_unstable();
     let (old, twin) = pairs.first()?;
@@ -67,8 +66,7 @@ fn one_address(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
             nodes.len()
         );
         let next = "find out which worker has the address (`ip addr` on each); delete what is left of the other in Calico and in Kubernetes, and drain and reboot the one that stays";
-        let mut draft = Draft::new("NodeIpReused", Critical, detail, next);
-        draft.subject = address.to_string();
+        let draft = Draft::new("NodeIpReused", Critical, detail, next).about(address.to_string());
         draft.on(nodes.into_iter().map(|(name, _)| name))
     };
     shared.map(draft).collect()

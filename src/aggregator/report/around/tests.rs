@@ -29,6 +29,10 @@ fn with(pods: &[Value]) -> Cluster {
     cluster
 }
 
+fn findings(cluster: &Cluster, only: Option<&str>, now: Timestamp) -> Vec<ClusterFinding> {
+    super::findings(cluster, &cluster.duplicates(), only, now)
+}
+
 #[test]
 fn all_pods_are_looked_at_and_told_by_what_they_say() {
     // The first is fine: sampling one would say that all are.

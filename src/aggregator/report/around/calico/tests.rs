@@ -79,6 +79,10 @@ fn planted(count: usize, broken: &[usize], since: i64) -> Cluster {
     cluster
 }
 
+fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
+    super::findings(cluster, &cluster.duplicates(), now)
+}
+
 fn codes(cluster: &Cluster, now: i64) -> Vec<(&'static str, Severity, usize)> {
     findings(cluster, at(now)).iter().map(|draft| (draft.code, draft.severity, draft.on.len())).collect()
 }

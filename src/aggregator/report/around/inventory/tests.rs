@@ -24,6 +24,10 @@ fn planted(change: impl Fn(usize, Value) -> Value) -> Cluster {
     cluster(&(0..6).map(|number| change(number, worker(number))).collect::<Vec<_>>(), &[])
 }
 
+fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
+    super::findings(cluster, &cluster.duplicates(), now)
+}
+
 fn codes(cluster: &Cluster, now: i64) -> Vec<(&'static str, Severity, Vec<String>)> {
     findings(cluster, at(now)).into_iter().map(|draft| (draft.code, draft.severity, draft.on)).collect()
 }
