@@ -1,5 +1,10 @@
 //! Against the real kernel: what wakes a look, and how many looks a burst makes.
 
+use jiff::Timestamp;
+use tokio::time::timeout;
+
+use super::machine::roles;
+use super::packet_filter::{NFTABLES, nftables};
 use super::*;
 use crate::agent::observe::netns::NetNs;
 use crate::facts::{PacketFilterChanges, Ruleset};

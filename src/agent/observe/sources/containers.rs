@@ -1,0 +1,155 @@
+//! The runtime, what it keeps and leaves behind, and where its images come from.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::{HUNG_AGAIN, Outlet, Rhythm, Shared, Wake, rest, rhythm, root_dir, set, within};
+use crate::agent::observe::blocking::Blocking;
+use crate::agent::observe::cri::CriSource;
+use crate::agent::observe::debris::DebrisSource;
+use crate::agent::observe::registry::RegistrySource;
+use crate::agent::observe::store::StoreSource;
+use crate::agent::observe::{HostRoot, Update};
+use crate::clock::since_boot;
+use crate::facts::{LookError, Reason, Runtime, Seen};
+
+// A runtime that hangs has to be told within 10 s.
+const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
+// The process table is walked, and the runtime's objects are counted, as seldom.
+const DEBRIS: Rhythm = rhythm("debris", 60, 10);
+// Two pages of a database and the times of a directory.
+const STORE: Rhythm = rhythm("store", 300, 10);
+/// What looks damaged is looked at again soon.
+const STORE_AGAIN: Duration = Duration::from_secs(20);
+// Its rhythm is its own: it depends on the answer.
+const REGISTRIES: Rhythm = rhythm("registries", 60, 30);
+
+pub(super) async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
+    let mut source = CriSource::new(host);
+    loop {
+        let began = Instant::now();
+        let kubelet = shared.kubelet.borrow().clone();
+        let endpoint = kubelet.as_ref().and_then(|kubelet| kubelet.runtime_endpoint.as_deref());
+        let seen = match timeout(RUNTIME.deadline, source.look(endpoint, kubelet.is_some())).await {
+            Ok(seen) => seen,
+            Err(_) => hung_runtime(),
+        };
+        share_runtime(&seen, &shared, &wake);
+        shared.registries.send_if_modified(|old| set(old, source.image_hosts().to_vec()));
+        shared.remains.send_modify(|known| known.inventory = source.inventory());
+        if seen.sandboxes.get().is_some() {
+            shared.sandboxes_listed.send_replace(Some(began));
+        }
+        let hangs = [seen.status.error(), seen.sandboxes.error()]
+            .into_iter()
+            .flatten()
+            .any(|error| error.reason == Reason::TimedOut);
+        let success = seen.status.error().is_none() && seen.socket.error().is_none();
+        out.tell(&RUNTIME, began, success, Update::Runtime(seen)).await;
+        if hangs {
+            // Whether it was only slow shows soon: three looks in a row have to agree.
+            tokio::time::sleep(HUNG_AGAIN).await;
+        } else {
+            rest(&RUNTIME, began, Some(&wake.runtime)).await;
+        }
+    }
+}
+
+fn hung_runtime() -> Runtime {
+    let error = LookError::timed_out("CRI", RUNTIME.deadline.as_secs_f32());
+    Runtime::silent(Seen::Unreadable(error.clone()), error)
+}
+
+/// Tells the routes of new pods, and the CNI files of the runtime's directories.
+fn share_runtime(seen: &Runtime, shared: &Shared, wake: &Wake) {
+    if let Some(sandboxes) = seen.sandboxes.get() {
+        let own =
+            sandboxes.iter().filter(|sandbox| sandbox.host_network == Some(false) && !sandbox.addresses.is_empty());
+        let pods: Vec<_> = own.map(|sandbox| (sandbox.id.clone(), sandbox.addresses.clone())).collect();
+        if shared.pods.send_if_modified(|old| set(old, pods)) {
+            wake.routing.notify_one();
+        }
+    }
+    if let Some(dirs) = seen.status.get().and_then(|status| status.cni_dirs.clone())
+        && shared.cni_dirs.send_if_modified(|old| set(old, Some(dirs)))
+    {
+        wake.cni.notify_one();
+    }
+    if let Some(path) = seen.image_filesystems.get().and_then(|paths| paths.first().cloned())
+        && shared.images.send_if_modified(|old| set(old, Some(path)))
+    {
+        wake.store.notify_one();
+        wake.filesystems.notify_one();
+    }
+}
+
+/// What containers left behind, where the runtime tells what it has.
+pub(super) async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
+    let mut source = None;
+    let new = || DebrisSource::new(host.clone());
+    // The runtime and the process table are looked at first.
+    out.updates.send(Update::Debris(Seen::Absent)).await.ok();
+    loop {
+        rest(&DEBRIS, Instant::now(), None).await;
+        let began = Instant::now();
+        let known = shared.remains.borrow().clone();
+        let Some(inventory) = known.inventory else {
+            let error =
+                || LookError::new("debris of containers", Reason::Failed, "the runtime does not tell what it has");
+            let seen = if shared.kubelet.borrow().is_some() { Seen::Unreadable(error()) } else { Seen::Absent };
+            out.tell(&DEBRIS, began, false, Update::Debris(seen)).await;
+            continue;
+        };
+        let pods = format!("{}/pods", root_dir(shared.arguments.borrow().as_deref()));
+        let looked = blocking.lend("debris of containers", DEBRIS.deadline, &mut source, new, move |source| {
+            source.look(since_boot(), &inventory, &known.attendants, &pods)
+        });
+        let seen = looked.await.map_or_else(Seen::Unreadable, |found| found.map_or(Seen::Absent, Seen::Yes));
+        out.tell(&DEBRIS, began, seen.error().is_none(), Update::Debris(seen)).await;
+    }
+}
+
+/// containerd's store, wherever it says that it is.
+pub(super) async fn store(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut source = None;
+    let new = || StoreSource::new(host.clone());
+    loop {
+        let began = Instant::now();
+        let images = shared.images.borrow().clone();
+        // `ROOT/io.containerd.snapshotter.v1.overlayfs`.
+        let root = images.as_deref().and_then(|path| path.split("/io.containerd.").next());
+        let root = root.unwrap_or("/var/lib/containerd").to_owned();
+        let looked =
+            blocking.lend("store of containerd", STORE.deadline, &mut source, new, move |source| source.look(&root));
+        let seen: Seen<Vec<_>> = looked.await.into();
+        let again = seen.get().is_some_and(|faults| !faults.is_empty());
+        out.tell(&STORE, began, seen.error().is_none(), Update::Store(seen)).await;
+        let every = if again { STORE_AGAIN } else { STORE.every };
+        rest(&Rhythm { every, ..STORE }, began, Some(&wake.store)).await;
+    }
+}
+
+/// Asks registries while images are known to come from some, else waits for that.
+pub(super) async fn registries(out: Outlet, mut source: RegistrySource, shared: Shared) {
+    let mut names = shared.registries.subscribe();
+    loop {
+        let began = Instant::now();
+        let now = names.borrow_and_update().clone();
+        if now.is_empty() {
+            out.updates.send(Update::Registries(Seen::Absent)).await.ok();
+            if names.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        let seen = within(&REGISTRIES, source.look(&now)).await;
+        let every = seen.as_ref().map_or(REGISTRIES.every, |seen| RegistrySource::wait(seen));
+        out.tell(&REGISTRIES, began, seen.is_ok(), Update::Registries(seen.into())).await;
+        let rhythm = Rhythm { every, ..REGISTRIES };
+        tokio::select! {
+            () = rest(&rhythm, began, None) => {}
+            Ok(()) = names.changed() => {}
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Memory, disks, processes and the kernel's log.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::{Outlet, Rhythm, Shared, Wake, rest, rhythm, root_dir, set, within};
+use crate::agent::observe::blocking::Blocking;
+use crate::agent::observe::filesystems::FilesystemSource;
+use crate::agent::observe::kernel_log::KernelLogSource;
+use crate::agent::observe::memory::MemorySource;
+use crate::agent::observe::pressure::MemoryTrigger;
+use crate::agent::observe::processes::ProcessSource;
+use crate::agent::observe::strain::StrainSource;
+use crate::agent::observe::{HostRoot, Update, pod_scan};
+use crate::clock::since_boot;
+use crate::facts::{Kubelet, Memory, PodScan, Role, Seen, Strain};
+
+const FILESYSTEMS: Rhythm = rhythm("filesystems", 10, 10);
+// Its lines wake it; the period is for the system call, which tells of nothing.
+const KERNEL_LOG: Rhythm = rhythm("kernel log", 30, 10);
+// The kernel wakes it when tasks wait for memory, where it may.
+const MEMORY: Rhythm = rhythm("memory", 10, 2);
+const STRAIN: Rhythm = rhythm("strain", 10, 2);
+/// While something runs short the pods are looked at this often: with 250 of them that costs some milliseconds.
+const PODS: Duration = Duration::from_secs(60);
+// Between walks this is one file per known process.
+const PROCESSES: Rhythm = rhythm("processes", 2, 5);
+
+/// Memory and what else runs short, and who uses it while it does.
+pub(super) async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut source = MemorySource::new(host.clone());
+    let mut strains = StrainSource::new(host.clone());
+    let mut pods: Option<(Instant, Seen<PodScan>)> = None;
+    loop {
+        let began = Instant::now();
+        let root = shared.kubelet.borrow().as_ref().map_or("/".to_owned(), |it| it.capacity.cgroup_root.clone());
+        let seen: Seen<_> = source.look(Timestamp::now(), &root).into();
+        let mut strain = strains.look(Timestamp::now(), &root);
+        if !short(seen.get(), &strain) {
+            pods = None;
+        } else if pods.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS) {
+            let (host, root) = (host.clone(), root.clone());
+            let scan = blocking.run("cgroups of pods", STRAIN.deadline, move || Ok(pod_scan::look(&host, &root)));
+            let scan = scan.await.map_or_else(Seen::Unreadable, |scan| scan.map_or(Seen::Absent, Seen::Yes));
+            pods = Some((Instant::now(), scan));
+        }
+        strain.pods = pods.as_ref().map_or(Seen::Absent, |(_, scan)| scan.clone());
+        let success = strain.tasks.error().is_none() && strain.files.error().is_none();
+        out.tell(&STRAIN, began, success, Update::Strain(strain)).await;
+        out.tell(&MEMORY, began, seen.error().is_none(), Update::Memory(seen)).await;
+        rest(&MEMORY, began, Some(&wake.memory)).await;
+    }
+}
+
+/// Whether it is worth knowing what the pods use.
+fn short(memory: Option<&Memory>, strain: &Strain) -> bool {
+    let memory = memory.is_some_and(|memory| {
+        memory.kubelet_available < memory.total / 5
+            || memory.pods.is_some_and(|pods| pods.working_set / 4 > pods.limit / 5)
+            || memory.stall.is_some_and(|stall| stall.full_avg10 >= 5.0)
+            || memory.kills.get().is_some_and(|kills| !kills.is_empty())
+    });
+    let many = |count: u64, limit: u64| count / 3 > limit / 4;
+    let tasks = strain.tasks.get().is_some_and(|tasks| {
+        many(tasks.count, tasks.limit) || tasks.pods.is_some_and(|(count, limit)| many(count, limit))
+    });
+    memory || tasks
+}
+
+/// Looks at memory as soon as tasks wait for it. Where the kernel does not tell, the rhythm has to do.
+pub(super) async fn memory_events(wake: Wake) {
+    let trigger = match MemoryTrigger::open() {
+        Ok(trigger) => trigger,
+        Err(error) => {
+            tracing::debug!(%error, "the kernel does not tell when tasks wait for memory");
+            return;
+        }
+    };
+    while trigger.fired().await.is_ok() {
+        wake.memory.notify_one();
+    }
+}
+
+pub(super) async fn kernel_log(out: Outlet, host: HostRoot, wake: Wake) {
+    let mut source = KernelLogSource::new(host);
+    let mut before = Seen::Absent;
+    loop {
+        let began = Instant::now();
+        let seen: Seen<_> = within(&KERNEL_LOG, source.look()).await.into();
+        if set(&mut before, seen.clone()) {
+            // What made a file system read-only shows in its mount's options too.
+            wake.filesystems.notify_one();
+        }
+        out.tell(&KERNEL_LOG, began, seen.error().is_none(), Update::KernelLog(seen)).await;
+        source.wait().await;
+    }
+}
+
+pub(super) async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut source = FilesystemSource::new(host, blocking);
+    loop {
+        let began = Instant::now();
+        let images = shared.images.borrow().clone();
+        let roles = roles(shared.kubelet.borrow().as_ref(), shared.arguments.borrow().as_deref(), images);
+        let seen = within(&FILESYSTEMS, source.look(Timestamp::now(), &roles)).await;
+        out.tell(&FILESYSTEMS, began, seen.is_ok(), Update::Filesystems(seen.into())).await;
+        rest(&FILESYSTEMS, began, Some(&wake.filesystems)).await;
+    }
+}
+
+/// What this machine keeps where; `images` as the runtime says. On a machine that is no worker only `/` and `/var/log` matter.
+pub(super) fn roles(
+    kubelet: Option<&Kubelet>,
+    arguments: Option<&[String]>,
+    images: Option<String>,
+) -> Vec<(Role, String)> {
+    let mut roles = vec![(Role::Root, "/".to_owned()), (Role::Logs, "/var/log".to_owned())];
+    if kubelet.is_some() {
+        roles.push((Role::Nodefs, root_dir(arguments)));
+        let usual = ["/var/lib/containerd", "/var/lib/containers/storage", "/var/lib/rancher/k3s/agent/containerd"];
+        let stores = images.into_iter().chain(usual.map(str::to_owned));
+        roles.extend(stores.map(|store| (Role::Imagefs, store)));
+    }
+    roles
+}
+
+pub(super) async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut source = None;
+    let new = || ProcessSource::new(host.clone());
+    let mut running = Vec::new();
+    loop {
+        let began = Instant::now();
+        // The walk over /proc runs beside the loop: a machine with many processes must not delay the others.
+        let looked = blocking.lend("process table", PROCESSES.deadline, &mut source, new, |source| {
+            source.look(Timestamp::now(), since_boot())
+        });
+        let seen = looked.await;
+        let arguments = source.as_ref().and_then(ProcessSource::kubelet_arguments);
+        if shared.arguments.send_if_modified(|old| set(old, arguments)) {
+            wake.kubelet.notify_one();
+        }
+        let attendants = source.as_ref().map(ProcessSource::attendants).unwrap_or_default();
+        shared.remains.send_modify(|known| known.attendants = attendants);
+        if let Ok(processes) = &seen {
+            let now: Vec<_> = processes.found.iter().map(|process| (process.program, process.pid)).collect();
+            if set(&mut running, now) {
+                // Somebody started or ended: the runtime may be one of them, or the owner of a health port.
+                wake.runtime.notify_one();
+                wake.health.notify_one();
+            }
+        }
+        out.tell(&PROCESSES, began, seen.is_ok(), Update::Processes(seen.into())).await;
+        rest(&PROCESSES, began, None).await;
+    }
+}

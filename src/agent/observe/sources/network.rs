@@ -1,0 +1,164 @@
+//! Routes, links, BGP, tunnels and what containers' networks are made by.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::{HUNG_AGAIN, Outlet, Rhythm, Shared, Wake, rest, rhythm, set, within};
+use crate::agent::observe::blocking::Blocking;
+use crate::agent::observe::tunnels::{Targets, TunnelSource};
+use crate::agent::observe::{HostRoot, Update, bird, cni as files, net_sysctl, routing as routes, traffic as counters};
+use crate::facts::{Bgp, Cni, Family, LookError, Reason, Routing, Seen, Traffic};
+
+// Netlink tells of every change, so the periods of these are a backstop.
+const ROUTING: Rhythm = rhythm("routing", 30, 5);
+/// The longest time between looks at large routing tables.
+const ROUTING_SELDOM: Duration = Duration::from_secs(120);
+/// How long a change of the routes to pods waits for the runtime's list of pods.
+const CONFIRMED: Duration = Duration::from_secs(2);
+const FORWARDING: Rhythm = rhythm("forwarding", 10, 2);
+const CNI: Rhythm = rhythm("cni", 15, 5);
+const TRAFFIC: Rhythm = rhythm("traffic", 10, 5);
+// A BIRD that hangs has to be told within 10 s.
+const BGP: Rhythm = rhythm("bgp", 2, 15);
+const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);
+
+pub(super) async fn routing(out: Outlet, shared: Shared, wake: Wake) {
+    let mut source = None;
+    let mut answers = BTreeMap::new();
+    loop {
+        let began = Instant::now();
+        let pods = shared.pods.borrow().clone();
+        let seen = within(&ROUTING, async {
+            if source.is_none() {
+                source = Some(routes::RoutingSource::open()?);
+            }
+            let source = source.as_ref().expect("just opened");
+            source.look(&pods).await
+        })
+        .await;
+        if seen.is_err() {
+            source = None;
+        }
+        if let Ok(routing) = &seen {
+            let moved = answers.iter().any(|(pod, old)| routing.pods.get(pod).is_some_and(|now| now != old));
+            if moved && !confirmed(&shared, &wake, began, &pods).await {
+                continue;
+            }
+            answers.clone_from(&routing.pods);
+        }
+        shared.bird_routes.send_replace(seen.as_ref().ok().map(bird_routes));
+        if let Ok(routing) = &seen
+            && shared.links.send_if_modified(|old| set(old, counters::watched(routing)))
+        {
+            wake.traffic.notify_one();
+        }
+        out.tell(&ROUTING, began, seen.is_ok(), Update::Routing(seen.into())).await;
+        // The backstop costs a ten-thousandth of the time at most, also with tens of thousands of routes.
+        let every = (began.elapsed() * 10_000).clamp(ROUTING.every, ROUTING_SELDOM);
+        rest(&Rhythm { every, ..ROUTING }, began, Some(&wake.routing)).await;
+    }
+}
+
+/// Whether the pods are still those that were looked for, as the runtime says after the look at the routes: a pod that is
+/// being deleted loses its route too, and by then its sandbox is no longer ready. A runtime that does not answer deletes
+/// no pods.
+async fn confirmed(shared: &Shared, wake: &Wake, looked: Instant, pods: &[(String, Vec<IpAddr>)]) -> bool {
+    let mut listed = shared.sandboxes_listed.subscribe();
+    wake.runtime.notify_one();
+    timeout(CONFIRMED, listed.wait_for(|began| began.is_some_and(|began| began > looked))).await.ok();
+    *shared.pods.borrow() == pods
+}
+
+/// How many routes of BIRD there are of each family.
+fn bird_routes(routing: &Routing) -> [u32; 2] {
+    const BIRD: u8 = 12;
+    [Family::V4, Family::V6].map(|family| {
+        let counts = routing.by_protocol.iter().filter(|(of, protocol, _)| (*of, *protocol) == (family, BIRD));
+        counts.map(|(_, _, count)| count).sum()
+    })
+}
+
+pub(super) async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
+    let mut source = bird::BirdSource::new(host, blocking);
+    loop {
+        let began = Instant::now();
+        let kernel = *shared.bird_routes.borrow();
+        let seen: Seen<Bgp> = within(&BGP, source.look(kernel)).await.into();
+        let mut errors = seen.get().into_iter().flat_map(|bgp| &bgp.daemons).filter_map(|daemon| daemon.bird.error());
+        let hangs = errors.any(|error| error.reason == Reason::TimedOut);
+        out.tell(&BGP, began, seen.error().is_none() && !hangs, Update::Bgp(seen)).await;
+        if hangs {
+            tokio::time::sleep(HUNG_AGAIN).await;
+        } else {
+            rest(&BGP, began, None).await;
+        }
+    }
+}
+
+/// Probes while there are tunnels, else waits for some.
+pub(super) async fn tunnels_between_nodes(out: Outlet, mut targets: watch::Receiver<Option<Targets>>) {
+    let mut source = TunnelSource::default();
+    loop {
+        let began = Instant::now();
+        let now = targets.borrow_and_update().clone();
+        let Some(now) = now else {
+            out.updates.send(Update::Tunnels(Seen::Absent)).await.ok();
+            if targets.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let seen = within(&TUNNELS, async { Ok(source.look(&now, Timestamp::now()).await) }).await;
+        out.tell(&TUNNELS, began, seen.is_ok(), Update::Tunnels(seen.into())).await;
+        rest(&TUNNELS, began, None).await;
+    }
+}
+
+pub(super) async fn forwarding(out: Outlet, host: HostRoot) {
+    loop {
+        let began = Instant::now();
+        let seen = net_sysctl::forwarding(&host);
+        let success = seen.ipv4.error().is_none() && seen.ipv6.error().is_none();
+        out.tell(&FORWARDING, began, success, Update::Forwarding(seen)).await;
+        rest(&FORWARDING, began, None).await;
+    }
+}
+
+pub(super) async fn cni(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    loop {
+        let began = Instant::now();
+        let (host, told) = (host.clone(), shared.cni_dirs.borrow().clone());
+        let looked = blocking.run("CNI files", CNI.deadline, move || Ok(files::look(&host, told.as_ref()))).await;
+        let seen = looked.unwrap_or_else(|error| blind_cni(&shared, error));
+        out.tell(&CNI, began, seen.files.error().is_none(), Update::Cni(seen)).await;
+        rest(&CNI, began, Some(&wake.cni)).await;
+    }
+}
+
+/// The CNI facts when the look itself hung.
+fn blind_cni(shared: &Shared, error: LookError) -> Cni {
+    let (conf_dir, bin_dirs) = shared.cni_dirs.borrow().clone().unwrap_or_default();
+    Cni::of(conf_dir, bin_dirs, "nobody".into(), Seen::Unreadable(error))
+}
+
+/// Sockets, neighbour tables, and the links that the routes tell.
+pub(super) async fn traffic(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
+    let mut source = counters::TrafficSource::new(host.clone());
+    loop {
+        let began = Instant::now();
+        let links = shared.links.borrow().clone();
+        let looked = timeout(TRAFFIC.deadline, source.look(&links)).await;
+        let success = looked.as_ref().is_ok_and(|seen| seen.sockets.error().is_none() && seen.links.error().is_none());
+        let seen = looked.unwrap_or_else(|_| {
+            source = counters::TrafficSource::new(host.clone());
+            Traffic::not_yet()
+        });
+        out.tell(&TRAFFIC, began, success, Update::Traffic(seen)).await;
+        rest(&TRAFFIC, began, Some(&wake.traffic)).await;
+    }
+}
