@@ -201,6 +201,12 @@ impl Link {
     pub fn is_calico_pod(&self) -> bool {
         self.kind.as_deref() == Some("veth") && self.name.starts_with("cali")
     }
+
+    /// Whether a pod that is routed to it directly is its other end: a veth that is a port of nothing, as Calico and the
+    /// plugin ptp make them.
+    pub(crate) fn is_own_of_pod(&self) -> bool {
+        self.kind.as_deref() == Some("veth") && self.master.is_none()
+    }
 }
 
 impl Routing {

@@ -1,9 +1,10 @@
 //! A local pod's address is not routed to the pod.
 //!
 //! *Looks at* the kernel's own answer (`RTM_GETROUTE`, policy rules included) for every address of every READY sandbox
-//! with a network of its own. Right is a route to a local link that is up, no uplink and no tunnel. *Traps*: a sandbox
-//! younger than 30 s; CNIs that do not route pods through the host (macvlan, ipvlan, SR-IOV); a CNI that is not known, which
-//! is judged only while it routes other pods; secondary networks are not asked for at all (catalogue R080).
+//! with a network of its own. Right is a route to a local link that is up, no uplink and no tunnel, and that has a carrier
+//! where it is the pod's own: the other end of a veth is the pod's. *Traps*: a sandbox younger than 30 s; a bridge, whose
+//! carrier is that of any pod; CNIs that do not route pods through the host (macvlan, ipvlan, SR-IOV); a CNI that is not
+//! known, which is judged only while it routes other pods; secondary networks are not asked for at all (catalogue R080).
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -44,7 +45,7 @@ fn run(look: &Look<'_>) -> Outcome {
         || sandboxes.iter().filter(settled).filter_map(|sandbox| routing.pods.get(&sandbox.id).map(|it| (sandbox, it)));
     let findings = routes()
         .flat_map(|(sandbox, routes)| routes.iter().filter_map(move |route| wrong(routing, sandbox, route)))
-        .map(|finding| if felix { finding.repaired_within(FELIX_REFRESH) } else { finding });
+        .map(|(finding, by_felix)| if felix && by_felix { finding.repaired_within(FELIX_REFRESH) } else { finding });
     let errors = first_error(routes().flat_map(|(_, routes)| routes.iter().map(|route| route.answer.error())));
     findings_or_unknown(findings.collect(), errors)
 }
@@ -68,7 +69,9 @@ fn routes_pods(cni: &Cni, routing: &Routing) -> bool {
     named(&ROUTED) || (!named(&UNROUTED) && routed())
 }
 
-fn wrong(routing: &Routing, sandbox: &Sandbox, route: &PodRoute) -> Option<Finding> {
+/// The finding, and whether it is about a route, which Felix would write again.
+fn wrong(routing: &Routing, sandbox: &Sandbox, route: &PodRoute) -> Option<(Finding, bool)> {
+    let mut by_felix = true;
     let how = match route.answer.get()? {
         RouteAnswer::NoWay(error) => format!("has no route ({error})"),
         RouteAnswer::Via { link, gateway, .. } => {
@@ -81,6 +84,10 @@ fn wrong(routing: &Routing, sandbox: &Sandbox, route: &PodRoute) -> Option<Findi
                 Some(gateway) if away => format!("is routed away from this node, via {gateway} on {name}"),
                 None if away => format!("is routed away from this node, on {name}"),
                 _ if !routing.link(*link).is_some_and(|link| link.up) => format!("is routed to {name}, which is down"),
+                None if routing.link(*link).is_some_and(|link| link.is_own_of_pod() && !link.carrier) => {
+                    by_felix = false;
+                    format!("is routed to {name}, which has no carrier: the end inside the pod is down")
+                }
                 _ if name.starts_with("cali") => match shared(routing, sandbox, route.address, *link) {
                     Some(other) => {
                         format!("is routed to {name}, and so is {other}: one of them has lost its own route")
@@ -92,7 +99,9 @@ fn wrong(routing: &Routing, sandbox: &Sandbox, route: &PodRoute) -> Option<Findi
         }
     };
     let pod = format!("{}/{}", sandbox.namespace, sandbox.name);
-    Some(Finding::new(format!("{pod} {}", route.address), format!("The local pod {pod} at {} {how}", route.address)))
+    let finding =
+        Finding::new(format!("{pod} {}", route.address), format!("The local pod {pod} at {} {how}", route.address));
+    Some((finding, by_felix))
 }
 
 /// The address of another pod that is routed to the same link. With Calico each pod has a link of its own.
@@ -154,6 +163,26 @@ mod tests {
     fn trap_macvlan_is_not_routed() {
         let node = answered(via(testing::UPLINK)).cni_plugin("macvlan");
         assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn the_end_inside_the_pod_is_down() {
+        let silent = |node: Node| {
+            node.edit(|now| now.health.felix = testing::answers(200)).routing(|routing| {
+                routing.links.iter_mut().filter(|link| link.index == testing::POD_LINK).for_each(|link| {
+                    link.carrier = false;
+                });
+            })
+        };
+        let Outcome::Findings(findings) = run(&silent(Node::calico_worker()).look()) else { panic!("a finding") };
+        assert!(
+            findings[0].detail.ends_with("to cali0, which has no carrier: the end inside the pod is down"),
+            "{findings:?}"
+        );
+        assert_eq!(findings[0].owner_repairs_within, None, "Felix does not look into the pod");
+        assert_eq!(run(&Node::calico_worker().look()), Outcome::Healthy);
+        // The last other pod of a bridge has gone.
+        assert_eq!(run(&silent(Node::worker()).look()), Outcome::Healthy);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::files::Recording;
 use super::node::{MASTER, Node, text};
@@ -127,6 +128,16 @@ impl Node {
         self.far.exec(&["ip", "-batch", text(&file)?])?;
         self.batch(&near)?;
         links.iter().filter(|link| link.name.starts_with("cali")).try_for_each(|link| self.set_pod_switches(&link.name))
+    }
+
+    /// Brings the end of a link inside its pod up or down.
+    pub fn set_inside(&self, link: &str, state: &str) -> Result<()> {
+        let here: Value = serde_json::from_str(&self.run(&["ip", "-json", "link", "show", "dev", link])?)?;
+        let there: Value = serde_json::from_str(&self.far.exec(&["ip", "-json", "link"])?)?;
+        let inside = there.as_array().into_iter().flatten().find(|it| it["ifindex"] == here[0]["link_index"]);
+        let name = inside.and_then(|it| it["ifname"].as_str()).context("the end inside the pod")?;
+        self.far.exec(&["ip", "link", "set", name, state])?;
+        Ok(())
     }
 
     /// The switches of a link to a pod that the CNI plugin and Felix set, which no recording holds.

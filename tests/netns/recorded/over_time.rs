@@ -67,6 +67,28 @@ fn the_route_of_a_pod_with_felix_dead() -> Result<()> {
     comes_and_goes("11-pod-route-missing", "n1", "during-b-felix-dead", &["PodRouteMissing"])
 }
 
+/// Felix lives, but does not look into pods: nothing is waited for.
+#[test]
+fn the_end_of_a_link_inside_a_pod() -> Result<()> {
+    let node = Node::recorded("11-pod-route-missing", "before", "n1")?;
+    node.watch()?;
+    node.set_inside("cali415c2f8ba99", "down")?;
+    within(SOON, || {
+        let verdict = node.verdict()?;
+        ensure!(codes(&verdict["findings"]) == ["PodRouteMissing"], "{verdict}");
+        ensure!(verdict["findings"][0].to_string().contains("cali415c2f8ba99, which has no carrier"), "{verdict}");
+        Ok(())
+    })
+    .context("it is raised")?;
+    node.set_inside("cali415c2f8ba99", "up")?;
+    within(SOON, || {
+        ensure!(node.codes()?.is_empty(), "{}", node.verdict()?);
+        Ok(())
+    })
+    .context("it is cleared")?;
+    Ok(())
+}
+
 #[test]
 fn a_bird_that_hangs() -> Result<()> {
     comes_and_goes("02-bird-stopped", "n2", "during-stopped", &["BgpDaemonDown"])

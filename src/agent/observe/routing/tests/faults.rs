@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -179,6 +180,46 @@ fn incident_11_a_pod_without_its_route_or_with_the_wrong_one() {
     node.ip("route add 172.30.40.135 dev cali415c2f8ba99 scope link metric 1024");
     node.ip("-6 route replace fd00:30:40::135/128 dev cali415c2f8ba99 metric 1024");
     node.is_well();
+}
+
+#[test]
+fn the_end_of_a_link_inside_the_pod() {
+    let mut node = node();
+    node.is_well();
+    let links = node.net.command("ip", &["-o", "link", "show", "cali415c2f8ba99"]);
+    let inside = links.split(['@', ':']).nth(2).expect("the other end").trim().to_owned();
+    // The kernel tells of a carrier some time after it has changed, a second at most; so it ends a namespace.
+    let becomes = |node: &Node, wanted: Option<bool>| {
+        let link = |links: Vec<Link>| links.into_iter().find(|link| link.name == "cali415c2f8ba99");
+        let is = || link(look(&node.net, &[]).links).map(|link| link.carrier) == wanted;
+        let waited = || {
+            std::thread::sleep(Duration::from_millis(50));
+            false
+        };
+        assert!((0..100).any(|_| is() || waited()), "the link does not become {wanted:?}");
+    };
+    node.ip(&format!("link set {inside} down"));
+    becomes(&node, Some(false));
+    let what = "to cali415c2f8ba99, which has no carrier: the end inside the pod is down";
+    let said = node.say();
+    let said: Vec<_> = said["PodRouteMissing"].iter().filter(|detail| detail.ends_with(what)).collect();
+    assert!(said.len() == 2, "both families: {said:?}");
+    node.ip(&format!("link set {inside} up"));
+    becomes(&node, Some(true));
+    node.is_well();
+    // Its network namespace goes, and with it the link and the routes.
+    let pod = NetNs::new();
+    node.ip(&format!("link set {inside} netns {}", pod.path()));
+    node.ip("link set cali415c2f8ba99 down");
+    pod.command("ip", &["link", "set", &inside, "up"]);
+    node.ip("link set cali415c2f8ba99 up");
+    node.ip("route add 172.30.40.135 dev cali415c2f8ba99 scope link metric 1024");
+    node.ip("-6 route replace fd00:30:40::135/128 dev cali415c2f8ba99 metric 1024");
+    becomes(&node, Some(true));
+    node.is_well();
+    drop(pod);
+    becomes(&node, None);
+    node.tells("PodRouteMissing", "172.30.40.135 has no route (Invalid argument");
 }
 
 #[test]
