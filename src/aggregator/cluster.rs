@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::backends::Backends;
 use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, ZONE_LABELS};
 use super::object::ObjectView;
 use super::password::Found;
@@ -40,6 +41,8 @@ pub(crate) struct Cluster {
     tombstones: VecDeque<(Box<str>, Timestamp)>,
     /// What is known of the password of BGP's peers.
     pub(crate) password: Vec<Found>,
+    /// Who answers for webhooks.
+    pub(crate) backends: Backends,
     /// Moves when the report is another one.
     pub(crate) revision: u64,
     /// How the Nodes are seen.
@@ -121,8 +124,15 @@ impl Cluster {
             if before.is_none_or(|before| !before.same_on_the_map(&row)) {
                 self.surroundings.changed();
             }
-            // Kubelets bring heartbeats all the time, which nobody sees.
-            self.revision += u64::from(before.is_none_or(|before| !before.same_in_the_report(&row)));
+            // Kubelets bring heartbeats all the time, which nobody sees: another version and another list show nothing.
+            let (version, list) = (std::mem::take(&mut row.version), row.list);
+            let same = before.is_some_and(|before| {
+                row.version.clone_from(&before.version);
+                row.list = before.list;
+                *before == row
+            });
+            (row.version, row.list) = (version, list);
+            self.revision += u64::from(!same);
             self.nodes.insert(node.metadata.name.as_str().into(), row);
         }
     }

@@ -5,6 +5,7 @@
 //!                          └────▶ stale (pure) ──▶ write (leader only)
 //! ```
 
+mod backends;
 mod cluster;
 mod journal;
 mod lease;
@@ -27,6 +28,7 @@ mod surroundings;
 pub(crate) mod testing;
 mod traits;
 mod watch;
+mod webhooks;
 mod workloads;
 mod write;
 
@@ -106,6 +108,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = write::run(Arc::clone(&store), api.unary.clone(), options.namespace.clone(), now) => match never {},
         never = watch_surroundings(&api, &store) => match never {},
         never = password::run(&api.unary, &store) => match never {},
+        never = backends::run(&api.unary, &store) => match never {},
         never = elect(&api, &store, &mut elector, options.read_only) => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

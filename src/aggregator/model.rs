@@ -41,7 +41,8 @@ const NODE_INFO: [&str; 8] = [
 pub(super) const CALICO_ADDRESSES: &str = "projectcalico.org/IPv";
 /// Label of an EndpointSlice: the Service that it is of.
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
-
+/// Label of every namespace: its own name.
+pub(super) const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// Label that names what a Pod of the system is of.
 pub(super) const APP: &str = "k8s-app";
 

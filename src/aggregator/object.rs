@@ -9,7 +9,8 @@ use serde::de::{Deserialize, Deserializer, MapAccess};
 use serde_json::Value;
 
 use super::lenient::Shape;
-use super::model::{APP, ConditionView, Kept, Meta, SERVICE_NAME, Versioned};
+use super::model::{APP, ConditionView, Kept, Meta, NAMESPACE_NAME, SERVICE_NAME, Versioned};
+use super::webhooks::Webhook;
 
 /// What is kept of the name of who changed something.
 const LONGEST_MANAGER: usize = 64;
@@ -26,6 +27,8 @@ pub(crate) struct ObjectView {
     pub(super) endpoints: Vec<EndpointView>,
     /// Of an Event.
     pub(super) event: Option<EventView>,
+    /// Of a configuration of webhooks.
+    pub(super) webhooks: Vec<Webhook>,
     /// By `managedFields`, the last change of anything but its status.
     pub(super) edit: Option<EditView>,
 }
@@ -100,6 +103,10 @@ pub(super) struct EndpointView {
     pub(super) addresses: Vec<String>,
     /// Not said means ready.
     pub(super) ready: Option<bool>,
+    /// The node that it is on, if any.
+    pub(super) node: String,
+    /// The Pod that it is, if it is one.
+    pub(super) pod: String,
 }
 
 /// What is read of a Pod's `status`.
@@ -170,12 +177,7 @@ impl ObjectView {
                 resource_version: text(&meta["resourceVersion"]),
                 creation_timestamp: time(&meta["creationTimestamp"]),
                 deletion_timestamp: time(&meta["deletionTimestamp"]),
-                labels: Kept(
-                    [SERVICE_NAME, APP]
-                        .into_iter()
-                        .filter_map(|key| Some((key.to_owned(), meta["labels"][key].as_str()?.to_owned())))
-                        .collect(),
-                ),
+                labels: Kept(labels(&meta["labels"])),
                 annotations: Kept::default(),
             },
             spec: Spec {
@@ -208,7 +210,10 @@ impl ObjectView {
             endpoints: each(&tree["endpoints"], |tree| EndpointView {
                 addresses: each(&tree["addresses"], text),
                 ready: tree["conditions"]["ready"].as_bool(),
+                node: text(&tree["nodeName"]),
+                pod: text(&tree["targetRef"]["name"]),
             }),
+            webhooks: each(&tree["webhooks"], Webhook::read),
             edit: edit(meta),
             event: tree.get("involvedObject").map(|about| EventView {
                 kind: text(&about["kind"]),
@@ -223,6 +228,14 @@ impl ObjectView {
     }
 }
 
+/// Those that are read. Of a namespace all of them: webhooks choose by any.
+fn labels(tree: &Value) -> Vec<(String, String)> {
+    let all = tree.as_object().into_iter().flatten();
+    let namespace = tree.get(NAMESPACE_NAME).is_some();
+    let kept = all.filter(|(key, _)| namespace || [SERVICE_NAME, APP].contains(&key.as_str()));
+    kept.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+}
+
 fn edit(meta: &Value) -> Option<EditView> {
     let entries = meta["managedFields"].as_array().into_iter().flatten();
     let edits = entries.filter(|entry| entry["subresource"] != "status");
@@ -231,7 +244,7 @@ fn edit(meta: &Value) -> Option<EditView> {
     Some(EditView { at, by: text(&entry["manager"]).chars().take(LONGEST_MANAGER).collect(), generation })
 }
 
-fn text(tree: &Value) -> String {
+pub(super) fn text(tree: &Value) -> String {
     tree.as_str().unwrap_or_default().to_owned()
 }
 
@@ -247,7 +260,7 @@ fn count(tree: &Value) -> Option<u32> {
     tree.as_u64().and_then(|number| number.try_into().ok())
 }
 
-fn each<T>(tree: &Value, read: fn(&Value) -> T) -> Vec<T> {
+pub(super) fn each<T>(tree: &Value, read: fn(&Value) -> T) -> Vec<T> {
     tree.as_array().into_iter().flatten().map(read).collect()
 }
 

@@ -97,7 +97,10 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
             }
             found.push(this);
         }
-        store.lock().cluster.password = found;
+        store.change(|cluster| {
+            cluster.revision += u64::from(cluster.password != found);
+            cluster.password = found;
+        });
         (looked, at) = (ways, since_boot());
     }
 }

@@ -20,7 +20,7 @@ pub(crate) enum App {
     Controllers,
     /// calico-typha
     Typha,
-    /// konnectivity-agent
+    /// konnectivity-agent, or the client of a VPN
     Tunnel,
 }
 
@@ -69,16 +69,17 @@ pub(crate) struct InitFailure {
 }
 
 impl CalicoPod {
-    /// What is kept of one. A Pod of calico-node without a node says nothing about any.
-    pub(super) fn read(object: &ObjectView) -> Option<CalicoPod> {
+    /// What is kept of one, which is of `unnamed` where its label `k8s-app` does not say. A Pod of calico-node without a node says nothing about any.
+    pub(super) fn read(object: &ObjectView, unnamed: App) -> Option<CalicoPod> {
         let (meta, spec, status) = (&object.metadata, &object.spec, &object.status);
         // Who asks selects by this label.
-        let app = match meta.labels.get(APP).unwrap_or("calico-node") {
-            "calico-node" => App::Node,
-            "calico-kube-controllers" => App::Controllers,
-            "calico-typha" => App::Typha,
-            "konnectivity-agent" => App::Tunnel,
-            _ => return None,
+        let app = match meta.labels.get(APP) {
+            Some("calico-node") => App::Node,
+            Some("calico-kube-controllers") => App::Controllers,
+            Some("calico-typha") => App::Typha,
+            Some("konnectivity-agent") => App::Tunnel,
+            Some(_) if unnamed == App::Node => return None,
+            _ => unnamed,
         };
         let ended = matches!(status.phase.as_str(), "Succeeded" | "Failed") && app != App::Node;
         if meta.deletion_timestamp.is_some() || ended || (app == App::Node && spec.node_name.is_empty()) {

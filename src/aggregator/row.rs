@@ -20,7 +20,7 @@ const LONGEST_ANNOTATION: usize = 64 * 1024;
 const LONGEST_TEXT: usize = 2048;
 
 /// What is kept of a Node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, as the API server says it")]
 pub(crate) struct Row {
     /// `metadata.resourceVersion`: what the aggregator writes must not land on anything newer.
@@ -145,17 +145,6 @@ impl Row {
             && self.addresses == other.addresses
             && self.tunnels == other.tunnels
             && self.pod_cidrs == other.pod_cidrs
-    }
-
-    /// Whether the report says the same of both.
-    pub(super) fn same_in_the_report(&self, other: &Row) -> bool {
-        self.same_on_the_map(other)
-            && (self.deleting, self.unschedulable) == (other.deleting, other.unschedulable)
-            && (&self.zone, &self.pool) == (&other.zone, &other.pool)
-            && (self.state, self.since) == (other.state, other.since)
-            && self.ready == other.ready
-            && self.conditions == other.conditions
-            && self.findings == other.findings
     }
 
     /// Whether an agent ever said anything about this node.

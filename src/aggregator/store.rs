@@ -101,7 +101,7 @@ impl Store {
     }
 
     /// Changes what is known, and says so if the report shows it.
-    fn change(&self, change: impl FnOnce(&mut Cluster)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Cluster)) {
         let mut inner = self.lock();
         let before = shown(&inner.cluster);
         change(&mut inner.cluster);
@@ -161,5 +161,5 @@ fn shown(cluster: &Cluster) -> (u64, u64, [(bool, bool); 3]) {
     let sight = |sight: &Sight| (sight.is_complete(), sight.is_lost().is_some());
     let agents = cluster.agents_sight.as_ref().map_or((true, false), sight);
     let sights = [sight(&cluster.nodes_sight), agents, sight(&cluster.api_sight)];
-    (cluster.revision, cluster.surroundings.generation(), sights)
+    (cluster.revision, cluster.surroundings.revision(), sights)
 }

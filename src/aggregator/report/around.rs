@@ -3,6 +3,7 @@
 mod calico;
 mod controllers;
 mod inventory;
+mod webhooks;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -91,7 +92,9 @@ pub(super) fn findings(
     let mut drafts = not_started(&pods, now);
     let passwords = cluster.password.iter().filter(|found| found.is_wrong() && lasts(found.since, SETTING_UP, now));
     drafts.extend(passwords.map(|found| no_password(found, &pods)));
-    drafts.extend(calico::findings(cluster, duplicates, now));
+    let (hooked, locked) = webhooks::findings(cluster, now);
+    drafts.extend(hooked);
+    drafts.extend(calico::findings(cluster, duplicates, &locked, now));
     drafts.extend(controllers::findings(cluster, now));
     drafts.extend(inventory::findings(cluster, duplicates, now));
     let mut all: Vec<ClusterFinding> = drafts.into_iter().map(|draft| draft.told(only)).collect();

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::aggregator::testing::at;
+use crate::facts::Encapsulation;
 
 fn view(object: &Value) -> ObjectView {
     serde_json::from_value(object.clone()).expect("an object, however damaged")

@@ -3,7 +3,7 @@
 //! A worker whose kubelet is silent, or that has a found cause of its own below Calico, is left to that: Calico is often
 //! innocent. A rolling update takes seconds on each node and is none of all this.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
@@ -32,6 +32,8 @@ pub(super) const TRIED_WITHIN: i64 = 1800;
 /// A cluster that uses Calico.
 struct Calico<'a> {
     cluster: &'a Cluster,
+    /// Workers on which calico-node waits for a webhook that waits for it.
+    locked: &'a BTreeSet<String>,
     now: Timestamp,
     sets: Vec<&'a Workload>,
     pods: BTreeMap<&'a str, Vec<&'a CalicoPod>>,
@@ -40,8 +42,13 @@ struct Calico<'a> {
 }
 
 /// What is wrong, if this cluster uses Calico and its Pods are seen.
-pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Vec<Draft> {
-    let Some(calico) = Calico::of(cluster, duplicates, now) else { return Vec::new() };
+pub(super) fn findings(
+    cluster: &Cluster,
+    duplicates: &HashMap<&str, &str>,
+    locked: &BTreeSet<String>,
+    now: Timestamp,
+) -> Vec<Draft> {
+    let Some(calico) = Calico::of(cluster, duplicates, locked, now) else { return Vec::new() };
     let mut all: Vec<Draft> = calico.absent().into_iter().chain(calico.rolling()).collect();
     if calico.pods.is_empty() {
         return all;
@@ -53,7 +60,12 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now:
 }
 
 impl<'a> Calico<'a> {
-    fn of(cluster: &'a Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Option<Self> {
+    fn of(
+        cluster: &'a Cluster,
+        duplicates: &HashMap<&str, &str>,
+        locked: &'a BTreeSet<String>,
+        now: Timestamp,
+    ) -> Option<Self> {
         let around = &cluster.surroundings;
         let workers: Vec<(&str, &Row)> =
             cluster.nodes().filter(|(name, row)| !row.deleting && !duplicates.contains_key(name)).collect();
@@ -64,7 +76,7 @@ impl<'a> Calico<'a> {
         let sets: Vec<&Workload> = around.workloads("calico-node").collect();
         let ran = workers.iter().filter(|(_, row)| by_calico(row).is_some()).count();
         let used = !sets.is_empty() || !pods.is_empty() || (ran > 0 && ran * 2 >= workers.len());
-        let calico = Calico { cluster, now, sets, pods, workers };
+        let calico = Calico { cluster, locked, now, sets, pods, workers };
         (used && around.is_seen(What::CalicoPods)).then_some(calico)
     }
 
@@ -137,7 +149,7 @@ impl<'a> Calico<'a> {
         let not_ready: BTreeMap<&str, &CalicoPod> = self.not_ready().collect();
         let mut broken = Vec::new();
         for (at, (name, row)) in self.workers.iter().enumerate() {
-            if row.kubelet_silent() || has_deeper_cause(row) {
+            if row.kubelet_silent() || has_deeper_cause(row) || self.locked.contains(*name) {
                 continue;
             }
             if let Some(pod) = not_ready.get(name) {
@@ -200,6 +212,9 @@ impl<'a> Calico<'a> {
         let not_ready: BTreeMap<&str, &CalicoPod> = self.not_ready().collect();
         for (name, row) in &self.workers {
             let Some((Status::True, since)) = by_calico(row) else { continue };
+            if self.locked.contains(*name) {
+                continue;
+            }
             // Whether the restarts rise beats time (H2).
             let failing = not_ready.get(name).is_some_and(|pod| pod.keeps_failing(self.now));
             if !failing && self.ready_for(name, ROUTINE) {

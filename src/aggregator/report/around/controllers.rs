@@ -141,15 +141,21 @@ fn typha(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
 fn tunnel(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let mut pods = cluster.surroundings.pods(App::Tunnel).peekable();
     pods.peek()?;
-    let mut since = None;
+    let (mut since, mut last) = (None, None);
     for pod in pods {
         if !pod.unready_for(ROUTINE, now) {
             return None;
         }
         since = since.max(pod.since);
+        last = Some(pod);
     }
-    let detail = "no konnectivity-agent is Ready, so that the control plane reaches no Pod and no kubelet: logs, exec, port-forward, and webhooks and aggregated APIs in the cluster fail".to_owned();
-    let next = "look at the konnectivity-agent Pods and at the way from their nodes to the control plane; webhooks that fail meanwhile are a consequence";
+    let last = last?;
+    let at = if last.node.is_empty() { "on no node yet".to_owned() } else { format!("on {}", last.node) };
+    let detail = format!(
+        "no Pod of the tunnel from the control plane (konnectivity-agent, VPN) is Ready, so that it reaches no Pod and no kubelet: logs, exec, port-forward, and webhooks and aggregated APIs in the cluster fail; for example {}/{}, {at}",
+        last.namespace, last.name
+    );
+    let next = "look at these Pods and at the way from their nodes to the control plane; webhooks that fail meanwhile are a consequence";
     Some(Draft::new("ControlTunnelDown", Warning, detail, next).since(since))
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::super::Scope;
 use super::calico::TRIED_WITHIN;
-use super::{Draft, lasts};
+use super::{Draft, lasts, webhooks};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::row::Row;
 use crate::checks::Area;
@@ -145,11 +145,12 @@ fn blocked(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     young.sort_by(|a, b| (b.at, &a.owner).cmp(&(a.at, &b.owner)));
     let last = young.first()?;
     let detail = format!(
-        "Pods of the system cannot be made because of an admission webhook, of {} owners within half an hour, the last of them {} in {}: {}",
+        "Pods of the system cannot be made because of an admission webhook, of {} owners within half an hour, the last of them {} in {}: {}{}",
         young.len(),
         last.owner,
         last.namespace,
-        last.message
+        last.message,
+        webhooks::behind(cluster, &last.message).unwrap_or_default()
     );
     let next = "repair what serves the webhook, or scope it away from system namespaces (namespaceSelector on kubernetes.io/metadata.name), or as the last way delete its configuration, which no webhook can prevent; the Pods come by themselves then, and only after that a master refresh helps";
     Some(Draft::new("WebhookBlocksSystemPods", Critical, detail, next))

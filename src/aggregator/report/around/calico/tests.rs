@@ -80,7 +80,7 @@ fn planted(count: usize, broken: &[usize], since: i64) -> Cluster {
 }
 
 fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
-    super::findings(cluster, &cluster.duplicates(), now)
+    super::findings(cluster, &cluster.duplicates(), &BTreeSet::new(), now)
 }
 
 fn codes(cluster: &Cluster, now: i64) -> Vec<(&'static str, Severity, usize)> {

@@ -30,9 +30,15 @@ fn codes(cluster: &Cluster, now: i64) -> Vec<(&'static str, Severity)> {
 #[test]
 fn one_that_runs_is_healthy_and_none_without_calico_too() {
     assert!(codes(&planted(&[pod(KC, "kube-system", 1, "n1", true, -86_400, 0)]), 0).is_empty());
-    let mut none = planted(&[]);
-    list(&mut none, What::SystemDeployments, &[], 0);
+    let mut none = cluster(&[], &[]);
+    for what in [What::CalicoPods, What::SystemDeployments, What::CalicoDeployments] {
+        list(&mut none, what, &[], -86_400);
+    }
     assert!(codes(&none, 86_400).is_empty());
+    // A list that is without it tells as much as having seen it go.
+    let mut gone = planted(&[]);
+    list(&mut gone, What::SystemDeployments, &[], 0);
+    assert_eq!(codes(&gone, 86_400), [("CalicoKubeControllersMissing", Warning)]);
     assert!(codes(&cluster(&[], &[]), 0).is_empty(), "not looked at");
 }
 

@@ -1,0 +1,140 @@
+//! What is kept of one object: what is read, and nothing else.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::What;
+use crate::aggregator::model::SERVICE_NAME;
+use crate::aggregator::object::{ObjectView, PortView};
+use crate::aggregator::pods::{App, CalicoPod};
+use crate::aggregator::webhooks::{Namespace, Webhooks};
+use crate::aggregator::workloads::{FailedCreate, Workload};
+use crate::facts::{ClusterService, ClusterServicePort, Encapsulation, Pool};
+
+/// Ports of one Service, and endpoints of one port in one EndpointSlice, that are kept: the API server allows 1000 there.
+const MOST_ENDPOINTS: usize = 1000;
+
+/// What is kept of one object.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Kept {
+    Affinity {
+        node: Box<str>,
+        block: IpNet,
+    },
+    Pool(Box<Pool>),
+    Bgp(Bgp),
+    Service(Box<ClusterService>),
+    /// By the name of its Service, without that one's addresses.
+    Slice(Box<ClusterService>),
+    Pod(Box<CalicoPod>),
+    Workload(Box<Workload>),
+    FailedCreate(Box<FailedCreate>),
+    Webhooks(Box<Webhooks>),
+    Namespace(Box<Namespace>),
+}
+
+/// The BGPConfiguration `default`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bgp {
+    /// Every node peers with every other.
+    pub(crate) full_mesh: bool,
+    /// The Secret that holds the peers' password.
+    pub(crate) secret: Option<Box<str>>,
+}
+
+pub(super) fn lead_to(service: &mut ClusterService, slice: &ClusterService) {
+    for port in &mut service.ports {
+        let same = |other: &&ClusterServicePort| other.name == port.name && other.protocol == port.protocol;
+        for endpoint in slice.ports.iter().filter(same).flat_map(|port| &port.endpoints) {
+            if port.endpoints.len() < MOST_ENDPOINTS && !port.endpoints.contains(endpoint) {
+                port.endpoints.push(*endpoint);
+            }
+        }
+        port.endpoints.sort_unstable();
+    }
+}
+
+/// What is worth keeping of an object. What is damaged is left out, and costs no other.
+pub(super) fn keep(what: What, object: &ObjectView) -> Option<Kept> {
+    let (meta, spec) = (&object.metadata, &object.spec);
+    match what {
+        What::Affinities => {
+            let confirmed = spec.state == "confirmed" && !spec.deleted && meta.deletion_timestamp.is_none();
+            // Blocks of load balancer addresses are on no node, whatever their `node` says.
+            let of_a_node = matches!(spec.kind.as_str(), "" | "host") && !spec.node.is_empty();
+            let block = spec.cidr.parse().ok()?;
+            (confirmed && of_a_node).then(|| Kept::Affinity { node: spec.node.as_str().into(), block })
+        }
+        What::Pools => Some(Kept::Pool(Box::new(Pool {
+            name: meta.name.clone(),
+            cidr: spec.cidr.parse().ok()?,
+            ipip: encapsulation(&spec.ipip_mode),
+            vxlan: encapsulation(&spec.vxlan_mode),
+            disabled: spec.disabled,
+        }))),
+        What::Bgp => {
+            let secret = &spec.password_secret;
+            (meta.name == "default").then(|| {
+                Kept::Bgp(Bgp {
+                    full_mesh: spec.node_to_node_mesh_enabled.unwrap_or(true),
+                    secret: (!secret.is_empty()).then(|| secret.as_str().into()),
+                })
+            })
+        }
+        What::ApiService | What::DnsServices => Some(Kept::Service(Box::new(ClusterService {
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            cluster_ips: spec.cluster_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
+            ports: ports(&spec.ports, &[]),
+        }))),
+        What::ApiSlices | What::DnsSlices => {
+            let ready = object.endpoints.iter().filter(|endpoint| endpoint.ready.unwrap_or(true));
+            // All addresses of one endpoint lead to the same Pod; which is used is not said, the first by agreement.
+            let addresses = ready.filter_map(|endpoint| endpoint.addresses.first()?.parse().ok());
+            let addresses: Vec<IpAddr> = addresses.take(MOST_ENDPOINTS).collect();
+            Some(Kept::Slice(Box::new(ClusterService {
+                namespace: meta.namespace.clone(),
+                name: meta.labels.get(SERVICE_NAME)?.to_owned(),
+                cluster_ips: Vec::new(),
+                ports: ports(&object.ports, &addresses),
+            })))
+        }
+        What::CalicoPods => CalicoPod::read(object, App::Node).map(|pod| Kept::Pod(Box::new(pod))),
+        What::VpnPods => CalicoPod::read(object, App::Tunnel).map(|pod| Kept::Pod(Box::new(pod))),
+        What::DaemonSets | What::SystemDeployments | What::CalicoDeployments => {
+            Workload::read(object).map(|workload| Kept::Workload(Box::new(workload)))
+        }
+        What::FailedCreates => FailedCreate::read(object).map(|failed| Kept::FailedCreate(Box::new(failed))),
+        What::Validating | What::Mutating => Webhooks::read(object).map(|webhooks| Kept::Webhooks(Box::new(webhooks))),
+        What::Namespaces => Namespace::read(object).map(|namespace| Kept::Namespace(Box::new(namespace))),
+        What::Felix
+        | What::Peers
+        | What::GlobalPolicies
+        | What::CalicoPolicies
+        | What::Policies
+        | What::Installations => None,
+    }
+}
+
+fn encapsulation(mode: &str) -> Encapsulation {
+    match mode {
+        "Always" => Encapsulation::Always,
+        "CrossSubnet" => Encapsulation::CrossSubnet,
+        _ => Encapsulation::Never,
+    }
+}
+
+fn ports(views: &[PortView], addresses: &[IpAddr]) -> Vec<ClusterServicePort> {
+    let ports = views.iter().take(MOST_ENDPOINTS).filter_map(|view| {
+        let port = view.port?;
+        let protocol = if view.protocol.is_empty() { "TCP" } else { &view.protocol };
+        Some(ClusterServicePort {
+            name: view.name.clone(),
+            protocol: protocol.to_owned(),
+            port,
+            endpoints: addresses.iter().map(|address| (*address, port)).collect(),
+        })
+    });
+    ports.collect()
+}
