@@ -1,7 +1,8 @@
 //! Programs of Calico's eBPF dataplane: where they should be attached, and are not.
 //!
-//! Felix attaches two to every pod's link and to the links that lead out: by tc, or by TCX where kernel and version allow, which
-//! netlink does not tell. So what is missed is what was there in this boot, or what most links of pods have.
+//! Felix attaches two to every pod's link and to the links that lead out: by tc, or by TCX where kernel and version allow. Of
+//! those netlink tells nothing, and bpf(2) (`BPF_PROG_QUERY`) cannot be called without unsafe code. So what is missed is what tc
+//! had in this boot, or has on most links of pods; where tc has none, nothing is said.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,7 +26,9 @@ pub(super) fn missing(look: &Look<'_>, felix: Option<Duration>) -> Outcome {
     let none = !now.values().flatten().any(|attached| *attached);
     if none && (had.is_empty() || felix.is_some()) {
         // A living Felix that takes all of them away puts others there, by TCX.
-        return Outcome::NotApplicable("no program of Calico's eBPF dataplane is attached by tc".into());
+        return Outcome::NotApplicable(
+            "no program of Calico's eBPF dataplane is attached by tc; of those attached by TCX the kernel tells by bpf(2) alone, which is not asked".into(),
+        );
     }
     let usual = usual(now);
     let gone: Vec<String> = now

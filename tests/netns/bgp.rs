@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::fleet::Fleet;
 use crate::machine::{Checked, Machine};
 use crate::support::netns::NetNs;
 use crate::support::{parts, wait};
@@ -281,6 +282,36 @@ fn the_kernel_does_not_get_the_routes() -> Result<()> {
         mesh.finds("BirdKernelSyncBroken", "lacks a route that BIRD has for it (kernel1): 10.244.1.0/26");
         mesh.bird.configure(2, None)?;
         mesh.clears();
+        Ok(())
+    })
+}
+
+#[test]
+fn a_node_of_the_mesh_has_no_session() -> Result<()> {
+    const CODE: &str = "BgpMeshIncomplete";
+    both(|version| {
+        let mesh = Mesh::new(version)?;
+        let node = |number: u8, ready: bool| json!({"name": format!("n{number}"), "ready": ready, "addresses": [format!("10.0.0.{number}")]});
+        let map = |more: &[Value]| {
+            let nodes = [&[1, 2, 3].map(|number| node(number, true)), more].concat();
+            json!({"own": "n2", "nodes": nodes, "fullMesh": true})
+        };
+        let fleet = Fleet::start(&mesh.node, &map(&[]), &[CODE])?;
+        fleet.clears(CODE);
+        fleet.tell(&map(&[node(4, true)]));
+        fleet.raises(CODE, "BIRD has no session with the node n4 (10.0.0.4)");
+        // One that is not Ready has perhaps no BIRD, and no mesh has no such session.
+        fleet.tell(&map(&[node(4, false)]));
+        fleet.clears(CODE);
+        fleet.tell(&map(&[node(4, true)]));
+        fleet.raises(CODE, "the node n4");
+        // confd renders the session: it is there, though not established.
+        let known = configuration(version, NODE, 2, None);
+        let start = known.find("protocol bgp Mesh_10_0_0_3 ").context("a session")?;
+        let more = known[start..].replace("10_0_0_3", "10_0_0_4").replace("10.0.0.3", "10.0.0.4");
+        std::fs::write(mesh.bird.directory.join("bird.cfg"), known + &more)?;
+        mesh.bird.tell(&["configure"])?;
+        fleet.clears(CODE);
         Ok(())
     })
 }

@@ -12,6 +12,8 @@ mod bgp;
 mod capacity;
 mod cni;
 mod filter;
+#[allow(unreachable_pub, reason = "shared by the modules of this target")]
+mod fleet;
 mod hooks;
 mod links;
 mod numbers;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use self::files::Recording;
 pub use self::node::{Node, codes};
+pub use self::ports::Ports;
 pub use self::runtime::{Pod, pods};
 use crate::machine::Checked;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +19,7 @@ pub const PORTS: [(u16, &str); 3] = [(10248, "kubelet-"), (10256, "kube-proxy-")
 pub struct Ports {
     hung: Option<TcpListener>,
     answering: Option<JoinHandle<()>>,
+    pages: Arc<Mutex<Pages>>,
 }
 
 /// Pages by path: status and body.
@@ -55,7 +56,8 @@ impl Ports {
         listener.set_nonblocking(true)?;
         let _guard = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let pages = Arc::new(pages);
+        self.answer(pages);
+        let pages = Arc::clone(&self.pages);
         self.answering = Some(runtime.spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let pages = Arc::clone(&pages);
@@ -64,7 +66,8 @@ impl Ports {
                     let length = stream.read(&mut question).await.unwrap_or(0);
                     let question = String::from_utf8_lossy(&question[..length]);
                     let path = question.split(' ').nth(1).unwrap_or_default();
-                    let (status, body) = pages.get(path).cloned().unwrap_or((404, String::new()));
+                    let page = pages.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+                    let (status, body) = page.unwrap_or((404, String::new()));
                     let head =
                         format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
                     // The one who asks may have gone.
@@ -73,6 +76,11 @@ impl Ports {
             }
         }));
         Ok(())
+    }
+
+    /// From now on these are the pages.
+    pub fn answer(&self, pages: Pages) {
+        *self.pages.lock().unwrap_or_else(PoisonError::into_inner) = pages;
     }
 }
 
