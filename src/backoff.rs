@@ -29,10 +29,15 @@ impl Backoff {
     }
 }
 
-/// Between half and all of `time`. The standard library's hash keys are the only randomness that is linked anyway.
+/// Between half and all of `time`.
 pub(crate) fn jitter(time: Duration) -> Duration {
+    time / 2 + part(time / 2)
+}
+
+/// Between none and all of `time`. The standard library's hash keys are the only randomness that is linked anyway.
+pub(crate) fn part(time: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) % 1000;
-    time / 2 + time.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 2000.0)
+    time.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 1000.0)
 }
 
 #[cfg(test)]

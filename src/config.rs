@@ -26,6 +26,24 @@ pub struct Config {
     pub clear_seconds: BTreeMap<String, f64>,
     /// A node that has just booted or joined is left this many seconds to put its network together (catalogue H12).
     pub settling_seconds: f64,
+    /// How many Events are written.
+    pub events: Events,
+}
+
+/// How many Kubernetes Events an agent writes about what begins and what is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Events {
+    /// Of one agent in an hour, beside ten at once; 0: none at all.
+    pub per_hour: u32,
+    /// Of all agents in a second, when all have something to tell: each waits by chance, the longer the more nodes there are.
+    pub cluster_per_second: u32,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Events { per_hour: 60, cluster_per_second: 50 }
+    }
 }
 
 impl Default for Config {
@@ -35,6 +53,7 @@ impl Default for Config {
             hold_down_seconds: BTreeMap::new(),
             clear_seconds: BTreeMap::new(),
             settling_seconds: Patience::default().settling.as_secs_f64(),
+            events: Events::default(),
         }
     }
 }
@@ -120,6 +139,9 @@ impl Config {
         if !(0.0..=LONGEST_HOLD_DOWN).contains(&self.settling_seconds) {
             bail!("settlingSeconds ({}) must be between 0 and {LONGEST_HOLD_DOWN}", self.settling_seconds);
         }
+        if self.events.cluster_per_second == 0 {
+            bail!("events: clusterPerSecond (0) must be at least 1; `perHour: 0` turns Events off");
+        }
         Ok(())
     }
 }
@@ -169,6 +191,9 @@ mod tests {
             "limits: {fullPercent: 200}",
             "limits: {imminentMinutes: -1}",
             "limits: {ephemeralPortsPercent: 0}",
+            "events: {clusterPerSecond: 0}",
+            "events: {perHour: -1}",
+            "events: {perMinute: 1}",
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }

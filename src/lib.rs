@@ -27,6 +27,7 @@ pub mod cli;
 mod api;
 mod backoff;
 mod clock;
+mod events;
 mod http;
 mod kubeconfig;
 mod telemetry;

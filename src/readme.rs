@@ -59,6 +59,9 @@ fn every_key_of_the_configuration_is_shown() {
     for key in ["settlingSeconds", "holdDownSeconds", "clearSeconds"] {
         assert!(readme.contains(&format!("\n{key}: ")), "{key}");
     }
+    for key in ["perHour", "clusterPerSecond"] {
+        assert!(readme.contains(&format!("  {key}: ")), "{key}");
+    }
     let limits = serde_json::to_value(crate::checks::Limits::default()).expect("plain numbers");
     for key in limits.as_object().expect("an object").keys() {
         assert!(readme.contains(&format!("  {key}: ")), "{key}");

@@ -3,6 +3,7 @@
 //! Cardinality is bounded: codes, conditions, states and sources by the tables in the code, routes by protocol, chains
 //! by table, file systems by the mounts that have a role, BGP sessions by state.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::metrics::counter::ConstCounter;
@@ -13,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::publish::Fates;
 use super::run::Watched;
 use crate::checks;
+use crate::events::{Counts, Reporter};
 use crate::facts::{Seen, Snapshot, Strain};
 use crate::verdict::{Status, Verdict, WorkerState};
 
@@ -40,7 +42,7 @@ fn filled(values: impl IntoIterator<Item = (Labels, f64)>) -> Gauges {
 }
 
 /// All metrics.
-pub(super) fn collect(watched: &Watched, fates: Option<&Fates>) -> Registry {
+pub(super) fn collect(watched: &Watched, told: Option<&(Fates, Option<Arc<Reporter>>)>) -> Registry {
     let mut registry = registry();
     watched.read(|judge, verdict| {
         if let Some(verdict) = verdict {
@@ -49,7 +51,8 @@ pub(super) fn collect(watched: &Watched, fates: Option<&Fates>) -> Registry {
         snapshot_metrics(&mut registry, judge.snapshot());
     });
     source_metrics(&mut registry, watched);
-    if let Some(fates) = fates {
+    if let Some((fates, reporter)) = told {
+        event_metrics(&mut registry, reporter.as_deref().map(Reporter::counts).unwrap_or_default());
         let values = [("written", fates.written()), ("failed", fates.failed()), ("coalesced", fates.coalesced())];
         for (fate, count) in values {
             let help = format!("Patches of the Node object: {fate}");
@@ -63,6 +66,14 @@ pub(super) fn collect(watched: &Watched, fates: Option<&Fates>) -> Registry {
         [(vec![("version", env!("CARGO_PKG_VERSION").into())], 1.0)],
     );
     registry
+}
+
+/// What became of Events.
+pub(crate) fn event_metrics(registry: &mut Registry, counts: Counts) {
+    let Counts { written, failed, dropped } = counts;
+    for (fate, count) in [("written", written), ("failed", failed), ("dropped", dropped)] {
+        registry.register(format!("events_{fate}"), format!("Kubernetes Events: {fate}"), ConstCounter::new(count));
+    }
 }
 
 fn verdict_metrics(registry: &mut Registry, verdict: &Verdict) {

@@ -1,5 +1,6 @@
 //! One node: look, judge, believe, tell.
 
+mod announce;
 mod judge;
 mod metrics;
 mod observe;

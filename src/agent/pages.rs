@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::metrics;
 use super::publish::Fates;
 use super::run::Watched;
+use crate::events::Reporter;
 use crate::http::{Page, Pages};
 use crate::verdict::{Episodes, Verdict};
 
@@ -15,8 +16,11 @@ use crate::verdict::{Episodes, Verdict};
 #[derive(Debug)]
 pub(crate) struct AgentPages {
     watched: Arc<Watched>,
-    fates: Option<Fates>,
+    fates: Option<Told>,
 }
+
+/// What became of patches and, where they are wanted, of Events.
+type Told = (Fates, Option<Arc<Reporter>>);
 
 /// The page /findings.
 #[derive(Serialize)]
@@ -45,7 +49,7 @@ struct MapPage {
 
 impl AgentPages {
     /// Pages about a node.
-    pub(crate) fn new(watched: Arc<Watched>, fates: Option<Fates>) -> Self {
+    pub(crate) fn new(watched: Arc<Watched>, fates: Option<Told>) -> Self {
         AgentPages { watched, fates }
     }
 }

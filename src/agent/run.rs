@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::announce::{Announcer, told_before};
 use super::observe::{self, HostRoot, Observer};
 use super::publish::{Kept, NodeNow, Writer, state_file};
 use super::watchdog::Heart;
@@ -98,6 +99,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         namespace: options.namespace.clone(),
         every,
     });
+    let events_by = ways.clone();
     let mut writer = Writer::new(ways, options.node_name.clone(), told, Arc::clone(&doubt), options.heartbeat);
     let observer = observe::start(&host, asked);
     let identity = Identity { node_name: Some(options.node_name.clone()), ..observe::identity(&host) };
@@ -107,22 +109,21 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         None => None,
     };
     let node = timeout(FIRST_LOOK, writer.read()).await.ok().flatten();
+    let announcer = Announcer::new(&options.node_name, config.events, &told_before(node.as_ref(), kept.as_ref()));
     restore(&mut judge, node.as_ref(), kept);
     let taken = writer.writes();
     judge.take_writes(taken.borrow().clone());
     let watched = Arc::new(Watched::new(judge, observer.stats().clone()));
-    let pages = AgentPages::new(Arc::clone(&watched), Some(writer.fates()));
+    let reporter = announcer.as_ref().map(|announcer| announcer.start(events_by));
+    let pages = AgentPages::new(Arc::clone(&watched), Some((writer.fates(), reporter)));
     tokio::spawn(crate::http::serve(listener, Arc::new(pages)));
     tokio::spawn(writer.run());
-    let (keep, kept) = watch::channel(None);
-    if let Some(directory) = options.state_dir.clone() {
-        tokio::spawn(state_file::keep(directory, kept));
-    }
-    let tell = Tell { told: tell, keep, doubt };
+    let keep = state_file::start(options.state_dir.clone());
+    let mut tell = Tell { told: tell, keep, doubt, announcer };
     let heart = Heart::default();
     heart.watch();
     tokio::select! {
-        () = watch_node(&watched, observer, Some(taken), &tell, &heart) => anyhow::bail!("the sources ended"),
+        () = watch_node(&watched, observer, Some(taken), &mut tell, &heart) => anyhow::bail!("the sources ended"),
         signal = ended() => {
             tracing::info!(signal, "agent ends");
             Ok(())
@@ -180,7 +181,7 @@ pub(crate) async fn watch_node(
     watched: &Watched,
     mut observer: Observer,
     mut writes: Option<watch::Receiver<Seen<Writes>>>,
-    tell: &Tell,
+    tell: &mut Tell,
     heart: &Heart,
 ) {
     let first_look = Instant::now() + FIRST_LOOK;
@@ -247,11 +248,16 @@ pub(crate) struct Tell {
     pub(crate) keep: watch::Sender<Option<Kept>>,
     /// Woken when the Node has to be read again.
     pub(crate) doubt: Arc<Notify>,
+    /// Who tells what begins and is over by Events, where they are wanted.
+    pub(crate) announcer: Option<Announcer>,
 }
 
 /// Hands on what should be in the state file and on the Node, if it is different from before: local first.
-fn say(watched: &Watched, tell: &Tell, verdict: &Verdict) {
+fn say(watched: &Watched, tell: &mut Tell, verdict: &Verdict) {
     let (new, kept) = watched.read(|judge, _| {
+        if let Some(announcer) = &mut tell.announcer {
+            announcer.tell(verdict, judge.episodes(), &judge.snapshot().cluster);
+        }
         let identity = &judge.snapshot().identity;
         let new = told(verdict, identity, judge.episodes());
         let kept = Kept::new(verdict, new.conditions.clone(), &identity.boot_id, judge.episodes().clone());

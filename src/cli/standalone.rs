@@ -66,12 +66,12 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
         aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now, LISTENERS),
     };
     let (tell, told) = watch::channel(None);
-    let tell = Tell { told: tell, keep: watch::channel(None).0, doubt: Arc::new(Notify::new()) };
+    let mut tell = Tell { told: tell, keep: watch::channel(None).0, doubt: Arc::new(Notify::new()), announcer: None };
     let heart = Heart::default();
     let address = listener.local_addr().unwrap_or(options.listen);
     tokio::select! {
         never = crate::http::serve(listener, Arc::new(pages)) => match never {},
-        () = agent::watch_node(&watched, observer, None, &tell, &heart) => anyhow::bail!("the sources ended"),
+        () = agent::watch_node(&watched, observer, None, &mut tell, &heart) => anyhow::bail!("the sources ended"),
         () = hand_on(&watched, told, &store, address) => Ok(()),
         signal = agent::ended() => {
             tracing::info!(signal, "ends");

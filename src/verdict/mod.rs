@@ -7,6 +7,7 @@ mod settling;
 mod state;
 mod step;
 mod told;
+mod transitions;
 mod words;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub use step::Beliefs;
 pub(crate) use told::fuzz;
 pub use told::{ANNOTATION_PREFIX, NodeCondition, Told, annotation, our_condition, told};
 pub(crate) use told::{parse_findings, parse_state};
+pub use transitions::{Transition, Transitions};
 pub(crate) use words::list as codes;
 
 /// Reason of conditions before the first look is complete.

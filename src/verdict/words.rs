@@ -2,6 +2,8 @@
 
 use std::cmp::Reverse;
 
+use jiff::Timestamp;
+
 use super::{Cure, Raised};
 use crate::checks::Area;
 
@@ -20,6 +22,28 @@ pub(super) fn of_worker(root: &Raised, findings: &[Raised]) -> String {
     }
     text += &more(problems().count() - 1 - explained.count());
     sentence(root, &text, &root.next)
+}
+
+/// What an Event says of the findings of one code that begin: the first that nothing explains, and what it explains.
+pub(super) fn of_code(code: &str, findings: &[Raised]) -> String {
+    let mine = || findings.iter().filter(|finding| finding.code == code);
+    let Some(head) = mine().min_by_key(|finding| finding.caused_by.is_some()) else { return String::new() };
+    let explained = findings.iter().filter(|finding| finding.is_problem() && finding.is_caused_by(head));
+    let causes = list(explained).map_or_else(String::new, |codes| format!(" It causes {codes}."));
+    sentence(head, &(causes + &more(mine().count() - 1)), &head.next)
+}
+
+/// What an Event says of a fault that is over.
+pub(super) fn ended(code: &str, subject: &str, since: Timestamp, at: Timestamp, cure: Option<Cure>) -> String {
+    let seconds = at.as_second().saturating_sub(since.as_second()).max(0);
+    let cure = match cure {
+        Some(Cure::Reload) => " Meanwhile the machine was installed anew.",
+        Some(Cure::Reboot) => " Meanwhile the machine was booted.",
+        Some(Cure::ProcessRestart) => " Meanwhile a process that has to do with it was started anew.",
+        Some(Cure::Nothing) | None => "",
+    };
+    let since = since.strftime("%Y-%m-%dT%H:%M:%SZ");
+    clip(&format!("{code} ({subject}) is over; it was there since {since}, for {seconds} s.{cure}"))
 }
 
 /// Reason and message of an area's condition: its worst problem, or the root of that if it is of this area.

@@ -137,8 +137,17 @@ fn set_aside(path: &Path, suffix: &str, why: &str) {
     tracing::warn!(file, aside, why, "the state file is not understood and set aside; times come from the Node");
 }
 
+/// Starts to write what is sent there, if there is a directory for it.
+pub(crate) fn start(directory: Option<PathBuf>) -> watch::Sender<Option<Kept>> {
+    let (keep, kept) = watch::channel(None);
+    if let Some(directory) = directory {
+        tokio::spawn(self::keep(directory, kept));
+    }
+    keep
+}
+
 /// Writes what is to be kept, for ever: when it says something new, and again after a failure.
-pub(crate) async fn keep(directory: PathBuf, mut kept: watch::Receiver<Option<Kept>>) {
+async fn keep(directory: PathBuf, mut kept: watch::Receiver<Option<Kept>>) {
     let blocking = Blocking::default();
     let mut failing = false;
     loop {

@@ -1,0 +1,98 @@
+//! Events on transitions, as `kubectl describe node` shows them.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::agent::{jump, packet_filter, worker_with_chains};
+use crate::bench::{AGENT, Bench, soon};
+
+const CODE: &str = "KubeProxyChainsUnhooked";
+
+/// Events of a code about a Node, by the selector that `kubectl describe node` uses (its UID first, then its name), oldest
+/// first.
+fn events(bench: &Bench, node: &str, code: &str) -> Result<Vec<Value>> {
+    let uid = bench.node(node)?["metadata"]["uid"].as_str().context("a UID")?.to_owned();
+    let selector = format!("involvedObject.kind=Node,involvedObject.name={node},involvedObject.uid={uid}");
+    let selector = selector.replace('=', "%3D").replace(',', "%2C");
+    let mut events = bench.list(&format!("/api/v1/events?fieldSelector={selector}"))?;
+    events.retain(|event| event["reason"] == code);
+    events.sort_by_key(|event| event["firstTimestamp"].to_string());
+    Ok(events)
+}
+
+fn counted(bench: &Bench, node: &str, kind: &str, least: u64) -> Result<Value> {
+    let all = events(bench, node, CODE)?;
+    let found = all.iter().find(|event| event["type"] == kind && event["count"].as_u64() >= Some(least));
+    found.cloned().with_context(|| format!("no {kind} told {least} times among {all:#?}"))
+}
+
+fn writes_of_events(bench: &Bench) -> Result<usize> {
+    Ok(bench.writes_by(AGENT)?.iter().filter(|write| write["objectRef"]["resource"] == "events").count())
+}
+
+#[test]
+fn what_begins_and_what_is_over_is_an_event_and_flapping_is_one_that_counts() -> Result<()> {
+    let bench = Bench::take()?;
+    worker_with_chains(&bench, "e1")?;
+    let agent = bench.agent("e1", "agent-e1", &[])?;
+    soon("the conditions", || packet_filter(&bench, "e1", "False", "PacketFilterHealthy"));
+    jump(&bench, "-D")?;
+    soon("the jump is missed", || packet_filter(&bench, "e1", "True", CODE));
+    let begun = soon("an Event tells it", || counted(&bench, "e1", "Warning", 1));
+    let message = begun["message"].as_str().context("a message")?;
+    assert!(message.contains("nat OUTPUT -> KUBE-SERVICES") && message.contains(" Next: "), "{message}");
+    assert_eq!(begun["source"], json!({"component": "nodevitals-agent", "host": "e1"}));
+    assert_eq!(begun["reportingComponent"], "nodevitals-agent");
+    let described = bench.kubectl(&["describe", "node", "e1"])?;
+    let (_, shown) = described.split_once("\nEvents:").context("Events")?;
+    assert!(shown.contains(CODE) && shown.contains("nodevitals-agent"), "{shown}");
+
+    // A restart while it lasts tells nothing again.
+    let writes = writes_of_events(&bench)?;
+    agent.end()?;
+    drop(agent);
+    let agent = bench.agent("e1", "agent-e1", &[])?;
+    soon("the first look", || agent.page("/readyz"));
+    // A bounded wait, since what is shown is that nothing happens.
+    sleep(Duration::from_secs(15));
+    assert_eq!(writes_of_events(&bench)?, writes);
+
+    jump(&bench, "-A")?;
+    let over = soon("an Event tells that it is over", || counted(&bench, "e1", "Normal", 1));
+    assert!(over["message"].as_str().is_some_and(|text| text.contains("is over; it was there since")), "{over}");
+
+    for _ in 0..3 {
+        jump(&bench, "-D")?;
+        soon("the jump is missed", || packet_filter(&bench, "e1", "True", CODE));
+        jump(&bench, "-A")?;
+        soon("it is back", || packet_filter(&bench, "e1", "False", "PacketFilterHealthy"));
+    }
+    // The agent that was started anew does not know of the Event before: it makes one of its own, and counts on that.
+    soon("they are counted", || counted(&bench, "e1", "Warning", 3));
+    soon("their ends too", || counted(&bench, "e1", "Normal", 4));
+    let all = events(&bench, "e1", CODE)?;
+    assert_eq!(all.len(), 3, "{all:#?}");
+    let metrics = agent.check_metrics()?;
+    ensure!(metrics.contains("nodevitals_events_dropped_total 0"), "{metrics}");
+    Ok(())
+}
+
+#[test]
+fn they_can_be_turned_off() -> Result<()> {
+    let bench = Bench::take()?;
+    worker_with_chains(&bench, "e2")?;
+    let config = bench.workspace().directory().join("no-events.yaml");
+    std::fs::write(&config, "events: {perHour: 0}\n")?;
+    let _agent = bench.agent("e2", "agent-e2", &["--config", config.to_str().context("UTF-8")?])?;
+    soon("the conditions", || packet_filter(&bench, "e2", "False", "PacketFilterHealthy"));
+    let writes = writes_of_events(&bench)?;
+    jump(&bench, "-D")?;
+    soon("the jump is missed", || packet_filter(&bench, "e2", "True", CODE));
+    // Longer than an agent that does not know how large its cluster is waits for its first.
+    sleep(Duration::from_secs(12));
+    assert_eq!(writes_of_events(&bench)?, writes);
+    jump(&bench, "-A")
+}
