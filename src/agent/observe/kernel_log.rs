@@ -1,8 +1,8 @@
 //! The kernel's log: from `/dev/kmsg`, which tells of each line at once, or else by syslog(2), which has to be asked.
 //!
 //! The device needs a place in the list of devices of the container's cgroup, which only `privileged` gives. The system
-//! call needs `CAP_SYSLOG` alone; it is made by `dmesg`, since there is no way to it without `unsafe`. `/proc/kmsg` is no
-//! alternative: whoever reads it takes the lines away from the machine's own syslog daemon.
+//! call needs `CAP_SYSLOG` alone; it is made by `dmesg`, since there is no way to it without `unsafe`, and when a [`Bell`]
+//! rings, since it tells of nothing by itself.
 //!
 //! Both hold the lines of this boot from its beginning, as far as they have not been overwritten. All of them are read at
 //! the start; a fault stands for a time after its last line, so the same ones stand before and after a restart of this
@@ -19,12 +19,14 @@ use nix::fcntl::OFlag;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Interest};
 use tokio::process::Command;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::bell::Bell;
 use self::book::{Book, Present};
 use super::host_root::HostRoot;
 use crate::facts::{KernelEvent, KernelFault, KernelLog, LookError, Reason};
 
+mod bell;
 mod book;
 mod rules;
 
@@ -41,7 +43,7 @@ const BATCH: usize = 500;
 const REST: Duration = Duration::from_millis(250);
 /// A fault that stands is looked after this often.
 const EXPIRE: Duration = Duration::from_secs(15);
-/// The system call copies the whole log, so it is made seldom.
+/// The system call copies the whole log, so it is made at most once in this time.
 const ASK: Duration = Duration::from_secs(30);
 /// `dmesg` answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -52,6 +54,7 @@ pub(crate) struct KernelLogSource {
     host: HostRoot,
     book: Book,
     way: Way,
+    bell: Option<Bell>,
 }
 
 #[derive(Debug)]
@@ -67,7 +70,7 @@ enum Way {
 impl KernelLogSource {
     /// Nothing is read yet.
     pub(crate) fn new(host: HostRoot) -> Self {
-        KernelLogSource { host, book: Book::default(), way: Way::Closed }
+        KernelLogSource { host, book: Book::default(), way: Way::Closed, bell: None }
     }
 
     /// Reads what is new, and says what stands. [`Reason::Missing`] where there is no kernel log.
@@ -91,7 +94,16 @@ impl KernelLogSource {
                 // An error shows again when it is read.
                 timeout(period, device.readable()).await.ok();
             }
-            Way::Call(_) | Way::Closed => sleep(ASK).await,
+            Way::Call(_) => {
+                let earliest = Instant::now() + ASK;
+                if let Some(bell) = self.bell.as_ref().filter(|_| self.book.is_empty()) {
+                    bell.wait().await;
+                    // Lines come in bursts.
+                    sleep(REST).await;
+                }
+                sleep_until(earliest).await;
+            }
+            Way::Closed => sleep(ASK).await,
         }
     }
 
@@ -106,10 +118,14 @@ impl KernelLogSource {
         }
         match &mut self.way {
             Way::Device(device, next) => read_device(device, next, &mut self.book).await,
-            Way::Call(last) => match timeout(DEADLINE, ask(last, &mut self.book)).await {
-                Ok(asked) => asked,
-                Err(_) => Err(LookError::timed_out("dmesg", DEADLINE.as_secs_f32())),
-            },
+            Way::Call(last) => {
+                let rang = self.bell.get_or_insert_with(|| Bell::new(&self.host)).rang().await;
+                if !rang && *last > Duration::ZERO {
+                    return Ok(());
+                }
+                let asked = timeout(DEADLINE, ask(last, &mut self.book)).await;
+                asked.unwrap_or_else(|_| Err(LookError::timed_out("dmesg", DEADLINE.as_secs_f32())))
+            }
             Way::Closed => Ok(()),
         }
     }
