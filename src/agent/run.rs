@@ -254,21 +254,20 @@ pub(crate) struct Tell {
 
 /// Hands on what should be in the state file and on the Node, if it is different from before: local first.
 fn say(watched: &Watched, tell: &mut Tell, verdict: &Verdict) {
-    let (new, kept) = watched.read(|judge, _| {
+    let new = watched.read(|judge, _| {
+        let (identity, episodes) = (&judge.snapshot().identity, judge.episodes());
         if let Some(announcer) = &mut tell.announcer {
-            announcer.tell(verdict, judge.episodes(), &judge.snapshot().cluster);
+            announcer.tell(verdict, episodes, &judge.snapshot().cluster);
         }
-        let identity = &judge.snapshot().identity;
-        let new = told(verdict, identity, judge.episodes());
-        let kept = Kept::new(verdict, new.conditions.clone(), &identity.boot_id, judge.episodes().clone());
-        (new, kept)
-    });
-    tell.keep.send_if_modified(|old| {
-        let different = old.as_ref().is_none_or(|old| !old.says_the_same(&kept));
-        if different {
-            *old = Some(kept);
-        }
-        different
+        let new = told(verdict, identity, episodes);
+        tell.keep.send_if_modified(|old| {
+            let said = old.as_ref().is_some_and(|old| old.says(verdict, &new.conditions, &identity.boot_id, episodes));
+            if !said {
+                *old = Some(Kept::new(verdict, new.conditions.clone(), &identity.boot_id, episodes.clone()));
+            }
+            !said
+        });
+        new
     });
     tell.told.send_if_modified(|old| {
         let different = old.as_ref() != Some(&new);

@@ -233,10 +233,8 @@ fn meant_read_only(mount: &Mount, fstab: &[fstab::Entry], born_read_only: bool) 
 
 /// The kernel's own name of a device; none of what is no block device.
 fn device_name(host: &HostRoot, number: &str) -> Option<String> {
-    // Below another root the link has been followed already.
-    let path = host.path(&format!("/sys/dev/block/{number}"));
-    let link = std::fs::read_link(&path).unwrap_or(path);
-    link.file_name()?.to_str().filter(|name| *name != number).map(str::to_owned)
+    let link = std::fs::read_link(host.path(&format!("/sys/dev/block/{number}"))).ok()?;
+    link.file_name()?.to_str().map(str::to_owned)
 }
 
 /// Whether ext4 has recorded errors: then it was an error that made it read-only, even if that was before the first look.

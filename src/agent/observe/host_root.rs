@@ -27,6 +27,9 @@ impl HostRoot {
         if self.0 == Path::new("/") {
             return PathBuf::from(path);
         }
+        if kernel_made(path) {
+            return self.0.join(&path[1..]);
+        }
         let mut rest: Vec<OsString> = parts(Path::new(path));
         let mut inside: Vec<OsString> = Vec::new();
         let mut links = 0;
@@ -103,6 +106,13 @@ impl HostRoot {
     }
 }
 
+/// Whether all links on this way are the kernel's own and relative, as those of `/sys` and most of `/proc`: then nothing
+/// leads out of the root, and nothing has to be followed by hand. Not those of a process, which lead to its files.
+fn kernel_made(path: &str) -> bool {
+    const OF_PROCESS: [&str; 6] = ["..", "cwd", "exe", "fd", "map_files", "root"];
+    (path.starts_with("/proc/") || path.starts_with("/sys/")) && !path.split('/').any(|name| OF_PROCESS.contains(&name))
+}
+
 /// The names of a path, last first, as they are taken off a stack; `..` among them.
 fn parts(path: &Path) -> Vec<OsString> {
     let names = path.components().filter_map(|part| match part {
@@ -154,6 +164,21 @@ mod tests {
         assert_eq!(root.path("/a/sub"), dir.path().join("data/sub"));
         assert_eq!(root.path("/up/../up/sub"), dir.path().join("data/sub"));
         assert_eq!(root.path("/../../etc"), dir.path().join("etc"));
+    }
+
+    #[test]
+    fn what_the_kernel_made_is_taken_as_it_is_and_links_to_files_of_a_process_are_not() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for directory in ["proc/1/net", "sys", "etc"] {
+            std::fs::create_dir_all(dir.path().join(directory)).expect("mkdir");
+        }
+        symlink("/etc", dir.path().join("proc/1/root")).expect("link");
+        symlink("1/net", dir.path().join("proc/net")).expect("link");
+        let root = HostRoot::new(dir.path());
+        assert_eq!(root.path("/proc/net/tcp"), dir.path().join("proc/net/tcp"));
+        assert_eq!(root.path("/proc/1/root/passwd"), dir.path().join("etc/passwd"));
+        assert_eq!(root.path("/sys/../../../etc"), dir.path().join("etc"));
+        assert_eq!(root.path("/process"), dir.path().join("process"));
     }
 
     #[test]

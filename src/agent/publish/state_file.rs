@@ -70,9 +70,18 @@ impl Kept {
         }
     }
 
-    /// Whether both say the same, whenever they were written.
-    pub(crate) fn says_the_same(&self, other: &Kept) -> bool {
-        *self == Kept { saved_at: self.saved_at, ..other.clone() }
+    /// Whether it says this already, whenever it was written.
+    pub(crate) fn says(
+        &self,
+        verdict: &crate::verdict::Verdict,
+        conditions: &[NodeCondition],
+        boot_id: &str,
+        episodes: &Episodes,
+    ) -> bool {
+        (self.state, self.since, self.boot_id.as_str()) == (verdict.state, verdict.since, boot_id)
+            && self.findings.iter().eq(verdict.findings.iter().take(MOST_FINDINGS))
+            && self.conditions == conditions
+            && self.episodes == *episodes
     }
 }
 
