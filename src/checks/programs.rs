@@ -35,11 +35,11 @@ pub(super) fn missing(look: &Look<'_>, felix: Option<Duration>) -> Outcome {
         .iter()
         .filter_map(|(link, attached)| {
             let before = had.get(link).copied().unwrap_or_default();
-            let is_up = look.now.routing.get().is_some_and(|it| it.links.iter().any(|it| it.name == *link && it.up));
+            let is_up = || look.now.routing.get().is_some_and(|it| it.links.iter().any(|it| it.name == *link && it.up));
             let wanted = |at: usize| before[at] || (usual[at] && is_pods(link));
             let lost: Vec<&str> = [(0, "in"), (1, "out")]
                 .iter()
-                .filter(|(at, _)| is_up && wanted(*at) && !attached[*at])
+                .filter(|(at, _)| wanted(*at) && !attached[*at] && is_up())
                 .map(|it| it.1)
                 .collect();
             (!lost.is_empty()).then(|| format!("{link} ({})", lost.join(" and ")))

@@ -60,9 +60,10 @@ fn by_the_map(look: &Look<'_>, routing: &Routing, map: &ClusterMap) -> Outcome {
     let bird = look.before.programs.contains(&Program::Bird)
         || look.now.processes.get().is_some_and(|processes| processes.of(Program::Bird).is_some());
     let programmed = bird || !memory.remote.is_empty() || routing.remote_routes().next().is_some();
+    let this = map.this();
     let expected = |block: IpNet| {
         pool_of(map, block).is_some_and(|pool| programmed || pool.vxlan != Encapsulation::Never)
-            && map.this().is_none_or(|this| !this.blocks.contains(&block))
+            && this.is_none_or(|this| !this.blocks.contains(&block))
     };
     let mut findings = Vec::new();
     let mut judged = false;

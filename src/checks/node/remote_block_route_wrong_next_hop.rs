@@ -40,21 +40,14 @@ fn run(look: &Look<'_>) -> Outcome {
         };
     };
     let mut findings = Vec::new();
-    for node in map.others() {
-        for block in &node.blocks {
-            if map.this().is_some_and(|this| this.blocks.contains(block)) {
-                continue;
-            }
-            let Some(route) = routing.routes.best_in_main(*block).filter(|route| is_judged(routing, route, *block))
-            else {
-                continue;
-            };
-            if let Some((how, moved)) = wrong(routing, map, node, *block, route) {
-                let detail = format!("The route to {block} on node {} {how}: `{}`", node.name, written(routing, route));
-                let finding = Finding::new(block.to_string(), detail);
-                let finding = if node.ready { finding } else { finding.severity(Severity::Info) };
-                findings.push(if moved { finding.repaired_within(NEW_BLOCK) } else { repaired(look, route, finding) });
-            }
+    for (node, block) in map.ranges() {
+        let route = routing.routes.best_in_main(block).filter(|route| is_judged(routing, route, block));
+        let Some(route) = route else { continue };
+        if let Some((how, moved)) = wrong(routing, map, node, block, route) {
+            let detail = format!("The route to {block} on node {} {how}: `{}`", node.name, written(routing, route));
+            let finding = Finding::new(block.to_string(), detail);
+            let finding = if node.ready { finding } else { finding.severity(Severity::Info) };
+            findings.push(if moved { finding.repaired_within(NEW_BLOCK) } else { repaired(look, route, finding) });
         }
     }
     Outcome::from_findings(findings)
