@@ -1,6 +1,6 @@
 //! What the aggregator knows: one pruned row for each Node, and the agent's Pods by node.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -9,6 +9,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::backends::Backends;
+use super::ipam::Ipam;
+use super::memory::Memory;
 use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, ZONE_LABELS};
 use super::object::ObjectView;
 use super::password::Found;
@@ -21,10 +23,10 @@ use crate::verdict::{Status, Told, WorkerState, annotation};
 /// Addresses of one kind, or ranges of Pod addresses, that are kept of one node.
 const MOST_ADDRESSES: usize = 16;
 
+/// Annotation of a worker that is cordoned on purpose.
+const MAINTENANCE: &str = "nodevitals.dev/maintenance";
 /// Taints of the control plane's nodes.
 const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
-/// Nodes that are gone and remembered.
-const MOST_TOMBSTONES: usize = 256;
 
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
@@ -37,10 +39,12 @@ pub(crate) struct Cluster {
     pub(crate) values: Values,
     /// What is around the nodes.
     pub(crate) surroundings: Surroundings,
-    /// Nodes that are gone, the last at the end.
-    tombstones: VecDeque<(Box<str>, Timestamp)>,
+    /// What outlives this process.
+    pub(crate) memory: Memory,
     /// What is known of the password of BGP's peers.
     pub(crate) password: Vec<Found>,
+    /// How Calico gives out addresses; none where that cannot be read.
+    pub(crate) ipam: Option<Ipam>,
     /// Who answers for webhooks.
     pub(crate) backends: Backends,
     /// Moves when the report is another one.
@@ -119,6 +123,10 @@ impl Cluster {
             let before = self.nodes.get(node.metadata.name.as_str());
             if let Some(before) = before {
                 row.goes_on_from(before, now);
+                // Whoever works on a worker turns it as often as it takes.
+                if before.is_ready() != row.is_ready() && !row.unschedulable {
+                    self.memory.turned(&node.metadata.name, now);
+                }
                 self.surroundings.journal.worker(&node.metadata.name, before, &row, &self.values, now);
             }
             if before.is_none_or(|before| !before.same_on_the_map(&row)) {
@@ -133,6 +141,12 @@ impl Cluster {
             });
             (row.version, row.list) = (version, list);
             self.revision += u64::from(!same);
+            if before.is_none() {
+                self.memory.is_back(&node.metadata.name);
+            }
+            if row.unschedulable {
+                row.cordoned_since = row.cordoned_at.or(row.cordoned_since).or(Some(now));
+            }
             self.nodes.insert(node.metadata.name.as_str().into(), row);
         }
     }
@@ -146,24 +160,17 @@ impl Cluster {
 
     /// Forgets a Node.
     pub(crate) fn remove_node(&mut self, name: &str, now: Timestamp) {
-        if self.nodes.remove(name).is_some() {
-            self.bury(name, now);
+        if let Some(row) = self.nodes.remove(name) {
+            self.surroundings.node_is_gone(name);
+            self.memory.bury(name, &row.addresses, now);
             self.revision += 1;
         }
         self.surroundings.changed();
     }
 
-    fn bury(&mut self, name: &str, now: Timestamp) {
-        self.surroundings.node_is_gone(name);
-        if self.tombstones.len() >= MOST_TOMBSTONES {
-            self.tombstones.pop_front();
-        }
-        self.tombstones.push_back((name.into(), now));
-    }
-
     /// How many nodes went since then.
     pub(crate) fn gone_since(&self, since: Option<Timestamp>) -> usize {
-        since.map_or(0, |since| self.tombstones.iter().filter(|(_, at)| *at >= since).count())
+        since.map_or(0, |since| self.memory.gone_since(since))
     }
 
     /// Takes in a Pod of the agent. One that is on no node yet says nothing about any.
@@ -240,6 +247,7 @@ impl Cluster {
             pod_cidrs: node.spec.pod_cidrs.iter().take(MOST_ADDRESSES).filter_map(|cidr| cidr.parse().ok()).collect(),
             network_taint: network_taint.is_some(),
             network_taint_since: network_taint.and_then(|taint| taint.time_added),
+            maintained: meta.annotations.get(MAINTENANCE).is_some(),
             migration: meta.labels.get(MIGRATION).map(|stage| self.word(stage)),
             control_plane: CONTROL_PLANE.iter().any(|key| node.spec.taint(key).is_some()),
             list: self.nodes_sight.list(),

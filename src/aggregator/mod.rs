@@ -7,10 +7,13 @@
 
 mod backends;
 mod cluster;
+mod drift;
+mod ipam;
 mod journal;
 mod lease;
 mod lenient;
 mod map;
+mod memory;
 mod model;
 mod object;
 mod offline;
@@ -108,6 +111,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = write::run(Arc::clone(&store), api.unary.clone(), options.namespace.clone(), now) => match never {},
         never = watch_surroundings(&api, &store) => match never {},
         never = password::run(&api.unary, &store) => match never {},
+        never = memory::run(&api.unary, &store, &options.namespace) => match never {},
+        never = ipam::run(&api.unary, &store) => match never {},
         never = backends::run(&api.unary, &store) => match never {},
         never = elect(&api, &store, &mut elector, options.read_only) => match never {},
         _ = terminate.recv() => {}

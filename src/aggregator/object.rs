@@ -8,6 +8,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess};
 use serde_json::Value;
 
+use super::drift::Drift;
+use super::ipam::BlockView;
 use super::lenient::Shape;
 use super::model::{APP, ConditionView, Kept, Meta, NAMESPACE_NAME, SERVICE_NAME, Versioned};
 use super::webhooks::Webhook;
@@ -31,6 +33,8 @@ pub(crate) struct ObjectView {
     pub(super) webhooks: Vec<Webhook>,
     /// By `managedFields`, the last change of anything but its status.
     pub(super) edit: Option<EditView>,
+    /// And the last by hand, of what a provider wrote.
+    pub(super) drift: Option<Box<Drift>>,
 }
 
 /// A change of an object.
@@ -87,6 +91,20 @@ pub(super) struct Spec {
     pub(super) ports: Vec<PortView>,
     /// Deployment.
     pub(super) replicas: Option<u32>,
+    /// IPPool: the prefix length of its blocks.
+    pub(super) block_size: Option<u8>,
+    /// IPPool; `Manual` where only who asks for it gets an address.
+    pub(super) allowed_uses: Vec<String>,
+    /// IPAMConfig.
+    pub(super) strict_affinity: Option<bool>,
+    /// IPAMConfig.
+    pub(super) most_blocks: Option<u32>,
+    /// HostEndpoint.
+    pub(super) expected_ips: Vec<String>,
+    /// ClusterInformation.
+    pub(super) datastore_ready: Option<bool>,
+    /// IPAMBlock.
+    pub(super) block: Option<Box<BlockView>>,
 }
 
 /// A port of a Service or of an EndpointSlice.
@@ -180,23 +198,7 @@ impl ObjectView {
                 labels: Kept(labels(&meta["labels"])),
                 annotations: Kept::default(),
             },
-            spec: Spec {
-                node_name: text(&spec["nodeName"]),
-                service_account_name: text(&spec["serviceAccountName"]),
-                node: text(&spec["node"]),
-                cidr: text(&spec["cidr"]),
-                state: text(&spec["state"]),
-                deleted: spec["deleted"] == "true" || spec["deleted"] == true,
-                kind: text(&spec["type"]),
-                ipip_mode: text(&spec["ipipMode"]),
-                vxlan_mode: text(&spec["vxlanMode"]),
-                disabled: spec["disabled"] == true,
-                node_to_node_mesh_enabled: spec["nodeToNodeMeshEnabled"].as_bool(),
-                password_secret: text(&spec["nodeMeshPassword"]["secretKeyRef"]["name"]),
-                cluster_ips: each(&spec["clusterIPs"], text),
-                ports: each(&spec["ports"], port),
-                replicas: count(&spec["replicas"]),
-            },
+            spec: specified(spec),
             status: StatusView {
                 conditions: each(&status["conditions"], condition),
                 init_container_statuses: each(&status["initContainerStatuses"], container),
@@ -215,6 +217,7 @@ impl ObjectView {
             }),
             webhooks: each(&tree["webhooks"], Webhook::read),
             edit: edit(meta),
+            drift: Drift::read(meta),
             event: tree.get("involvedObject").map(|about| EventView {
                 kind: text(&about["kind"]),
                 namespace: text(&about["namespace"]),
@@ -225,6 +228,34 @@ impl ObjectView {
                     .find_map(time),
             }),
         }
+    }
+}
+
+fn specified(spec: &Value) -> Spec {
+    let manual = spec["assignmentMode"] == "Manual";
+    Spec {
+        node_name: text(&spec["nodeName"]),
+        service_account_name: text(&spec["serviceAccountName"]),
+        node: text(&spec["node"]),
+        cidr: text(&spec["cidr"]),
+        state: text(&spec["state"]),
+        deleted: spec["deleted"] == "true" || spec["deleted"] == true,
+        kind: text(&spec["type"]),
+        ipip_mode: text(&spec["ipipMode"]),
+        vxlan_mode: text(&spec["vxlanMode"]),
+        disabled: spec["disabled"] == true,
+        node_to_node_mesh_enabled: spec["nodeToNodeMeshEnabled"].as_bool(),
+        password_secret: text(&spec["nodeMeshPassword"]["secretKeyRef"]["name"]),
+        cluster_ips: each(&spec["clusterIPs"], text),
+        ports: each(&spec["ports"], port),
+        replicas: count(&spec["replicas"]),
+        block_size: count(&spec["blockSize"]).and_then(|size| size.try_into().ok()),
+        allowed_uses: if manual { vec!["Manual".to_owned()] } else { each(&spec["allowedUses"], text) },
+        strict_affinity: spec["strictAffinity"].as_bool(),
+        most_blocks: count(&spec["maxBlocksPerHost"]),
+        expected_ips: each(&spec["expectedIPs"], text),
+        datastore_ready: spec["datastoreReady"].as_bool(),
+        block: BlockView::read(spec),
     }
 }
 
@@ -248,7 +279,7 @@ pub(super) fn text(tree: &Value) -> String {
     tree.as_str().unwrap_or_default().to_owned()
 }
 
-fn time(tree: &Value) -> Option<Timestamp> {
+pub(super) fn time(tree: &Value) -> Option<Timestamp> {
     tree.as_str()?.parse().ok()
 }
 

@@ -13,6 +13,7 @@ use crate::checks::{Area, Severity};
 use crate::verdict::{NodeCondition, Raised, Status, WorkerState};
 
 pub use super::journal::ChangeBefore;
+pub(super) use around::failing_calico;
 pub(crate) use build::{Agents, build};
 
 /// Version of the report's format.

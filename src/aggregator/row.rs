@@ -55,6 +55,10 @@ pub(crate) struct Row {
     pub(crate) updated: Option<Timestamp>,
     /// When it was cordoned, as far as its taint says.
     pub(crate) cordoned_at: Option<Timestamp>,
+    /// The same; where it does not say, since when it has been seen cordoned.
+    pub(crate) cordoned_since: Option<Timestamp>,
+    /// Somebody says that it is cordoned on purpose.
+    pub(crate) maintained: bool,
     /// The kubelet's own condition.
     pub(crate) ready: Option<Condition>,
     /// The annotation `state`.
@@ -128,6 +132,7 @@ impl Row {
         self.rebooted = if booted { Some(now) } else { before.rebooted };
         let updated = before.traits.is_known() && self.traits.is_known() && !self.traits.same_software(&before.traits);
         self.updated = if updated { Some(now) } else { before.updated };
+        self.cordoned_since = before.cordoned_since;
         let kept = self.network_taint_since.or(before.network_taint_since);
         self.network_taint_since = if self.network_taint == before.network_taint { kept } else { Some(now) };
         // Calico writes the time anew with each write, whether the status has changed or not.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::drift::Drift;
 use super::journal::Journal;
 use super::object::ObjectView;
 use super::pods::{App, CalicoPod};
@@ -17,7 +18,7 @@ use super::watch::{Change, NotThere};
 use super::webhooks::{Namespace, Webhooks};
 use super::workloads::{FailedCreate, Workload, is_system};
 use crate::facts::{ClusterService, Pool};
-pub(crate) use keep::Bgp;
+pub(crate) use keep::{AddressPool, Bgp, HostEndpoint};
 use keep::{Kept, keep, lead_to};
 pub(crate) use what::What;
 
@@ -232,14 +233,49 @@ impl Surroundings {
     /// The pools.
     pub(super) fn pools(&self) -> Vec<Pool> {
         let pools = self.all(What::Pools);
-        pools.filter_map(|kept| if let Kept::Pool(pool) = kept { Some(Pool::clone(pool)) } else { None }).collect()
+        pools.filter_map(|kept| if let Kept::Pool(it) = kept { Some(it.pool.clone()) } else { None }).collect()
+    }
+
+    /// The same, with how they are divided.
+    pub(crate) fn address_pools(&self) -> impl Iterator<Item = &AddressPool> {
+        let pools = self.all(What::Pools);
+        pools.filter_map(|kept| if let Kept::Pool(it) = kept { Some(&**it) } else { None })
+    }
+
+    /// The host endpoints.
+    pub(crate) fn host_endpoints(&self) -> impl Iterator<Item = &HostEndpoint> {
+        let all = self.all(What::HostEndpoints);
+        all.filter_map(|kept| if let Kept::HostEndpoint(it) = kept { Some(&**it) } else { None })
+    }
+
+    /// Since when Calico's datastore is locked, if it is.
+    pub(crate) fn locked(&self) -> Option<Timestamp> {
+        self.all(What::ClusterInformation).find_map(|kept| if let Kept::Locked(at) = kept { Some(*at) } else { None })
+    }
+
+    /// What a provider wrote and somebody changed by hand, by kind and name.
+    pub(crate) fn drifts(&self) -> impl Iterator<Item = (&'static str, &str, &Drift)> {
+        let kinds = [What::Pools, What::Bgp, What::Felix, What::Peers, What::Installations];
+        let of_it = move |what: What| {
+            let all = self.objects.range((what, Box::default())..).take_while(move |((kind, _), _)| *kind == what);
+            all.filter_map(move |((_, name), (_, kept))| {
+                let drift = match kept {
+                    Kept::Pool(pool) => pool.drift.as_deref(),
+                    Kept::Bgp(_, drift) => drift.as_deref(),
+                    Kept::Drift(drift) => Some(&**drift),
+                    _ => None,
+                };
+                Some((what.journaled()?, name.trim_start_matches('/'), drift?))
+            })
+        };
+        kinds.into_iter().flat_map(of_it)
     }
 
     /// How the nodes peer; none where there is no such kind, or no permission to see it.
     pub(super) fn bgp(&self) -> Option<Bgp> {
         let default = Bgp { full_mesh: true, secret: None };
         let said =
-            self.all(What::Bgp).find_map(|kept| if let Kept::Bgp(bgp) = kept { Some(bgp.clone()) } else { None });
+            self.all(What::Bgp).find_map(|kept| if let Kept::Bgp(bgp, _) = kept { Some(bgp.clone()) } else { None });
         self.is_seen(What::Bgp).then(|| said.unwrap_or(default))
     }
 

@@ -57,6 +57,11 @@ impl Values {
         let (kind, text) = self.texts.get(number.checked_sub(1)?)?;
         Some((KINDS[usize::from(*kind)], text))
     }
+
+    /// What a worker has of this kind.
+    pub(crate) fn of(&self, traits: &Traits, kind: &str) -> Option<&str> {
+        traits.numbers().filter_map(|number| self.get(number)).find(|(other, _)| *other == kind).map(|(_, text)| text)
+    }
 }
 
 impl Traits {

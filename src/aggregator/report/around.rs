@@ -3,7 +3,9 @@
 mod calico;
 mod controllers;
 mod inventory;
+mod ipam;
 mod webhooks;
+mod workers;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,6 +16,8 @@ use crate::aggregator::cluster::Cluster;
 use crate::aggregator::password::Found;
 use crate::aggregator::pods::CalicoPod;
 use crate::checks::{Area, Severity};
+
+pub(in crate::aggregator) use calico::failing as failing_calico;
 
 /// A Pod younger than this, in seconds, may still be waiting for what starts beside it; a failed init container is
 /// tried again after 10 s.
@@ -97,6 +101,8 @@ pub(super) fn findings(
     drafts.extend(calico::findings(cluster, duplicates, &locked, now));
     drafts.extend(controllers::findings(cluster, now));
     drafts.extend(inventory::findings(cluster, duplicates, now));
+    drafts.extend(workers::findings(cluster, now));
+    drafts.extend(ipam::findings(cluster, now));
     let mut all: Vec<ClusterFinding> = drafts.into_iter().map(|draft| draft.told(only)).collect();
     all.retain(|finding| only.is_none() || !finding.workers.is_empty());
     // The sort is stable: what is alike stays as it was found.

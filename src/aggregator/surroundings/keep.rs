@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use super::What;
+use crate::aggregator::drift::Drift;
 use crate::aggregator::model::SERVICE_NAME;
 use crate::aggregator::object::{ObjectView, PortView};
 use crate::aggregator::pods::{App, CalicoPod};
@@ -14,6 +16,8 @@ use crate::facts::{ClusterService, ClusterServicePort, Encapsulation, Pool};
 
 /// Ports of one Service, and endpoints of one port in one EndpointSlice, that are kept: the API server allows 1000 there.
 const MOST_ENDPOINTS: usize = 1000;
+/// Addresses of one host endpoint that are kept.
+const MOST_ADDRESSES: usize = 16;
 
 /// What is kept of one object.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,8 +26,8 @@ pub(super) enum Kept {
         node: Box<str>,
         block: IpNet,
     },
-    Pool(Box<Pool>),
-    Bgp(Bgp),
+    Pool(Box<AddressPool>),
+    Bgp(Bgp, Option<Box<Drift>>),
     Service(Box<ClusterService>),
     /// By the name of its Service, without that one's addresses.
     Slice(Box<ClusterService>),
@@ -32,6 +36,42 @@ pub(super) enum Kept {
     FailedCreate(Box<FailedCreate>),
     Webhooks(Box<Webhooks>),
     Namespace(Box<Namespace>),
+    HostEndpoint(Box<HostEndpoint>),
+    /// Calico's datastore is locked since then.
+    Locked(Timestamp),
+    /// Of this it is only known that somebody changed it by hand.
+    Drift(Box<Drift>),
+}
+
+/// A pool of addresses.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AddressPool {
+    /// As nodes are told of it.
+    pub(crate) pool: Pool,
+    /// Prefix length of its blocks.
+    block: u8,
+    /// Pods get addresses of it by themselves.
+    pub(crate) for_pods: bool,
+    pub(super) drift: Option<Box<Drift>>,
+}
+
+impl AddressPool {
+    /// How many blocks it can be divided into.
+    pub(crate) fn blocks(&self) -> u64 {
+        let bits = self.block.saturating_sub(self.pool.cidr.prefix_len()).min(63);
+        1 << bits
+    }
+}
+
+/// A host endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostEndpoint {
+    /// Its name.
+    pub(crate) name: Box<str>,
+    /// Its node.
+    pub(crate) node: Box<str>,
+    /// What it expects the node's addresses to be; nothing where it goes by an interface.
+    pub(crate) addresses: Box<[IpAddr]>,
 }
 
 /// The BGPConfiguration `default`.
@@ -66,20 +106,20 @@ pub(super) fn keep(what: What, object: &ObjectView) -> Option<Kept> {
             let block = spec.cidr.parse().ok()?;
             (confirmed && of_a_node).then(|| Kept::Affinity { node: spec.node.as_str().into(), block })
         }
-        What::Pools => Some(Kept::Pool(Box::new(Pool {
-            name: meta.name.clone(),
-            cidr: spec.cidr.parse().ok()?,
-            ipip: encapsulation(&spec.ipip_mode),
-            vxlan: encapsulation(&spec.vxlan_mode),
-            disabled: spec.disabled,
-        }))),
+        What::Pools => pool(object),
+        What::HostEndpoints => host_endpoint(object),
+        What::ClusterInformation => {
+            let changed = object.edit.as_ref().map(|edit| edit.at).or(meta.creation_timestamp);
+            changed.filter(|_| spec.datastore_ready == Some(false)).map(Kept::Locked)
+        }
         What::Bgp => {
             let secret = &spec.password_secret;
             (meta.name == "default").then(|| {
-                Kept::Bgp(Bgp {
+                let bgp = Bgp {
                     full_mesh: spec.node_to_node_mesh_enabled.unwrap_or(true),
                     secret: (!secret.is_empty()).then(|| secret.as_str().into()),
-                })
+                };
+                Kept::Bgp(bgp, object.drift.clone())
             })
         }
         What::ApiService | What::DnsServices => Some(Kept::Service(Box::new(ClusterService {
@@ -108,13 +148,37 @@ pub(super) fn keep(what: What, object: &ObjectView) -> Option<Kept> {
         What::FailedCreates => FailedCreate::read(object).map(|failed| Kept::FailedCreate(Box::new(failed))),
         What::Validating | What::Mutating => Webhooks::read(object).map(|webhooks| Kept::Webhooks(Box::new(webhooks))),
         What::Namespaces => Namespace::read(object).map(|namespace| Kept::Namespace(Box::new(namespace))),
-        What::Felix
-        | What::Peers
-        | What::GlobalPolicies
-        | What::CalicoPolicies
-        | What::Policies
-        | What::Installations => None,
+        What::Felix | What::Peers | What::Installations => object.drift.clone().map(Kept::Drift),
+        What::GlobalPolicies | What::CalicoPolicies | What::Policies => None,
     }
+}
+
+fn pool(object: &ObjectView) -> Option<Kept> {
+    let (meta, spec) = (&object.metadata, &object.spec);
+    let pool = Pool {
+        name: meta.name.clone(),
+        cidr: spec.cidr.parse().ok()?,
+        ipip: encapsulation(&spec.ipip_mode),
+        vxlan: encapsulation(&spec.vxlan_mode),
+        disabled: spec.disabled,
+    };
+    let usual = if matches!(pool.cidr, IpNet::V4(_)) { 26 } else { 122 };
+    let uses = &spec.allowed_uses;
+    let for_pods = !pool.disabled && (uses.is_empty() || uses.iter().any(|of| of == "Workload"));
+    let block = spec.block_size.unwrap_or(usual);
+    Some(Kept::Pool(Box::new(AddressPool { pool, block, for_pods, drift: object.drift.clone() })))
+}
+
+fn host_endpoint(object: &ObjectView) -> Option<Kept> {
+    let (meta, spec) = (&object.metadata, &object.spec);
+    (!spec.node.is_empty()).then(|| {
+        let addresses = spec.expected_ips.iter().filter_map(|ip| ip.parse().ok());
+        Kept::HostEndpoint(Box::new(HostEndpoint {
+            name: meta.name.as_str().into(),
+            node: spec.node.as_str().into(),
+            addresses: addresses.take(MOST_ADDRESSES).collect(),
+        }))
+    })
 }
 
 fn encapsulation(mode: &str) -> Encapsulation {

@@ -37,6 +37,10 @@ pub(crate) enum What {
     CalicoDeployments,
     /// Pods of the system that could not be made.
     FailedCreates,
+    /// Calico's host endpoints.
+    HostEndpoints,
+    /// Whether Calico's datastore is locked.
+    ClusterInformation,
     /// Webhooks that refuse.
     Validating,
     /// Webhooks that change.
@@ -59,7 +63,7 @@ pub(crate) enum What {
 
 impl What {
     /// All of it.
-    pub(crate) const ALL: [What; 22] = [
+    pub(crate) const ALL: [What; 24] = [
         What::Affinities,
         What::Pools,
         What::Bgp,
@@ -73,6 +77,8 @@ impl What {
         What::SystemDeployments,
         What::CalicoDeployments,
         What::FailedCreates,
+        What::HostEndpoints,
+        What::ClusterInformation,
         What::Validating,
         What::Mutating,
         What::Felix,
@@ -136,6 +142,8 @@ impl What {
             What::DaemonSets => ("daemonsets", "/apis/apps/v1/daemonsets", ""),
             What::SystemDeployments => ("deployments", "/apis/apps/v1/namespaces/kube-system/deployments", ""),
             What::CalicoDeployments => ("deployments", "/apis/apps/v1/namespaces/calico-system/deployments", ""),
+            What::HostEndpoints => ("hostendpoints", "", ""),
+            What::ClusterInformation => ("clusterinformations", "", "fieldSelector=metadata.name%3Ddefault"),
             What::Felix => ("felixconfigurations", "", ""),
             What::Peers => ("bgppeers", "", ""),
             What::GlobalPolicies => ("globalnetworkpolicies", "", ""),
@@ -155,10 +163,16 @@ impl What {
             ),
             What::FailedCreates => ("events", "/api/v1/events", "fieldSelector=reason%3DFailedCreate"),
         };
-        let paths = match path {
-            "" => vec![format!("/apis/crd.projectcalico.org/v1/{name}"), format!("/apis/projectcalico.org/v3/{name}")],
-            path => vec![path.to_owned()],
-        };
-        Kind { name, paths, selector, optional: true, metadata_only: self >= What::Felix }
+        let kind = Kind { selector, metadata_only: self >= What::Felix, ..Kind::of_calico(name) };
+        if path.is_empty() { kind } else { Kind { paths: vec![path.to_owned()], ..kind } }
+    }
+}
+
+impl Kind {
+    /// One of Calico's kinds, all of it, in either group.
+    pub(in crate::aggregator) fn of_calico(name: &'static str) -> Kind {
+        let groups = ["crd.projectcalico.org/v1", "projectcalico.org/v3"];
+        let paths = groups.map(|group| format!("/apis/{group}/{name}")).into();
+        Kind { name, paths, selector: "", optional: true, metadata_only: false }
     }
 }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::super::Scope;
 use super::super::contrast::{Crowd, Member};
+use super::workers::FLAPS;
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::pods::CalicoPod;
@@ -26,6 +27,8 @@ const LONG: i64 = 600;
 const NONE_FOR: i64 = 60;
 /// Condition and taint belong together; one without the other may last so long (R093).
 const TAINT_AFTER: i64 = 300;
+/// What fails twice within a week, in seconds, comes back (H13).
+const RECURRING: i64 = 7 * 24 * 3600;
 /// An Event about a Pod that could not be made counts for so long; who tries waits up to a quarter of an hour.
 pub(super) const TRIED_WITHIN: i64 = 1800;
 
@@ -54,9 +57,21 @@ pub(super) fn findings(
         return all;
     }
     all.extend(calico.failing());
+    all.extend(calico.recurring());
     all.extend(calico.unavailable());
     all.extend(calico.contradictions());
     all
+}
+
+/// The workers on which calico-node fails, if that can be seen; none where it fails nearly everywhere, which is no worker's.
+pub(in crate::aggregator) fn failing(cluster: &Cluster, now: Timestamp) -> Option<Vec<String>> {
+    let nobody = BTreeSet::new();
+    let seen = cluster.nodes_sight.is_clear() && cluster.api_sight.is_lost().is_none();
+    let calico = Calico::of(cluster, &cluster.duplicates(), &nobody, now).filter(|_| seen)?;
+    let broken = calico.broken();
+    let wide = matches!(Scope::of(broken.len(), calico.workers.len()), Scope::Most | Scope::All);
+    let counts = broken.iter().map(|(at, ..)| calico.workers[*at]).filter(|(_, row)| !wide && !row.unschedulable);
+    Some(counts.map(|(name, _)| name.to_owned()).collect())
 }
 
 impl<'a> Calico<'a> {
@@ -149,7 +164,9 @@ impl<'a> Calico<'a> {
         let not_ready: BTreeMap<&str, &CalicoPod> = self.not_ready().collect();
         let mut broken = Vec::new();
         for (at, (name, row)) in self.workers.iter().enumerate() {
-            if row.kubelet_silent() || has_deeper_cause(row) || self.locked.contains(*name) {
+            // A kubelet that comes and goes is none of Calico's.
+            let flapping = self.cluster.memory.turns(name, self.now) >= FLAPS;
+            if flapping || row.kubelet_silent() || has_deeper_cause(row) || self.locked.contains(*name) {
                 continue;
             }
             if let Some(pod) = not_ready.get(name) {
@@ -204,6 +221,30 @@ impl<'a> Calico<'a> {
         };
         let on = failing.iter().map(|at| self.workers[*at].0);
         Some(Draft::new(code, Severity::Critical, detail, next).since(Some(*first)).on(on))
+    }
+
+    /// It was cured on these workers and failed again: what they are connected to is to blame, not they (R177).
+    fn recurring(&self) -> Option<Draft> {
+        let since = self.now.as_second() - RECURRING;
+        let there = |(name, begun): &(&str, Vec<i64>)| {
+            begun.len() > 1 && self.workers.binary_search_by_key(name, |(name, _)| *name).is_ok()
+        };
+        let all: Vec<(&str, Vec<i64>)> = self.cluster.memory.episodes(since).filter(there).collect();
+        let (name, begun) = all.iter().max_by_key(|(_, begun)| begun.len())?;
+        let times: Vec<String> = begun
+            .iter()
+            .filter_map(|at| Timestamp::from_second(*at).ok())
+            .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+            .collect();
+        let detail = format!(
+            "calico-node failed again and again within a week on {} workers, after it had been well; on {name} from {}",
+            all.len(),
+            times.join(", ")
+        );
+        let next = "do not reload them once more: look at Typha, then at what these workers are connected to (VLAN spanning, gateway or firewall, security groups, routes) and what was changed there before the first time, and for workloads that came then";
+        let first = begun.first().and_then(|at| Timestamp::from_second(*at).ok());
+        let draft = Draft::new("CalicoFailureRecurring", Severity::Warning, detail, next).since(first);
+        Some(draft.on(all.iter().map(|(name, _)| *name)))
     }
 
     /// `NetworkUnavailable` is True: for seconds in each update, and then it is no problem (R091).

@@ -20,15 +20,18 @@ const TWO: i64 = 300;
 const STALLED: i64 = 3600;
 /// Parts of Calico may have different versions for so long: an update of a large cluster takes its time.
 const MIXED: i64 = 3600;
+/// Cleaning up takes less than so long.
+const LOCKED: i64 = 30 * 60;
 /// A memory limit that was hit longer ago is no news.
 const MEMORY: i64 = 3600;
 
 /// What is wrong.
 pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
+    let mut all = drift(cluster, now);
     if !cluster.surroundings.is_seen(What::CalicoPods) {
-        return Vec::new();
+        return all;
     }
-    let mut all = controllers(cluster, now);
+    all.extend(controllers(cluster, now));
     all.extend(typha(cluster, now));
     all.extend(tunnel(cluster, now));
     all.extend(migration(cluster, now));
@@ -184,6 +187,32 @@ fn migration(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let detail = format!("{detail}, {unready} of these are not Ready, and none was added for more than an hour");
     let next = "read the log of tigera-operator; see that all of Calico's Pods are Ready; where BGP has a password, that its Secret is in calico-system too (BgpPasswordSecretMissing)";
     Some(Draft::new("CalicoMigrationStalled", Critical, detail, next).since(last).on(old.iter().map(|pod| &*pod.node)))
+}
+
+/// What the provider wrote and somebody changed by hand, and a datastore that somebody has locked and forgotten (R173, R073).
+fn drift(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
+    let mut all = Vec::new();
+    if let Some(since) = cluster.surroundings.locked().filter(|since| lasts(Some(*since), LOCKED, now)) {
+        let detail = "Calico's datastore is locked (ClusterInformation default, datastoreReady false) for more than half an hour: no new Pod gets an address, and calico-node takes in no change".to_owned();
+        let next =
+            "if nobody migrates the datastore or cleans up addresses just now, `calicoctl datastore migrate unlock`";
+        all.push(
+            Draft::new("CalicoConfigDrift", Warning, detail, next).about("datastore".to_owned()).since(Some(since)),
+        );
+    }
+    let drifts: Vec<_> = cluster.surroundings.drifts().collect();
+    if let Some((kind, name, drift)) = drifts.iter().max_by_key(|(.., drift)| drift.at) {
+        let detail = format!(
+            "{} of Calico's objects that the provider wrote were changed by hand, the last of them {kind} {name} by {}: {}",
+            drifts.len(),
+            drift.by,
+            drift.fields.join(", ")
+        );
+        let next = "only settings that the provider documents, such as the MTU, may be changed: take the others out again, or let the provider write the object anew";
+        let draft = Draft::new("CalicoConfigDrift", Warning, detail, next).about(format!("{kind} {name}"));
+        all.push(draft.since(Some(drift.at)));
+    }
+    all
 }
 
 /// Parts of one Calico in different versions, and nothing under way that explains it (R173).

@@ -51,7 +51,7 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> (Vec<Draft>, BTreeS
 }
 
 /// Nodes on which calico-node does not come up.
-fn stuck<'a>(cluster: &'a Cluster, now: Timestamp) -> BTreeSet<&'a str> {
+fn stuck(cluster: &Cluster, now: Timestamp) -> BTreeSet<&str> {
     let mut pods: Vec<&CalicoPod> = cluster.surroundings.calico_pods().collect();
     let ready: BTreeSet<&str> = pods.iter().filter(|pod| pod.ready).map(|pod| &*pod.node).collect();
     pods.retain(|pod| pod.unready_for(ROUTINE, now) || pod.keeps_failing(now));

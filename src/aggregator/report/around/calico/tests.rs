@@ -304,3 +304,49 @@ fn two_pods_on_a_node_count_once() {
     cluster.surroundings.take(What::CalicoPods, Change::Here(serde_json::from_value(new).expect("a pod")), at(0));
     assert!(codes(&cluster, 0).is_empty());
 }
+
+#[test]
+fn what_was_cured_and_fails_again_is_told_for_a_week() {
+    let cluster = |times: &[i64]| {
+        let mut cluster = planted(20, &[3], 0);
+        for begun in times {
+            cluster.memory.note(&["n03"], at(*begun));
+            cluster.memory.note(&[], at(begun + 300));
+        }
+        cluster
+    };
+    let told = |cluster: &Cluster, now| {
+        let all = findings(cluster, at(now)).into_iter();
+        all.filter(|draft| draft.code == "CalicoFailureRecurring").collect::<Vec<_>>()
+    };
+    assert!(told(&cluster(&[0]), 400).is_empty(), "once");
+    let twice = cluster(&[0, 3 * 86_400]);
+    let all = told(&twice, 3 * 86_400 + 400);
+    assert_eq!((all.len(), all[0].severity, all[0].on.clone()), (1, Warning, vec!["n03".to_owned()]));
+    assert!(all[0].detail.contains("on n03 from 2026-11-21T10:00:00Z, 2026-11-24T10:00:00Z"), "{}", all[0].detail);
+    assert_eq!(told(&twice, RECURRING).len(), 1);
+    assert!(told(&twice, RECURRING + 1).is_empty(), "it clears");
+    let mut gone = cluster(&[0, 3 * 86_400]);
+    gone.remove_node("n03", at(3 * 86_400 + 1));
+    assert!(told(&gone, 3 * 86_400 + 400).is_empty(), "the worker is gone");
+}
+
+#[test]
+fn an_episode_is_of_a_few_workers_that_nobody_works_on() {
+    let noted = |cluster: &Cluster| failing(cluster, at(120));
+    assert_eq!(noted(&planted(20, &[3, 4], 0)), Some(vec![name(3), name(4)]));
+    assert_eq!(noted(&planted(20, &[3], 1)), Some(vec![]), "not for long enough");
+    assert_eq!(noted(&planted(20, &(0..20).collect::<Vec<_>>(), 0)), Some(vec![]), "no worker's own");
+    let mut cordoned = planted(20, &[3], 0);
+    let mut node = worker(3, Some(("False", -86_400)));
+    node["spec"] = json!({"unschedulable": true});
+    apply(&mut cordoned, &node);
+    assert_eq!(noted(&cordoned), Some(vec![]));
+    assert_eq!(noted(&Cluster::watched()), None, "not seen");
+    // A kubelet that comes and goes is none of Calico's.
+    let mut flapping = planted(20, &[3], 0);
+    for second in 0..3 {
+        flapping.memory.turned("n03", at(second));
+    }
+    assert!(codes(&flapping, 120).is_empty());
+}

@@ -158,3 +158,25 @@ fn versions_may_differ_while_something_is_under_way() {
     assert!(codes(&cluster, 86_400).is_empty(), "an update is under way");
     assert!(codes(&planted(&pods[..2]), 86_400).is_empty());
 }
+
+#[test]
+fn a_change_by_hand_of_what_the_provider_wrote_is_told_and_so_is_a_forgotten_lock() {
+    let felix = |fields: Value| {
+        json!({"metadata": {"name": "default", "annotations": {"created-by": "IBMCloudKubernetesService"},
+            "managedFields": [{"manager": "kubectl-edit", "time": at(7), "fieldsV1": {"f:spec": fields}}]}})
+    };
+    let mut cluster = cluster(&[], &[]);
+    list(&mut cluster, What::Felix, &[felix(json!({"f:mtu": {}}))], 0);
+    assert!(codes(&cluster, 10).is_empty(), "that may be set");
+    list(&mut cluster, What::Felix, &[felix(json!({"f:bpfEnabled": {}}))], 0);
+    assert_eq!(codes(&cluster, 10), [("CalicoConfigDrift", Warning)]);
+    let draft = findings(&cluster, at(10)).remove(0);
+    assert!(draft.detail.contains("FelixConfiguration default by kubectl-edit: bpfEnabled"), "{}", draft.detail);
+    list(&mut cluster, What::Felix, &[felix(json!({}))], 0);
+    let locked = |ready: bool| json!({"metadata": {"name": "default", "managedFields": [{"manager": "calicoctl", "time": at(0)}]}, "spec": {"datastoreReady": ready}});
+    list(&mut cluster, What::ClusterInformation, &[locked(false)], 0);
+    assert!(codes(&cluster, LOCKED - 1).is_empty(), "somebody cleans up");
+    assert_eq!(codes(&cluster, LOCKED), [("CalicoConfigDrift", Warning)]);
+    list(&mut cluster, What::ClusterInformation, &[locked(true)], 0);
+    assert!(codes(&cluster, LOCKED).is_empty());
+}

@@ -1,0 +1,261 @@
+//! How Calico's Pod addresses are given out: blocks by pool and by node, counted from the IPAMBlocks.
+//!
+//! A block is written anew for each Pod that comes or goes and has some 13 KB when it is full, so that they are not watched:
+//! they are read in pages now and then, the more seldom the more there are, and only sums are kept.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use kube::Client;
+use serde_json::Value;
+
+use super::object::{ObjectView, text};
+use super::store::Store;
+use super::surroundings::What;
+use super::watch::{Change, Kind, list};
+use crate::clock::since_boot;
+
+/// Whether it is time is found out this often.
+const TICK: Duration = Duration::from_secs(5);
+/// They are read again after this time for each block, but not more often than the first and not more seldom than the second.
+const EACH: Duration = Duration::from_millis(60);
+const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(900));
+/// Where Pods fail for want of a network, after this time.
+const SOON: Duration = Duration::from_secs(20);
+/// Blocks that one node may have where nothing is said.
+const USUAL_BLOCKS: u32 = 20;
+/// Nodes that are not there and have addresses all the same, of which each is known.
+const MOST_GONE: usize = 1000;
+/// What may be read of a block: the largest that Calico makes has 4096 addresses.
+const LARGEST: usize = 4096;
+
+/// How addresses are given out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ipam {
+    /// A node takes addresses of its own blocks only.
+    pub(crate) strict: bool,
+    /// How many blocks a node may have.
+    pub(crate) most_blocks: u32,
+    /// Of each pool that blocks are of.
+    pub(crate) pools: BTreeMap<IpNet, Given>,
+    /// Of each node that has blocks, for IPv4 and IPv6.
+    pub(crate) nodes: BTreeMap<Box<str>, [Given; 2]>,
+    /// What is held by nodes that are not there.
+    pub(crate) gone: BTreeMap<Box<str>, Left>,
+}
+
+/// Blocks and addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Given {
+    /// Blocks.
+    pub(crate) blocks: u32,
+    /// Addresses in them that are taken.
+    pub(crate) used: u64,
+    /// Addresses in them that are free.
+    pub(crate) free: u64,
+}
+
+/// What is left of a node that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Blocks.
+    pub(crate) blocks: u32,
+    /// Addresses that are taken.
+    pub(crate) addresses: u32,
+    /// Since when this is seen.
+    pub(crate) since: Timestamp,
+}
+
+/// What is read of an IPAMBlock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BlockView {
+    cidr: IpNet,
+    /// Its node.
+    node: Option<Box<str>>,
+    used: u32,
+    free: u32,
+    /// Addresses by the node that has them, which need not be the block's; none for those of load balancers and the like.
+    holders: Vec<(Box<str>, u32)>,
+}
+
+impl BlockView {
+    /// Reads one from a `spec`, if it is one.
+    pub(super) fn read(spec: &Value) -> Option<Box<BlockView>> {
+        let allocations = spec["allocations"].as_array()?;
+        if spec["deleted"] == true || allocations.len() > LARGEST {
+            return None;
+        }
+        let taken = || allocations.iter().filter(|it| !it.is_null());
+        let mut holders: Vec<(Box<str>, u32)> = Vec::new();
+        for at in taken().filter_map(Value::as_u64).filter_map(|at| usize::try_from(at).ok()) {
+            let holder = spec["attributes"][at]["secondary"]["node"].as_str().filter(|node| !node.is_empty());
+            match holder.map(|node| (node, holders.iter_mut().find(|(known, _)| **known == *node))) {
+                Some((_, Some((_, count)))) => *count += 1,
+                Some((node, None)) => holders.push((node.into(), 1)),
+                None => {}
+            }
+        }
+        let used = u32::try_from(taken().count()).unwrap_or(u32::MAX);
+        Some(Box::new(BlockView {
+            cidr: spec["cidr"].as_str()?.parse().ok()?,
+            // Blocks of load balancers are `virtual:`.
+            node: text(&spec["affinity"]).strip_prefix("host:").map(Into::into),
+            used,
+            free: u32::try_from(allocations.len()).unwrap_or(u32::MAX).saturating_sub(used),
+            holders,
+        }))
+    }
+}
+
+impl Ipam {
+    /// Counts one block. Of nodes that are not there it is remembered apart.
+    pub(super) fn count(
+        &mut self,
+        block: &BlockView,
+        pools: &[IpNet],
+        is_there: impl Fn(&str) -> bool,
+        now: Timestamp,
+    ) {
+        if let Some(pool) = pools.iter().find(|pool| pool.contains(&block.cidr)) {
+            self.pools.entry(*pool).or_default().add(block);
+        }
+        if let Some(node) = &block.node {
+            if is_there(node) {
+                self.nodes.entry(node.clone()).or_default()[family(&block.cidr)].add(block);
+            } else {
+                self.left(node, now, 1, 0);
+            }
+        }
+        for (node, addresses) in block.holders.iter().filter(|(node, _)| !is_there(node)) {
+            self.left(node, now, 0, *addresses);
+        }
+    }
+
+    fn left(&mut self, node: &str, since: Timestamp, blocks: u32, addresses: u32) {
+        if self.gone.len() < MOST_GONE || self.gone.contains_key(node) {
+            let left = self.gone.entry(node.into()).or_insert(Left { blocks: 0, addresses: 0, since });
+            (left.blocks, left.addresses) = (left.blocks + blocks, left.addresses + addresses);
+        }
+    }
+
+    /// What is still as it was when it was read before is so since then.
+    pub(super) fn goes_on_from(&mut self, before: &Ipam) {
+        for (node, left) in &mut self.gone {
+            if let Some(known) = before.gone.get(node) {
+                left.since = left.since.min(known.since);
+            }
+        }
+    }
+
+    /// Blocks that there are.
+    fn blocks(&self) -> u32 {
+        let gone: u32 = self.gone.values().map(|left| left.blocks).sum();
+        gone + self.nodes.values().flatten().map(|given| given.blocks).sum::<u32>()
+    }
+}
+
+impl Given {
+    fn add(&mut self, block: &BlockView) {
+        self.blocks += 1;
+        self.used += u64::from(block.used);
+        self.free += u64::from(block.free);
+    }
+}
+
+/// 0 for IPv4, 1 for IPv6.
+pub(crate) fn family(cidr: &IpNet) -> usize {
+    usize::from(matches!(cidr, IpNet::V6(_)))
+}
+
+/// Why nothing was read.
+enum Unread {
+    /// There is no permission: what was known before no longer counts.
+    Denied,
+    /// Nobody answered: it is as it was.
+    Failed,
+}
+
+/// Reads for ever.
+pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
+    let mut at: Option<Duration> = None;
+    loop {
+        tokio::time::sleep(TICK).await;
+        let (pools, again) = {
+            let inner = store.lock();
+            let around = &inner.cluster.surroundings;
+            // Without Calico's pools there is no Calico, and without the Nodes all would seem to be gone.
+            if !around.is_seen(What::Pools) || !inner.cluster.nodes_sight.is_clear() {
+                continue;
+            }
+            let pools: Vec<IpNet> = around.pools().iter().map(|pool| pool.cidr).collect();
+            let wanting = inner.cluster.nodes().any(|(_, row)| row.has("PodSandboxFailing"));
+            let least = if wanting { SOON } else { AGAIN.0 };
+            let blocks = inner.cluster.ipam.as_ref().map_or(0, Ipam::blocks);
+            (pools, EACH.saturating_mul(blocks).clamp(least, AGAIN.1))
+        };
+        if pools.is_empty() || at.is_some_and(|at| since_boot().saturating_sub(at) < again) {
+            continue;
+        }
+        let read = read(client, store, &pools).await;
+        at = Some(since_boot());
+        let read = match read {
+            Ok(ipam) => Some(ipam),
+            Err(Unread::Denied) => None,
+            Err(Unread::Failed) => continue,
+        };
+        store.change(|cluster| {
+            cluster.revision += u64::from(cluster.ipam != read);
+            cluster.ipam = read;
+        });
+    }
+}
+
+async fn read(client: &Client, store: &Store, pools: &[IpNet]) -> Result<Ipam, Unread> {
+    let mut ipam = Ipam { most_blocks: USUAL_BLOCKS, ..Ipam::default() };
+    each(client, "ipamconfigs", &mut |object| {
+        let said = &object.spec;
+        ipam.strict = said.strict_affinity.unwrap_or(ipam.strict);
+        ipam.most_blocks = said.most_blocks.filter(|most| *most > 0).unwrap_or(ipam.most_blocks);
+    })
+    .await?;
+    let now = Timestamp::now();
+    each(client, "ipamblocks", &mut |object| {
+        if let Some(block) = &object.spec.block {
+            let inner = store.lock();
+            ipam.count(block, pools, |node| inner.cluster.node(node).is_some(), now);
+        }
+    })
+    .await?;
+    if let Some(before) = &store.lock().cluster.ipam {
+        ipam.goes_on_from(before);
+    }
+    Ok(ipam)
+}
+
+/// Reads all objects of one of Calico's kinds in pages, wherever they are.
+async fn each(client: &Client, name: &'static str, take: &mut dyn FnMut(ObjectView)) -> Result<(), Unread> {
+    let kind = Kind::of_calico(name);
+    for at in 0..kind.paths.len() {
+        let sink = &mut |change| {
+            if let Change::Here(object) = change {
+                take(object);
+            }
+        };
+        match list(client, &kind, at, sink).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(kube::Error::Api(status)) if status.code == 403 => return Err(Unread::Denied),
+            Err(error) => {
+                tracing::debug!(name, error = crate::api::chain(&error), "cannot read how addresses are given out");
+                return Err(Unread::Failed);
+            }
+        }
+    }
+    // Calico makes none of these before it needs one.
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,264 @@
+//! What has to outlive this process: nodes that are gone, on which workers calico-node failed and when, and how often
+//! kubelets turned Ready and back (catalogue R012, R043, R177).
+//!
+//! It is kept in one ConfigMap beside the aggregator. The replica that leads writes it, and only when it is another than what
+//! was written, at most once a minute: in a quiet cluster never. The others see the same by their own watches.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::Request;
+use jiff::Timestamp;
+use kube::Client;
+use serde_json::{Value, json};
+
+use super::report::failing_calico;
+use super::store::Store;
+
+/// Name of the ConfigMap.
+const NAME: &str = "nodevitals-aggregator";
+/// How things are is noted this often.
+const NOTE: Duration = Duration::from_secs(20);
+/// And written at most this often.
+const WRITE: u32 = 3;
+/// One request.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Nodes that are gone and remembered.
+const MOST_GONE: usize = 256;
+/// Workers on which calico-node failed, and on which the kubelet came and went, that are remembered.
+const MOST_WORKERS: usize = 500;
+/// Episodes, or turns, of one worker.
+const MOST_OF_ONE: usize = 8;
+/// What is older, in seconds, is forgotten.
+const LONGEST: i64 = 14 * 24 * 3600;
+/// Turns of a kubelet count together within this time, in seconds (catalogue H4).
+pub(crate) const FLAP: i64 = 3600;
+/// What begins again so soon, in seconds, has not ended.
+const SAME: i64 = 600;
+
+/// What is remembered.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// Nodes that are gone.
+    gone: BTreeMap<Box<str>, Gone>,
+    /// When calico-node failed, by worker: from, and to unless it still does. In seconds since the epoch.
+    calico: BTreeMap<Box<str>, Vec<(i64, Option<i64>)>>,
+    /// When kubelets turned Ready or not.
+    turns: BTreeMap<Box<str>, Vec<i64>>,
+}
+
+/// A node that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gone {
+    /// When it went, in seconds since the epoch.
+    pub(crate) at: i64,
+    /// What it could be reached at.
+    pub(crate) addresses: Box<[IpAddr]>,
+}
+
+impl Memory {
+    /// A node went.
+    pub(super) fn bury(&mut self, node: &str, addresses: &[IpAddr], now: Timestamp) {
+        if self.gone.len() >= MOST_GONE
+            && let Some(oldest) = self.gone.iter().min_by_key(|(_, gone)| gone.at).map(|(name, _)| name.clone())
+        {
+            self.gone.remove(&oldest);
+        }
+        self.gone.insert(node.into(), Gone { at: now.as_second(), addresses: addresses.into() });
+        self.turns.remove(node);
+    }
+
+    /// A node is there.
+    pub(super) fn is_back(&mut self, node: &str) {
+        self.gone.remove(node);
+    }
+
+    /// A node that is gone, if it is remembered.
+    pub(crate) fn gone(&self, node: &str) -> Option<&Gone> {
+        self.gone.get(node)
+    }
+
+    /// How many nodes went since then.
+    pub(crate) fn gone_since(&self, since: Timestamp) -> usize {
+        self.gone.values().filter(|gone| gone.at >= since.as_second()).count()
+    }
+
+    /// A kubelet turned Ready, or not.
+    pub(super) fn turned(&mut self, node: &str, now: Timestamp) {
+        if self.turns.len() < MOST_WORKERS || self.turns.contains_key(node) {
+            let turns = self.turns.entry(node.into()).or_default();
+            turns.push(now.as_second());
+            if turns.len() > MOST_OF_ONE {
+                turns.remove(0);
+            }
+        }
+    }
+
+    /// How often it turned within the last hour.
+    pub(crate) fn turns(&self, node: &str, now: Timestamp) -> usize {
+        let young = |at: &&i64| now.as_second() - **at <= FLAP;
+        self.turns.get(node).map_or(0, |turns| turns.iter().filter(young).count())
+    }
+
+    /// On these workers calico-node fails.
+    pub(crate) fn note(&mut self, failing: &[&str], now: Timestamp) {
+        let now = now.as_second();
+        for (node, episodes) in &mut self.calico {
+            if let Some(last @ (_, None)) = episodes.last_mut()
+                && !failing.contains(&&**node)
+            {
+                last.1 = Some(now);
+            }
+        }
+        for node in failing {
+            if self.calico.len() >= MOST_WORKERS && !self.calico.contains_key(*node) {
+                continue;
+            }
+            let episodes = self.calico.entry((*node).into()).or_default();
+            match episodes.last_mut() {
+                Some((_, None)) => {}
+                Some((_, end @ Some(_))) if end.is_some_and(|end| now - end < SAME) => *end = None,
+                _ => episodes.push((now, None)),
+            }
+            if episodes.len() > MOST_OF_ONE {
+                episodes.remove(0);
+            }
+        }
+        self.forget(now);
+    }
+
+    fn forget(&mut self, now: i64) {
+        self.gone.retain(|_, gone| now - gone.at <= LONGEST);
+        self.calico.retain(|_, episodes| {
+            episodes.retain(|(_, end)| end.is_none_or(|end| now - end <= LONGEST));
+            !episodes.is_empty()
+        });
+        self.turns.retain(|_, turns| {
+            turns.retain(|at| now - at <= FLAP);
+            !turns.is_empty()
+        });
+    }
+
+    /// When calico-node began to fail there, at or after that time; the last at the end.
+    pub(crate) fn episodes(&self, since: i64) -> impl Iterator<Item = (&str, Vec<i64>)> {
+        self.calico.iter().map(move |(node, episodes)| {
+            (&**node, episodes.iter().map(|(begun, _)| *begun).filter(|begun| *begun >= since).collect())
+        })
+    }
+
+    fn write(&self) -> Value {
+        let gone = self.gone.iter().map(|(name, gone)| json!([name, gone.at, gone.addresses]));
+        json!({ "gone": gone.collect::<Vec<_>>(), "calico": self.calico, "turns": self.turns })
+    }
+
+    /// Takes in what was written, beside what has been seen since. What is damaged costs itself.
+    fn read(&mut self, written: &Value) {
+        for entry in written["gone"].as_array().into_iter().flatten().take(MOST_GONE) {
+            if let (Some(name), Some(at)) = (entry[0].as_str(), entry[1].as_i64()) {
+                let addresses = entry[2].as_array().into_iter().flatten();
+                let addresses = addresses.filter_map(|it| it.as_str()?.parse().ok()).collect();
+                self.gone.entry(name.into()).or_insert(Gone { at, addresses });
+            }
+        }
+        for (node, episodes) in written["calico"].as_object().into_iter().flatten().take(MOST_WORKERS) {
+            let known = episodes.as_array().into_iter().flatten().take(MOST_OF_ONE);
+            let known = known.filter_map(|it| Some((it[0].as_i64()?, it[1].as_i64())));
+            let own = self.calico.entry(node.as_str().into()).or_default();
+            let mut all: Vec<(i64, Option<i64>)> = known.collect();
+            // What went on when it was written and is seen now is one.
+            if let (Some((_, None)), Some(first)) = (all.last(), own.first_mut()) {
+                first.0 = all.pop().map_or(first.0, |(begun, _)| begun.min(first.0));
+            }
+            all.retain(|(begun, _)| own.iter().all(|(other, _)| other != begun));
+            own.splice(0..0, all);
+            own.sort_unstable();
+        }
+        self.calico.retain(|_, episodes| !episodes.is_empty());
+        for (node, turns) in written["turns"].as_object().into_iter().flatten().take(MOST_WORKERS) {
+            let own = self.turns.entry(node.as_str().into()).or_default();
+            own.extend(turns.as_array().into_iter().flatten().take(MOST_OF_ONE).filter_map(Value::as_i64));
+            own.sort_unstable();
+            own.dedup();
+        }
+    }
+}
+
+/// Notes how things are, reads what was written before, and writes, for ever.
+pub(super) async fn run(client: &Client, store: &Store, namespace: &str) -> std::convert::Infallible {
+    let path = format!("/api/v1/namespaces/{namespace}/configmaps/{NAME}");
+    let (mut led, mut since_written, mut written) = (false, 0, None);
+    let mut loaded = false;
+    loop {
+        let leads = note(store);
+        // Who begins to lead may have missed what the other wrote.
+        if (!loaded || (leads && !led))
+            && let Some(before) = load(client, &path).await
+        {
+            loaded = true;
+            store.change(|cluster| {
+                cluster.memory.read(&before);
+                cluster.memory.forget(Timestamp::now().as_second());
+                cluster.revision += 1;
+            });
+            written = Some(before);
+        }
+        led = leads;
+        since_written += 1;
+        let now = store.lock().cluster.memory.write();
+        if leads
+            && loaded
+            && since_written >= WRITE
+            && written.as_ref() != Some(&now)
+            && save(client, &path, &now).await
+        {
+            (written, since_written) = (Some(now), 0);
+        }
+        tokio::time::sleep(NOTE).await;
+    }
+}
+
+/// Whether this process leads.
+fn note(store: &Store) -> bool {
+    let now = Timestamp::now();
+    store.change(|cluster| {
+        if let Some(failing) = failing_calico(cluster, now) {
+            let failing: Vec<&str> = failing.iter().map(String::as_str).collect();
+            let before = cluster.memory.calico.clone();
+            cluster.memory.note(&failing, now);
+            cluster.revision += u64::from(before != cluster.memory.calico);
+        }
+    });
+    store.lock().leads
+}
+
+/// None when nobody answered.
+async fn load(client: &Client, path: &str) -> Option<Value> {
+    let request = Request::get(path).body(Vec::new()).ok()?;
+    match tokio::time::timeout(DEADLINE, client.request::<Value>(request)).await.ok()? {
+        Ok(object) => {
+            Some(serde_json::from_str(object["data"]["memory"].as_str().unwrap_or_default()).unwrap_or_default())
+        }
+        // Where it is not to be, what is known is known until the end of this process.
+        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => Some(Value::Null),
+        Err(_) => None,
+    }
+}
+
+async fn save(client: &Client, path: &str, memory: &Value) -> bool {
+    let body = json!({ "data": { "memory": memory.to_string() } }).to_string().into_bytes();
+    let path = format!("{path}?fieldManager=nodevitals-aggregator");
+    let request = Request::patch(path).header("Content-Type", "application/merge-patch+json").body(body);
+    let Ok(request) = request else { return false };
+    match tokio::time::timeout(DEADLINE, client.request_text(request)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(error = crate::api::chain(&error), "cannot write down what has to outlive this process");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Pod addresses that run out, of the cluster or of one node; that leaked; blocks that two nodes have; and what Calico still
+//! holds of nodes that are gone (catalogue R028, R071 to R075, R079). Pure. Without Calico's objects nothing is said.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+use super::calico::failing;
+use super::{Draft, lasts};
+use crate::aggregator::cluster::Cluster;
+use crate::aggregator::ipam::{Ipam, Left, family};
+use crate::aggregator::row::Row;
+use crate::aggregator::surroundings::{HostEndpoint, What};
+use crate::checks::Area;
+use crate::checks::Severity::{Critical, Warning};
+
+/// calico-kube-controllers cleans up behind a node that went within so long, in seconds: its grace of 15 minutes, and the
+/// round that follows.
+const CLEANED: i64 = 30 * 60;
+/// A Node that has just been made may not have its host endpoint yet, or its block, in seconds (catalogue H12).
+const SETTLING: i64 = 600;
+/// What is named.
+const NAMED: usize = 5;
+
+/// What is wrong.
+pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
+    let mut all = conflicts(cluster);
+    all.extend(host_endpoints(cluster, now));
+    let Some(ipam) = &cluster.ipam else { return all };
+    all.extend(exhausted(cluster, ipam, now));
+    all.extend(left(cluster, ipam, now));
+    all
+}
+
+fn draft(code: &'static str, severity: crate::checks::Severity, area: Area, detail: String, next: &str) -> Draft {
+    let mut draft = Draft::new(code, severity, detail, next);
+    draft.area = area;
+    draft
+}
+
+/// Ready Nodes that Pods may be put on, which have been there for a while.
+fn workers(cluster: &Cluster, now: Timestamp) -> impl Iterator<Item = (&str, &Row)> {
+    cluster.nodes().filter(move |(_, row)| row.is_ready() && !row.deleting && lasts(row.created, SETTLING, now))
+}
+
+/// Decided by the blocks, not by what the CNI says, which is the same for one node and for all.
+fn exhausted(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
+    let mut all = Vec::new();
+    for (which, name) in [(0, "IPv4"), (1, "IPv6")] {
+        let pools: Vec<_> =
+            cluster.surroundings.address_pools().filter(|it| it.for_pods && family(&it.pool.cidr) == which).collect();
+        if pools.is_empty() {
+            continue;
+        }
+        let given = |cidr: &IpNet| ipam.pools.get(cidr).copied().unwrap_or_default();
+        let free_blocks: u64 =
+            pools.iter().map(|it| it.blocks().saturating_sub(given(&it.pool.cidr).blocks.into())).sum();
+        let free: u64 = pools.iter().map(|it| given(&it.pool.cidr).free).sum();
+        let own = |node: &str| ipam.nodes.get(node).map(|given| given[which]).unwrap_or_default();
+        let full: Vec<&str> = workers(cluster, now).map(|(node, _)| node).filter(|node| own(node).free == 0).collect();
+        // Where nodes may borrow, a free address in any block is enough.
+        if free_blocks == 0 && !full.is_empty() && (ipam.strict || free == 0) {
+            let names: Vec<String> =
+                pools.iter().take(NAMED).map(|it| format!("{} {}", it.pool.name, it.pool.cidr)).collect();
+            let elsewhere = if free > 0 {
+                format!("; {free} addresses are free in blocks of other nodes, which these may not take")
+            } else {
+                String::new()
+            };
+            let detail = format!(
+                "no block of {name} Pod addresses is left in {}, and {} nodes have no address of their own left: no new Pod starts there{elsewhere}",
+                names.join(", "),
+                full.len()
+            );
+            let next = "see that calico-kube-controllers runs, and free what leaked (IpLeakSuspected); then add a pool; cordoning or reloading workers helps nothing";
+            all.push(
+                draft("ClusterIpPoolExhausted", Critical, Area::Cni, detail, next).about(name.to_owned()).on(full),
+            );
+            continue;
+        }
+        let limited: Vec<&str> = full.into_iter().filter(|node| own(node).blocks >= ipam.most_blocks).collect();
+        let Some(first) = limited.first() else { continue };
+        let detail = format!(
+            "{} nodes have as many blocks of {name} Pod addresses as a node may have ({}), and all are full, while the cluster has {free_blocks} blocks left: on {first} {} addresses are taken; no new Pod starts there",
+            limited.len(),
+            ipam.most_blocks,
+            own(first).used
+        );
+        let next = "compare the addresses taken with the Pods there (`calicoctl ipam check`) and free what leaked; else spread the Pods, or add a worker; other nodes are fine";
+        all.push(draft("NodeIpBlocksExhausted", Critical, Area::Cni, detail, next).about(name.to_owned()).on(limited));
+    }
+    all
+}
+
+/// What Calico still holds of nodes that are gone: addresses that nobody has, an address that another node has by now, or
+/// what keeps calico-node from starting after the cluster had no worker at all.
+fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
+    let mut all = Vec::new();
+    let live: BTreeMap<_, &str> =
+        workers(cluster, now).flat_map(|(name, row)| row.addresses.iter().map(move |at| (*at, name))).collect();
+    let went = |node: &str, left: &Left| {
+        cluster.memory.gone(node).and_then(|gone| Timestamp::from_second(gone.at).ok()).unwrap_or(left.since)
+    };
+    let old: Vec<(&str, &Left)> = ipam
+        .gone
+        .iter()
+        .filter(|(node, left)| lasts(Some(went(node, left)), SETTLING, now))
+        .map(|(node, left)| (&**node, left))
+        .collect();
+    for (node, left) in &old {
+        let mut addresses = cluster.memory.gone(node).into_iter().flat_map(|gone| &gone.addresses);
+        let Some((address, heir)) = addresses.find_map(|at| live.get_key_value(at)) else { continue };
+        let detail = format!(
+            "{heir} has the address {address} of {node}, which is gone, and Calico still holds {} blocks of that one: what is meant for them is sent to {heir}",
+            left.blocks
+        );
+        let next = format!("delete what Calico holds of {node}, and nothing else; then drain and reboot {heir}");
+        all.push(
+            draft("NodeIpReused", Critical, Area::PodRouting, detail, &next).about(address.to_string()).on([*heir]),
+        );
+    }
+    let (blocks, addresses) = old.iter().fold((0, 0), |sum, (_, left)| (sum.0 + left.blocks, sum.1 + left.addresses));
+    let names: Vec<&str> = old.iter().take(NAMED).map(|(node, _)| *node).collect();
+    let holds = format!(
+        "Calico holds {blocks} blocks and {addresses} addresses of {} nodes that are gone ({})",
+        old.len(),
+        names.join(", ")
+    );
+    let since = old.iter().map(|(node, left)| went(node, left)).min();
+    if let Some(failing) = without_workers(cluster, now).filter(|_| !old.is_empty()) {
+        let detail = format!(
+            "{holds}, all workers are newer than Calico itself, so that there was none for a while, and calico-node fails on {} of them",
+            failing.len()
+        );
+        let next = "delete what Calico holds of these nodes (with the datastore Kubernetes their blockaffinities and ipamblocks; `calicoctl delete node` works with etcd only), nothing else; wait ten minutes; that calico-kube-controllers runs proves nothing";
+        let draft = draft("CalicoDataForDeletedNodes", Critical, Area::PodRouting, detail, next).since(since);
+        all.push(draft.on(failing.iter().map(String::as_str)));
+    } else if let Some(since) = since.filter(|since| lasts(Some(*since), CLEANED, now)) {
+        let detail = format!("{holds}, which calico-kube-controllers should have freed within half an hour");
+        let next = "see that exactly one calico-kube-controllers runs; then `calicoctl ipam check`, and release what it reports while the datastore is locked, for twenty minutes at most; unlock it";
+        all.push(draft("IpLeakSuspected", Warning, Area::Cni, detail, next).since(Some(since)));
+    }
+    all
+}
+
+/// The workers on which calico-node fails, if all workers came after Calico.
+fn without_workers(cluster: &Cluster, now: Timestamp) -> Option<Vec<String>> {
+    let sets =
+        cluster.surroundings.workloads("calico-node").chain(cluster.surroundings.workloads("calico-kube-controllers"));
+    let made = sets.filter_map(|set| set.created).max()?;
+    let newer = cluster.nodes().all(|(_, row)| row.created.is_some_and(|created| created > made));
+    failing(cluster, now).filter(|failing| newer && !failing.is_empty())
+}
+
+/// Two nodes have the same block, or one in the other: each throws away what is for the other's Pods.
+fn conflicts(cluster: &Cluster) -> Vec<Draft> {
+    let blocks = cluster.surroundings.blocks();
+    let mut all: Vec<(IpNet, &str)> =
+        blocks.iter().flat_map(|(node, own)| own.iter().map(|block| (*block, *node))).collect();
+    // A block sorts before those that are in it.
+    all.sort_unstable_by_key(|(block, node)| (block.network(), block.prefix_len(), *node));
+    let mut pairs = Vec::new();
+    let mut around: Option<(IpNet, &str)> = None;
+    for (block, node) in all {
+        match around {
+            Some((outer, owner)) if outer.contains(&block) => {
+                if owner != node {
+                    pairs.push((block, owner, node));
+                }
+            }
+            _ => around = Some((block, node)),
+        }
+    }
+    let Some((block, one, other)) = pairs.first() else { return Vec::new() };
+    let detail = format!(
+        "{} blocks of Pod addresses belong to two nodes at once: {block} to {one} and to {other}; each has a blackhole for it, and Pods on one are out of reach from the other",
+        pairs.len()
+    );
+    let next = "see which of the two has Pods with these addresses (`calicoctl ipam check`), and delete the other's BlockAffinity; then delete the calico-node Pod there";
+    let on: BTreeSet<&str> = pairs.iter().flat_map(|(_, one, other)| [*one, *other]).collect();
+    vec![draft("IpBlockConflict", Critical, Area::PodRouting, detail, next).on(on)]
+}
+
+/// Where nodes have host endpoints, each has to have one, with its own address (R079).
+fn host_endpoints(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
+    let around = &cluster.surroundings;
+    if !around.is_seen(What::HostEndpoints) {
+        return Vec::new();
+    }
+    let all: Vec<&HostEndpoint> = around.host_endpoints().collect();
+    let of: BTreeSet<&str> = all.iter().map(|it| &*it.node).collect();
+    let workers: Vec<(&str, &Row)> = workers(cluster, now).collect();
+    let without: Vec<&str> = workers.iter().map(|(name, _)| *name).filter(|name| !of.contains(name)).collect();
+    // Single host endpoints are somebody's own affair.
+    if workers.is_empty() || (workers.len() - without.len()) * 2 <= workers.len() {
+        return Vec::new();
+    }
+    let mut drafts = Vec::new();
+    if !without.is_empty() {
+        let detail = format!(
+            "{} of {} workers have no host endpoint, and the others have one: policies for hosts do not hold there",
+            without.len(),
+            workers.len()
+        );
+        let next = "look at what makes them (on IBM Cloud the init container calico-extension): delete the calico-node Pod there, so that it runs again";
+        drafts.push(draft("HostEndpointMissing", Warning, Area::PacketFilter, detail, next).on(without));
+    }
+    let wrong = |it: &&&HostEndpoint| match cluster.node(&it.node) {
+        // Whether a node is gone or has never been one of the cluster's is known of those that were seen.
+        None => cluster.memory.gone(&it.node).is_some_and(|gone| now.as_second() - gone.at >= CLEANED),
+        Some(row) => {
+            let own = row.addresses.iter().chain(&row.external).chain(&row.tunnels);
+            !it.addresses.is_empty()
+                && !row.addresses.is_empty()
+                && lasts(row.created, SETTLING, now)
+                && !own.into_iter().any(|own| it.addresses.contains(own))
+        }
+    };
+    let stale: Vec<&&HostEndpoint> = all.iter().filter(wrong).collect();
+    if let Some(first) = stale.first() {
+        let expected: Vec<String> = first.addresses.iter().map(ToString::to_string).collect();
+        let detail = format!(
+            "{} host endpoints expect addresses that their nodes do not have, or are of nodes that are gone: {} of {} expects {}; policies by it drop what they should let through",
+            stale.len(),
+            first.name,
+            first.node,
+            expected.join(", ")
+        );
+        let next = "delete these host endpoints; those of nodes that live are made again when the calico-node Pod there is deleted";
+        drafts.push(
+            draft("HostEndpointStale", Warning, Area::PacketFilter, detail, next).on(stale.iter().map(|it| &*it.node)),
+        );
+    }
+    drafts
+}
+
+#[cfg(test)]
+mod tests;
