@@ -10,8 +10,9 @@ pub struct IpSet {
     pub name: String,
     /// Its type, such as `hash:net`.
     pub kind: String,
-    /// How many entries it has.
+    /// How many entries it has; 1 for any number of them in Calico's own table of nf_tables.
     pub entries: u32,
-    /// How many rules and other sets refer to it. The kernel does not destroy a set as long as there are any.
+    /// How many rules and other sets refer to it; in Calico's own table, how many of the rules that are read. The kernel
+    /// does not destroy a set as long as there are any.
     pub references: u32,
 }

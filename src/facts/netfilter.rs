@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::Family;
+use super::{Family, IpSet};
 
 /// Which kernel subsystem holds the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -42,6 +42,9 @@ pub struct Ruleset {
     pub inet: Vec<Table>,
     /// Chains of Services that everything needs, as far as they are there.
     pub services: Vec<ServiceChain>,
+    /// Sets in Calico's own tables (`calico`) whose names are the same on every node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<IpSet>,
 }
 
 /// One table of one family.
@@ -379,7 +382,14 @@ pub(crate) fn rounded(packets: u64) -> u64 {
 impl Ruleset {
     /// A rule set without tables.
     pub fn empty(backend: Backend) -> Self {
-        Ruleset { backend, generation: None, tables: Vec::new(), inet: Vec::new(), services: Vec::new() }
+        Ruleset {
+            backend,
+            generation: None,
+            tables: Vec::new(),
+            inet: Vec::new(),
+            services: Vec::new(),
+            sets: Vec::new(),
+        }
     }
 
     /// The table of this family and name.

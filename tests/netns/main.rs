@@ -16,6 +16,7 @@ mod filter;
 mod fleet;
 mod hooks;
 mod links;
+mod native_calico;
 mod numbers;
 mod paths;
 mod ports;

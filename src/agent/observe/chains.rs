@@ -58,17 +58,21 @@ pub(super) fn meaning(table: &str, chain: &str) -> Meaning {
     if chain.starts_with("KUBE-") {
         return per_object(KUBE_PER_OBJECT.iter().any(|prefix| chain.starts_with(prefix)));
     }
-    let short = if table == "calico" {
-        CALICO_NATIVE.iter().find_map(|prefix| chain.strip_prefix(prefix)).unwrap_or(chain)
-    } else {
-        chain
-    };
-    match short.strip_prefix("cali-") {
+    match short(table, chain).strip_prefix("cali-") {
         Some(rest) => per_object(CALICO_PER_OBJECT.iter().any(|prefix| rest.starts_with(prefix))),
         None if table == "calico" && chain.contains("cali-") => Meaning::Known,
         None => Meaning::Foreign,
     }
 }
+
+/// The name that a chain of Calico's own table has in iptables' tables.
+fn short<'a>(table: &str, chain: &'a str) -> &'a str {
+    let native = || CALICO_NATIVE.iter().find_map(|prefix| chain.strip_prefix(prefix));
+    if table == "calico" { native().unwrap_or(chain) } else { chain }
+}
+
+/// Chains of Calico's own table whose rules look into the sets that matter (`felix/rules/nat.go`, `static.go`).
+const LOOK_INTO_SETS: [&str; 2] = ["nat-cali-nat-outgoing", "filter-cali-INPUT"];
 
 /// How many chains are followed in one table, and of how many endpoints of one Service the chains are read.
 pub(super) const MOST_FOLLOWED: usize = 48;
@@ -80,6 +84,11 @@ pub(super) fn to_follow(table: &Table) -> Option<String> {
     // Where the native mode looks Services up.
     if table.name == "kube-proxy" && table.chain("services").is_some_and(|chain| chain.rules.is_none()) {
         return Some("services".to_owned());
+    }
+    if table.name == "calico" {
+        let unread = |name: &&str| table.chain(name).is_some_and(|chain| chain.rules.is_none());
+        // What packets of pods go through is Calico's own affair in its own table.
+        return LOOK_INTO_SETS.into_iter().find(unread).map(str::to_owned);
     }
     let passed = table.chains.iter().filter(|chain| {
         chain.base.is_none_or(|base| !base.nat && matches!(base.hook, Hook::Input | Hook::Forward | Hook::Output))
@@ -96,22 +105,24 @@ pub(super) fn to_follow(table: &Table) -> Option<String> {
 const HOST_ENDPOINT_ROOTS: [&str; 2] = ["cali-from-host-endpoint", "cali-to-host-endpoint"];
 
 /// Whether a chain may be one that host endpoints lead to.
-pub(super) fn is_of_host_endpoints(name: &str) -> bool {
+pub(super) fn is_of_host_endpoints(table: &str, name: &str) -> bool {
     const BEHIND: [&str; 8] = ["fh-", "th-", "failsafe-", "pi-", "po-", "pri-", "pro-", "g"];
-    let short = name.strip_prefix("cali-").unwrap_or_default();
-    HOST_ENDPOINT_ROOTS.iter().any(|root| name.starts_with(root)) || BEHIND.iter().any(|start| short.starts_with(start))
+    let name = short(table, name);
+    let behind = name.strip_prefix("cali-").unwrap_or_default();
+    HOST_ENDPOINT_ROOTS.iter().any(|root| name.starts_with(root))
+        || BEHIND.iter().any(|start| behind.starts_with(start))
 }
 
 /// The chain of Calico's host endpoints that is to be read next: from the two that tell endpoints apart to their own chains, and
 /// on to the failsafe ports, policies and profiles of those. Without host endpoints that is two empty chains.
 pub(super) fn host_endpoint_to_follow(table: &Table) -> Option<String> {
     let unread = |name: &&str| table.chain(name).is_none_or(|chain| chain.rules.is_none());
-    let root = HOST_ENDPOINT_ROOTS.into_iter().find(|root| table.chain(root).is_some() && unread(root));
-    let mut behind = table.chains.iter().filter(|chain| is_of_host_endpoints(&chain.name)).flat_map(Chain::rules);
-    root.or_else(|| {
-        behind.find_map(|rule| rule.target().filter(|target| is_of_host_endpoints(target) && unread(target)))
-    })
-    .map(str::to_owned)
+    let ours = |name: &str| is_of_host_endpoints(&table.name, name);
+    let names = || table.chains.iter().map(|chain| chain.name.as_str());
+    let root = names().find(|name| HOST_ENDPOINT_ROOTS.contains(&short(&table.name, name)) && unread(name));
+    let mut behind = table.chains.iter().filter(|chain| ours(&chain.name)).flat_map(Chain::rules);
+    root.or_else(|| behind.find_map(|rule| rule.target().filter(|target| ours(target) && unread(target))))
+        .map(str::to_owned)
 }
 
 /// Puts a chain that was read into its table.

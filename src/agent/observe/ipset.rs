@@ -40,7 +40,7 @@ const MODULE: &str = "/sys/module/ip_set";
 
 /// The sets that are asked for: those of Calico whose names are the same on every node (`felix/rules/rule_defs.go`), and those
 /// of kube-proxy's IPVS mode that everything goes through (`pkg/proxy/ipvs/ipset.go`).
-const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 12] = [
     "KUBE-6-CLUSTER-IP",
     "KUBE-6-LOOP-BACK",
     "KUBE-CLUSTER-IP",

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN,
 };
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::errno::Errno;
@@ -93,6 +93,24 @@ impl Netlink {
     pub(super) fn open(protocol: isize) -> io::Result<Self> {
         let buffer = Vec::with_capacity(BUFFER);
         Ok(Netlink { protocol, socket: connect(protocol)?, sequence: 0, unfinished: false, buffer })
+    }
+
+    /// Dumps until `wanted` has found something, and leaves the rest untold.
+    pub(super) async fn first<T>(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        wanted: impl Fn(&[u8]) -> Result<Option<T>, Malformed>,
+    ) -> Result<Option<T>, Failure> {
+        let mut found = None;
+        let until = |_, body: &[u8]| {
+            found = wanted(body)?;
+            if found.is_some() { Err(Malformed("enough is known")) } else { Ok(()) }
+        };
+        match self.ask(kind, NLM_F_DUMP, body, until).await {
+            Err(failure) if found.is_none() => Err(failure),
+            _ => Ok(found),
+        }
     }
 
     /// Asks a question that has one message as its answer, or with `NLM_F_DUMP` any number. `each` gets the type and the

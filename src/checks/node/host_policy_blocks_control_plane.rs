@@ -44,11 +44,12 @@ struct Flow {
 fn run(look: &Look<'_>) -> Outcome {
     match look.expected.calico {
         None => return Outcome::NotApplicable("no Calico on this node".into()),
-        Some(CalicoDataplane::Ebpf | CalicoDataplane::Nftables) => {
-            return Outcome::NotApplicable("Calico does not police this node's interfaces by iptables here".into());
+        Some(CalicoDataplane::Ebpf) => {
+            return Outcome::NotApplicable("Calico does not police this node's interfaces by rules here".into());
         }
-        Some(CalicoDataplane::Iptables) => {}
+        Some(CalicoDataplane::Iptables | CalicoDataplane::Nftables) => {}
     }
+    let native = look.expected.calico == Some(CalicoDataplane::Nftables);
     let rulesets = [&look.now.nftables, &look.now.legacy];
     if let Some(error) = first_error(rulesets.map(Seen::error)) {
         return Outcome::unknown(error);
@@ -57,7 +58,7 @@ fn run(look: &Look<'_>) -> Outcome {
     let mut findings = Vec::new();
     for ruleset in rulesets.into_iter().filter_map(Seen::get) {
         for family in [Family::V4, Family::V6] {
-            judge(look, &HostEndpoint { ruleset, family, uplinks: uplinks(routing, family) }, &mut findings);
+            judge(look, &HostEndpoint { ruleset, family, native, uplinks: uplinks(routing, family) }, &mut findings);
         }
     }
     findings.dedup_by(|a: &mut Finding, b| a.subject == b.subject);
@@ -125,40 +126,58 @@ fn uplinks(routing: &Routing, family: Family) -> Vec<String> {
 struct HostEndpoint<'a> {
     ruleset: &'a Ruleset,
     family: Family,
+    /// Whether they are in Calico's own table, where the names of chains begin with the table that iptables would have.
+    native: bool,
     uplinks: Vec<String>,
+}
+
+/// One of iptables' tables, or its part of Calico's own.
+#[derive(Clone, Copy)]
+struct Layer<'a> {
+    table: &'a Table,
+    /// What the names of its chains begin with.
+    start: &'static str,
 }
 
 impl HostEndpoint<'_> {
     /// The chain that certainly drops a new connection on an uplink, and how many packets that rule has dropped.
     fn drops(&self, flow: Flow) -> Option<(String, u64)> {
-        let table = |name| self.ruleset.table(self.family, name);
-        let filter = table("filter")?;
-        let (base, own) = if flow.inbound { ("INPUT", "cali-INPUT") } else { ("OUTPUT", "cali-OUTPUT") };
-        if !filter.jumps(base, own) {
+        let filter = self.layer("filter", "filter-")?;
+        let base = if flow.inbound { "INPUT" } else { "OUTPUT" };
+        let start = filter.start;
+        if !filter.table.jumps(&format!("{start}{base}"), &format!("{start}cali-{base}")) {
             return None;
         }
         // What policies before connection tracking or address translation accept does not come to the others.
-        let early = ["raw", "mangle"].into_iter().filter_map(table);
-        if early.flat_map(|table| self.chains(table, flow).into_iter().map(move |chain| (table, chain))).any(
-            |(table, chain)| {
-                let rules = table.chain(&chain).map(crate::facts::Chain::rules).unwrap_or_default();
-                let policies =
-                    rules.iter().filter_map(FilterRule::target).filter(|it| !it.starts_with("cali-failsafe"));
-                policies.into_iter().any(|target| may_accept(table, target, flow, DEEPEST))
-            },
-        ) {
+        let early = [self.layer("raw", "raw-"), self.layer("mangle", "mangle-")];
+        if early.into_iter().flatten().any(|layer| self.may_accept_early(layer, flow)) {
             return None;
         }
         self.chains(filter, flow).into_iter().find_map(|chain| {
-            let dropped = end(filter, &chain, flow)?;
+            let dropped = end(filter.table, &chain, flow)?;
             Some((chain, dropped))
         })
     }
 
+    fn layer(&self, name: &str, start: &'static str) -> Option<Layer<'_>> {
+        let (name, start) = if self.native { ("calico", start) } else { (name, "") };
+        Some(Layer { table: self.ruleset.table(self.family, name)?, start })
+    }
+
+    fn may_accept_early(&self, layer: Layer<'_>, flow: Flow) -> bool {
+        let failsafe =
+            |target: &str| target.strip_prefix(layer.start).is_some_and(|target| target.starts_with("cali-failsafe"));
+        self.chains(layer, flow).into_iter().any(|chain| {
+            let rules = layer.table.chain(&chain).map(crate::facts::Chain::rules).unwrap_or_default();
+            let mut policies = rules.iter().filter_map(FilterRule::target).filter(|target| !failsafe(target));
+            policies.any(|target| may_accept(layer.table, target, flow, DEEPEST))
+        })
+    }
+
     /// The chains of host endpoints that see what passes the uplinks.
-    fn chains(&self, table: &Table, flow: Flow) -> Vec<String> {
+    fn chains(&self, Layer { table, start }: Layer<'_>, flow: Flow) -> Vec<String> {
         let prefix = if flow.inbound { "cali-fh-" } else { "cali-th-" };
-        let own = |link: &str| Some(format!("{prefix}{link}")).filter(|name| table.chain(name).is_some());
+        let own = |link: &str| Some(format!("{start}{prefix}{link}")).filter(|name| table.chain(name).is_some());
         self.uplinks.iter().filter_map(|link| own(link).or_else(|| own(ANY))).collect()
     }
 }

@@ -1,9 +1,10 @@
 //! A set of addresses that must not be empty is empty, or is not there.
 //!
-//! *Looks at* the sets with a fixed name. Calico writes the rule that looks into its sets of pools only while there are pools,
+//! *Looks at* the sets with a fixed name: those of ipset, or in Calico's own table of nf_tables. Calico writes the rule that looks into its sets of pools only while there are pools,
 //! so a rule and an empty set contradict each other; kube-proxy's IPVS mode has a set of all cluster IPs, which are addresses
 //! of `kube-ipvs0` too. *Traps*: the set of a selector is empty when no pod matches; a set that no rule refers to; a family
-//! without pools or Services; IPVS alone; the owner is alive and writes it again (catalogue R109).
+//! without pools or Services; IPVS alone; the owner is alive and writes it again; intervals that end without having begun
+//! are left of a set of nf_tables that was emptied (catalogue R109).
 
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub(super) const CHECK: Check = Check {
 
 /// `IpsetsRefreshInterval` of Felix is 10 s up to 3.21 and 90 s today, plus a margin.
 const FELIX_REFRESH: Duration = Duration::from_secs(100);
+/// `NftablesRefreshInterval` is 180 s, plus a margin.
+const NATIVE_REFRESH: Duration = Duration::from_secs(200);
 /// kube-proxy's `syncPeriod` is 30 s, plus a margin.
 const KUBE_PROXY_SYNC: Duration = Duration::from_secs(35);
 
@@ -34,21 +37,28 @@ enum Fault {
 
 fn run(look: &Look<'_>) -> Outcome {
     let calico = look.expected.calico == Some(CalicoDataplane::Iptables);
+    let native = look.expected.calico == Some(CalicoDataplane::Nftables);
     let ipvs = look.expected.kube_proxy == Some(ProxyMode::Ipvs);
-    if !calico && !ipvs {
+    if !calico && !native && !ipvs {
         return Outcome::NotApplicable(
-            "nobody uses ipset here: no Calico on iptables, no kube-proxy in IPVS mode".into(),
+            "nobody uses such sets here: no Calico on iptables or nftables, no kube-proxy in IPVS mode".into(),
         );
     }
     let none = Vec::new();
+    let own = match native {
+        true => &seen!(look.now.nftables, Outcome::NotApplicable("nf_tables is not to be seen here".into())).sets,
+        false => &none,
+    };
     let sets = match &look.now.ip_sets {
         Seen::Absent => &none,
+        // Nobody here uses them.
+        _ if !calico && !ipvs => &none,
         seen => seen!(seen, Outcome::Healthy),
     };
     let mut findings = Vec::new();
     for family in [Family::V4, Family::V6] {
-        if calico {
-            calico_faults(look, sets, family, &mut findings);
+        if calico || native {
+            calico_faults(look, if native { own } else { sets }, native, family, &mut findings);
         }
         if ipvs {
             ipvs_faults(look, sets, family, &mut findings);
@@ -61,14 +71,15 @@ fn run(look: &Look<'_>) -> Outcome {
     Outcome::from_findings(findings)
 }
 
-fn calico_faults(look: &Look<'_>, sets: &[IpSet], family: Family, findings: &mut Vec<Finding>) {
+fn calico_faults(look: &Look<'_>, sets: &[IpSet], native: bool, family: Family, findings: &mut Vec<Finding>) {
     // `felix/ipsets/ipset_defs.go`, `felix/rules/rule_defs.go`.
     let prefix = if family == Family::V4 { "cali40" } else { "cali60" };
     let find = |id: &str| sets.iter().find(|set| set.name.strip_prefix(prefix) == Some(id));
     let healthy = look.now.health.felix.get().is_some_and(|answer| answer.status < 300);
     let mut tell = |id: &str, fault: &Fault, what: &str| {
         let finding = finding(&format!("{prefix}{id}"), fault, what);
-        findings.push(if healthy { finding.repaired_within(FELIX_REFRESH) } else { finding });
+        let refresh = if native { NATIVE_REFRESH } else { FELIX_REFRESH };
+        findings.push(if healthy { finding.repaired_within(refresh) } else { finding });
     };
     let masquerade = find("masq-ipam-pools");
     if empty(masquerade) {
@@ -134,7 +145,10 @@ fn has_pools(look: &Look<'_>, family: Family) -> bool {
 
 fn has_chain(look: &Look<'_>, family: Family, chain: &str) -> bool {
     let rulesets = [&look.now.nftables, &look.now.legacy].into_iter().filter_map(Seen::get);
-    let nat = |ruleset: &Ruleset| ruleset.table(family, "nat").is_some_and(|table| table.chain(chain).is_some());
+    let has = |ruleset: &Ruleset, table: &str, chain: &str| {
+        ruleset.table(family, table).is_some_and(|table| table.chain(chain).is_some())
+    };
+    let nat = |ruleset: &Ruleset| has(ruleset, "nat", chain) || has(ruleset, "calico", &format!("nat-{chain}"));
     rulesets.into_iter().any(nat)
 }
 
@@ -208,6 +222,28 @@ mod tests {
         assert_eq!(run(&pool(node.clone(), "fd00::/48").look()), Outcome::Healthy, "IPv6 has no chains here");
         let absent = pool(node, "10.1.0.0/16").edit(|now| now.ip_sets = Seen::Absent);
         assert_eq!(testing::subjects(&run(&absent.look())), ["cali40masq-ipam-pools"]);
+    }
+
+    #[test]
+    fn in_calicos_own_table() {
+        let node = |sets: &[IpSet]| {
+            let sets = sets.to_vec();
+            Node::worker().calico(Backend::Nftables).edit(move |now| {
+                let Seen::Yes(ruleset) = &mut now.nftables else { panic!("seen") };
+                ruleset.tables[0].name = "calico".into();
+                ruleset.sets = sets;
+                // Nobody here uses ipset.
+                now.ip_sets = testing::denied("ipset");
+            })
+        };
+        let told = node(&[set("cali40masq-ipam-pools", 0, 1), set("cali60masq-ipam-pools", 0, 0)]);
+        assert_eq!(testing::subjects(&run(&told.look())), ["cali40masq-ipam-pools"]);
+        assert_eq!(run(&node(&[set("cali40masq-ipam-pools", 1, 1)]).look()), Outcome::Healthy);
+        let waited = told.edit(|now| now.health.felix = testing::answers(200));
+        let Outcome::Findings(findings) = run(&waited.look()) else { panic!("a finding") };
+        assert_eq!(findings[0].owner_repairs_within, Some(NATIVE_REFRESH));
+        let blind = waited.edit(|now| now.nftables = testing::denied("nf_tables"));
+        assert!(matches!(run(&blind.look()), Outcome::Unknown(_)));
     }
 
     #[test]

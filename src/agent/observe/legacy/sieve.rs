@@ -146,7 +146,7 @@ impl<'a> Sieve<'a> {
         }
         let followed = || {
             chain == "KUBE-FORWARD"
-                || chains::is_of_host_endpoints(chain)
+                || chains::is_of_host_endpoints(&table.name, chain)
                 || meaning(&table.name, chain) == Meaning::Foreign
         };
         if wanted || followed() { Role::Followed } else { Role::Nothing }

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use super::chains::{self, Meaning, meaning};
 use super::netlink::{ATTEMPTS, Failure, Malformed, Netlink, refused};
 use crate::facts::{
-    Action, Backend, Chain, Family, FilterRule, Jump, LookError, Reason, Ruleset, ServiceChain, Table, rounded,
+    Action, Backend, Chain, Family, FilterRule, IpSet, Jump, LookError, Reason, Ruleset, ServiceChain, Table, rounded,
 };
 use catalogue::Catalogue;
 
@@ -115,6 +115,10 @@ impl NftablesSource {
         for index in 0..found.services.len() {
             let Some(service) = self.service(&found, index).await? else { return Ok(None) };
             ruleset.services.push(service);
+        }
+        for index in 0..ruleset.tables.len() {
+            let found = self.sets_of(&ruleset.tables[index]).await?;
+            ruleset.sets.extend(found);
         }
         Ok(Some(ruleset))
     }
@@ -239,6 +243,31 @@ impl NftablesSource {
             }
         }
         Ok(last)
+    }
+
+    /// The sets of Calico's own table that matter. Of the entries no more is read than tells that there are any.
+    async fn sets_of(&mut self, table: &Table) -> Result<Vec<IpSet>, LookError> {
+        let mut sets = Vec::new();
+        if table.name != "calico" {
+            return Ok(sets);
+        }
+        let prefix = if table.family == Family::V4 { "cali4" } else { "cali6" };
+        for name in super::ipset::NAMES.into_iter().filter(|name| name.starts_with(prefix)) {
+            let question = wire::elements_of(table.family, &table.name, name);
+            let any = |body: &[u8]| Ok(wire::has_element(body)?.then_some(()));
+            let entries = match self.netlink.first(wire::GET_ELEMENTS, &question, any).await {
+                Ok(found) => found.map_or(0, |()| 1),
+                Err(Failure::Io(error)) if error.raw_os_error() == Some(Errno::ENOENT as i32) => continue,
+                // Elements come and go without end, so there are some.
+                Err(Failure::Interrupted) => 1,
+                Err(failure) => return Err(explain("nf_tables sets", &failure)),
+            };
+            let rules = table.chains.iter().flat_map(Chain::rules);
+            let users = rules.filter(|rule| rule.sets.iter().any(|set| set.value == name)).count();
+            let references = u32::try_from(users).unwrap_or(u32::MAX);
+            sets.push(IpSet { name: name.to_owned(), kind: "nf_tables".to_owned(), entries, references });
+        }
+        Ok(sets)
     }
 
     /// Where the chain of a Service leads to; none when it changed meanwhile.

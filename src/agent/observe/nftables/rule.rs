@@ -204,7 +204,11 @@ impl<'a> Reader<'a> {
 
     fn load(&mut self, name: &str, data: &Fields<'_>) -> Result<(), Malformed> {
         // `NFTA_*_DREG` is 1 in all three; with a source register instead they write, and restrict nothing.
-        let Some(register) = data[1].map(number).transpose()? else { return Ok(()) };
+        let Some(register) = data[1].map(number).transpose()? else {
+            // `NFT_META_MARK`.
+            self.rule.marks |= name == "meta" && value(data[2])? == 3;
+            return Ok(());
+        };
         self.forget(register);
         let what = match name {
             // `NFT_META_*`.

@@ -405,3 +405,41 @@ fn chains_of_a_big_rule_set_are_asked_for_by_name_and_all_listed_now_and_then() 
         assert!(chain(&source.look().await.expect("look"), "KUBE-BRAND-NEW"), "seen without any other change");
     });
 }
+
+#[test]
+fn of_a_big_set_no_more_is_read_than_that_it_is_not_empty() {
+    let node = NetNs::new();
+    let mut elements = String::from("192.0.2.1");
+    for number in 0..20_000_u32 {
+        write!(elements, ", 10.{}.{}.{}", number / 4096, number / 16 % 256, number % 16 * 2).expect("a string");
+    }
+    let rules = format!(
+        "table ip calico {{ set cali40all-hosts-net {{ type ipv4_addr; flags interval; elements = {{ {elements} }}; }}\n\
+         set cali40masq-ipam-pools {{ type ipv4_addr; flags interval; }}\n\
+         chain filter-cali-INPUT {{ ip protocol 4 ip saddr @cali40all-hosts-net accept; }} \n}}\n\
+         table ip6 calico {{ set cali60all-ipam-pools {{ type ipv6_addr; flags interval; elements = {{ fd00::/48 }}; }} \n}}\n\
+         table ip other {{ set cali40this-host {{ type ipv4_addr; }} \n}}\n"
+    );
+    node.command_with_input("nft", &["-f", "-"], &rules);
+    node.block_on(|| async {
+        let mut source = NftablesSource::open().expect("open");
+        let set = |name: &str, entries, references| {
+            let (name, kind) = (name.to_owned(), "nf_tables".to_owned());
+            IpSet { name, kind, entries, references }
+        };
+        let expected =
+            [set("cali40all-hosts-net", 1, 1), set("cali40masq-ipam-pools", 0, 0), set("cali60all-ipam-pools", 1, 0)];
+        assert_eq!(source.look().await.expect("look").sets, expected);
+        let mut messages = 0;
+        let question = wire::elements_of(Family::V4, "calico", "cali40all-hosts-net");
+        let count = |_, _: &[u8]| {
+            messages += 1;
+            Ok(())
+        };
+        source.netlink.ask(wire::GET_ELEMENTS, NLM_F_DUMP, &question, count).await.expect("a dump");
+        assert!(messages > 10, "it would take {messages} messages");
+        // An element that goes is a commit of its own.
+        node.command("nft", &["flush set ip calico cali40all-hosts-net"]);
+        assert_eq!(source.look().await.expect("look").sets[0], set("cali40all-hosts-net", 0, 1));
+    });
+}

@@ -16,6 +16,8 @@ pub(super) const GET_TABLE: u16 = SUBSYSTEM | 1;
 pub(super) const GET_CHAIN: u16 = SUBSYSTEM | 4;
 /// `NFT_MSG_GETRULE`.
 pub(super) const GET_RULE: u16 = SUBSYSTEM | 7;
+/// `NFT_MSG_GETSETELEM`.
+pub(super) const GET_ELEMENTS: u16 = SUBSYSTEM | 0xd;
 /// `NFT_MSG_NEWGEN`.
 pub(crate) const NEW_GENERATION: u16 = SUBSYSTEM | 15;
 /// `NFT_MSG_GETGEN`.
@@ -41,6 +43,16 @@ const HOOK_NUMBER: u16 = 1;
 const RULE_TABLE: u16 = 1;
 /// `NFTA_RULE_CHAIN`.
 const RULE_CHAIN: u16 = 2;
+/// `NFTA_SET_ELEM_LIST_TABLE`.
+const ELEMENTS_TABLE: u16 = 1;
+/// `NFTA_SET_ELEM_LIST_SET`.
+const ELEMENTS_SET: u16 = 2;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`: a list of `NFTA_LIST_ELEM`.
+const ELEMENTS: u16 = 3;
+/// `NFTA_SET_ELEM_FLAGS`.
+const ELEMENT_FLAGS: u16 = 3;
+/// `NFT_SET_ELEM_INTERVAL_END`.
+const INTERVAL_END: u32 = 1;
 /// `NFTA_GEN_ID`.
 const GENERATION_ID: u16 = 1;
 /// `NFTA_GEN_PROC_PID`.
@@ -79,6 +91,28 @@ pub(super) fn chain_named(family: Option<Family>, table: &str, chain: &str) -> V
     put(&mut body, CHAIN_TABLE, table);
     put(&mut body, CHAIN_NAME, chain);
     body
+}
+
+/// A request for the elements of one set.
+pub(super) fn elements_of(family: Family, table: &str, set: &str) -> Vec<u8> {
+    let mut body = head(Some(family));
+    put(&mut body, ELEMENTS_TABLE, table);
+    put(&mut body, ELEMENTS_SET, set);
+    body
+}
+
+/// Whether a message about elements of a set holds one. The end of an interval is none: that below the first interval stays
+/// when all that was in the set has been deleted.
+pub(super) fn has_element(body: &[u8]) -> Result<bool, Malformed> {
+    let (_, attributes) = open(body)?;
+    for element in Attributes(find(attributes, ELEMENTS)?.unwrap_or_default()) {
+        let (_, element) = element?;
+        let flags = find(Attributes(element), ELEMENT_FLAGS)?.map_or(Ok(0), number)?;
+        if flags & INTERVAL_END == 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Appends a string attribute, with its NUL and its padding.
@@ -208,10 +242,11 @@ pub(crate) fn generation(body: &[u8]) -> Result<Generation, Malformed> {
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, body)) = data.split_first() else { return };
-    match which % 4 {
+    match which % 5 {
         0 => drop(table(body)),
         1 => drop(chain(body)),
         2 => drop(super::rule::rule(body, 0)),
+        3 => drop(has_element(body)),
         _ => drop(generation(body)),
     }
     // A request that is made of any name is one that can be read.

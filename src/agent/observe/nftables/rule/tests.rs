@@ -139,7 +139,7 @@ fn what_nft_writes_is_read() {
             ..open_rule(8)
         },
         drop(9),
-        open_rule(10),
+        FilterRule { marks: true, ..open_rule(10) },
         FilterRule { family: Some(Family::V6), ..drop(11) },
     ];
     for (rule, expected) in rules.iter().zip(&expected) {

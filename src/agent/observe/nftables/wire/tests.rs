@@ -35,6 +35,7 @@ fn from_the_kernel() -> Vec<Vec<u8>> {
     node.command("iptables-nft", &["-N", "KUBE-FORWARD"]);
     let rule = ["-A", "FORWARD", "-m", "conntrack", "--ctstate", "NEW", "-m", "comment", "--comment", "x"];
     node.command("iptables-nft", &[&rule[..], &["-j", "KUBE-FORWARD"]].concat());
+    node.command("nft", &["add set ip filter s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }"]);
     node.block_on(|| async {
         let mut netlink = Netlink::open(NETLINK_NETFILTER).expect("a socket");
         let mut bodies = Vec::new();
@@ -43,6 +44,7 @@ fn from_the_kernel() -> Vec<Vec<u8>> {
             (GET_TABLE, NLM_F_DUMP, ALL.to_vec()),
             (GET_CHAIN, NLM_F_DUMP, ALL.to_vec()),
             (GET_RULE, NLM_F_DUMP, rules_of(Some(Family::V4), "filter", "FORWARD")),
+            (GET_ELEMENTS, NLM_F_DUMP, elements_of(Family::V4, "filter", "s")),
         ] {
             let keep = |_, body: &[u8]| {
                 bodies.push(body.to_vec());
@@ -56,6 +58,7 @@ fn from_the_kernel() -> Vec<Vec<u8>> {
 
 fn read_as_everything(body: &[u8]) {
     let _ = (table(body).is_ok(), chain(body).is_ok(), rule(body, 0).is_ok(), generation(body).is_ok());
+    let _ = has_element(body).is_ok();
 }
 
 #[test]
@@ -63,6 +66,8 @@ fn real_messages_are_understood_and_their_parts_do_no_harm() {
     let bodies = from_the_kernel();
     assert!(bodies.len() >= 5, "{bodies:?}");
     assert!(bodies.iter().any(|body| rule(body, 0).is_ok_and(|rule| rule.target() == Some("KUBE-FORWARD"))));
+    let elements = &bodies[5..];
+    assert!(elements.iter().any(|body| has_element(body) == Ok(true)), "{bodies:?}");
     for body in &bodies {
         for end in 0..body.len() {
             read_as_everything(&body[..end]);
