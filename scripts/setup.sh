@@ -20,7 +20,7 @@ test_packages=(
   iptables nftables ipset conntrack bird2 prometheus
   buildah debootstrap musl-tools busybox-static
   chromium chromium-driver
-  iproute2 util-linux procps psmisc curl openssl tar
+  iproute2 util-linux procps psmisc curl openssl tar systemd
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::observe::Update;
 use crate::checks::{self, Limits, Look};
 use crate::config::Config;
-use crate::facts::{Expected, Identity, Remembered, Sandbox, Seen, Snapshot, Writes};
+use crate::facts::{Expected, Identity, Past, Remembered, Sandbox, Seen, Snapshot, Writes};
 use crate::verdict::{Around, Beliefs, Episodes, Now, Patience, Raised, Settling, Status, Verdict, WorkerState};
 
 /// What the agent knows and believes about its node.
@@ -68,7 +68,15 @@ impl Judge {
 
     /// Takes in what became of the agent's own writes.
     pub(crate) fn take_writes(&mut self, writes: Seen<Writes>) {
+        if let (Seen::Yes(past), Some(writes)) = (&mut self.snapshot.past, writes.get()) {
+            past.registered(writes.cordoned, writes.registered_at);
+        }
         self.snapshot.writes = writes;
+    }
+
+    /// Takes in what is known from before.
+    pub(crate) fn take_past(&mut self, past: Past) {
+        self.snapshot.past = Seen::Yes(past);
     }
 
     /// This process was stopped or the machine suspended.
@@ -107,13 +115,20 @@ impl Judge {
 
     /// Judges what is known now.
     pub(crate) fn judge(&mut self, now: Now) -> Verdict {
-        self.snapshot.taken_at = now.wall;
+        (self.snapshot.taken_at, self.snapshot.up_for) = (now.wall, now.since_boot);
         let expected = self.expected();
         self.beliefs.look_around(Around::of(&self.snapshot));
         let look = Look { now: &self.snapshot, before: &self.remembered, expected: &expected, limits: &self.limits };
         let answers = checks::run_all(&look);
         let verdict = self.beliefs.step(&answers, now);
         self.remembered.update(&self.snapshot);
+        if let Seen::Yes(past) = &mut self.snapshot.past
+            && now.since_boot > checks::node::REBOOT_STANDS
+            && !verdict.findings.iter().chain(&verdict.pending).any(|it| it.code == checks::node::UNCLEAN_REBOOT)
+        {
+            // Damage that comes later has another cause.
+            past.boot = None;
+        }
         verdict
     }
 

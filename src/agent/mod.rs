@@ -6,6 +6,7 @@ mod metrics;
 mod observe;
 mod options;
 mod pages;
+mod past;
 mod publish;
 mod run;
 mod watchdog;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::announce::{Announcer, told_before};
 use super::observe::{self, HostRoot, Observer};
+use super::past;
 use super::publish::{Kept, NodeNow, Writer, state_file};
 use super::watchdog::Heart;
 use super::{AgentPages, Judge, Options, Report};
@@ -110,6 +111,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let node = timeout(FIRST_LOOK, writer.read()).await.ok().flatten();
     let announcer = Announcer::new(&options.node_name, config.events, &told_before(node.as_ref(), kept.as_ref()));
+    judge.take_past(past::recall(&host, &judge.snapshot().identity, kept.as_ref(), node.as_ref()).await);
     restore(&mut judge, node.as_ref(), kept);
     let taken = writer.writes();
     judge.take_writes(taken.borrow().clone());
@@ -261,9 +263,11 @@ fn say(watched: &Watched, tell: &mut Tell, verdict: &Verdict) {
         }
         let new = told(verdict, identity, episodes);
         tell.keep.send_if_modified(|old| {
-            let said = old.as_ref().is_some_and(|old| old.says(verdict, &new.conditions, &identity.boot_id, episodes));
+            let (boot, past) = (&identity.boot_id, judge.snapshot().past.get());
+            let said = old.as_ref().is_some_and(|old| old.says(verdict, &new.conditions, boot, episodes, past));
             if !said {
-                *old = Some(Kept::new(verdict, new.conditions.clone(), &identity.boot_id, episodes.clone()));
+                let past = past.cloned().unwrap_or_default();
+                *old = Some(Kept::new(verdict, new.conditions.clone(), boot, episodes.clone(), past));
             }
             !said
         });
@@ -351,6 +355,7 @@ pub(crate) fn start(host: &HostRoot, config: &Config) -> (Arc<Watched>, Observer
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::Past;
     use crate::verdict::{Episodes, annotation};
     use jiff::Timestamp;
 
@@ -401,7 +406,7 @@ mod tests {
         restore(&mut judge, Some(&node(since)), None);
         let verdict = Verdict { at: at(saved), ..judge.judge(now()) };
         let told = told(&verdict, &judge.snapshot().identity, judge.episodes());
-        Kept::new(&verdict, told.conditions, "b", judge.episodes().clone())
+        Kept::new(&verdict, told.conditions, "b", judge.episodes().clone(), Past::default())
     }
 
     fn since(node: Option<&NodeNow>, kept: Option<Kept>) -> Option<(Timestamp, Timestamp)> {

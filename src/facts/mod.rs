@@ -8,12 +8,14 @@ mod changes;
 mod cluster;
 mod cni;
 mod debris;
+mod files;
 mod host;
 mod ipset;
 mod kernel_log;
 mod kubelet;
 mod memory;
 mod netfilter;
+mod past;
 mod path;
 mod pod_ranges;
 mod presence;
@@ -24,7 +26,6 @@ mod routing;
 mod runtime;
 mod seen;
 mod snapshot;
-mod store;
 mod strain;
 mod traffic;
 mod trend;
@@ -36,6 +37,7 @@ pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
 pub use debris::{Debris, Growing, Resource};
+pub use files::FileFault;
 pub use host::{Conntrack, Filesystem, Forwarding, Role, Space};
 pub use ipset::IpSet;
 pub use kernel_log::{KernelEvent, KernelFault, KernelLog};
@@ -45,6 +47,7 @@ pub(crate) use netfilter::rounded;
 pub use netfilter::{
     Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table,
 };
+pub use past::{End, FormerBoot, FormerMachine, Machine, Past};
 pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep, PeerAnswer};
 pub(crate) use pod_ranges::Way;
 pub(crate) use presence::{BPF_DEVICE, is_calico_chain, is_kube_proxy_chain, rulesets};
@@ -61,7 +64,6 @@ pub use runtime::{
 };
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
-pub use store::StoreFault;
 pub use strain::{Files, InotifyRoom, Strain, Tasks};
 pub use traffic::{
     CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,

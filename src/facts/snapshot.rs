@@ -1,12 +1,14 @@
 //! Everything that one look saw.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, Filesystem, Forwarding, Health, IpSet, KernelLog,
-    Kubelet, LookError, Memory, PacketFilterChanges, Reason, Registry, Routing, Ruleset, Runtime, Seen, StoreFault,
-    Strain, Traffic, TunnelPeer, Writes, XtablesLock,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, FileFault, Filesystem, Forwarding, Health, IpSet,
+    KernelLog, Kubelet, LookError, Memory, PacketFilterChanges, Past, Reason, Registry, Routing, Ruleset, Runtime,
+    Seen, Strain, Traffic, TunnelPeer, Writes, XtablesLock,
 };
 
 /// One look at a node.
@@ -15,6 +17,8 @@ use super::{
 pub struct Snapshot {
     /// When it was taken, by the node's clock.
     pub taken_at: Timestamp,
+    /// Since the kernel started, suspended time included.
+    pub up_for: Duration,
     /// Who the node is.
     pub identity: Identity,
     /// Links, addresses, routes, rules.
@@ -40,9 +44,11 @@ pub struct Snapshot {
     /// The container runtime.
     pub runtime: Runtime,
     /// What is wrong with containerd's store on disk; absent when there is none.
-    pub store: Seen<Vec<StoreFault>>,
+    pub store: Seen<Vec<FileFault>>,
     /// What containers left behind; absent before it was watched for long enough.
     pub debris: Seen<Debris>,
+    /// What is wrong with files that the kubelet and the CNI need; absent when there are none.
+    pub files: Seen<Vec<FileFault>>,
     /// File systems with a role, and local ones that could go read-only.
     pub filesystems: Seen<Vec<Filesystem>>,
     /// What the kernel has reported; absent where there is no kernel log.
@@ -70,6 +76,8 @@ pub struct Snapshot {
     pub bgp: Seen<Bgp>,
     /// Nodes that are silent in the tunnel and answer outside of it; absent where no tunnel is known.
     pub tunnels: Seen<Vec<TunnelPeer>>,
+    /// What is known from before; absent where no state is kept.
+    pub past: Seen<Past>,
     /// What became of the agent's own writes; absent where nothing is written.
     pub writes: Seen<Writes>,
 }
@@ -142,6 +150,7 @@ impl Snapshot {
     pub fn blank(taken_at: Timestamp, identity: Identity) -> Self {
         Snapshot {
             taken_at,
+            up_for: Duration::ZERO,
             identity,
             routing: Seen::not_yet("routes"),
             forwarding: Forwarding {
@@ -167,6 +176,7 @@ impl Snapshot {
             ),
             store: Seen::not_yet("store of containerd"),
             debris: Seen::not_yet("debris of containers"),
+            files: Seen::not_yet("files of the node"),
             filesystems: Seen::not_yet("file systems"),
             kernel_log: Seen::not_yet("kernel log"),
             memory: Seen::not_yet("memory"),
@@ -184,6 +194,7 @@ impl Snapshot {
             cluster_unconfirmed_since: None,
             bgp: Seen::not_yet("BIRD"),
             tunnels: Seen::not_yet("tunnels"),
+            past: Seen::Absent,
             writes: Seen::Absent,
         }
     }

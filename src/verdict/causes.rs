@@ -60,7 +60,7 @@ const NO_RUNTIME: &[&str] = &[
 /// What lies beyond the gateway.
 const BEYOND: &[&str] = &["MasterUnreachable", "MasterPathPartial", "RegistryUnreachable"];
 /// What needs Services.
-const NO_SERVICES: &[&str] = &["MasterClusterIpUnreachable", "ClusterDnsUnreachable"];
+const NO_SERVICES: &[&str] = &["MasterClusterIpUnreachable"];
 
 const RULES: &[Rule] = &[
     ("UncleanReboot", Reach::Worker, &["ContainerdStoreCorrupt", "NodeFilesDamaged"]),
@@ -69,6 +69,8 @@ const RULES: &[Rule] = &[
     ("InodesExhausted", Reach::Files, NO_FILES),
     ("DiskFull", Reach::Subject, &["DiskPressureImminent"]),
     ("InodesExhausted", Reach::Subject, &["InodesExhaustionImminent"]),
+    ("NodeFilesDamaged", Reach::Subject, &["CniConfigInvalid", "CniKubeconfigInvalid", "CniNodenameMismatch"]),
+    ("NodeFilesDamaged", Reach::Program, &["KubeletDown", "KubeletUnhealthy", "KubeletRestarting"]),
     ("FilesystemErrors", Reach::Files, &["ContainerdStoreCorrupt", "NodeFilesDamaged"]),
     ("TaskHung", Reach::Program, &["KubeletUnhealthy", "ContainerdUnresponsive", "ContainerdSlow"]),
     ("IoPressureHigh", Reach::Worker, &["ContainerdSlow"]),
@@ -82,7 +84,6 @@ const RULES: &[Rule] = &[
     ("DefaultRouteMissing", Reach::Family, BEYOND),
     ("DefaultRouteMissing", Reach::Family, &["GatewayUnreachable", "BgpAllSessionsDown", "BgpSessionDown"]),
     ("GatewayUnreachable", Reach::Family, BEYOND),
-    ("FirewallSuspected", Reach::Worker, BEYOND),
     ("WorkerFirewallBlocked", Reach::Worker, BEYOND),
     ("VpeGatewaySuspected", Reach::Worker, &["MasterUnreachable", "MasterPathPartial"]),
     (
@@ -100,7 +101,6 @@ const RULES: &[Rule] = &[
     ("CniConfigInvalid", Reach::Worker, &["CniNotInitialized", "PodSandboxFailing"]),
     ("CniBinaryMissing", Reach::Worker, &["PodSandboxFailing"]),
     ("CniKubeconfigInvalid", Reach::Worker, &["PodSandboxFailing"]),
-    ("NodeIpBlocksExhausted", Reach::Worker, &["PodSandboxFailing"]),
     ("CniNodenameMismatch", Reach::Worker, &["PodRouteMissing", "PodSandboxFailing"]),
     ("CniNotInitialized", Reach::Worker, &["PodSandboxFailing"]),
     (
@@ -164,8 +164,6 @@ const ALONE: &[&str] = &[
     "FdExhaustionImminent",
     "ForwardPolicyDrop",
     "HardwareErrors",
-    "HostEndpointMissing",
-    "HostEndpointStale",
     "IpForwardDisabled",
     "IpSetMissing",
     "IptablesBackendSplit",
@@ -173,7 +171,6 @@ const ALONE: &[&str] = &[
     "KubeletCertExpiring",
     "LinkErrors",
     "MachineIdentityChanged",
-    "MasterUpdateInProgress",
     "MemoryPressureImminent",
     "MtuMismatch",
     "NodeOvercommitted",
@@ -184,7 +181,6 @@ const ALONE: &[&str] = &[
     "RpFilterStrict",
     "StaticRouteAdded",
     "TablesFlushed",
-    "TyphaUnhealthy",
     "UnregisterNetDevice",
     "VpnInterfaceAdded",
     "WorkerUnreachableFromPeers",

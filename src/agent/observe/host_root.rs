@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -77,6 +77,20 @@ impl HostRoot {
         let mut bytes = Vec::new();
         let read = self.open(path, u64::MAX)?.take(count).read_to_end(&mut bytes);
         read.map(|_| bytes).map_err(|error| LookError::io(path, &error))
+    }
+
+    /// The last records of `unit` bytes each of a regular file of any length, in at most `count` bytes.
+    pub(crate) fn tail(&self, path: &str, count: u64, unit: u64) -> Result<Vec<u8>, LookError> {
+        let error = |error: std::io::Error| LookError::io(path, &error);
+        let mut file = self.open(path, u64::MAX)?;
+        let length = file.metadata().map_err(error)?.len();
+        let whole = length - length % unit;
+        file.seek(SeekFrom::Start(whole - whole.min(count - count % unit))).map_err(error)?;
+        let mut bytes = Vec::new();
+        file.take(count - count % unit).read_to_end(&mut bytes).map_err(error)?;
+        // It may have grown, or begin with less.
+        bytes.truncate(bytes.len() - bytes.len() % usize::try_from(unit).unwrap_or(1));
+        Ok(bytes)
     }
 
     /// Reads a text file; bytes that are not UTF-8 are replaced.
@@ -186,6 +200,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         symlink("/loop", dir.path().join("loop")).expect("link");
         assert!(HostRoot::new(dir.path()).read("/loop", 10).is_err());
+    }
+
+    #[test]
+    fn the_tail_is_whole_records() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(dir.path().join("records"), "aaabbbcccd").expect("write");
+        let root = HostRoot::new(dir.path());
+        let tail = |count| String::from_utf8(root.tail("/records", count, 3).expect("readable")).expect("ASCII");
+        assert_eq!([tail(2), tail(3), tail(7), tail(100)], ["", "ccc", "bbbccc", "aaabbbccc"]);
     }
 
     #[test]

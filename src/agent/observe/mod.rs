@@ -26,6 +26,7 @@ mod netlink;
 #[cfg(test)]
 mod netns;
 mod nftables;
+mod node_files;
 mod peers;
 mod pod_scan;
 mod pressure;
@@ -33,6 +34,7 @@ mod probe;
 mod processes;
 mod registry;
 mod routing;
+mod shutdown;
 mod sources;
 mod stats;
 mod store;
@@ -45,9 +47,10 @@ mod xtables_lock;
 pub(crate) use blocking::Blocking;
 pub(crate) use cluster::Asked;
 pub(crate) use host_root::HostRoot;
-pub(crate) use identity::look as identity;
+pub(crate) use identity::{look as identity, machine};
 #[cfg(test)]
 pub(crate) use legacy::read_rule;
+pub(crate) use shutdown::look as how_it_ended;
 pub(crate) use sources::{Observer, kubelet_server, start};
 pub(crate) use stats::Stats;
 pub(crate) use update::Update;
@@ -75,10 +78,10 @@ pub(crate) mod fuzzing {
     }
     pub(crate) use super::traffic::fuzz as traffic;
 
-    /// The files of `/proc`, and `/etc/fstab`.
+    /// The files of `/proc`, `/etc/fstab`, and files that a crash damages or is told by.
     pub(crate) fn proc(data: &[u8]) {
         let Some((which, bytes)) = data.split_first() else { return };
-        match which % 8 {
+        match which % 10 {
             0 => super::filesystems::fuzz_mounts(bytes),
             1 => super::filesystems::fuzz_fstab(&String::from_utf8_lossy(bytes)),
             2 => super::net_sysctl::fuzz(&String::from_utf8_lossy(bytes)),
@@ -86,6 +89,8 @@ pub(crate) mod fuzzing {
             4 => super::strain::fuzz(&String::from_utf8_lossy(bytes)),
             5 => super::debris::fuzz(&String::from_utf8_lossy(bytes)),
             6 => super::store::fuzz(bytes),
+            7 => super::shutdown::fuzz(bytes),
+            8 => super::node_files::fuzz(bytes),
             _ => super::processes::fuzz(bytes),
         }
     }

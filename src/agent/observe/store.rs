@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::host_root::HostRoot;
-use crate::facts::{LookError, StoreFault};
+use crate::facts::{FileFault, LookError};
 
 const DATABASE: &str = "io.containerd.metadata.v1.bolt/meta.db";
 const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
@@ -29,20 +29,20 @@ impl StoreSource {
     }
 
     /// Looks at the store at `root`; an error with the reason `Missing` says that there is none.
-    pub(super) fn look(&mut self, root: &str) -> Result<Vec<StoreFault>, LookError> {
+    pub(super) fn look(&mut self, root: &str) -> Result<Vec<FileFault>, LookError> {
         let mut faults = Vec::new();
         let database = format!("{root}/{DATABASE}");
         let head = self.host.head(&database, HEAD as u64)?;
         let about = std::fs::metadata(self.host.path(&database)).map_err(|error| LookError::io(&*database, &error))?;
         if let Some(what) = database_fault(&head, about.len()) {
-            faults.push(StoreFault { path: database, what });
+            faults.push(FileFault { path: database, what });
         }
         let blobs = format!("{root}/{BLOBS}");
         match self.empty_blobs(&self.host.path(&blobs)) {
             Ok((0, _)) => {}
             Ok((count, name)) => {
                 let what = format!("{count} of its blobs are empty, {} for one", name.get(..12).unwrap_or(&name));
-                faults.push(StoreFault { path: blobs, what });
+                faults.push(FileFault { path: blobs, what });
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(LookError::io(blobs, &error)),

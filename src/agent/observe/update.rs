@@ -1,8 +1,8 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, Filesystem, Forwarding, Health, IpSet, KernelLog,
-    Kubelet, Memory, PacketFilterChanges, Processes, Registry, Routing, Ruleset, Runtime, Seen, Snapshot, StoreFault,
+    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, FileFault, Filesystem, Forwarding, Health, IpSet,
+    KernelLog, Kubelet, Memory, PacketFilterChanges, Processes, Registry, Routing, Ruleset, Runtime, Seen, Snapshot,
     Strain, Traffic, TunnelPeer, XtablesLock,
 };
 
@@ -17,7 +17,8 @@ pub(crate) enum Update {
     Cni(Cni),
     Runtime(Runtime),
     Debris(Seen<Debris>),
-    Store(Seen<Vec<StoreFault>>),
+    Store(Seen<Vec<FileFault>>),
+    Files(Seen<Vec<FileFault>>),
     Filesystems(Seen<Vec<Filesystem>>),
     Memory(Seen<Memory>),
     Strain(Strain),
@@ -39,7 +40,7 @@ pub(crate) enum Update {
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 24;
+    pub(crate) const KINDS: usize = 25;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -68,6 +69,7 @@ impl Update {
             Update::Registries(_) => 21,
             Update::Debris(_) => 22,
             Update::Store(_) => 23,
+            Update::Files(_) => 24,
         }
     }
 
@@ -84,6 +86,7 @@ impl Update {
             Update::Cni(seen) => replace(&mut snapshot.cni, seen),
             Update::Runtime(seen) => replace(&mut snapshot.runtime, seen),
             Update::Store(seen) => replace(&mut snapshot.store, seen),
+            Update::Files(seen) => replace(&mut snapshot.files, seen),
             Update::Debris(seen) => replace(&mut snapshot.debris, seen),
             Update::Filesystems(seen) => replace(&mut snapshot.filesystems, seen),
             Update::Memory(seen) => replace(&mut snapshot.memory, seen),

@@ -21,6 +21,8 @@ struct Node {
     #[serde(default)]
     metadata: Metadata,
     #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
     status: NodeStatus,
 }
 
@@ -36,6 +38,12 @@ struct Metadata {
 }
 
 #[derive(Debug, Default, Deserialize)]
+struct Spec {
+    #[serde(default)]
+    unschedulable: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
 struct NodeStatus {
     #[serde(default)]
     conditions: Vec<NodeCondition>,
@@ -48,6 +56,8 @@ pub(crate) struct NodeNow {
     pub(crate) version: Option<u64>,
     /// When it joined.
     pub(crate) created: Option<jiff::Timestamp>,
+    /// Whether it is cordoned.
+    pub(crate) cordoned: bool,
     /// Conditions of our types, by type.
     pub(crate) conditions: BTreeMap<String, NodeCondition>,
     /// Annotations with our prefix.
@@ -60,6 +70,7 @@ impl From<Node> for NodeNow {
         NodeNow {
             version: node.metadata.resource_version.parse().ok(),
             created: node.metadata.creation_timestamp,
+            cordoned: node.spec.unschedulable,
             conditions: ours.map(|condition| (condition.kind.clone(), condition)).collect(),
             annotations: node
                 .metadata

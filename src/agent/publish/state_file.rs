@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::agent::observe::Blocking;
-use crate::facts::LookError;
+use crate::facts::{LookError, Past};
 use crate::verdict::{Episodes, NodeCondition, Raised, WorkerState};
 
 /// What this program writes. A newer one is set aside.
@@ -47,6 +47,9 @@ pub(crate) struct Kept {
     pub(crate) since: Timestamp,
     /// The journal.
     pub(crate) episodes: Episodes,
+    /// What the next boot has to know of this one; versions before 0.2 do not write it.
+    #[serde(default)]
+    pub(crate) past: Past,
 }
 
 impl Kept {
@@ -56,6 +59,7 @@ impl Kept {
         conditions: Vec<NodeCondition>,
         boot_id: &str,
         episodes: Episodes,
+        past: Past,
     ) -> Self {
         Kept {
             schema: SCHEMA,
@@ -67,6 +71,7 @@ impl Kept {
             state: verdict.state,
             since: verdict.since,
             episodes,
+            past,
         }
     }
 
@@ -77,11 +82,13 @@ impl Kept {
         conditions: &[NodeCondition],
         boot_id: &str,
         episodes: &Episodes,
+        past: Option<&Past>,
     ) -> bool {
         (self.state, self.since, self.boot_id.as_str()) == (verdict.state, verdict.since, boot_id)
             && self.findings.iter().eq(verdict.findings.iter().take(MOST_FINDINGS))
             && self.conditions == conditions
             && self.episodes == *episodes
+            && past.is_none_or(|past| self.past == *past)
     }
 }
 
@@ -230,6 +237,7 @@ mod tests {
             state: WorkerState::Critical,
             since: at,
             episodes: Episodes::default(),
+            past: Past::default(),
         }
     }
 
@@ -243,6 +251,13 @@ mod tests {
         assert_eq!(read(&nested), Some(kept()));
         let names: Vec<_> = fs::read_dir(&nested).expect("lists").map(|it| it.expect("entry").file_name()).collect();
         assert_eq!(names, [NAME]);
+    }
+
+    #[test]
+    fn a_file_of_a_version_that_knew_nothing_of_boots_is_understood() {
+        let mut old = serde_json::to_value(kept()).expect("plain");
+        old.as_object_mut().expect("an object").remove("past");
+        assert_eq!(parse(&old.to_string()), Ok(kept()));
     }
 
     #[test]

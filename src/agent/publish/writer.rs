@@ -92,7 +92,8 @@ impl Writer {
     ) -> Self {
         let heartbeat = (heartbeat > 0).then(|| Duration::from_secs(heartbeat));
         // Until a write fails nothing speaks against writes.
-        let writes = Writes { server: ways.first().map(|way| way.server.clone()).unwrap_or_default(), blocked: None };
+        let server = ways.first().map(|way| way.server.clone()).unwrap_or_default();
+        let writes = Writes { server, blocked: None, cordoned: None, registered_at: None };
         Writer {
             ways,
             node,
@@ -122,6 +123,7 @@ impl Writer {
         for _ in 0..self.ways.len() {
             match read_node(&self.ways[0].unary, &self.node).await {
                 Ok(now) => {
+                    self.tell_node(&now);
                     self.known = Some(now.clone());
                     return Some(now);
                 }
@@ -194,7 +196,10 @@ impl Writer {
             Some(now) => now,
             None => match read_node(&self.ways[0].unary, &self.node).await {
                 Ok(now) if self.is_old(&now) => return Round::Failed(None),
-                Ok(now) => now,
+                Ok(now) => {
+                    self.tell_node(&now);
+                    now
+                }
                 Err(error) => return self.give_way("GET", &error),
             },
         };
@@ -306,13 +311,26 @@ impl Writer {
     }
 
     fn tell_writes(&self, blocked: Option<String>) {
-        let new = Seen::Yes(Writes { server: self.ways[0].server.clone(), blocked });
+        let server = self.ways[0].server.clone();
         self.writes.send_if_modified(|old| {
+            let before = old.get();
+            let (cordoned, registered_at) = before.map_or((None, None), |it| (it.cordoned, it.registered_at));
+            let new = Seen::Yes(Writes { server, blocked, cordoned, registered_at });
             let different = *old != new;
             if different {
                 *old = new;
             }
             different
+        });
+    }
+
+    /// Hands on what the Node says of itself; while nobody knows about writes it waits.
+    fn tell_node(&self, now: &NodeNow) {
+        self.writes.send_if_modified(|writes| {
+            let Seen::Yes(writes) = writes else { return false };
+            let told = (writes.cordoned, writes.registered_at);
+            (writes.cordoned, writes.registered_at) = (Some(now.cordoned), now.created);
+            told != (writes.cordoned, writes.registered_at)
         });
     }
 

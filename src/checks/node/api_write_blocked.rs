@@ -34,7 +34,8 @@ mod tests {
     use crate::facts::{Seen, Writes};
 
     fn writes(blocked: Option<&str>) -> Node {
-        let writes = Writes { server: "https://10.0.0.9:6443/".into(), blocked: blocked.map(str::to_owned) };
+        let (server, blocked) = ("https://10.0.0.9:6443/".into(), blocked.map(str::to_owned));
+        let writes = Writes { server, blocked, cordoned: None, registered_at: None };
         Node::worker().edit(move |now| now.writes = Seen::Yes(writes.clone()))
     }
 

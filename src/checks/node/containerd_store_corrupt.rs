@@ -65,12 +65,12 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{LookError, Seen, StoreFault};
+    use crate::facts::{FileFault, LookError, Seen};
 
     const META: &str = "/var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db";
 
     fn damaged() -> Node {
-        let fault = StoreFault { path: META.into(), what: "is empty".into() };
+        let fault = FileFault { path: META.into(), what: "is empty".into() };
         Node::worker().edit(|now| now.store = Seen::Yes(vec![fault]))
     }
 

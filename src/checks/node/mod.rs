@@ -58,11 +58,13 @@ mod kubelet_down;
 mod kubelet_restarting;
 mod kubelet_unhealthy;
 mod link_errors;
+mod machine_identity_changed;
 mod master_cluster_ip_unreachable;
 mod master_path_partial;
 mod master_unreachable;
 mod memory_pressure_imminent;
 mod mtu_mismatch;
+mod node_files_damaged;
 mod node_overcommitted;
 mod out_of_memory;
 mod pid_pressure_imminent;
@@ -84,6 +86,7 @@ mod task_hung;
 #[cfg(test)]
 mod testing;
 mod tunnel_device_missing;
+mod unclean_reboot;
 mod unregister_net_device;
 mod vpe_gateway_suspected;
 mod vpn_interface_added;
@@ -91,15 +94,20 @@ mod worker_cut_from_master_only;
 mod worker_firewall_blocked;
 mod worker_unreachable_from_peers;
 
+use std::time::Duration;
+
 use super::{Check, Look, Outcome};
 
 /// Every check, causes before consequences (catalogue R040): among findings of one severity the first takes the headline.
 pub const ALL: &[&Check] = &[
+    &machine_identity_changed::CHECK,
     &hardware_errors::CHECK,
     &disk_io_errors::CHECK,
+    &unclean_reboot::CHECK,
     &filesystem_read_only::CHECK,
     &clock_skewed::CHECK,
     &filesystem_errors::CHECK,
+    &node_files_damaged::CHECK,
     &kernel_oops::CHECK,
     &task_hung::CHECK,
     &unregister_net_device::CHECK,
@@ -184,6 +192,11 @@ pub const ALL: &[&Check] = &[
     &conntrack_near_full::CHECK,
     &ephemeral_ports_near_full::CHECK,
 ];
+
+/// The code of an unclean reboot.
+pub(crate) const UNCLEAN_REBOOT: &str = "UncleanReboot";
+/// From an unclean reboot nothing is to be feared after this time, if nothing showed.
+pub(crate) const REBOOT_STANDS: Duration = Duration::from_secs(3600);
 
 /// The position of a code in [`ALL`]: its rank among causes. Codes that are not there come last.
 pub(crate) fn rank(code: &str) -> usize {

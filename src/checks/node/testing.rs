@@ -433,6 +433,7 @@ impl Node {
         now.runtime = runtime(at);
         now.debris = Seen::Yes(Debris::default());
         now.store = Seen::Yes(vec![]);
+        now.files = Seen::Yes(vec![]);
         now.filesystems = Seen::Yes(vec![root_filesystem()]);
         now.kernel_log = Seen::Yes(KernelLog::default());
         now.memory = Seen::Yes(memory());
@@ -469,6 +470,7 @@ impl Node {
             now.runtime = Runtime::absent();
             now.debris = Seen::Absent;
             now.store = Seen::Absent;
+            now.files = Seen::Absent;
             now.cni.files = Seen::Absent;
             now.cni.binaries.clear();
             now.control_plane = Seen::Absent;

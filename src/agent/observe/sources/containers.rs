@@ -8,6 +8,7 @@ use super::{HUNG_AGAIN, Outlet, Rhythm, Shared, Wake, rest, rhythm, root_dir, se
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::cri::CriSource;
 use crate::agent::observe::debris::DebrisSource;
+use crate::agent::observe::node_files::{NodeFiles, Places};
 use crate::agent::observe::registry::RegistrySource;
 use crate::agent::observe::store::StoreSource;
 use crate::agent::observe::{HostRoot, Update};
@@ -20,6 +21,8 @@ const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
 const DEBRIS: Rhythm = rhythm("debris", 60, 10);
 // Two pages of a database and the times of a directory.
 const STORE: Rhythm = rhythm("store", 300, 10);
+/// What a call that hangs is about.
+const NODE_FILES: &str = "files of the node";
 /// What looks damaged is looked at again soon.
 const STORE_AGAIN: Duration = Duration::from_secs(20);
 // Its rhythm is its own: it depends on the answer.
@@ -110,9 +113,9 @@ pub(super) async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shar
     }
 }
 
-/// containerd's store, wherever it says that it is.
+/// What a crash damages: containerd's store, wherever it says that it is, and files of the kubelet and the CNI.
 pub(super) async fn store(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
-    let mut source = None;
+    let (mut source, mut files) = (None, None);
     let new = || StoreSource::new(host.clone());
     loop {
         let began = Instant::now();
@@ -123,8 +126,21 @@ pub(super) async fn store(out: Outlet, host: HostRoot, blocking: Blocking, share
         let looked =
             blocking.lend("store of containerd", STORE.deadline, &mut source, new, move |source| source.look(&root));
         let seen: Seen<Vec<_>> = looked.await.into();
-        let again = seen.get().is_some_and(|faults| !faults.is_empty());
+        let damaged = |seen: &Seen<Vec<_>>| seen.get().is_some_and(|faults| !faults.is_empty());
+        let mut again = damaged(&seen);
         out.tell(&STORE, began, seen.error().is_none(), Update::Store(seen)).await;
+        let (began, cni) = (Instant::now(), shared.cni_dirs.borrow().as_ref().map(|(directory, _)| directory.clone()));
+        let root_dir = root_dir(shared.arguments.borrow().as_deref());
+        let places = shared.kubelet.borrow().as_ref().map(|kubelet| Places::of(kubelet, root_dir, cni));
+        let seen = match places {
+            None => Seen::Absent,
+            Some(places) => {
+                let new = || NodeFiles::new(host.clone());
+                blocking.lend(NODE_FILES, STORE.deadline, &mut files, new, move |it| it.look(&places)).await.into()
+            }
+        };
+        again |= damaged(&seen);
+        out.tell(&STORE, began, seen.error().is_none(), Update::Files(seen)).await;
         let every = if again { STORE_AGAIN } else { STORE.every };
         rest(&Rhythm { every, ..STORE }, began, Some(&wake.store)).await;
     }

@@ -33,6 +33,7 @@ pub(super) async fn kubelet(out: Outlet, host: HostRoot, blocking: Blocking, sha
             wake.filesystems.notify_one();
             wake.runtime.notify_one();
             wake.control_plane.notify_one();
+            wake.store.notify_one();
         }
         out.tell(&KUBELET, began, seen.error().is_none(), Update::Kubelet(seen)).await;
         rest(&KUBELET, began, Some(&wake.kubelet)).await;

@@ -1,11 +1,11 @@
-//! containerd's store on disk.
+//! Files that did not outlive a crash.
 
 use serde::Serialize;
 
-/// Something in containerd's store that no containerd writes.
+/// A file that nobody writes like that, or several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct StoreFault {
+pub struct FileFault {
     /// The file, or the directory of several.
     pub path: String,
     /// What is wrong with it, as a clause.
