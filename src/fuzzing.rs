@@ -11,6 +11,8 @@ macro_rules! targets {
 }
 
 targets! {
+    /// Bundles that somebody gives us, and the texts out of which secrets are taken.
+    bundle => crate::bundle::fuzz;
     /// Files of `/etc/cni/net.d`, and what the runtime's configuration says of that directory.
     cni => crate::agent::fuzzing::cni;
     /// Answers of the container runtime.

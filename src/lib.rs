@@ -26,6 +26,7 @@ pub mod cli;
 
 mod api;
 mod backoff;
+mod bundle;
 mod clock;
 mod events;
 mod http;

@@ -61,6 +61,11 @@ impl Judge {
             .with_episodes(episodes);
     }
 
+    /// Takes in all that somebody saw.
+    pub(crate) fn take_all(&mut self, snapshot: Snapshot) {
+        self.snapshot = snapshot;
+    }
+
     /// Leaves a node that has just booted or joined its time.
     pub(crate) fn settle(&mut self, joined: Option<Timestamp>, now: Now) {
         self.beliefs.settle(Settling::of(self.patience.settling, joined, now));
@@ -116,6 +121,11 @@ impl Judge {
     /// Judges what is known now.
     pub(crate) fn judge(&mut self, now: Now) -> Verdict {
         (self.snapshot.taken_at, self.snapshot.up_for) = (now.wall, now.since_boot);
+        self.judge_as_seen(now)
+    }
+
+    /// Judges what was seen before; only what is believed of it goes on to this time.
+    pub(crate) fn judge_as_seen(&mut self, now: Now) -> Verdict {
         let expected = self.expected();
         self.beliefs.look_around(Around::of(&self.snapshot));
         let look = Look { now: &self.snapshot, before: &self.remembered, expected: &expected, limits: &self.limits };
@@ -123,7 +133,7 @@ impl Judge {
         let verdict = self.beliefs.step(&answers, now);
         self.remembered.update(&self.snapshot);
         if let Seen::Yes(past) = &mut self.snapshot.past
-            && now.since_boot > checks::node::REBOOT_STANDS
+            && self.snapshot.up_for > checks::node::REBOOT_STANDS
             && !verdict.findings.iter().chain(&verdict.pending).any(|it| it.code == checks::node::UNCLEAN_REBOOT)
         {
             // Damage that comes later has another cause.

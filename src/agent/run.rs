@@ -1,5 +1,6 @@
 //! The loop: look, judge, believe, tell.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,11 +16,12 @@ use super::publish::{Kept, NodeNow, Writer, state_file};
 use super::watchdog::Heart;
 use super::{AgentPages, Judge, Options, Report};
 use crate::api::{self, Api};
+use crate::bundle::Facts;
 use crate::checks::WORKER_PROBLEM;
 use crate::clock::{now, since_boot};
 use crate::config::Config;
 use crate::facts::{Identity, Seen, Writes};
-use crate::verdict::{self, NodeCondition, Now, Raised, Status, Told, Verdict, told};
+use crate::verdict::{self, Episodes, NodeCondition, Now, Raised, Status, Told, Verdict, told};
 
 /// The first verdict waits this long for sources that have not answered yet; theirs is then unknown.
 const FIRST_LOOK: Duration = Duration::from_millis(600);
@@ -298,10 +300,26 @@ pub(crate) async fn look_once(host: &HostRoot, config: &Config) -> Report {
         let Ok(Some(update)) = tokio::time::timeout_at(until, observer.next()).await else { break };
         judge.take(update);
     }
-    let at = now();
+    at_once(&mut judge, now())
+}
+
+/// What is seen counts, however short a time it has been there.
+fn at_once(judge: &mut Judge, at: Now) -> Report {
     judge.judge(at);
-    let verdict = judge.judge(Now { since_boot: at.since_boot + Duration::from_secs(24 * 3600), ..at });
+    let verdict = judge.judge_as_seen(Now { since_boot: at.since_boot + Duration::from_secs(24 * 3600), ..at });
     judge.report(verdict)
+}
+
+/// Judges what a bundle holds as [`look_once`] judges what it sees, as of the time when it was seen. What was believed then
+/// stands for the history.
+pub(crate) fn judge_again(facts: Facts, config: &Config) -> Report {
+    let Facts { snapshot, findings } = facts;
+    let at = Now { wall: snapshot.taken_at, since_boot: snapshot.up_for };
+    let mut judge = Judge::new(snapshot.identity.clone(), config, at);
+    judge.restore(&findings, &BTreeMap::new(), None, Episodes::default(), at);
+    judge.remember(&findings);
+    judge.take_all(snapshot);
+    at_once(&mut judge, at)
 }
 
 /// One line for everything that changed.
@@ -356,7 +374,7 @@ pub(crate) fn start(host: &HostRoot, config: &Config) -> (Arc<Watched>, Observer
 mod tests {
     use super::*;
     use crate::facts::Past;
-    use crate::verdict::{Episodes, annotation};
+    use crate::verdict::annotation;
     use jiff::Timestamp;
 
     fn at(second: i64) -> Timestamp {

@@ -1,12 +1,15 @@
 //! `nodevitals check`: one look at this machine.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::terminal::{Paint, clean, wrap};
+use anyhow::Context as _;
+
+use super::terminal::{self, Paint, clean, wrap};
 use super::{Output, failed};
 use crate::agent::{self, HostRoot, Report};
+use crate::bundle::{Facts, Manifest};
 use crate::checks::{Area, Severity};
 use crate::config::Config;
 use crate::verdict::{Raised, Status, Verdict, WorkerState, codes};
@@ -27,6 +30,10 @@ pub(super) struct Options {
     /// Configuration file (YAML) with thresholds; unknown keys are refused
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// Judge what a bundle of `nodevitals gather` holds, a directory or a tar archive, instead of this machine
+    #[arg(long, value_name = "BUNDLE", conflicts_with = "host_root")]
+    from: Option<PathBuf>,
 }
 
 pub(super) async fn run(options: &Options) -> ExitCode {
@@ -34,15 +41,14 @@ pub(super) async fn run(options: &Options) -> ExitCode {
         Ok(config) => config,
         Err(error) => return failed(&error),
     };
-    let host = HostRoot::new(&options.host_root);
-    if !host.path("/proc/self").exists() {
-        let why = format!(
-            "--host-root {}: holds no mounted /proc; give the directory where a node's / is mounted",
-            options.host_root.display()
-        );
-        return failed(&anyhow::anyhow!(why));
-    }
-    let report = agent::look_once(&host, &config).await;
+    let report = match &options.from {
+        Some(bundle) => again(bundle, &config),
+        None => look(&options.host_root, &config).await,
+    };
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return failed(&error),
+    };
     let text = match options.output {
         Output::Table => Ok(table(&report, Paint::stdout())),
         Output::Json => crate::yaml::write_json(&report),
@@ -53,6 +59,34 @@ pub(super) async fn run(options: &Options) -> ExitCode {
         Err(error) => return failed(&error.context("cannot write the report")),
     }
     ExitCode::from(report.verdict.state.exit_status())
+}
+
+async fn look(root: &Path, config: &Config) -> anyhow::Result<Report> {
+    let host = HostRoot::new(root);
+    anyhow::ensure!(
+        host.path("/proc/self").exists(),
+        "--host-root {}: holds no mounted /proc; give the directory where a node's / is mounted",
+        root.display()
+    );
+    Ok(agent::look_once(&host, config).await)
+}
+
+/// Judges a bundle, and says on standard error which.
+fn again(bundle: &Path, config: &Config) -> anyhow::Result<Report> {
+    let (manifest, facts) = crate::bundle::read(bundle).context("--from")?;
+    let Manifest { node, begun_at, version, .. } = &manifest;
+    let taken = facts.as_ref().map_or(*begun_at, |facts| facts.snapshot.taken_at);
+    terminal::note(&format!(
+        "this is {} at {}, from a bundle of nodevitals {}",
+        clean(node),
+        terminal::time(taken),
+        clean(version)
+    ));
+    let facts = facts.unwrap_or_else(|| {
+        terminal::note("the bundle lacks the facts, so nothing is known; its SUMMARY.txt and manifest.json say why");
+        Facts::none(&manifest)
+    });
+    Ok(agent::judge_again(facts, config))
 }
 
 /// The report that a person reads.

@@ -2,6 +2,7 @@
 
 mod check;
 mod explain;
+mod gather;
 mod generate;
 mod report;
 mod standalone;
@@ -69,6 +70,8 @@ enum Command {
     /// Explain a finding, a worker's state or an error text: cause, owner, and the steps in order; offline
     #[command(after_help = "Exit status: 0 explained, 1 nothing is known about it, 64 bad usage")]
     Explain(explain::Options),
+    /// Gather evidence before anything is repaired: what the checks see, configuration, logs, redacted
+    Gather(gather::Options),
     /// Take the conditions and annotations of this product off the Nodes, once its agents are gone
     Uninstall(uninstall::Options),
     /// Write completions for a shell, or the man page
@@ -147,6 +150,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Aggregator(options) => finished(aggregator::run(options).await),
         Command::Report(options) => report::run(&options).await,
         Command::Explain(options) => explain::run(&options),
+        Command::Gather(options) => gather::run(&options).await,
         Command::Uninstall(options) => uninstall::run(&options).await,
         Command::Generate(options) => generate::run(&options, Cli::command()),
     }

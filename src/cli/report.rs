@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Limited};
 use kube::Client;
 use kube::client::Body;
 
-use super::terminal::{self, Paint, escaped};
+use super::terminal::{self, Paint, escaped, note};
 use super::{BAD_USAGE, Output};
 use crate::aggregator::report::ClusterReport;
 use crate::aggregator::{from_node_objects, name};
@@ -197,11 +197,6 @@ async fn patiently<T>(work: impl Future<Output = T>, api: &Api) -> T {
         note(&format!("waiting for API server {} ...", api.server));
     }
     work.await
-}
-
-fn note(text: &str) {
-    // Nobody is left to be told when this fails.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("nodevitals: {text}\n").as_bytes());
 }
 
 fn no_such_node(node: &str) -> Failed {

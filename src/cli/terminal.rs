@@ -249,6 +249,12 @@ pub(crate) fn print(text: &str) {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
 }
 
+/// One line for the person who waits, on standard error.
+pub(crate) fn note(text: &str) {
+    // Nobody is left to be told when this fails.
+    io::stderr().write_all(format!("nodevitals: {text}\n").as_bytes()).ok();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -170,7 +170,6 @@ impl RouteList {
     }
 
     /// All that are kept.
-    #[cfg(test)]
     pub(crate) fn all(&self) -> &[TableRoute] {
         &self.list
     }

@@ -7,6 +7,7 @@ mod network;
 mod node;
 mod over_time;
 mod ports;
+mod replayed;
 mod runtime;
 
 use anyhow::{Context, Result, ensure};

@@ -291,6 +291,16 @@ impl Node {
         Ok(Checked { json, status: output.status.code() })
     }
 
+    /// `nodevitals gather` on it, into this directory; what it said.
+    pub fn gather(&self, to: &Path) -> Result<String> {
+        let program = program();
+        let arguments = ["gather", "--host-root"].map(OsStr::new);
+        let places = [self.root.path().as_os_str(), OsStr::new("--output"), to.as_os_str()];
+        let output = self.host.exec(&[&[program.as_os_str()], &arguments[..], &places[..]].concat())?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Starts `nodevitals standalone` on it, and waits for its first verdict.
     pub fn watch(&self) -> Result<()> {
         let program = program();

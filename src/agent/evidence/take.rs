@@ -1,0 +1,215 @@
+//! Taking one piece: reading what could hang in a thread of its own, running what could not end with a deadline.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::process::Stdio;
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::pieces::{From, Piece};
+use super::{DEADLINE, HostRoot};
+use crate::agent::observe::Blocking;
+use crate::facts::{LookError, Reason};
+
+/// Where the kubelet puts the logs of pods.
+const POD_LOGS: &str = "/var/log/pods";
+/// So many entries of a directory are listed.
+const MOST_ENTRIES: usize = 500;
+/// So many files of a directory, or logs of a container, are taken: two runs of two pods.
+const MOST_FILES: usize = 32;
+const MOST_LOGS: usize = 4;
+
+/// What was read.
+#[derive(Debug)]
+pub(super) struct Raw {
+    pub(super) bytes: Vec<u8>,
+    /// What is missing.
+    pub(super) cut: Option<String>,
+}
+
+impl Raw {
+    pub(super) fn whole(bytes: Vec<u8>) -> Self {
+        Raw { bytes, cut: None }
+    }
+
+    /// What is left of something that may be longer than that.
+    fn head(mut bytes: Vec<u8>, limit: u64) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let cut = (bytes.len() > limit).then(|| format!("after {limit} bytes"));
+        bytes.truncate(limit);
+        Raw { bytes, cut }
+    }
+}
+
+/// Takes pieces.
+#[derive(Debug)]
+pub(super) struct Take {
+    host: HostRoot,
+    blocking: Blocking,
+}
+
+impl Take {
+    pub(super) fn new(host: HostRoot) -> Self {
+        Take { host, blocking: Blocking::default() }
+    }
+
+    /// The files that a piece has in the bundle, and what each is of.
+    pub(super) async fn expand(&self, piece: &Piece) -> Result<Vec<(String, String)>, String> {
+        match piece.from {
+            From::Files(path) => {
+                let names = self.within(path, move |host| entries(host, path)).await?;
+                let files = names.iter().filter(|name| is_file(&self.host, &format!("{path}/{name}")));
+                Ok(files
+                    .take(MOST_FILES)
+                    .map(|name| (format!("{}/{name}", piece.name), format!("{path}/{name}")))
+                    .collect())
+            }
+            From::Log(pod, container) => {
+                let logs = self.within(POD_LOGS, move |host| logs(host, pod, container)).await?;
+                let name = |path: &String| {
+                    let parts: Vec<&str> = path.rsplit('/').take(3).collect();
+                    let pod = parts[2].split('_').nth(1).unwrap_or_default();
+                    format!("{}/{pod}-{}", piece.name, parts[0])
+                };
+                Ok(logs.into_iter().map(|path| (name(&path), path)).collect())
+            }
+            From::File(_) | From::Listing(_) | From::Program(_) => Ok(vec![(piece.name.to_owned(), piece.of())]),
+        }
+    }
+
+    /// One of its files.
+    pub(super) async fn take(&self, piece: &Piece, of: &str) -> Result<Raw, String> {
+        let limit = piece.kib << 10;
+        let path = of.to_owned();
+        match piece.from {
+            From::File(_) | From::Files(_) => {
+                self.within(of, move |host| host.head(&path, limit + 1)).await.map(|bytes| Raw::head(bytes, limit))
+            }
+            From::Log(..) => {
+                let bytes = self.within(of, move |host| host.tail(&path, limit, 1)).await?;
+                let cut = (bytes.len() as u64 >= limit).then(|| format!("all but the last {limit} bytes"));
+                Ok(Raw { bytes, cut })
+            }
+            From::Listing(_) => self.within(of, move |host| listing(host, &path)).await.map(Raw::whole),
+            From::Program(argv) => match timeout(DEADLINE, run(argv, limit)).await {
+                Ok(done) => done,
+                Err(_) => Err(format!("has not ended within {} s", DEADLINE.as_secs())),
+            },
+        }
+    }
+
+    /// A call that can hang in the kernel.
+    async fn within<T: Send + 'static>(
+        &self,
+        what: &str,
+        call: impl FnOnce(&HostRoot) -> Result<T, LookError> + Send + 'static,
+    ) -> Result<T, String> {
+        let host = self.host.clone();
+        self.blocking.run(what, DEADLINE, move || call(&host)).await.map_err(|error| match error.reason {
+            Reason::Missing => "does not exist".to_owned(),
+            _ => error.detail,
+        })
+    }
+}
+
+/// What a program prints, at most so many bytes of it.
+async fn run(argv: &[&str], limit: u64) -> Result<Raw, String> {
+    let child = Command::new(argv[0])
+        .args(&argv[1..])
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    let mut child = child.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => format!("{} is not installed here", argv[0]),
+        _ => error.to_string(),
+    })?;
+    let (mut bytes, mut said) = (Vec::new(), Vec::new());
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let print = async {
+        if let Some(output) = output {
+            output.take(limit + 1).read_to_end(&mut bytes).await.ok();
+        }
+    };
+    let complain = async {
+        if let Some(errors) = errors {
+            errors.take(4096).read_to_end(&mut said).await.ok();
+        }
+    };
+    tokio::join!(print, complain);
+    if bytes.len() as u64 > limit {
+        return Ok(Raw::head(bytes, limit));
+    }
+    let status = child.wait().await.map_err(|error| error.to_string())?;
+    if !status.success() && bytes.is_empty() {
+        let said = String::from_utf8_lossy(&said);
+        return Err(format!("{status}: {}", said.lines().next().unwrap_or_default().trim()));
+    }
+    Ok(Raw::whole(bytes))
+}
+
+/// The names in a directory, in order.
+fn entries(host: &HostRoot, path: &str) -> Result<Vec<String>, LookError> {
+    let io = |error| LookError::io(path, &error);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(host.path(path)).map_err(io)?.take(MOST_ENTRIES) {
+        names.push(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn is_file(host: &HostRoot, path: &str) -> bool {
+    std::fs::metadata(host.path(path)).is_ok_and(|about| about.is_file())
+}
+
+/// The newest logs of a container: those of its last two runs, of each such pod.
+fn logs(host: &HostRoot, pod: &str, container: &str) -> Result<Vec<String>, LookError> {
+    let mut logs = Vec::new();
+    for folder in entries(host, POD_LOGS)? {
+        // NAMESPACE_NAME_UID
+        if folder.split('_').nth(1).is_none_or(|name| !name.starts_with(pod)) {
+            continue;
+        }
+        let path = format!("{POD_LOGS}/{folder}/{container}");
+        let Ok(mut files) = entries(host, &path) else { continue };
+        // RUN.log; those that were rotated have more behind it.
+        let run = |name: &String| name.strip_suffix(".log").and_then(|run| run.parse::<u32>().ok());
+        files.retain(|name| run(name).is_some());
+        files.sort_by_key(run);
+        logs.extend(files.iter().rev().take(2).map(|name| format!("{path}/{name}")));
+    }
+    logs.truncate(MOST_LOGS);
+    if logs.is_empty() {
+        return Err(LookError::new(POD_LOGS, Reason::Missing, "no such log"));
+    }
+    Ok(logs)
+}
+
+/// `ls -l` of a directory, without its need for a name of each user.
+fn listing(host: &HostRoot, path: &str) -> Result<Vec<u8>, LookError> {
+    let mut text = String::new();
+    for name in entries(host, path)? {
+        let place = host.path(path).join(&name);
+        let line = match std::fs::symlink_metadata(&place) {
+            Ok(about) => {
+                let modified = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                let modified = Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH);
+                let target = std::fs::read_link(&place).map(|to| format!(" -> {}", to.display())).unwrap_or_default();
+                let (mode, uid, gid, size) = (about.mode(), about.uid(), about.gid(), about.size());
+                format!(
+                    "{mode:06o} {uid}:{gid} {size:>10} {} {name}{target}\n",
+                    modified.strftime("%Y-%m-%dT%H:%M:%SZ")
+                )
+            }
+            Err(error) => format!("{name}: {error}\n"),
+        };
+        text.push_str(&line);
+    }
+    Ok(text.into_bytes())
+}

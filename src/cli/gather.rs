@@ -1,0 +1,114 @@
+//! `nodevitals gather`: evidence, before anything is repaired.
+
+use std::fs::File;
+use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+
+use super::failed;
+use super::terminal::{self, clean, note};
+use crate::agent::{self, Depth, Gatherer, HostRoot};
+use crate::bundle::{Bundle, FACTS, Facts, Item, Manifest, summary};
+use crate::config::Config;
+use crate::verdict::Verdict;
+
+/// A bundle is no larger than that, in bytes, beside what is being written.
+const ROOM: u64 = 96 << 20;
+
+/// Options of `nodevitals gather`.
+///
+/// Exit status: 0 when there is a bundle, whatever could not be taken for it; 64 when there is none.
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Directory for the bundle, or `-` for a tar archive on standard output, where no disk takes it; without it a directory
+    /// named by node and time. Given one of before, it goes on where that stopped
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+
+    /// Where the node's root directory is
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    host_root: PathBuf,
+
+    /// Configuration file (YAML) with thresholds; unknown keys are refused
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(super) async fn run(options: &Options) -> ExitCode {
+    match local(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+/// Of this machine.
+async fn local(options: &Options) -> anyhow::Result<()> {
+    let config = Config::load(options.config.as_deref())?;
+    let host = HostRoot::new(&options.host_root);
+    anyhow::ensure!(
+        host.path("/proc/self").exists(),
+        "--host-root {}: holds no mounted /proc; give the directory where a node's / is mounted",
+        options.host_root.display()
+    );
+    let identity = agent::identity(&host);
+    let now = Timestamp::now();
+    let new = Manifest::new(&identity.hostname, &identity.boot_id, "asked for on the node", now);
+    let (mut bundle, mut manifest, place) = open(options.output.as_deref(), new)?;
+    let mut gatherer = Gatherer::new(&host, Depth::All, ROOM);
+    let verdict = if let Some(verdict) = kept(&bundle, &manifest, &config) {
+        note(&format!("goes on with {place} of {}", terminal::time(manifest.begun_at)));
+        verdict
+    } else {
+        let report = agent::look_once(&host, &config).await;
+        progress(&gatherer.facts(&report, &mut bundle, &mut manifest));
+        report.verdict
+    };
+    gatherer.pieces(&mut bundle, &mut manifest, progress).await.with_context(|| place.clone())?;
+    let summary = summary(&manifest, Some(&verdict));
+    bundle.finish(&manifest, &summary).with_context(|| place.clone())?;
+    if place == STREAM {
+        note(&format!("{} pieces, {} could not be taken", manifest.items.len(), manifest.missing().count()));
+    } else {
+        terminal::print(&format!("{}\n{place}\n", clean_lines(&summary)));
+    }
+    Ok(())
+}
+
+const STREAM: &str = "standard output";
+
+fn open(output: Option<&Path>, new: Manifest) -> anyhow::Result<(Bundle, Manifest, String)> {
+    if output == Some(Path::new("-")) {
+        let out = std::io::stdout();
+        anyhow::ensure!(!out.is_terminal(), "--output -: standard output is a terminal; send it to a file or a pipe");
+        let out = out.as_fd().try_clone_to_owned().context("standard output")?;
+        return Ok((Bundle::Stream(File::from(out)), new, STREAM.to_owned()));
+    }
+    let named = format!("nodevitals-{}-{}", new.node, new.begun_at.strftime("%Y%m%dT%H%M%SZ"));
+    let path = output.map_or_else(|| PathBuf::from(named), Path::to_owned);
+    let (bundle, manifest) = Bundle::folder(&path, new)?;
+    Ok((bundle, manifest, path.display().to_string()))
+}
+
+/// What an earlier run of this bundle saw.
+fn kept(bundle: &Bundle, manifest: &Manifest, config: &Config) -> Option<Verdict> {
+    let facts = bundle.facts().filter(|_| manifest.has(FACTS))?;
+    let facts: Facts = crate::facts::replay(&serde_json::from_slice(&facts).ok()?).ok()?;
+    Some(agent::judge_again(facts, config).verdict)
+}
+
+fn progress(item: &Item) {
+    let Item { name, bytes, millis, failed, .. } = item;
+    let what = match failed {
+        Some(why) => format!("not taken: {}", clean(why)),
+        None => format!("{bytes} bytes"),
+    };
+    note(&format!("{:<4} {name}: {what} ({millis} ms)", item.key));
+}
+
+fn clean_lines(text: &str) -> String {
+    text.lines().map(|line| clean(line) + "\n").collect()
+}
