@@ -45,9 +45,10 @@ fn run(look: &Look<'_>) -> Outcome {
         );
     }
     let none = Vec::new();
-    let own = match native {
-        true => &seen!(look.now.nftables, Outcome::NotApplicable("nf_tables is not to be seen here".into())).sets,
-        false => &none,
+    let own = if native {
+        &seen!(look.now.nftables, Outcome::NotApplicable("nf_tables is not to be seen here".into())).sets
+    } else {
+        &none
     };
     let sets = match &look.now.ip_sets {
         Seen::Absent => &none,
