@@ -11,6 +11,9 @@ use crate::facts::{LookError, Reason};
 /// After so many links a path is taken as it is (`MAXSYMLINKS` of `linux/namei.h`).
 const MOST_LINKS: u32 = 40;
 
+/// Files of the kernel do not tell their length. Most fit in this: one call reads them, one more finds their end.
+const AT_ONCE: usize = 4096;
+
 /// Where the node's own root directory is: `/` on the node itself, `/host` in the DaemonSet's pod.
 #[derive(Debug, Clone)]
 pub(crate) struct HostRoot(PathBuf);
@@ -60,7 +63,7 @@ impl HostRoot {
     /// Reads a regular file of at most `limit` bytes. A directory, a FIFO, a socket or a longer file is an error that
     /// says so; nothing here can block on a file that never ends.
     pub(crate) fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, LookError> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(AT_ONCE);
         let read = self
             .open(path, limit)?
             .take(limit + 1)

@@ -1,7 +1,9 @@
 //! The worker's programs in the process table: which run, since when, and whether they are stopped or stuck.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ const WALK: Duration = Duration::from_secs(60);
 const SEARCH: Duration = Duration::from_secs(15);
 /// For so long after one has gone it is looked for at each look: a restart is over within seconds.
 const SOON: Duration = Duration::from_secs(60);
+/// Longer than any line of `/proc/PID/stat`: 52 numbers and a name. Where there is room for all of it one read hands it out whole.
+const LINE: usize = 2048;
 /// Boot time is the difference of two clocks; below this it has not moved.
 const JITTER: SignedDuration = SignedDuration::from_secs(2);
 
@@ -33,6 +37,8 @@ pub(crate) struct ProcessSource {
     lost: Option<Duration>,
     kubelet: Option<Vec<String>>,
     debris: Arc<Attendants>,
+    /// The sandboxes of shims, by process, each with its start: arguments do not change.
+    shims: BTreeMap<i32, (u64, Box<str>)>,
 }
 
 /// The runtime's helpers at the last walk.
@@ -73,6 +79,7 @@ impl ProcessSource {
             lost: None,
             kubelet: None,
             debris: Arc::default(),
+            shims: BTreeMap::new(),
         }
     }
 
@@ -136,18 +143,21 @@ impl ProcessSource {
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let before = std::mem::take(&mut self.known);
         self.kubelet = None;
-        let (mut shims, mut zombies) = (Vec::new(), Vec::new());
+        let (mut shims, mut zombies) = (BTreeMap::new(), Vec::new());
+        let mut buffer = [0; LINE];
         for pid in pids {
             // A process that ends while it is looked at is no error.
-            let Ok(line) = std::fs::read(proc.join(format!("{pid}/stat"))) else { continue };
-            let Some(stat) = parse_stat(&line) else { continue };
+            let Some(line) = stat_line(&proc.join(format!("{pid}")), &mut buffer) else { continue };
+            let Some(stat) = parse_stat(line) else { continue };
             if matches!(stat.state, 'Z' | 'X') {
                 zombies.push((pid, stat.starttime, stat.parent));
                 continue;
             }
-            let comm = short_name(&line);
+            let comm = short_name(line);
             if comm == "containerd-shim" {
-                shims.extend(shim(&proc, pid));
+                let known = self.shims.remove(&pid).filter(|(start, _)| *start == stat.starttime);
+                let sandbox = known.map(|(_, sandbox)| sandbox).or_else(|| shim(&proc, pid));
+                shims.extend(sandbox.map(|sandbox| (pid, (stat.starttime, sandbox))));
             }
             let Some((program, arguments)) = identify(&proc, pid, comm) else { continue };
             let was = before.iter().find(|known| known.process.pid == pid && known.start == stat.starttime);
@@ -164,6 +174,9 @@ impl ProcessSource {
         let daemons = [Program::Kubelet, Program::Containerd, Program::Crio];
         let daemons = self.known.iter().filter(|known| daemons.contains(&known.process.program));
         let daemons: Vec<_> = daemons.map(|known| (known.process.program, known.process.pid)).collect();
+        self.shims = shims;
+        let shims = self.shims.iter().map(|(pid, (_, sandbox))| Shim { pid: *pid, sandbox: sandbox.clone() });
+        let shims: Vec<Shim> = shims.collect();
         // Zombies of a container that does not reap its children are its own affair.
         let parents: BTreeSet<i32> =
             shims.iter().map(|shim| shim.pid).chain(daemons.iter().map(|(_, pid)| *pid)).collect();
@@ -186,19 +199,29 @@ struct Stat {
 }
 
 /// Threads and resident bytes of a process.
-pub(super) fn usage(process: &std::path::Path) -> Option<(u64, u64)> {
-    let stat = parse_stat(&std::fs::read(process.join("stat")).ok()?)?;
+pub(super) fn usage(process: &Path) -> Option<(u64, u64)> {
+    let stat = read_stat(process)?;
     Some((stat.threads, stat.pages * procfs::page_size()))
 }
 
 /// The state of a process that runs: none for one that has gone, and for a zombie, which has ended too.
-fn stat(proc: &std::path::Path, pid: i32) -> Option<Stat> {
-    parse_stat(&std::fs::read(proc.join(format!("{pid}/stat"))).ok()?).filter(|stat| !matches!(stat.state, 'Z' | 'X'))
+fn stat(proc: &Path, pid: i32) -> Option<Stat> {
+    read_stat(&proc.join(format!("{pid}"))).filter(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
 /// The state letter of a process or thread, by its directory `/proc/PID` or below `/proc/PID/task`.
-pub(super) fn state(task: &std::path::Path) -> Option<char> {
-    parse_stat(&std::fs::read(task.join("stat")).ok()?).map(|stat| stat.state)
+pub(super) fn state(task: &Path) -> Option<char> {
+    read_stat(task).map(|stat| stat.state)
+}
+
+fn read_stat(process: &Path) -> Option<Stat> {
+    parse_stat(stat_line(process, &mut [0; LINE])?)
+}
+
+/// The line of a process or thread, read by one call: there are thousands of them.
+fn stat_line<'a>(process: &Path, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let length = File::open(process.join("stat")).and_then(|mut file| file.read(buffer)).ok()?;
+    buffer.get(..length)
 }
 
 /// The name in parentheses can hold anything, so the fields are counted from the last one of them (proc(5): the state is
@@ -223,15 +246,15 @@ fn short_name(line: &[u8]) -> &str {
 }
 
 /// A shim of Kubernetes' containers: neither one of Docker's or of whoever uses `ctr`, nor one that lives in a pod itself,
-/// nor one of those that only start or delete something.
-fn shim(proc: &std::path::Path, pid: i32) -> Option<Shim> {
+/// nor one of those that only start or delete something. Answers its sandbox.
+fn shim(proc: &Path, pid: i32) -> Option<Box<str>> {
     let line = std::fs::read(proc.join(format!("{pid}/cmdline"))).ok()?;
     let line = String::from_utf8_lossy(&line);
     let (namespace, sandbox) = shim_arguments(line.split('\0').filter(|part| !part.is_empty()))?;
     if namespace != "k8s.io" || is_nested(&std::fs::read_to_string(proc.join(format!("{pid}/status"))).ok()?) {
         return None;
     }
-    Some(Shim { pid, sandbox: sandbox.into() })
+    Some(sandbox.into())
 }
 
 /// `-namespace` and `-id` of a shim that stays.
@@ -250,7 +273,7 @@ fn shim_arguments<'a>(mut arguments: impl Iterator<Item = &'a str>) -> Option<(&
 }
 
 /// Which program a process runs, and its arguments. The kernel's short name rules out nearly all processes.
-fn identify(proc: &std::path::Path, pid: i32, comm: &str) -> Option<(Program, Vec<String>)> {
+fn identify(proc: &Path, pid: i32, comm: &str) -> Option<(Program, Vec<String>)> {
     let file = |name: &str| -> PathBuf { proc.join(format!("{pid}/{name}")) };
     if !SHORT_NAMES.contains(&comm) {
         return None;
@@ -271,7 +294,7 @@ fn identify(proc: &std::path::Path, pid: i32, comm: &str) -> Option<(Program, Ve
 
 /// Whether a process lives in another network than this one: what programs the packet filter there (a worker inside a
 /// container) is not what programs it here. Where that may not be asked, without `CAP_SYS_PTRACE`, it is taken for ours.
-fn has_other_network(theirs: &std::path::Path) -> bool {
+fn has_other_network(theirs: &Path) -> bool {
     let ours = std::fs::read_link("/proc/thread-self/ns/net");
     matches!((ours, std::fs::read_link(theirs)), (Ok(ours), Ok(theirs)) if ours != theirs)
 }
