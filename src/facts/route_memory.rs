@@ -83,9 +83,7 @@ impl Routing {
         };
         let mut fine: Vec<u32> = self.links.iter().filter(fine).map(|link| link.index).collect();
         fine.sort_unstable();
-        self.routes.main().iter().filter(move |route| {
-            !route.is_calicos() && route.to.prefix_len() > 0 && fine.binary_search(&route.link).is_err()
-        })
+        self.routes.others().filter(move |route| fine.binary_search(&route.link).is_err())
     }
 }
 

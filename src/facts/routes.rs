@@ -47,8 +47,19 @@ pub struct TableRoute {
 pub struct RouteList {
     #[serde(serialize_with = "first_ones")]
     list: Arc<Vec<TableRoute>>,
+    #[serde(skip)]
+    few: Arc<Few>,
     /// How many more there were than are kept.
     pub beyond: u32,
+}
+
+/// What is looked for at each verdict and is hardly ever many: found once, where a list may have tens of thousands of routes.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Few {
+    /// Blocks of this node.
+    blackholes: Vec<IpNet>,
+    /// The positions of routes of the table `main` that neither BIRD nor Felix wrote, without defaults.
+    others: Vec<u32>,
 }
 
 fn first_ones<S: Serializer>(list: &[TableRoute], to: S) -> Result<S::Ok, S::Error> {
@@ -166,7 +177,16 @@ impl RouteList {
     pub fn new(mut list: Vec<TableRoute>, beyond: u32) -> Self {
         list.sort_unstable();
         list.shrink_to_fit();
-        RouteList { list: Arc::new(list), beyond }
+        let mut few = Few::default();
+        for (at, route) in (0..).zip(&list).filter(|(_, route)| route.table == MAIN) {
+            let length = route.to.prefix_len();
+            if route.is_calicos() && route.kind == RouteKind::Blackhole && length < longest(route.to) {
+                few.blackholes.push(route.to);
+            } else if !route.is_calicos() && length > 0 {
+                few.others.push(at);
+            }
+        }
+        RouteList { list: Arc::new(list), few: Arc::new(few), beyond }
     }
 
     /// All that are kept.
@@ -179,6 +199,11 @@ impl RouteList {
         let start = self.list.partition_point(|route| route.table < MAIN);
         let end = self.list.partition_point(|route| route.table <= MAIN);
         &self.list[start..end]
+    }
+
+    /// Those of the table `main` that neither BIRD nor Felix wrote, without defaults.
+    pub(crate) fn others(&self) -> impl Iterator<Item = &TableRoute> {
+        self.few.others.iter().filter_map(|at| self.list.get(usize::try_from(*at).ok()?))
     }
 
     /// The route to exactly this destination that wins in this table.
@@ -250,10 +275,7 @@ impl Routing {
 
     /// The blocks of this node: Calico routes what is not a pod of it nowhere.
     pub fn blackholes(&self) -> impl Iterator<Item = IpNet> {
-        let own = |route: &&TableRoute| {
-            route.kind == RouteKind::Blackhole && route.is_calicos() && route.to.prefix_len() < longest(route.to)
-        };
-        self.routes.main().iter().filter(own).map(|route| route.to)
+        self.routes.few.blackholes.iter().copied()
     }
 
     /// The rule that decides about this packet, and the route that it finds; none if a standard table decides.
