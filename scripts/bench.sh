@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the product on real parts, as root: `scripts/bench.sh`, or one part alone: `scripts/bench.sh agent`,
-# `aggregator`, `loaded [nft|legacy]` (the agent on a big node), `earliness` (from each fault to the condition in the API).
+# `aggregator`, `loaded [crowd|nft|legacy]` (the agent on a big node), `earliness` (from each fault to the condition in the API).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -17,7 +17,7 @@ suite=bookworm
 # Runtime, network and packet filter of a worker; what makes images; what the tests call themselves.
 test_packages=(
   containerd runc containernetworking-plugins
-  iptables nftables ipset conntrack bird2 prometheus
+  iptables nftables ipset conntrack bird2 prometheus strace
   buildah debootstrap musl-tools busybox-static
   chromium chromium-driver
   iproute2 util-linux procps psmisc curl openssl tar systemd

@@ -1,13 +1,16 @@
 //! What the agent costs on a big node, beside its limits and beside what people use: 250 pods, 20,251 routes and the
-//! rules of 10,000 Services, once with each backend of iptables.
+//! rules of 10,000 Services, once with each backend of iptables; and one look at a node with 250 pods, 1,500 processes and
+//! 500 mounts.
 //!
-//! `scripts/bench.sh loaded`; needs root. Everything is in network namespaces of its own. CPU is counted, never time on
+//! `scripts/bench.sh loaded`, or one part: `loaded crowd`, `nft`, `legacy`; needs root. Everything is in network namespaces of its own. CPU is counted, never time on
 //! the clock, so that it does not matter what else the machine does; only the last figures, from an event to its finding,
 //! are times.
 
 #![allow(clippy::print_stdout, reason = "prints its figures")]
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
 
+#[allow(unreachable_pub, reason = "parts of this benchmark")]
+mod crowd;
 #[path = "../figures/mod.rs"]
 #[allow(unreachable_pub, reason = "shared with the other benchmark")]
 mod figures;
@@ -26,6 +29,7 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -53,6 +57,12 @@ const SYNCS: usize = 25;
 fn main() -> Result<()> {
     let wanted = std::env::args().nth(1).filter(|argument| !argument.starts_with('-'));
     println!("program: {}", program().display());
+    if wanted.as_deref().is_none_or(|wanted| wanted == "crowd") {
+        crowd::look()?;
+    }
+    if wanted.as_deref() == Some("crowd") {
+        return Ok(());
+    }
     let empty = empty()?;
     for backend in [NFT, LEGACY] {
         if wanted.as_deref().is_none_or(|wanted| wanted == backend.name) {
@@ -99,12 +109,16 @@ fn loaded(backend: Backend, empty: f64) -> Result<()> {
 
 /// CPU of a minute in which nothing happens; answers it for one second.
 fn quiet(agent: &Agent, name: &str) -> Result<f64> {
-    let (cpu, looks) = (agent.cpu()?, agent.looks(None)?);
+    let asked = || Ok::<_, anyhow::Error>((runtime::CALLS.load(Ordering::Relaxed), agent.looks(Some("runtime"))?));
+    let (cpu, looks, calls) = (agent.cpu()?, agent.looks(None)?, asked()?);
     let seconds = if name == LEGACY.name { QUIET_LEGACY } else { QUIET };
     sleep(Duration::from_secs(seconds));
     let (cpu, looks) = (agent.cpu()? - cpu, agent.looks(None)? - looks);
     figure(&format!("{name}: CPU of a quiet minute"), cpu * 60.0 / seconds as f64, "s", 0.1);
     figure(&format!("{name}: CPU of one of its {looks} looks"), cpu / looks * 1000.0, "ms", 1.0);
+    let now = asked()?;
+    let calls = (now.0 - calls.0) as f64 / (now.1 - calls.1);
+    figure(&format!("{name}: calls to the runtime of one of its looks"), calls, "", 10.0);
     Ok(cpu / seconds as f64)
 }
 

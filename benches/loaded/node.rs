@@ -45,9 +45,8 @@ impl Node {
     pub fn new(backend: Backend) -> Result<Self> {
         let machine = Machine::worker()?;
         let pods = NetNs::new()?;
-        let holder = Ended(pods.command("sleep").arg("600").spawn()?);
-        stream(&machine, &["ip", "-batch", "-"], |out| links(out, holder.0.id()))?;
-        stream(&machine, &["ip", "-batch", "-"], routes)?;
+        self::pods(&machine, &pods)?;
+        stream(&machine, &["ip", "-batch", "-"], blocks)?;
         stream(&machine, &[backend.restore], rules)?;
         Ok(Node { machine, backend, _pods: pods })
     }
@@ -71,6 +70,15 @@ impl Node {
             writeln!(out, "COMMIT")
         })
     }
+}
+
+/// Links and routes of the pods, whose network is `others`.
+pub fn pods(machine: &Machine, others: &NetNs) -> Result<()> {
+    let holder = Ended(others.command("sleep").arg("600").spawn()?);
+    stream(machine, &["ip", "-batch", "-"], |out| links(out, holder.0.id()))?;
+    stream(machine, &["ip", "-batch", "-"], |out| {
+        (0..PODS).try_for_each(|pod| writeln!(out, "route add 10.200.0.{pod}/32 dev cali{pod:04} scope link"))
+    })
 }
 
 /// A process that ends with this value.
@@ -105,10 +113,7 @@ fn links(out: &mut dyn Write, other: u32) -> std::io::Result<()> {
     Ok(())
 }
 
-fn routes(out: &mut dyn Write) -> std::io::Result<()> {
-    for pod in 0..PODS {
-        writeln!(out, "route add 10.200.0.{pod}/32 dev cali{pod:04} scope link")?;
-    }
+fn blocks(out: &mut dyn Write) -> std::io::Result<()> {
     for block in 0..BLOCKS {
         let (a, b, c) = (100 + block / 1024 / 64, block / 1024 % 64 * 4 + block % 1024 / 256, block % 256);
         writeln!(out, "route add 10.{a}.{b}.{c}/32 via 192.0.2.1 proto bird")?;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -9,6 +10,9 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+
+/// How many calls were answered.
+pub static CALLS: AtomicUsize = AtomicUsize::new(0);
 
 /// Answers at `socket` until this process ends.
 pub fn start(socket: &Path, pods: usize) -> Result<()> {
@@ -31,6 +35,7 @@ pub fn start(socket: &Path, pods: usize) -> Result<()> {
 type Body = StreamBody<futures::stream::Iter<std::array::IntoIter<Result<Frame<Bytes>, Infallible>, 2>>>;
 
 async fn answer(pods: usize, request: http::Request<Incoming>) -> Result<http::Response<Body>, Infallible> {
+    CALLS.fetch_add(1, Ordering::Relaxed);
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
     let asked = request.into_body().collect().await.map(|body| body.to_bytes().to_vec()).unwrap_or_default();
     // The fields are those of `k8s.io/cri-api` `pkg/apis/runtime/v1/api.proto`.
