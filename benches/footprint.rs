@@ -11,7 +11,7 @@
 #![allow(clippy::print_stdout, reason = "prints its figures")]
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
 
-#[allow(unreachable_pub, reason = "shared with the other benchmark")]
+#[allow(unreachable_pub, dead_code, reason = "shared with the other benchmarks")]
 mod figures;
 #[path = "../tests/cluster/product.rs"]
 #[allow(unreachable_pub, dead_code, reason = "shared with the tests")]
@@ -19,14 +19,14 @@ mod product;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use figures::{figure, kib};
+use figures::{figure, inside, kib};
 use product::{Product, SOON, program};
 use support::control_plane::{ControlPlane, Parts};
 use support::node::Node;
@@ -150,7 +150,7 @@ fn aggregator() -> Result<()> {
     let mut times: Vec<f64> = times.lines().filter_map(|line| line.parse().ok()).collect();
     times.sort_by(f64::total_cmp);
     figure("aggregator: /api/v1/report with 500 Nodes, p99", times[times.len() * 99 / 100] * 1000.0, "ms", 10.0);
-    let inside = running.inside()?;
+    let inside = inside(running.0.id())?;
     let status = std::fs::read_to_string(format!("/proc/{inside}/status"))?;
     figure("aggregator: resident memory with 500 Nodes", kib(&status, "VmRSS")? / 1024.0, "MiB", 16.0);
     Ok(())
@@ -205,20 +205,6 @@ fn worker(index: usize) -> Value {
 
 /// A process that ends with this value.
 struct Running(Child);
-
-impl Running {
-    /// The program itself, below what enters the namespace for it.
-    fn inside(&self) -> Result<u32> {
-        let mut pid = self.0.id();
-        loop {
-            let children = Command::new("pgrep").arg("-P").arg(pid.to_string()).output()?;
-            match String::from_utf8(children.stdout)?.lines().next() {
-                Some(child) => pid = child.parse()?,
-                None => return Ok(pid),
-            }
-        }
-    }
-}
 
 impl Drop for Running {
     fn drop(&mut self) {

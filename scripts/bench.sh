@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # Measures the product on real parts, as root: `scripts/bench.sh`, or one part alone: `scripts/bench.sh agent`,
-# `aggregator`, `loaded [crowd|nft|legacy]` (the agent on a big node), `earliness` (from each fault to the condition in the API).
+# `aggregator`, `loaded [crowd|nft|legacy]` (the agent on a big node), `earliness` (from each fault to the condition in the API),
+# `storm` (5,000 agents that write at once), `scale [NODES...]` (the aggregator with thousands of Nodes; 4 GB of memory and
+# half an hour with 15,000).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ "$(id -u)" = 0 ] || { echo "bench: run as root" >&2; exit 1; }
 scripts/setup.sh test
+if [ "${1-}" = storm ]; then
+  exec cargo test --lib -- --ignored --nocapture five_thousand_agents
+fi
 NODEVITALS_BIN=$(scripts/build.sh --quiet)
 export NODEVITALS_BIN
-if [ "${1-}" = loaded ] || [ "${1-}" = earliness ]; then
+if [[ "${1-}" =~ ^(loaded|earliness|scale)$ ]]; then
   part=$1
   shift
   exec cargo bench --bench "$part" -- "$@"

@@ -53,6 +53,8 @@ targets! {
     http => crate::agent::fuzzing::http;
     /// The map of the cluster, as the agent gets it.
     map => crate::agent::fuzzing::map;
+    /// What agents answer and say of the blocks that they route.
+    blocks => crate::aggregator::fuzz_blocks;
     /// What the API server says of everything but Nodes.
     surroundings => crate::aggregator::fuzz_surroundings;
 }

@@ -1,5 +1,6 @@
 //! A small HTTP/1.1 server for the pages of the agent and the aggregator: few connections, short patience.
 
+mod client;
 mod live;
 
 use std::convert::Infallible;
@@ -25,6 +26,7 @@ use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+pub(crate) use client::get;
 pub(crate) use live::Live;
 use live::{Events, events};
 

@@ -12,7 +12,7 @@
 #[allow(unreachable_pub, reason = "parts of this benchmark")]
 mod crowd;
 #[path = "../figures/mod.rs"]
-#[allow(unreachable_pub, reason = "shared with the other benchmark")]
+#[allow(unreachable_pub, dead_code, reason = "shared with the other benchmarks")]
 mod figures;
 #[path = "../../tests/netns/machine.rs"]
 #[allow(unreachable_pub, dead_code, reason = "shared with the tests")]

@@ -1,4 +1,4 @@
-//! The agent's pages: /metrics, /findings, /machinez, /livez, /readyz.
+//! The agent's pages: /metrics, /findings, /blocks, /machinez, /livez, /readyz.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use super::metrics;
 use super::publish::Fates;
 use super::run::Watched;
 use crate::events::Reporter;
+use crate::facts::{Family, Snapshot, part_of};
 use crate::http::{Page, Pages};
 use crate::verdict::{Episodes, Verdict};
 
@@ -55,7 +56,7 @@ impl AgentPages {
 }
 
 impl Pages for AgentPages {
-    fn get(&self, path: &str, _query: &str) -> Page {
+    fn get(&self, path: &str, query: &str) -> Page {
         match path {
             "/metrics" => Page::metrics(&metrics::collect(&self.watched, self.fates.as_ref())),
             "/findings" => self.watched.read(|judge, verdict| {
@@ -80,6 +81,7 @@ impl Pages for AgentPages {
                     },
                 )
             }),
+            "/blocks" => self.watched.read(|judge, _| blocks(judge.snapshot(), query)),
             // For who replaces machines by an HTTP check. Before the first look nobody can say that one is broken.
             "/machinez" => self.watched.read(|_, verdict| match verdict.and_then(Verdict::fault_of_the_machine) {
                 Some(fault) => Page::text(503, format!("{}: {}\n", fault.code, fault.detail)),
@@ -90,5 +92,29 @@ impl Pages for AgentPages {
             "/readyz" => Page::text(503, "the first look is not complete yet\n"),
             _ => Page::not_found(),
         }
+    }
+}
+
+/// For the aggregator: which blocks of pod addresses of a family this node routes, of the parts that it asks for.
+fn blocks(now: &Snapshot, query: &str) -> Page {
+    let value = |key: &str| query.split('&').find_map(|part| part.strip_prefix(key)?.strip_prefix('='));
+    let family = match value("family") {
+        Some("4") => Some(Family::V4),
+        Some("6") => Some(Family::V6),
+        _ => None,
+    };
+    let parts = value("parts").and_then(|parts| u16::from_str_radix(parts, 16).ok());
+    let (Some(family), Some(parts)) = (family, parts) else {
+        return Page::text(
+            400,
+            "ask for /blocks?family=4&parts=ffff (4 or 6; a mask of the 16 parts, in hexadecimal)\n",
+        );
+    };
+    match now.routed_blocks(family) {
+        Some(mut blocks) => {
+            blocks.retain(|block| parts & (1 << part_of(*block)) != 0);
+            Page::json(200, &serde_json::json!({ "blocks": blocks }))
+        }
+        None => Page::text(503, "it is not known which blocks are routed: no map, no Calico, or too many routes\n"),
     }
 }

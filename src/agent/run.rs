@@ -1,7 +1,7 @@
 //! The loop: look, judge, believe, tell.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,7 +20,7 @@ use crate::bundle::Facts;
 use crate::checks::WORKER_PROBLEM;
 use crate::clock::{now, since_boot};
 use crate::config::Config;
-use crate::facts::{Identity, Seen, Writes};
+use crate::facts::{BlockSums, Family, Identity, Seen, Writes};
 use crate::verdict::{self, Episodes, NodeCondition, Now, Raised, Status, Told, Verdict, told};
 
 /// The first verdict waits this long for sources that have not answered yet; theirs is then unknown.
@@ -55,6 +55,11 @@ impl Watched {
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Judge, Option<&Verdict>) -> T) -> T {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         read(&state.0, state.1.as_ref())
+    }
+
+    /// How many nodes the cluster has; 0 where that is not known.
+    fn nodes(&self) -> usize {
+        self.read(|judge, _| judge.snapshot().cluster.get().map_or(0, |map| map.nodes.len()))
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Judge) -> T) -> T {
@@ -95,15 +100,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let (tell, told) = watch::channel(None);
     let doubt = Arc::new(Notify::new());
-    let every = Duration::from_secs(options.map_interval);
-    let asked = (!every.is_zero()).then(|| observe::Asked {
-        ways: ways.clone(),
-        node: options.node_name.clone(),
-        namespace: options.namespace.clone(),
-        every,
-    });
+    let own = Own::default();
+    let crowd = Arc::clone(&own);
+    let crowd = move || crowd.get().map_or(0, |watched| watched.nodes());
+    let asked = (options.map_interval > 0).then(|| asked(&options, &ways, Arc::clone(&own)));
     let events_by = ways.clone();
-    let mut writer = Writer::new(ways, options.node_name.clone(), told, Arc::clone(&doubt), options.heartbeat);
+    let mut writer = Writer::new(ways, options.node_name.clone(), told, Arc::clone(&doubt), options.heartbeat)
+        .among(Arc::new(crowd));
     let observer = observe::start(&host, asked);
     let identity = Identity { node_name: Some(options.node_name.clone()), ..observe::identity(&host) };
     let mut judge = Judge::new(identity, &config, now());
@@ -118,6 +121,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let taken = writer.writes();
     judge.take_writes(taken.borrow().clone());
     let watched = Arc::new(Watched::new(judge, observer.stats().clone()));
+    // Only its start sets it.
+    own.set(Arc::clone(&watched)).ok();
     let reporter = announcer.as_ref().map(|announcer| announcer.start(events_by));
     let pages = AgentPages::new(Arc::clone(&watched), Some((writer.fates(), reporter)));
     tokio::spawn(crate::http::serve(listener, Arc::new(pages)));
@@ -133,6 +138,29 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// The node, once it is watched.
+type Own = Arc<OnceLock<Arc<Watched>>>;
+
+/// Whom to ask about the cluster, and what to say of this node with that.
+fn asked(options: &Options, ways: &[Api], own: Own) -> observe::Asked {
+    observe::Asked {
+        ways: ways.to_vec(),
+        node: options.node_name.clone(),
+        namespace: options.namespace.clone(),
+        every: Duration::from_secs(options.map_interval),
+        tells: Arc::new(move || own.get().map(|watched| block_sums(watched)).unwrap_or_default()),
+    }
+}
+
+/// What the aggregator compares with what other nodes say: sums over the blocks that this node routes, by family.
+fn block_sums(watched: &Watched) -> String {
+    let sums = [(Family::V4, "v4"), (Family::V6, "v6")].into_iter().filter_map(|(family, key)| {
+        let blocks = watched.read(|judge, _| judge.snapshot().routed_blocks(family))?;
+        (!blocks.is_empty()).then(|| format!("&{key}={}", BlockSums::of(blocks)))
+    });
+    sums.collect()
 }
 
 /// Ways to the API server, best first.

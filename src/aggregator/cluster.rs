@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::agreement::Agreement;
 use super::backends::Backends;
 use super::ipam::Ipam;
 use super::memory::Memory;
@@ -47,6 +48,8 @@ pub(crate) struct Cluster {
     pub(crate) ipam: Option<Ipam>,
     /// Who answers for webhooks.
     pub(crate) backends: Backends,
+    /// Who routes other blocks of pod addresses than most.
+    pub(crate) agreement: Agreement,
     /// Moves when the report is another one.
     pub(crate) revision: u64,
     /// How the Nodes are seen.

@@ -5,6 +5,7 @@
 //!                          └────▶ stale (pure) ──▶ write (leader only)
 //! ```
 
+mod agreement;
 mod backends;
 mod cluster;
 mod drift;
@@ -51,6 +52,8 @@ use surroundings::What;
 use watch::Kind;
 
 #[cfg(fuzzing)]
+pub(crate) use agreement::fuzz as fuzz_blocks;
+#[cfg(fuzzing)]
 pub(crate) use model::fuzz;
 pub(crate) use offline::from_node_objects;
 #[cfg(test)]
@@ -86,6 +89,15 @@ pub struct Options {
     #[command(flatten)]
     server: Server,
 
+    /// Port of the agents' pages on the nodes: who routes other pod blocks than most of the mesh is asked there which
+    #[arg(long, value_name = "PORT", default_value_t = 10580)]
+    agent_port: u16,
+
+    /// So long a node has to route other pod blocks than most of its mesh before it is told, in seconds; BGP needs up to
+    /// four minutes to agree on a block that comes or goes
+    #[arg(long, value_name = "SECONDS", default_value_t = agreement::HOLD.as_secs())]
+    agreement_hold: u64,
+
     /// Only watch and answer: never lead, and so never write anything to the API server
     #[arg(long)]
     read_only: bool,
@@ -101,6 +113,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let store = Arc::new(Store::watched());
+    store.lock().cluster.agreement.hold = Duration::from_secs(options.agreement_hold);
     let identity = options.identity.clone().unwrap_or_else(own_identity);
     let mut elector = Elector::new(&options.namespace, &identity);
     let pages = Arc::new(AggregatorPages::new(Arc::clone(&store), now, LISTENERS));
@@ -114,6 +127,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = memory::run(&api.unary, &store, &options.namespace) => match never {},
         never = ipam::run(&api.unary, &store) => match never {},
         never = backends::run(&api.unary, &store) => match never {},
+        never = agreement::run(&store, options.agent_port) => match never {},
         never = elect(&api, &store, &mut elector, options.read_only) => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

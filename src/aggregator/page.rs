@@ -8,11 +8,14 @@ use crate::http::Page;
 const HTML: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
+/// What `/api/v1` answers, as OpenAPI 3.
+const OPENAPI: &str = include_str!("page/openapi.json");
 
 /// The page or one of its parts.
 pub(super) fn get(path: &str) -> Option<Page> {
     let (content_type, text) = match path {
         "/" => ("text/html; charset=utf-8", HTML),
+        "/api/v1/openapi.json" => ("application/json", OPENAPI),
         "/page.css" => ("text/css; charset=utf-8", STYLE),
         "/page.js" => ("text/javascript; charset=utf-8", SCRIPT),
         _ => return None,

@@ -57,7 +57,9 @@ impl Pages for AggregatorPages {
 
     fn shared(&self, path: &str, query: &str) -> Option<Shared> {
         let node = (path == MAP).then(|| node_of(query)).flatten()?;
-        let map = self.store.map((self.clock)()).ok()?;
+        let now = (self.clock)();
+        self.store.blocks_told(&node, query, now);
+        let map = self.store.map(now).ok()?;
         let head = format!("{{\"own\":{},", serde_json::to_string(&node).ok()?).into_bytes();
         Some(Shared { etag: map.etag, head, rest: map.rest })
     }
@@ -227,5 +229,7 @@ fn own(registry: &mut Registry, store: &Store, report: &ClusterReport) {
     set(&build, &vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1);
 }
 
+#[cfg(test)]
+mod openapi_tests;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,13 @@
 //! The one place where what is known is kept: watches put it in, pages and the writer read it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::agreement::{Question, told};
 use super::cluster::Cluster;
 use super::map::{LastMap, Written};
 use super::model::NodeView;
@@ -79,6 +82,37 @@ impl Store {
     pub(super) fn map(&self, now: Now) -> Result<Written, &'static str> {
         let inner = &mut *self.lock();
         inner.map.get(&inner.cluster, now.since_boot)
+    }
+
+    /// Takes in what is said of a node's blocks in the query of a question for the map.
+    pub(super) fn blocks_told(&self, node: &str, query: &str, now: Now) {
+        let cluster = &mut self.lock().cluster;
+        if cluster.node(node).is_some() {
+            told(query).for_each(|(family, sums)| cluster.agreement.says(node, family, sums, now.since_boot));
+        }
+    }
+
+    /// Compares what was said; answers with whom to ask.
+    pub(super) fn compare_blocks(&self, now: Now) -> Vec<Question> {
+        let mut questions = Vec::new();
+        self.change(|cluster| {
+            let before = cluster.agreement.differing().count();
+            let mut agreement = std::mem::take(&mut cluster.agreement);
+            questions = agreement.look(cluster, now);
+            cluster.agreement = agreement;
+            cluster.revision += u64::from(cluster.agreement.differing().count() != before);
+        });
+        questions
+    }
+
+    /// Takes in what two agents answered.
+    pub(super) fn blocks_answered(&self, question: &Question, answer: Result<[Vec<IpNet>; 2], String>, now: Duration) {
+        self.change(|cluster| {
+            let mut agreement = std::mem::take(&mut cluster.agreement);
+            let other = agreement.answered(cluster, question, answer, now);
+            cluster.agreement = agreement;
+            cluster.revision += u64::from(other);
+        });
     }
 
     /// Whether everything has been listed once.

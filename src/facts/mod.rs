@@ -4,6 +4,7 @@
 //! apart all the way to the report. The rooms that fill these in are private inside [`crate::agent`].
 
 mod bgp;
+mod block_sums;
 mod changes;
 mod cluster;
 mod cni;
@@ -34,6 +35,7 @@ mod writes;
 mod xtables_lock;
 
 pub use bgp::{Bgp, BgpPeer, BgpState, BgpTcp, Bird, BirdDaemon, KernelProtocol, TunnelPeer};
+pub(crate) use block_sums::{BlockSums, PARTS, part_of};
 pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};

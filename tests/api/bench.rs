@@ -214,8 +214,13 @@ impl Bench {
 
     /// Starts an aggregator by this name.
     pub(crate) fn aggregator(&self, name: &str) -> Result<Running<'_>> {
+        self.aggregator_with(name, &[])
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn aggregator_with(&self, name: &str, more: &[&str]) -> Result<Running<'_>> {
         let kubeconfig = self.kubeconfig_of("aggregator", name)?;
-        self.start(&["aggregator", "--identity", name, "--kubeconfig", path(&kubeconfig)?])
+        self.start(&[&["aggregator", "--identity", name, "--kubeconfig", path(&kubeconfig)?][..], more].concat())
     }
 
     /// Starts the program; it listens on a port of its own.

@@ -10,6 +10,7 @@ mod browser;
 
 mod agent;
 mod aggregator;
+mod agreement;
 mod events;
 mod map;
 mod native_proxy;

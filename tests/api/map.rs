@@ -15,7 +15,7 @@ use crate::support::wait::eventually;
 const SET_UP: Duration = Duration::from_secs(120);
 
 /// Calico's kinds, without their schemas.
-fn calico(bench: &Bench) -> Result<()> {
+pub(crate) fn calico(bench: &Bench) -> Result<()> {
     let kinds =
         [("blockaffinities", "BlockAffinity"), ("ippools", "IPPool"), ("bgpconfigurations", "BGPConfiguration")];
     let definition = |(plural, kind): (&str, &str)| {
@@ -38,7 +38,7 @@ fn calico(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn object(kind: &str, name: &str, spec: &Value) -> Value {
+pub(crate) fn object(kind: &str, name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "crd.projectcalico.org/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
 
@@ -94,7 +94,7 @@ fn calico_node(bench: &Bench, node: &str) -> Result<()> {
 }
 
 /// The Service leads to an aggregator on this port.
-fn leads_to(bench: &Bench, port: u32) -> Result<()> {
+pub(crate) fn leads_to(bench: &Bench, port: u32) -> Result<()> {
     let pod = "PATCH strategic /api/v1/namespaces/nodevitals/pods/aggregator-m/status";
     bench.admin(pod, &json!({"status": {"podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}]}}))?;
     let name = "nodevitals-aggregator";
@@ -157,6 +157,11 @@ fn agents_know_the_cluster_through_the_aggregator() -> Result<()> {
         Ok(())
     });
     assert_eq!(bench.writes_on("m1", crate::bench::AGENT)?.len(), writes, "the Node says what it said");
+    no_calico(&bench)
+}
+
+/// Takes Calico's kinds and objects away.
+pub(crate) fn no_calico(bench: &Bench) -> Result<()> {
     let kinds = ["blockaffinities", "ippools", "bgpconfigurations"].map(|kind| format!("{kind}.crd.projectcalico.org"));
     bench.kubectl(&[&["delete", "crd"][..], &kinds.each_ref().map(String::as_str)].concat())?;
     Ok(())
@@ -207,7 +212,7 @@ fn drawn(map: &Value) -> Result<()> {
     Ok(())
 }
 
-fn findings(aggregator: &Running) -> Result<Vec<Value>> {
+pub(crate) fn findings(aggregator: &Running) -> Result<Vec<Value>> {
     let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report")?)?;
     Ok(report["cluster"].as_array().cloned().unwrap_or_default())
 }

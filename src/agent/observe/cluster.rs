@@ -1,6 +1,7 @@
 //! What a node cannot know by itself, asked of the aggregator through the API server's proxy: the way works as long as
 //! the node reaches its API server, whatever has become of Pod network, kube-proxy and DNS.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT, ETAG, HeaderValue, IF_NONE_MATCH};
@@ -33,6 +34,8 @@ pub(crate) struct Asked {
     pub(crate) namespace: String,
     /// Between two questions.
     pub(crate) every: Duration,
+    /// What is told of this node along with the question: more parameters of its query.
+    pub(crate) tells: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 /// What an aggregator answered.
@@ -108,9 +111,11 @@ impl ClusterSource {
     }
 
     async fn ask(&mut self) -> Result<Answer, Failed> {
-        let Asked { ways, node, namespace, .. } = &self.asked;
-        let uri =
-            format!("/api/v1/namespaces/{namespace}/services/nodevitals-aggregator:http/proxy/api/v1/map?node={node}");
+        let Asked { ways, node, namespace, tells, .. } = &self.asked;
+        let told = tells();
+        let uri = format!(
+            "/api/v1/namespaces/{namespace}/services/nodevitals-aggregator:http/proxy/api/v1/map?node={node}{told}"
+        );
         let mut request = http::Request::get(uri)
             .header(ACCEPT, HeaderValue::from_static("application/json"))
             .body(Body::empty())

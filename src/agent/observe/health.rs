@@ -3,17 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, HOST, USER_AGENT};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
-
-use crate::facts::{Health, HttpAnswer, LookError, Reason, Seen};
+use crate::facts::{Health, HttpAnswer, LookError, Seen};
 
 /// Loopback answers at once or not at all.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -59,57 +49,17 @@ fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// Asks for a page by HTTP/1.1, with a new connection. Every status is an answer.
-pub(crate) async fn get(address: SocketAddr, path: &str, deadline: Duration) -> Result<HttpAnswer, LookError> {
-    let what = format!("http://{address}{path}");
-    match timeout(deadline, exchange(address, path, &what)).await {
-        Ok(result) => result,
-        Err(_) => Err(LookError::timed_out(what, deadline.as_secs_f32())),
-    }
-}
-
-async fn exchange(address: SocketAddr, path: &str, what: &str) -> Result<HttpAnswer, LookError> {
-    let broken = |error: hyper::Error| {
-        let reason = if error.is_parse() { Reason::Malformed } else { Reason::Failed };
-        LookError::new(what, reason, format!("connected, but then: {error}"))
-    };
-    let stream = TcpStream::connect(address).await.map_err(|error| LookError::io(what, &error))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    // Dropping the set closes the connection.
-    let mut driver = JoinSet::new();
-    driver.spawn(async move {
-        // Its errors reach the request that they break.
-        connection.await.ok();
-    });
-    let request = http::Request::get(path)
-        .header(HOST, address.to_string())
-        .header(USER_AGENT, concat!("nodevitals/", env!("CARGO_PKG_VERSION")))
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| LookError::new(what, Reason::Failed, error.to_string()))?;
-    let response = sender.send_request(request).await.map_err(broken)?;
-    let status = response.status().as_u16();
-    let body = beginning(response.into_body()).await.map_err(broken)?;
-    Ok(HttpAnswer { status, body })
-}
-
-/// The first bytes of a body, however long it is.
-async fn beginning(mut body: Incoming) -> Result<String, hyper::Error> {
-    let mut bytes = Vec::new();
-    while bytes.len() < BODY
-        && let Some(frame) = body.frame().await
-    {
-        bytes.extend_from_slice(frame?.data_ref().map_or(&[], |data| data));
-    }
-    bytes.truncate(BODY);
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+async fn get(address: SocketAddr, path: &str, deadline: Duration) -> Result<HttpAnswer, LookError> {
+    crate::http::get(address, path, BODY, deadline).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::Reason;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
 
     /// Answers each connection with what `answer` makes of its request.
     async fn serve(answer: fn(&str) -> String) -> (SocketAddr, JoinSet<()>) {

@@ -3,6 +3,8 @@
 mod node;
 mod patch;
 pub(crate) mod state_file;
+#[cfg(test)]
+mod storm;
 mod writer;
 
 pub(crate) use node::{NodeNow, read_node};

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::node::timed_out;
 use super::{NodeNow, patch, read_node};
 use crate::api::{Api, chain};
-use crate::backoff::{Backoff, jitter};
+use crate::backoff::{Backoff, jitter, part};
 use crate::facts::{LookError, Reason, Seen, Writes};
 use crate::verdict::Told;
 
@@ -21,6 +21,8 @@ use crate::verdict::Told;
 const DEADLINE: Duration = Duration::from_secs(35);
 /// First and longest wait after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// An API server that is overloaded gets no more writes than this of all agents together in a second.
+const RATE: u32 = 200;
 /// Longest wait that a server may ask for.
 const LONGEST_WAIT: u32 = 300;
 /// Writers of node status that matter give up after this time (catalogue H11): calico-node does.
@@ -64,6 +66,8 @@ pub(crate) struct Writer {
     told: watch::Receiver<Option<Told>>,
     /// Woken when the Node has to be read again: the process was paused, or the connection was lost.
     doubt: Arc<Notify>,
+    /// How many nodes there are, as far as it is known: so many may write at the same time.
+    crowd: Arc<dyn Fn() -> usize + Send + Sync>,
     heartbeat: Option<Duration>,
     fates: Fates,
     /// What the Node says; none when that has to be read first.
@@ -99,6 +103,7 @@ impl Writer {
             node,
             told,
             doubt,
+            crowd: Arc::new(|| 0),
             heartbeat,
             fates: Fates::default(),
             known: None,
@@ -106,6 +111,11 @@ impl Writer {
             probes: Backoff::new(PROBES.0, PROBES.1),
             newest: (0, 0),
         }
+    }
+
+    /// As one of so many writers.
+    pub(crate) fn among(self, crowd: Arc<dyn Fn() -> usize + Send + Sync>) -> Self {
+        Writer { crowd, ..self }
     }
 
     /// What became of the writes so far.
@@ -143,13 +153,19 @@ impl Writer {
                     self.rest().await;
                     continue;
                 }
-                // Not all agents at once when the time that was asked for is over.
-                Round::Failed(Some(asked)) => asked + jitter(BACK_OFF.0 * 2),
+                // Not all agents at once when the time that was asked for is over, and of many nodes no more than the server
+                // can take: a fault that all have at the same time is told within seconds even so.
+                Round::Failed(Some(asked)) => asked + part((backoff.wait() * 2).max(self.crowded())),
                 Round::Failed(None) => backoff.wait(),
             };
             // The latest truth wins: what is told meanwhile is not queued but read after the wait.
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// How long all nodes need to write once.
+    fn crowded(&self) -> Duration {
+        Duration::from_secs(1) * u32::try_from((self.crowd)()).unwrap_or(u32::MAX) / RATE
     }
 
     /// Waits for something to do.

@@ -4,6 +4,7 @@ mod calico;
 mod controllers;
 mod inventory;
 mod ipam;
+mod routes;
 mod webhooks;
 mod workers;
 
@@ -103,6 +104,7 @@ pub(super) fn findings(
     drafts.extend(inventory::findings(cluster, duplicates, now));
     drafts.extend(workers::findings(cluster, now));
     drafts.extend(ipam::findings(cluster, now));
+    drafts.extend(routes::findings(cluster));
     let mut all: Vec<ClusterFinding> = drafts.into_iter().map(|draft| draft.told(only)).collect();
     all.retain(|finding| only.is_none() || !finding.workers.is_empty());
     // The sort is stable: what is alike stays as it was found.

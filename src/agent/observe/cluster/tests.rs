@@ -37,7 +37,8 @@ async fn asks(answers: &[(&str, &str, String)]) -> (ClusterSource, Arc<Mutex<Vec
     });
     let api = Api::from_config(Config::new(format!("http://{address}").parse().expect("a URL"))).expect("a client");
     let every = Duration::from_secs(60);
-    let asked = Asked { ways: vec![api], node: "n1".into(), namespace: "nodevitals".into(), every };
+    let tells = Arc::new(|| "&v4=00".to_owned());
+    let asked = Asked { ways: vec![api], node: "n1".into(), namespace: "nodevitals".into(), every, tells };
     (ClusterSource::new(asked), log)
 }
 
@@ -61,7 +62,7 @@ async fn what_it_has_is_not_sent_again() {
     source.forget();
     assert!(matches!(source.look().await, Ok(Answer::New(_))));
     let log = log.lock().expect("no panic");
-    let path = "GET /api/v1/namespaces/nodevitals/services/nodevitals-aggregator:http/proxy/api/v1/map?node=n1 ";
+    let path = "GET /api/v1/namespaces/nodevitals/services/nodevitals-aggregator:http/proxy/api/v1/map?node=n1&v4=00 ";
     assert!(log[0].starts_with(path), "{log:?}");
     let known: Vec<_> = log.iter().map(|head| head.contains("if-none-match: \"e1\"")).collect();
     assert_eq!(known, [false, true, false]);

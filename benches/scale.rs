@@ -1,0 +1,219 @@
+//! What the aggregator costs with 500, 5,000 and 15,000 Nodes of real size on a real API server, each with its agent's Pod:
+//! `scripts/bench.sh scale [NODES...]`. Prints figures beside their limits.
+//!
+//! Needs root; the script installs what is missing and builds the program that is measured.
+
+#![allow(clippy::print_stdout, reason = "prints its figures")]
+#![allow(clippy::cast_precision_loss, reason = "figures for people")]
+
+#[allow(unreachable_pub, dead_code, reason = "shared with the other benchmarks")]
+mod figures;
+#[allow(unreachable_pub, dead_code, reason = "shared with the other benchmarks")]
+mod many;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use figures::{cpu_seconds, figure, inside, kib};
+use many::{Sender, agent_pod, is_ready, name, worker};
+use support::control_plane::{ControlPlane, Parts};
+
+/// Most of what is listed and changed takes a while on a machine that is busy with something else.
+const LONG: Duration = Duration::from_secs(240);
+/// Workers that change within a second.
+const CHANGING: usize = 1_000;
+/// A quiet time, in seconds.
+const QUIET: u64 = 60;
+const PAGE: &str = "http://127.0.0.1:8080";
+
+fn main() -> Result<()> {
+    let program =
+        std::env::var_os("NODEVITALS_BIN").context("run scripts/bench.sh: it builds the program to measure")?;
+    let sizes: Vec<usize> = std::env::args().skip(1).filter_map(|size| size.parse().ok()).collect();
+    let sizes = if sizes.is_empty() { vec![500, 5_000, 15_000] } else { sizes };
+    let control_plane = ControlPlane::start(Parts::ApiOnly)?;
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "nodevitals"}}),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "nodevitals"}}),
+    ] {
+        control_plane.apply(&object.to_string())?;
+    }
+    let mut there = 0;
+    for size in sizes {
+        let sender = Sender::new(&control_plane)?;
+        let pods = "/api/v1/namespaces/nodevitals/pods";
+        sender.send("POST", (there..size).map(|index| ("/api/v1/nodes".to_owned(), worker(index))))?;
+        sender.send("POST", (there..size).map(|index| (pods.to_owned(), agent_pod(index))))?;
+        sender
+            .send("PATCH", (there..size).map(|index| (format!("{pods}/agent-{}/status", name(index)), is_ready())))?;
+        there = size;
+        measure(&control_plane, &program.clone().into(), size)?;
+    }
+    Ok(())
+}
+
+/// What is allowed with this many: seconds to the first report, MiB.
+fn limits(size: usize) -> (f64, f64) {
+    match size {
+        ..=500 => (10.0, 16.0),
+        501..=5_000 => (30.0, 24.0),
+        _ => (90.0, 56.0),
+    }
+}
+
+fn measure(control_plane: &ControlPlane, program: &PathBuf, size: usize) -> Result<()> {
+    let (first, memory) = limits(size);
+    let mut command = control_plane.command_in(program);
+    command.args(["aggregator", "--read-only", "--namespace", "nodevitals", "--kubeconfig"]);
+    let started = Instant::now();
+    let running = Running(
+        command.arg(control_plane.admin_kubeconfig()?).env("MALLOC_ARENA_MAX", "1").stdout(Stdio::null()).spawn()?,
+    );
+    let fetch = |page: &str| control_plane.exec_in_ns(&["curl", "-sf", &format!("{PAGE}{page}")]);
+    until("the report counts all workers", || {
+        fetch("/readyz")?;
+        let report: Value = serde_json::from_str(&fetch("/api/v1/report")?)?;
+        ensure!(report["workers"]["total"] == size, "{}", report["workers"]);
+        Ok(())
+    })?;
+    let show =
+        |what: &str, value: f64, unit: &str, limit: f64| figure(&format!("{size} Nodes: {what}"), value, unit, limit);
+    show("start to a served report", started.elapsed().as_secs_f64(), "s", first);
+    let pid = inside(running.0.id())?;
+
+    let before = cpu_seconds(pid)?;
+    std::thread::sleep(Duration::from_secs(QUIET));
+    show("CPU when nothing changes", (cpu_seconds(pid)? - before) / QUIET as f64 * 100.0, "% of a core", 2.0);
+
+    let script =
+        format!("for i in $(seq 200); do curl -s -o /dev/null -w '%{{time_total}}\\n' {PAGE}/api/v1/report; done");
+    let before = cpu_seconds(pid)?;
+    let times = control_plane.exec_in_ns(&["sh", "-c", &script])?;
+    let mut times: Vec<f64> = times.lines().filter_map(|line| line.parse().ok()).collect();
+    times.sort_by(f64::total_cmp);
+    show("/api/v1/report, p99", times[times.len() * 99 / 100] * 1000.0, "ms", 20.0);
+    show("/api/v1/report, median", times[times.len() / 2] * 1000.0, "ms", 20.0);
+    show("/api/v1/report, CPU for each", (cpu_seconds(pid)? - before) / times.len() as f64 * 1000.0, "ms", 20.0);
+    show("/api/v1/report, size", fetch("/api/v1/report")?.len() as f64 / 1024.0, "KiB", f64::INFINITY);
+
+    changes(control_plane, size, pid)?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    show("resident memory", kib(&status, "VmRSS")? / 1024.0, "MiB", memory);
+    show("most resident memory so far", kib(&status, "VmHWM")? / 1024.0, "MiB", f64::INFINITY);
+    Ok(())
+}
+
+/// Heartbeats, which nobody sees, and then as many workers as may fail at once, which a page is told.
+fn changes(control_plane: &ControlPlane, size: usize, pid: u32) -> Result<()> {
+    let many = CHANGING.min(size);
+    let sender = Sender::new(control_plane)?;
+    let path = |index: usize| format!("/api/v1/nodes/{}/status", name(index));
+    let show =
+        |what: &str, value: f64, unit: &str, limit: f64| figure(&format!("{size} Nodes: {what}"), value, unit, limit);
+
+    let before = cpu_seconds(pid)?;
+    sender.send("PATCH", (0..many).map(|index| (path(index), many::heartbeat())))?;
+    std::thread::sleep(Duration::from_secs(2));
+    let cost = (cpu_seconds(pid)? - before) / many as f64;
+    show("CPU for a kubelet's heartbeat", cost * 1e6, "us", 1_000.0);
+    // A kubelet whose node does not change writes its status every five minutes.
+    show("CPU when quiet, with heartbeats", cost * size as f64 / 300.0 * 100.0, "% of a core", 2.0);
+
+    let mut page = Page::open(control_plane)?;
+    let before = cpu_seconds(pid)?;
+    let started = Instant::now();
+    sender.send("PATCH", (0..many).map(|index| (path(index), many::failed())))?;
+    let sent = Instant::now();
+    let seen = page.shows(many)?;
+    show("time that the API server took for 1,000 changes", (sent - started).as_secs_f64(), "s", f64::INFINITY);
+    show("from the last of 1,000 changes to the page", seen.saturating_duration_since(sent).as_secs_f64(), "s", 2.0);
+    show(
+        "CPU for a change that is shown, page and all",
+        (cpu_seconds(pid)? - before) / many as f64 * 1e6,
+        "us",
+        f64::INFINITY,
+    );
+
+    let before = cpu_seconds(pid)?;
+    drop(page);
+    sender.send("PATCH", (0..many).map(|index| (path(index), many::well())))?;
+    std::thread::sleep(Duration::from_secs(2));
+    show("CPU for a change while nobody looks", (cpu_seconds(pid)? - before) / many as f64 * 1e6, "us", 1_000.0);
+    Ok(())
+}
+
+/// What a browser does: it listens, and fetches the report when it is told to.
+struct Page<'a> {
+    control_plane: &'a ControlPlane,
+    listening: Child,
+    lines: std::sync::mpsc::Receiver<Instant>,
+}
+
+impl<'a> Page<'a> {
+    fn open(control_plane: &'a ControlPlane) -> Result<Self> {
+        let script = format!("while :; do curl -sN {PAGE}/api/v1/live || sleep 0.5; done");
+        let mut command = control_plane.command_in("sh");
+        let mut listening = command.args(["-c", &script]).stdout(Stdio::piped()).spawn()?;
+        let output = listening.stdout.take().context("piped above")?;
+        let (told, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if line.starts_with("data:") && told.send(Instant::now()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Page { control_plane, listening, lines })
+    }
+
+    /// When it shows that so many workers are Critical.
+    fn shows(&mut self, critical: usize) -> Result<Instant> {
+        loop {
+            self.lines.recv_timeout(LONG).context("no event")?;
+            // Of events that came while it fetched, one is enough.
+            while self.lines.try_recv().is_ok() {}
+            let report = self.control_plane.exec_in_ns(&["curl", "-sf", &format!("{PAGE}/api/v1/report")])?;
+            let at = Instant::now();
+            let report: Value = serde_json::from_str(&report)?;
+            if report["workers"]["critical"] == critical {
+                return Ok(at);
+            }
+        }
+    }
+}
+
+impl Drop for Page<'_> {
+    fn drop(&mut self) {
+        self.listening.kill().ok();
+        self.listening.wait().ok();
+    }
+}
+
+fn until(what: &str, mut look: impl FnMut() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + LONG;
+    loop {
+        match look() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > end => return Err(error.context(what.to_owned())),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// A process that ends with this value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}

@@ -1,0 +1,202 @@
+//! Five thousand agents' writers and one real API server: what it costs when nothing happens, and when all lose the same
+//! route at once. `scripts/bench.sh storm`
+
+#![allow(clippy::print_stdout, reason = "prints its figures")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+
+use self::support::control_plane::{Bound, ControlPlane, Parts};
+use super::{Fates, Writer};
+use crate::api::Api;
+use crate::checks::{Area, WORKER_PROBLEM};
+use crate::verdict::{NodeCondition, Status, Told, annotation};
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+const AGENTS: usize = 5_000;
+/// Every condition is written within this time.
+const WITHIN: Duration = Duration::from_secs(60);
+/// For what is only prepared, on a machine that is busy with something else.
+const LONG: Duration = Duration::from_secs(600);
+const QUIET: Duration = Duration::from_secs(60);
+const AGENT: &str = "system:serviceaccount:nodevitals:nodevitals-agent";
+
+fn name(index: usize) -> String {
+    format!("worker-{index:05}")
+}
+
+/// What is told of a worker that is well, or has no route to the pods of another.
+fn told(well: bool) -> Told {
+    let now = Timestamp::now();
+    let said = "Pods of node worker-00001 in 172.16.1.0/26 have no route; packets to it would take `default via 10.0.0.1`. \
+                Next: check how calico-node here gets routes and delete its pod so that it programs them again.";
+    let finding = json!([{
+        "code": "RemoteBlockRouteMissing", "severity": "critical", "area": "podRouting", "subject": "worker-00001", "since": now,
+        "detail": said, "next": said,
+    }]);
+    let condition = |kind: &str, healthy: &str, affected: bool| NodeCondition {
+        kind: kind.to_owned(),
+        status: if affected { Status::True } else { Status::False },
+        reason: if affected { "RemoteBlockRouteMissing" } else { healthy }.to_owned(),
+        message: if affected { said } else { "No problem found." }.to_owned(),
+        last_transition_time: Some(now),
+    };
+    let mut conditions = vec![condition(WORKER_PROBLEM, "WorkerHealthy", !well)];
+    conditions.extend(
+        Area::ALL.map(|area| condition(area.condition(), area.healthy_reason(), !well && area == Area::PodRouting)),
+    );
+    let annotations = [
+        (annotation::STATE, if well { "Normal" } else { "Critical" }.to_owned()),
+        (annotation::SINCE, now.to_string()),
+        (annotation::FINDINGS, if well { "[]".to_owned() } else { finding.to_string() }),
+    ];
+    Told { conditions, annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into() }
+}
+
+/// The agents of all nodes.
+struct Agents {
+    told: watch::Sender<Option<Told>>,
+    fates: Vec<Fates>,
+}
+
+impl Agents {
+    fn start(api: &Api) -> Self {
+        let (told, _) = watch::channel(None);
+        let start = |index| {
+            let writer = Writer::new(vec![api.clone()], name(index), told.subscribe(), Arc::new(Notify::new()), 0);
+            let writer = writer.among(Arc::new(|| AGENTS));
+            let fates = writer.fates();
+            tokio::spawn(writer.run());
+            fates
+        };
+        let fates = (0..AGENTS).map(start).collect();
+        Agents { told, fates }
+    }
+
+    fn written(&self) -> u64 {
+        self.fates.iter().map(Fates::written).sum()
+    }
+
+    fn failed(&self) -> u64 {
+        self.fates.iter().map(Fates::failed).sum()
+    }
+
+    /// Tells all the same, and waits until each has written it.
+    async fn tell(&self, well: bool) -> Result<Duration> {
+        let (before, began) = (self.written(), Instant::now());
+        self.told.send_replace(Some(told(well)));
+        while self.written() < before + AGENTS as u64 {
+            ensure!(began.elapsed() < LONG, "{} of {AGENTS} have written", self.written() - before);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(began.elapsed())
+    }
+}
+
+async fn post(client: &kube::Client, index: usize) -> Result<()> {
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name(index)},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}});
+    let request = http::Request::post("/api/v1/nodes")
+        .header("content-type", "application/json")
+        .body(node.to_string().into_bytes())?;
+    client.request::<Value>(request).await.map(drop).with_context(|| name(index))
+}
+
+/// The agents' patches in the API server's audit log from here on.
+fn patches(control_plane: &ControlPlane, from: usize) -> Result<Vec<Value>> {
+    let mut all = control_plane.writes_by(AGENT)?;
+    all.retain(|event| event["verb"] == "patch");
+    Ok(all.split_off(from))
+}
+
+fn taken(patches: &[Value]) -> Vec<&Value> {
+    patches.iter().filter(|event| event["responseStatus"]["code"] == 200).collect()
+}
+
+async fn run(control_plane: &ControlPlane, admin: Api, agent: Api) -> Result<()> {
+    stream::iter(0..AGENTS)
+        .map(|index| post(&admin.unary, index))
+        .buffer_unordered(32)
+        .try_collect::<Vec<()>>()
+        .await?;
+    let agents = Agents::start(&agent);
+    let took = agents.tell(true).await?;
+    println!(
+        "first writes of {AGENTS} agents at once: {:.1} s, {} refused or failed",
+        took.as_secs_f64(),
+        agents.failed()
+    );
+    tokio::time::sleep(Duration::from_secs(2)).await;
+
+    let before = patches(control_plane, 0)?.len();
+    tokio::time::sleep(QUIET).await;
+    let quiet = patches(control_plane, before)?.len();
+    println!("writes in a quiet minute: {quiet}");
+
+    let failed = agents.failed();
+    let took = agents.tell(false).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let storm = patches(control_plane, before + quiet)?;
+    let taken = taken(&storm);
+    let mut seconds: BTreeMap<&str, usize> = BTreeMap::new();
+    for event in &taken {
+        *seconds
+            .entry(event["stageTimestamp"].as_str().and_then(|time| time.get(..19)).context("a time")?)
+            .or_default() += 1;
+    }
+    let bytes = taken.iter().map(|event| event["requestObject"].to_string().len()).max().unwrap_or_default();
+    let most = seconds.values().max().copied().unwrap_or_default();
+    println!(
+        "all conditions written after {:.1} s; refused or failed {}",
+        took.as_secs_f64(),
+        agents.failed() - failed
+    );
+    println!(
+        "taken {} (most in a second {most}), refused {}; {bytes} bytes at most",
+        taken.len(),
+        storm.len() - taken.len()
+    );
+
+    let list = http::Request::get("/api/v1/nodes").body(Vec::new())?;
+    let list: Value = admin.unary.request(list).await?;
+    let tells = |node: &&Value| {
+        let conditions = node["status"]["conditions"].as_array();
+        conditions.is_some_and(|all| all.iter().any(|it| it["type"] == "PodRoutingProblem" && it["status"] == "True"))
+    };
+    let telling = list["items"].as_array().context("nodes")?.iter().filter(tells).count();
+    ensure!(telling == AGENTS, "{telling} of {AGENTS} Nodes tell");
+    ensure!(quiet == 0, "{quiet} writes while nothing happened");
+    ensure!(taken.len() * 10 <= AGENTS * 11, "{} patches for {AGENTS} transitions", taken.len());
+    ensure!(bytes <= 4096, "{bytes} bytes in a patch");
+    println!("limit {} s: {}", WITHIN.as_secs(), if took <= WITHIN { "ok" } else { "OVER" });
+    Ok(())
+}
+
+#[test]
+#[ignore = "takes minutes, memory and a control plane: scripts/bench.sh storm"]
+fn five_thousand_agents_lose_the_same_route_at_once() -> Result<()> {
+    let control_plane = ControlPlane::start(Parts::ApiOnly)?;
+    control_plane.apply(include_str!("../../../deploy/namespace.yaml"))?;
+    // The API server weighs the agents as one user, as it does in a cluster; the administrator is let through always. One
+    // token writes for all, so the policy that holds a token to its node is left out.
+    control_plane.apply(include_str!("../../../deploy/rbac-agent.yaml"))?;
+    let agent = control_plane.service_account_kubeconfig("nodevitals", "nodevitals-agent", Bound::Nothing)?;
+    let admin = control_plane.admin_kubeconfig()?;
+    control_plane.host().run_in_network(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let admin = crate::api::connect(Some(&admin), None).await?;
+            let agent = crate::api::connect(Some(&agent), None).await?;
+            run(&control_plane, admin, agent).await
+        })
+    })?
+}
