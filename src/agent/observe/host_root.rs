@@ -101,7 +101,8 @@ impl HostRoot {
         self.read(path, limit).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn open(&self, path: &str, limit: u64) -> Result<File, LookError> {
+    /// Opens a regular file of at most `limit` bytes.
+    pub(crate) fn open(&self, path: &str, limit: u64) -> Result<File, LookError> {
         // O_NONBLOCK: opening a FIFO without a writer would wait for one.
         let file = OpenOptions::new()
             .read(true)

@@ -191,7 +191,7 @@ fn fault(bytes: &[u8], format: Format) -> Option<String> {
 }
 
 /// Whether the file system says that its structures or its disk are damaged: EIO, EUCLEAN.
-fn is_damage(detail: &str) -> bool {
+pub(super) fn is_damage(detail: &str) -> bool {
     detail.ends_with("(os error 5)") || detail.ends_with("(os error 117)")
 }
 

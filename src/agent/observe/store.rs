@@ -1,11 +1,17 @@
 //! containerd's store on disk: whether its database and its images are whole. Only read, never locked, never opened as a
-//! database: containerd may hold it.
+//! database: containerd may hold it. Its tree is walked once, at the start: what a crash left damaged is so by then.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::SystemTime;
 
 use super::host_root::HostRoot;
+use super::node_files::is_damage;
 use crate::facts::{FileFault, LookError};
+
+mod pages;
 
 const DATABASE: &str = "io.containerd.metadata.v1.bolt/meta.db";
 const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
@@ -13,6 +19,8 @@ const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// So many blobs are looked at: those of more than a thousand images.
 const MOST: usize = 20_000;
+/// So often a walk is tried while containerd writes.
+const WALKS: usize = 3;
 
 /// Looks at the store, and remembers what has not changed.
 #[derive(Debug)]
@@ -20,22 +28,28 @@ pub(super) struct StoreSource {
     host: HostRoot,
     /// When the directory of blobs last changed, and how many of them were empty then, with one of their names.
     blobs: Option<(SystemTime, usize, String)>,
+    /// Whether the tree of the database was found whole.
+    walked: bool,
 }
 
 impl StoreSource {
     /// Nothing was looked at yet.
     pub(super) fn new(host: HostRoot) -> Self {
-        StoreSource { host, blobs: None }
+        StoreSource { host, blobs: None, walked: false }
     }
 
     /// Looks at the store at `root`; an error with the reason `Missing` says that there is none.
     pub(super) fn look(&mut self, root: &str) -> Result<Vec<FileFault>, LookError> {
         let mut faults = Vec::new();
         let database = format!("{root}/{DATABASE}");
-        let head = self.host.head(&database, HEAD as u64)?;
-        let about = std::fs::metadata(self.host.path(&database)).map_err(|error| LookError::io(&*database, &error))?;
-        if let Some(what) = database_fault(&head, about.len()) {
-            faults.push(FileFault { path: database, what });
+        let file = self.host.open(&database, u64::MAX)?;
+        match self.database(&file).map_err(|error| LookError::io(&*database, &error)) {
+            Ok(None) => {}
+            Ok(Some(what)) => faults.push(FileFault { path: database, what }),
+            Err(error) if is_damage(&error.detail) => {
+                faults.push(FileFault { path: database, what: format!("cannot be read: {}", error.detail) });
+            }
+            Err(error) => return Err(error),
         }
         let blobs = format!("{root}/{BLOBS}");
         match self.empty_blobs(&self.host.path(&blobs)) {
@@ -48,6 +62,26 @@ impl StoreSource {
             Err(error) => return Err(LookError::io(blobs, &error)),
         }
         Ok(faults)
+    }
+
+    /// What is wrong with the database.
+    fn database(&mut self, file: &File) -> io::Result<Option<String>> {
+        for _ in 0..WALKS {
+            let newest = match newest(file)? {
+                Ok(newest) => newest,
+                Err(what) => return Ok(Some(what)),
+            };
+            if self.walked {
+                break;
+            }
+            let fault = walk(file, &newest)?;
+            // What was reached may have been overwritten since by later transactions: then nothing was learnt.
+            if self::newest(file)?.is_ok_and(|now| now.transaction == newest.transaction) {
+                self.walked = fault.is_none();
+                return Ok(fault.map(|what| format!("is damaged: {what}")));
+            }
+        }
+        Ok(None)
     }
 
     /// Blobs of length zero: committed, and lost by a file system that was not written back. Unfinished ones are elsewhere.
@@ -78,20 +112,51 @@ const PAGE_HEADER: usize = 16;
 /// `magic` of bbolt's `meta` (`internal/common/types.go`).
 const MAGIC: u32 = 0xED0C_DAED;
 
-/// What is wrong with a bbolt database of this length that begins so. Either of its first two pages is enough: bbolt writes them
-/// in turn.
-fn database_fault(head: &[u8], length: u64) -> Option<String> {
+/// The newest of the two first pages of a bbolt database, or what is wrong with them. Either is enough: bbolt writes them in
+/// turn.
+fn newest(file: &File) -> io::Result<Result<Meta, String>> {
+    let (mut head, length) = (vec![0; HEAD], file.metadata()?.len());
+    let read = read_up_to(file, &mut head)?;
+    head.truncate(read);
+    Ok(newest_of(&head, length))
+}
+
+fn newest_of(head: &[u8], length: u64) -> Result<Meta, String> {
     if length == 0 {
-        return Some("is empty: everything that containerd knew is lost".to_owned());
+        return Err("is empty: everything that containerd knew is lost".to_owned());
     }
     let first = meta(head, 0);
     let sizes = [4096, 8192, 16384];
     let second = sizes.iter().find_map(|size| meta(head, *size).filter(|meta| meta.page_size as usize == *size));
     let Some(newest) = first.into_iter().chain(second).max_by_key(|meta| meta.transaction) else {
-        return Some("is no database any more: neither of its two first pages is whole".to_owned());
+        return Err("is no database any more: neither of its two first pages is whole".to_owned());
     };
     let needed = newest.pages.saturating_mul(u64::from(newest.page_size));
-    (needed > length).then(|| format!("is cut off: it has {length} bytes and should have {needed}"))
+    if needed > length {
+        return Err(format!("is cut off: it has {length} bytes and should have {needed}"));
+    }
+    Ok(newest)
+}
+
+/// The beginning of a file, as far as there is room.
+fn read_up_to(file: &File, room: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < room.len() {
+        match file.read_at(&mut room[done..], done as u64)? {
+            0 => break,
+            read => done += read,
+        }
+    }
+    Ok(done)
+}
+
+/// What is wrong with the tree of this transaction.
+fn walk(file: &File, newest: &Meta) -> io::Result<Option<String>> {
+    let page = u64::from(newest.page_size);
+    pages::fault(newest.root, newest.pages, newest.page_size, |id, length| {
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, id * page).map(|()| bytes)
+    })
 }
 
 struct Meta {
@@ -99,6 +164,8 @@ struct Meta {
     /// One more than the highest page in use.
     pages: u64,
     transaction: u64,
+    /// The root page of its tree.
+    root: u64,
 }
 
 /// Reads `meta`: magic, version, pageSize, flags (4 bytes each), root (16), freelist, pgid, txid, checksum (8 each).
@@ -107,7 +174,7 @@ fn meta(head: &[u8], at: usize) -> Option<Meta> {
     let short = |at: usize| Some(u32::from_ne_bytes(meta.get(at..at + 4)?.try_into().ok()?));
     let long = |at: usize| Some(u64::from_ne_bytes(meta.get(at..at + 8)?.try_into().ok()?));
     let whole = short(0)? == MAGIC && long(56)? == fnv(&meta[..56]);
-    whole.then_some(Meta { page_size: short(8)?, pages: long(40)?, transaction: long(48)? })
+    whole.then_some(Meta { page_size: short(8)?, pages: long(40)?, transaction: long(48)?, root: long(16)? })
 }
 
 /// FNV-1a, 64 bits.
@@ -118,7 +185,12 @@ fn fnv(bytes: &[u8]) -> u64 {
 /// The fuzz target's door.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(bytes: &[u8]) {
-    let _ = database_fault(bytes, bytes.len() as u64);
+    if let Ok(newest) = newest_of(bytes, bytes.len() as u64) {
+        let at = |id: u64| usize::try_from(id.saturating_mul(u64::from(newest.page_size))).unwrap_or(usize::MAX);
+        let read =
+            |id: u64, length: usize| bytes.get(at(id)..at(id).saturating_add(length)).map(<[u8]>::to_vec).ok_or(());
+        let _ = pages::fault(newest.root, newest.pages, newest.page_size, read);
+    }
 }
 
 #[cfg(test)]
@@ -138,11 +210,14 @@ mod tests {
     }
 
     fn database(pages: u64) -> Vec<u8> {
-        [page(pages, 7), page(pages, 8), vec![1; 4096 * 6]].concat()
+        let mut database = [page(pages, 7), page(pages, 8), vec![1; 4096 * 6]].concat();
+        // The root of its tree is an empty leaf.
+        database[3 * 4096..3 * 4096 + 16].copy_from_slice(&[3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        database
     }
 
     fn fault(database: &[u8]) -> Option<String> {
-        database_fault(&database[..database.len().min(HEAD)], database.len() as u64)
+        newest_of(&database[..database.len().min(HEAD)], database.len() as u64).err()
     }
 
     #[test]
@@ -162,6 +237,23 @@ mod tests {
         assert!(fault(&[]).is_some_and(|what| what.starts_with("is empty")));
         assert!(fault(b"x").is_some());
         assert_eq!(fault(&database(9)).as_deref(), Some("is cut off: it has 32768 bytes and should have 36864"));
+    }
+
+    #[test]
+    fn the_tree_is_walked_until_it_was_found_whole() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let at = |path: &str| root.path().join("store").join(path);
+        let mut source = StoreSource::new(HostRoot::new(root.path()));
+        std::fs::create_dir_all(at("io.containerd.metadata.v1.bolt")).expect("mkdir");
+        let mut lost = database(8);
+        lost[3 * 4096] = 0;
+        std::fs::write(at(DATABASE), &lost).expect("write");
+        let faults = source.look("/store").expect("readable");
+        assert_eq!(faults[0].what, "is damaged: its page 3 of 8 is lost");
+        std::fs::write(at(DATABASE), database(8)).expect("write");
+        assert_eq!(source.look("/store"), Ok(vec![]), "it clears");
+        std::fs::write(at(DATABASE), &lost).expect("write");
+        assert_eq!(source.look("/store"), Ok(vec![]), "a crash damages nothing later");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use self::ask::Asking;
 use super::*;
 
 mod ask;
+mod damage;
 
 /// How long one step may take; starting loads all plugins.
 const PATIENCE: Duration = Duration::from_secs(60);
