@@ -221,6 +221,19 @@ fn incident_08_containerd_hung_and_killed() -> Result<()> {
 }
 
 #[test]
+fn incident_09_the_kubelet_stopped() -> Result<()> {
+    const DOWN: &[Expected] = &[("KubeletDown", "no process, and its health port does not answer")];
+    let phases = [
+        ("before", NOTHING),
+        // The API shows nothing for another quarter of a minute.
+        ("during-3s", DOWN),
+        ("during-unknown", DOWN),
+        ("after", NOTHING),
+    ];
+    walk("09-kubelet-stopped", "n3", &phases)
+}
+
+#[test]
 fn incident_11_the_route_of_a_pod_missing() -> Result<()> {
     const MISSING: &[Expected] = &[("PodRouteMissing", "shop/web-695f454796-zdtf8 172.30.40.135")];
     let phases =
