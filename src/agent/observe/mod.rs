@@ -34,11 +34,14 @@ mod probe;
 mod processes;
 mod registry;
 mod routing;
+#[cfg(test)]
+mod servers;
 mod shutdown;
 mod sources;
 mod stats;
 mod store;
 mod strain;
+mod toml;
 mod traffic;
 mod tunnels;
 mod update;

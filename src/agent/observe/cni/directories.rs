@@ -1,6 +1,7 @@
 //! Where the runtime looks for CNI files, by its configuration file, when it does not say itself.
 
 use super::super::host_root::HostRoot;
+use super::super::toml::{Entry, entries};
 
 /// Configuration files of runtimes are some kilobytes; in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -76,46 +77,19 @@ fn drop_ins(host: &HostRoot, directory: &str) -> Vec<String> {
     names.into_iter().map(|name| format!("{directory}/{name}")).collect()
 }
 
-/// Reads two keys of one table out of a TOML file. Not a TOML reader: the values are paths, which hold no escapes.
+/// Reads two keys of one table.
 fn scan(text: &str, keys: &Keys) -> (Option<String>, Option<Vec<String>>) {
     let (mut conf_dir, mut bin_dirs) = (None, None);
-    let mut inside = false;
-    let mut lines = text.lines().map(str::trim);
-    while let Some(line) = lines.next() {
-        if let Some(table) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(table, _)| table) {
-            let name: String = table.chars().filter(|each| !matches!(each, '"' | '\'' | ' ')).collect();
-            inside = keys.tables.contains(&name.as_str());
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=').filter(|_| inside && !line.starts_with('#')) else { continue };
-        let mut value = value.trim().to_owned();
-        // A list may go on over lines, up to its bracket.
-        while value.starts_with('[') && !value.contains(']') {
-            let Some(more) = lines.next() else { break };
-            if !more.starts_with('#') {
-                value.push_str(more);
-            }
-        }
-        let paths: Vec<String> = quoted(&value).filter(|path| path.starts_with('/')).collect();
-        match key.trim() {
+    let inside = |entry: &Entry| keys.tables.contains(&entry.table.join(".").as_str());
+    for entry in entries(text).into_iter().filter(inside) {
+        let paths: Vec<String> = entry.values.into_iter().filter(|path| path.starts_with('/')).collect();
+        match entry.key.as_str() {
             key if key == keys.conf_dir && !paths.is_empty() => conf_dir = paths.into_iter().next(),
             key if keys.bin_dirs.contains(&key) && !paths.is_empty() => bin_dirs = Some(paths),
             _ => {}
         }
     }
     (conf_dir, bin_dirs)
-}
-
-/// The quoted strings of a value, in order.
-fn quoted(value: &str) -> impl Iterator<Item = String> + '_ {
-    let mut rest = value;
-    std::iter::from_fn(move || {
-        let start = rest.find(['"', '\''])?;
-        let quote = rest[start..].chars().next()?;
-        let (text, after) = rest[start + 1..].split_once(quote)?;
-        rest = after;
-        Some(text.to_owned())
-    })
 }
 
 /// The fuzz target's door.

@@ -1,7 +1,8 @@
 //! Where the runtime pulls from, as its configuration says: mirrors of containerd (`config.toml`, `certs.d/*/hosts.toml`) and of
-//! CRI-O (`registries.conf`). Only tables, strings and lists of strings are read; TOML has more, which does not matter here.
+//! CRI-O (`registries.conf`).
 
 use super::super::host_root::HostRoot;
+use super::super::toml::{Entry, entries};
 use crate::facts::Reason;
 
 /// Such files are some kilobytes; in bytes.
@@ -12,16 +13,6 @@ const CONTAINERS: &str = "/etc/containers/registries.conf";
 const MORE_CONTAINERS: &str = "/etc/containers/registries.conf.d";
 /// So many files of that directory are read.
 const FILES: usize = 32;
-
-/// One `key = value` and the table that it is in, as the keys of its header.
-#[derive(Debug, PartialEq, Eq)]
-struct Entry {
-    table: Vec<String>,
-    /// Counts headers, so that tables of an array are told apart.
-    header: usize,
-    key: String,
-    values: Vec<String>,
-}
 
 /// What all registries share.
 #[derive(Debug, Default)]
@@ -134,81 +125,6 @@ fn text(host: &HostRoot, path: &str) -> String {
 
 fn host_of(location: &str) -> &str {
     location.split('/').next().unwrap_or(location)
-}
-
-/// Reads tables, strings and lists of strings, line by line; a table without any entry that is read has one of an empty key.
-fn entries(text: &str) -> Vec<Entry> {
-    let mut found = Vec::new();
-    let (mut table, mut header) = (Vec::new(), 0);
-    let mut lines = text.lines().map(str::trim);
-    while let Some(line) = lines.next() {
-        if line.starts_with('[') {
-            header += 1;
-            table = keys(line.trim_start_matches('['));
-            found.push(Entry { table: table.clone(), header, key: String::new(), values: Vec::new() });
-            continue;
-        }
-        let Some((key, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) else { continue };
-        let mut values = strings(value);
-        if value.trim_start().starts_with('[') && !closes(value) {
-            for line in lines.by_ref() {
-                values.extend(strings(line));
-                if closes(line) {
-                    break;
-                }
-            }
-        }
-        found.push(Entry { table: table.clone(), header, key: key.trim().to_owned(), values });
-    }
-    found
-}
-
-/// Whether a list ends in this line: a bracket outside of strings and comments.
-fn closes(line: &str) -> bool {
-    let mut quote = None;
-    for letter in line.chars() {
-        match (quote, letter) {
-            (None, '#') => return false,
-            (None, ']') => return true,
-            (None, '"' | '\'') => quote = Some(letter),
-            (Some(open), letter) if open == letter => quote = None,
-            _ => {}
-        }
-    }
-    false
-}
-
-/// The strings of a line.
-fn strings(line: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut rest = line;
-    while let Some(at) = rest.find(['"', '\'', '#']) {
-        let quote = rest.as_bytes()[at];
-        if quote == b'#' {
-            break;
-        }
-        let Some(end) = rest[at + 1..].find(char::from(quote)) else { break };
-        found.push(rest[at + 1..at + 1 + end].to_owned());
-        rest = &rest[at + end + 2..];
-    }
-    found
-}
-
-/// The keys of a header, up to its bracket: bare or quoted, with dots between.
-fn keys(header: &str) -> Vec<String> {
-    let mut keys = vec![String::new()];
-    let mut quote = None;
-    for letter in header.chars() {
-        match (quote, letter) {
-            (None, ']') => break,
-            (None, '.') => keys.push(String::new()),
-            (None, '"' | '\'') => quote = Some(letter),
-            (Some(open), letter) if open == letter => quote = None,
-            (None, letter) if letter.is_whitespace() => {}
-            (_, letter) => keys.last_mut().expect("one at least").push(letter),
-        }
-    }
-    keys
 }
 
 /// The fuzz target's door.
