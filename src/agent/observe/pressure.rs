@@ -15,12 +15,12 @@ const LIMIT: u64 = 4096;
 /// (`psi_trigger_create` of `kernel/sched/psi.c`).
 const MEMORY: &[u8] = b"full 100000 2000000\0";
 
-/// Reads `/proc/pressure/WHAT`. [`Reason::Unsupported`] where the kernel has none, or was booted with `psi=0`, when it
+/// Reads `/proc/pressure/WHAT`. [`Reason::Missing`] where the kernel has none, or was booted with `psi=0`, when it
 /// refuses to read it.
 pub(super) fn stall(host: &HostRoot, what: &str) -> Result<Stall, LookError> {
     let path = format!("/proc/pressure/{what}");
     let none =
-        || LookError::new(&path, Reason::Unsupported, "this kernel has no PSI; boot it with psi=1 if it was built in");
+        || LookError::new(&path, Reason::Missing, "this kernel has no PSI; boot it with psi=1 if it was built in");
     let text = host.read_text(&path, LIMIT).map_err(|error| match error.reason {
         Reason::Missing | Reason::Unsupported => none(),
         _ => error,
@@ -86,7 +86,7 @@ mod tests {
     fn a_kernel_without_it_is_told_apart_from_nonsense() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let host = HostRoot::new(dir.path());
-        assert_eq!(stall(&host, "io").expect_err("nothing there").reason, Reason::Unsupported);
+        assert_eq!(stall(&host, "io").expect_err("nothing there").reason, Reason::Missing);
         std::fs::create_dir_all(dir.path().join("proc/pressure")).expect("mkdir");
         std::fs::write(dir.path().join("proc/pressure/io"), "what\n").expect("write");
         assert_eq!(stall(&host, "io").expect_err("nonsense").reason, Reason::Malformed);

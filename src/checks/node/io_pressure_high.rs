@@ -8,7 +8,6 @@
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
-use crate::facts::{Reason, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "IoPressureHigh",
@@ -27,12 +26,8 @@ const MUCH: f64 = 40.0;
 const SEVERAL: u64 = 2;
 
 fn run(look: &Look<'_>) -> Outcome {
-    if let Seen::Unreadable(error) = &look.now.strain.io
-        && error.reason == Reason::Unsupported
-    {
-        return Outcome::NotApplicable(error.to_string());
-    }
-    let stall = seen!(look.now.strain.io, Outcome::NotApplicable("no disks to wait for".into()));
+    let none = "this kernel has no PSI; boot it with psi=1 if it was built in";
+    let stall = seen!(look.now.strain.io, Outcome::NotApplicable(none.into()));
     let blocked = look.now.strain.blocked.unwrap_or(0);
     if stall.full_avg10 < MUCH || stall.full_avg60 < MUCH || blocked < SEVERAL {
         return Outcome::Healthy;
@@ -48,7 +43,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::Stall;
+    use crate::facts::{Seen, Stall};
 
     fn with(full_avg10: f64, full_avg60: f64, blocked: u64) -> Outcome {
         let stall = Stall { some_avg10: 90.0, some_avg60: 90.0, full_avg10, full_avg60 };
@@ -79,7 +74,7 @@ mod tests {
 
     #[test]
     fn trap_a_kernel_without_psi_is_not_unknown_for_ever() {
-        let node = Node::worker().edit(|now| now.strain.io = testing::error("/proc/pressure/io", Reason::Unsupported));
+        let node = Node::worker().edit(|now| now.strain.io = Seen::Absent);
         assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
     }
 
