@@ -46,8 +46,8 @@ struct Fault {
     make: String,
     /// A shell command on the node that repairs it.
     repair: String,
-    /// A program that is stopped instead, and goes on afterwards.
-    stops: Option<&'static str>,
+    /// A program that is stopped or killed instead, and goes on or is started afterwards.
+    program: Option<(&'static str, Signal)>,
 }
 
 fn main() -> Result<()> {
@@ -62,6 +62,9 @@ fn main() -> Result<()> {
     let other = product.cluster.node("n2")?;
     std::thread::sleep(SETTLED);
     for fault in without_calico(&pod) {
+        measure(&product, &fault, rounds)?;
+    }
+    for fault in programs() {
         measure(&product, &fault, rounds)?;
     }
     add_calico(node)?;
@@ -90,7 +93,7 @@ fn main() -> Result<()> {
 }
 
 fn fault(what: &'static str, condition: &'static str, reason: &'static str, make: &str, repair: &str) -> Fault {
-    Fault { what, bar: 1.0, condition, reason, make: make.to_owned(), repair: repair.to_owned(), stops: None }
+    Fault { what, bar: 1.0, condition, reason, make: make.to_owned(), repair: repair.to_owned(), program: None }
 }
 
 fn without_calico(pod: &str) -> Vec<Fault> {
@@ -180,8 +183,26 @@ fn with_calico(other: &str) -> Vec<Fault> {
     ]
 }
 
+/// What the kubelet itself tells after 124 s, after 31 s, and never.
+fn programs() -> [Fault; 3] {
+    let runtime = |what, reason| fault(what, "RuntimeProblem", reason, "", "");
+    [
+        sent(10.0, ("containerd", Signal::SIGSTOP), runtime("containerd hung", "ContainerdUnresponsive")),
+        sent(3.0, ("containerd", Signal::SIGKILL), runtime("containerd killed", "ContainerdDown")),
+        sent(
+            5.0,
+            ("kubelet", Signal::SIGKILL),
+            fault("kubelet killed", "ControlPlanePathProblem", "KubeletDown", "", ""),
+        ),
+    ]
+}
+
+fn sent(bar: f64, program: (&'static str, Signal), fault: Fault) -> Fault {
+    Fault { bar, program: Some(program), ..fault }
+}
+
 fn bird_hung() -> Fault {
-    Fault { bar: 10.0, stops: Some("bird"), ..fault("BIRD hung", "PodRoutingProblem", "BgpDaemonDown", "", "") }
+    sent(10.0, ("bird", Signal::SIGSTOP), fault("BIRD hung", "PodRoutingProblem", "BgpDaemonDown", "", ""))
 }
 
 /// Makes and repairs a fault again and again, and prints the median, the least and the most.
@@ -193,14 +214,16 @@ fn measure(product: &Product, fault: &Fault, rounds: usize) -> Result<()> {
     let mut seconds = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let began = Timestamp::now();
-        match fault.stops {
-            Some(program) => node.signal(program, Signal::SIGSTOP)?,
+        match fault.program {
+            Some((program, Signal::SIGKILL)) => node.kill(program)?,
+            Some((program, signal)) => node.signal(program, signal)?,
             None => _ = node.read(&["sh", "-ec", &fault.make])?,
         }
         product.wait_for(NODE, fault.condition, "True", fault.reason);
         seconds.push(told_after(product, fault, began));
-        match fault.stops {
-            Some(program) => node.signal(program, Signal::SIGCONT)?,
+        match fault.program {
+            Some((program, Signal::SIGKILL)) => node.start(program)?,
+            Some((program, _)) => node.signal(program, Signal::SIGCONT)?,
             None => _ = node.read(&["sh", "-ec", &fault.repair])?,
         }
         product.wait_until_clear(NODE, fault.condition);
