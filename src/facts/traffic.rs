@@ -23,6 +23,9 @@ pub struct Traffic {
     pub bridge_calls_iptables: Seen<bool>,
     /// Growth of `IPReversePathFilter` in [`MINUTES`]: packets dropped because the way back leads through another link.
     pub reverse_path_drops: u64,
+    /// Growth of `FragFails` of IPv4 and IPv6 in [`MINUTES`]: packets that were too long for their way and must not be, or
+    /// could not be, fragmented.
+    pub too_long: u64,
 }
 
 /// Growth of counters is told over this many minutes.
@@ -118,6 +121,7 @@ impl Traffic {
             switches: Seen::not_yet("link switches"),
             bridge_calls_iptables: Seen::not_yet("net.bridge.bridge-nf-call-iptables"),
             reverse_path_drops: 0,
+            too_long: 0,
         }
     }
 }

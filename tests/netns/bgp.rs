@@ -315,3 +315,33 @@ fn a_node_of_the_mesh_has_no_session() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn birds_are_restarted_and_nobody_complains() -> Result<()> {
+    both(|version| {
+        let mut mesh = Mesh::new(version)?;
+        let node = |number: u8| {
+            json!({"name": format!("n{number}"), "ready": true, "addresses": [format!("10.0.0.{number}")],
+                "blocks": [format!("10.244.{number}.0/26")]})
+        };
+        let pool = json!({"name": "default", "cidr": "10.244.0.0/16"});
+        let nodes = [1, 2, 3].map(node);
+        let map = json!({"own": "n2", "nodes": nodes, "fullMesh": true, "pools": [pool]});
+        let fleet = Fleet::start(&mesh.node, &map, &[])?;
+        // An update replaces calico-node on another node, and then on this one.
+        for round in 0..2 {
+            let bird = if round == 0 { &mut mesh.peers[0].1 } else { &mut mesh.bird };
+            bird.child.kill()?;
+            bird.child.wait()?;
+            std::thread::sleep(Duration::from_secs(5));
+            *bird = match round {
+                0 => Bird::start(version, PEERS[0], &mesh.peers[0].0, mesh.node.path("peer1"))?,
+                _ => Bird::start(version, NODE, mesh.node.net(), mesh.node.path("run/calico"))?,
+            };
+            std::thread::sleep(Duration::from_secs(2));
+            fleet.is_quiet(&["Bgp", "Bird", "RemoteBlock", "BlockBlackhole"])?;
+        }
+        mesh.clears();
+        fleet.is_quiet(&["Bgp", "Bird", "RemoteBlock", "BlockBlackhole"])
+    })
+}

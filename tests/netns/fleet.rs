@@ -46,7 +46,7 @@ impl<'a> Fleet<'a> {
         command.args(["agent", "--node-name", &own, "--map-interval", "1", "--host-root", &machine.place("")]);
         command.args(["--kubeconfig", &machine.place("agent/kubeconfig")]);
         command.args(["--config", &machine.place("agent/config.yaml")]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(Stdio::null()).stderr(std::fs::File::create(machine.path("agent/log"))?);
         let fleet = Fleet { machine, own, ports, _agent: Running(command.spawn()?), _tokio: tokio };
         eventually("the agent has the map", SOON, || {
             let known = fleet.page()?["cluster"]["nodes"].clone();
@@ -91,6 +91,22 @@ impl<'a> Fleet<'a> {
             ensure!(said.len() == 1 && said[0].to_string().contains(text), "{said:?}");
             Ok(())
         });
+    }
+
+    /// Waits until nothing is seen of codes that begin so; and none of them was ever raised.
+    pub fn is_quiet(&self, starts: &[&str]) -> Result<()> {
+        eventually("nothing is left of it", SOON, || {
+            let pending = self.page()?["verdict"]["pending"].take();
+            let mut codes = pending.as_array().into_iter().flatten().filter_map(|it| it["code"].as_str());
+            let left = codes.find(|code| starts.iter().any(|start| code.starts_with(start)));
+            ensure!(left.is_none(), "{pending}");
+            Ok(())
+        });
+        let log = std::fs::read_to_string(self.machine.path("agent/log"))?;
+        let of = |line: &&str| starts.iter().any(|start| line.contains(&format!("code=\"{start}")));
+        let raised: Vec<_> = log.lines().filter(|line| line.contains("finding raised")).filter(of).collect();
+        ensure!(raised.is_empty(), "raised: {raised:#?}");
+        Ok(())
     }
 
     /// Waits until nothing of this code is raised or seen.

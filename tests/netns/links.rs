@@ -18,8 +18,16 @@ use crate::support::wait::eventually;
 const SOON: Duration = Duration::from_secs(60);
 
 fn standalone(machine: &Machine) -> Result<Running> {
+    standalone_with(machine, &[])
+}
+
+fn standalone_with(machine: &Machine, more: &[&str]) -> Result<Running> {
     let mut command = machine.net().command(program());
-    command.args(["standalone", "--host-root", &machine.place("")]).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["standalone", "--host-root", &machine.place("")])
+        .args(more)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     Ok(Running(command.spawn()?))
 }
 
@@ -96,6 +104,39 @@ fn a_tunnel_with_a_strict_filter() -> Result<()> {
     machine.run(&["sh", "-c", "echo 2 > /proc/sys/net/ipv4/conf/vxlan.calico/rp_filter"])?;
     let checked = machine.check()?;
     assert!(checked.finding("RpFilterStrict").is_err(), "loose, and strict on the only uplink: {:?}", checked.codes());
+    Ok(())
+}
+
+#[test]
+fn packets_of_a_pod_that_are_too_long_for_the_uplink() -> Result<()> {
+    let (machine, pod) = (Machine::worker()?, NetNs::new()?);
+    machine.net().connect("cali0123456789a", &pod, "eth0")?;
+    pod.exec(&["ip", "address", "add", "10.1.0.5/32", "dev", "eth0"])?;
+    pod.exec(&["ip", "route", "add", "default", "dev", "eth0"])?;
+    machine.run(&["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.cali0123456789a.proxy_arp=1"])?;
+    machine.run(&["ip", "route", "add", "10.1.0.5/32", "dev", "cali0123456789a", "scope", "link"])?;
+    machine.run(&["ip", "route", "add", "10.1.1.0/26", "via", "192.0.2.6", "proto", "bird"])?;
+    // The text of what is raised changes rarely; the counters are read every ten seconds.
+    machine.write("config.yaml", "holdDownSeconds: {MtuMismatch: 20}")?;
+    let _running = standalone_with(&machine, &["--config", &machine.place("config.yaml")])?;
+    eventually("the counters are known", SOON, || {
+        let unknown = page(&machine)?["verdict"]["unknown"].to_string();
+        ensure!(!unknown.contains("MtuMismatch") && !unknown.contains("LinkErrors"), "not yet");
+        Ok(())
+    });
+    machine.run(&["ip", "link", "set", "uplink", "mtu", "1400"])?;
+    // UDP asks that its packets are not fragmented, to find out the MTU of the path.
+    pod.run(|| UdpSocket::bind("10.1.0.5:0")?.send_to(&[0; 1450], "10.1.1.1:9"))?;
+    eventually("it is told, and that it matters", SOON, || {
+        let detail = finding(&machine, "MtuMismatch")?["detail"].to_string();
+        ensure!(detail.contains("cali0123456789a has 1500; packets that were too long for their way"), "{detail}");
+        Ok(())
+    });
+    machine.run(&["ip", "link", "set", "uplink", "mtu", "1500"])?;
+    eventually("it is gone", SOON, || {
+        ensure!(finding(&machine, "MtuMismatch")?.is_null(), "still");
+        Ok(())
+    });
     Ok(())
 }
 

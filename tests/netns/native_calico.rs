@@ -1,9 +1,18 @@
 //! Calico's nftables mode, as Felix writes it: one table of its own for each family, with sets, and names that begin with
 //! the table that iptables would have.
 
-use anyhow::Result;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
 
-use crate::machine::Machine;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::machine::{Machine, program};
+use crate::standalone::Running;
+use crate::support::wait::eventually;
+
+const SOON: Duration = Duration::from_secs(90);
 
 /// Hooks, the masquerading of pods with its sets, and the rule for packets of IP-in-IP.
 const CALICO: &str = r#"
@@ -161,4 +170,84 @@ fn a_failsafe_port_that_is_taken_away_is_told_and_found_again() -> Result<()> {
     assert!(detail(&machine, CODE)?.contains(what));
     failsafe(&["udp dport { 53 }", "tcp dport { 2379, 6443 }"])?;
     silent(&machine, CODE)
+}
+
+/// The program, running; what it has raised is in its log.
+fn watch(machine: &Machine) -> Result<Running> {
+    let mut command = machine.net().command(program());
+    command.args(["standalone", "--host-root", &machine.place("")]).stdout(Stdio::null());
+    command.stderr(std::fs::File::create(machine.path("log"))?);
+    let running = Running(command.spawn()?);
+    eventually("everything is looked at", SOON, || {
+        let unknown = verdict(machine)?["unknown"].to_string();
+        ensure!(!unknown.contains("IpSetMissing") && !unknown.contains("CalicoChains"), "{unknown}");
+        Ok(())
+    });
+    Ok(running)
+}
+
+fn verdict(machine: &Machine) -> Result<Value> {
+    let page = machine.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/findings"])?;
+    Ok(serde_json::from_str::<Value>(&page)?["verdict"].take())
+}
+
+#[test]
+fn felix_writes_everything_again_and_nothing_is_raised() -> Result<()> {
+    let machine = worker()?;
+    nft(&machine, HOST_ENDPOINT)?;
+    let _running = watch(&machine)?;
+    for round in 0..10 {
+        // In one transaction, as Felix does when it starts.
+        nft(&machine, &format!("delete table ip calico\n{CALICO}\n{HOST_ENDPOINT}"))?;
+        // And its updates of sets, which are commits of their own.
+        nft(&machine, &format!("add element ip calico cali40all-hosts-net {{ 192.0.2.{} }}", 20 + round))?;
+        sleep(Duration::from_millis(300));
+    }
+    let log = std::fs::read_to_string(machine.path("log"))?;
+    let ours = ["CalicoChains", "IpSet", "HostPolicy", "TablesFlushed", "ForwardPolicy", "ForeignDrop"];
+    let raised: Vec<_> = log.lines().filter(|line| line.contains("finding raised")).collect();
+    assert!(!raised.is_empty(), "the log tells what is raised: {log}");
+    let raised: Vec<_> = raised.iter().filter(|line| ours.iter().any(|code| line.contains(code))).collect();
+    assert!(raised.is_empty(), "{raised:#?}");
+    Ok(())
+}
+
+#[test]
+fn programs_of_the_ebpf_dataplane_are_missed_and_found_again() -> Result<()> {
+    const CODE: &str = "CalicoChainsUnhooked";
+    let machine = Machine::worker()?;
+    let plugins = r#"{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [{"type": "calico"}]}"#;
+    machine.write("etc/cni/net.d/10-calico.conflist", plugins)?;
+    machine.run(&["ip", "link", "add", "bpfin.cali", "type", "veth", "peer", "name", "bpfout.cali"])?;
+    let tc =
+        |words: &str, more: &[&str]| machine.run(&[&["tc"][..], &words.split(' ').collect::<Vec<_>>(), more].concat());
+    let attach = |link: &str, direction: &str| {
+        tc(&format!("filter add dev {link} {direction} bpf da bytecode"), &["1,6 0 0 0"]).map(drop)
+    };
+    for pod in ["cali1", "cali2"] {
+        machine.run(&["ip", "link", "add", pod, "type", "veth", "peer", "name", &format!("in-{pod}")])?;
+        machine.run(&["ip", "link", "set", pod, "up"])?;
+        tc(&format!("qdisc add dev {pod} clsact"), &[])?;
+        attach(pod, "ingress")?;
+        attach(pod, "egress")?;
+    }
+    let _running = watch(&machine)?;
+    let finding = || -> Result<Value> {
+        let verdict = verdict(&machine)?;
+        let findings = verdict["findings"].as_array().context("findings")?;
+        Ok(findings.iter().find(|finding| finding["code"] == CODE).cloned().unwrap_or(Value::Null))
+    };
+    ensure!(finding()?.is_null(), "{}", finding()?);
+    tc("filter del dev cali2 ingress", &[])?;
+    eventually("it is told", SOON, || {
+        let detail = finding()?["detail"].to_string();
+        ensure!(detail.contains("policies are NOT enforced: cali2 (in)"), "{detail}");
+        Ok(())
+    });
+    attach("cali2", "ingress")?;
+    eventually("it is gone", SOON, || {
+        ensure!(finding()?.is_null(), "still");
+        Ok(())
+    });
+    Ok(())
 }

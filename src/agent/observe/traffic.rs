@@ -75,6 +75,7 @@ pub(crate) struct TrafficSource {
     busiest: Vec<crate::facts::Destination>,
     retransmits: Growth,
     reverse_path: Growth,
+    too_long: Growth,
     overflows: BTreeMap<Family, Growth>,
     links: BTreeMap<u32, [Growth; 3]>,
     switches: Option<(Instant, Vec<Watched>, Seen<Vec<LinkSwitches>>)>,
@@ -95,6 +96,7 @@ impl TrafficSource {
             busiest: Vec::new(),
             retransmits: minutes(MINUTES),
             reverse_path: minutes(MINUTES),
+            too_long: minutes(MINUTES),
             overflows: BTreeMap::new(),
             links: BTreeMap::new(),
             switches: None,
@@ -132,7 +134,17 @@ impl TrafficSource {
             switches,
             bridge_calls_iptables: bridge.map(|value| value != 0).into(),
             reverse_path_drops: drops,
+            too_long: self.too_long(at),
         }
+    }
+
+    /// Growth of the packets that did not fit their way. A family that the kernel does not have fails none.
+    fn too_long(&mut self, at: Duration) -> u64 {
+        let read = |path| self.host.read_text(path, LIMIT).unwrap_or_default();
+        let four = ports::paired(&read("/proc/thread-self/net/snmp"), "Ip:", "FragFails").unwrap_or(0);
+        let six = read("/proc/thread-self/net/snmp6");
+        let six = six.lines().find_map(|line| line.strip_prefix("Ip6FragFails")?.trim().parse().ok()).unwrap_or(0);
+        self.too_long.push(at, four + six)
     }
 
     async fn sockets(&mut self) -> Result<Sockets, LookError> {

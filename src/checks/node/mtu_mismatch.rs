@@ -1,14 +1,17 @@
 //! Packets of pods are longer than the way to other nodes allows.
 //!
 //! *Looks at* the MTU of uplinks, of tunnels that routes to other nodes use, and of pods' links. Right is a tunnel that leaves
-//! room for its header, and pods' links that are no longer than the tunnel or, without one, the uplink. *Traps*: lower than
+//! room for its header, and pods' links that are no longer than the tunnel or, without one, the uplink. That the kernel counts
+//! packets which were too long for their way is told with it, and no fault by itself: finding out the MTU of a path does that
+//! too. *Traps*: lower than
 //! needed is harmless; a tunnel that nothing uses; several uplinks, of which the longest counts; pods keep the MTU that
 //! they were made with (catalogue R085).
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
-use crate::facts::{Link, Routing};
+use crate::facts::{Link, MINUTES, Routing};
 
 pub(super) const CHECK: Check = Check {
     code: "MtuMismatch",
@@ -52,6 +55,13 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::NotApplicable("no pods' links of Calico and no tunnel in use".into());
     }
     findings.extend(too_long(routing, &pods, way, uplink));
+    if look.now.traffic.too_long > 0 {
+        for finding in &mut findings {
+            // How many would change with each look.
+            let said = "packets that were too long for their way have come by in the last";
+            write!(finding.detail, "; {said} {MINUTES} minutes").ok();
+        }
+    }
     Outcome::from_findings(findings)
 }
 
@@ -102,6 +112,14 @@ mod tests {
             routing.links.iter_mut().filter(|link| link.index == UPLINK).for_each(|link| link.mtu = 1400);
         });
         assert_eq!(testing::subjects(&run(&direct.look())), ["pods"]);
+    }
+
+    #[test]
+    fn packets_that_were_too_long_are_told_and_no_fault() {
+        let counted = |node: Node| node.edit(|now| now.traffic.too_long = 7);
+        let details = testing::details(&run(&counted(with("tunl0", 1480, 1500)).look()));
+        assert!(details[0].ends_with("have come by in the last 5 minutes"), "{details:?}");
+        assert_eq!(run(&counted(with("tunl0", 1480, 1480)).look()), Outcome::Healthy);
     }
 
     #[test]

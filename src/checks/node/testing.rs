@@ -265,6 +265,7 @@ fn traffic() -> Traffic {
         switches: Seen::Yes(vec![link(UPLINK, "eth0")]),
         bridge_calls_iptables: Seen::Yes(true),
         reverse_path_drops: 0,
+        too_long: 0,
     }
 }
 

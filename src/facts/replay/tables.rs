@@ -136,7 +136,7 @@ records! {
     Table { family, name, chains, per_object_chains, foreign_chains }
     TableRoute { table, to, metric, protocol, kind, link, gateway, several }
     Tasks { count, limit, per_second, pods }
-    Traffic { sockets, neighbours, links, switches, bridge_calls_iptables, reverse_path_drops }
+    Traffic { sockets, neighbours, links, switches, bridge_calls_iptables, reverse_path_drops, too_long }
     TunnelPeer { node, address, tunnel }
     Writes { server, blocked, cordoned, registered_at }
     XtablesLock { holders, waiters }

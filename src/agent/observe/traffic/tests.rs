@@ -243,3 +243,18 @@ proptest::proptest! {
         let _ = (ports::field(&text, "", &other), ports::paired(&text, "", &other));
     }
 }
+
+#[test]
+fn packets_that_were_too_long_are_counted_in_both_families() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let told = |four, six| {
+        write(dir.path(), "proc/thread-self/net/snmp", &format!("Ip: Forwarding FragOKs FragFails\nIp: 1 9 {four}\n"));
+        write(dir.path(), "proc/thread-self/net/snmp6", &format!("Ip6FragOKs \t9\nIp6FragFails      \t{six}\n"));
+    };
+    let mut source = TrafficSource::new(HostRoot::new(dir.path()));
+    assert_eq!(source.too_long(Duration::from_secs(10)), 0, "nothing is there");
+    for (at, four, six, grown) in [(20, 0, 0, 0), (30, 2, 0, 2), (40, 2, 3, 5), (2000, 2, 3, 0)] {
+        told(four, six);
+        assert_eq!(source.too_long(Duration::from_secs(at)), grown, "at {at}");
+    }
+}
