@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::evidence::Kept;
 use super::publish::Fates;
 use super::run::Watched;
 use crate::checks;
@@ -42,7 +43,11 @@ fn filled(values: impl IntoIterator<Item = (Labels, f64)>) -> Gauges {
 }
 
 /// All metrics.
-pub(super) fn collect(watched: &Watched, told: Option<&(Fates, Option<Arc<Reporter>>)>) -> Registry {
+pub(super) fn collect(
+    watched: &Watched,
+    told: Option<&(Fates, Option<Arc<Reporter>>)>,
+    evidence: Option<&Kept>,
+) -> Registry {
     let mut registry = registry();
     watched.read(|judge, verdict| {
         if let Some(verdict) = verdict {
@@ -57,6 +62,12 @@ pub(super) fn collect(watched: &Watched, told: Option<&(Fates, Option<Arc<Report
         for (fate, count) in values {
             let help = format!("Patches of the Node object: {fate}");
             registry.register(format!("node_patches_{fate}"), help, ConstCounter::new(count));
+        }
+    }
+    if let Some((written, failed)) = evidence.map(Kept::counts) {
+        for (fate, count) in [("written", written), ("failed", failed)] {
+            let help = format!("Bundles of evidence on this node: {fate}");
+            registry.register(format!("evidence_bundles_{fate}"), help, ConstCounter::new(count));
         }
     }
     gauges(

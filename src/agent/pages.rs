@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::evidence::{Held, Kept};
 use super::metrics;
 use super::publish::Fates;
 use super::run::Watched;
@@ -18,6 +19,7 @@ use crate::verdict::{Episodes, Verdict};
 pub(crate) struct AgentPages {
     watched: Arc<Watched>,
     fates: Option<Told>,
+    evidence: Option<Arc<Kept>>,
 }
 
 /// What became of patches and, where they are wanted, of Events.
@@ -34,6 +36,8 @@ struct FindingsPage<'a> {
     episodes: &'a Episodes,
     /// How much is known of the cluster; none where nobody can be asked.
     cluster: Option<MapPage>,
+    /// The evidence that is kept on the node.
+    evidence: Vec<Held>,
 }
 
 /// How much the map of the cluster holds.
@@ -50,15 +54,17 @@ struct MapPage {
 
 impl AgentPages {
     /// Pages about a node.
-    pub(crate) fn new(watched: Arc<Watched>, fates: Option<Told>) -> Self {
-        AgentPages { watched, fates }
+    pub(crate) fn new(watched: Arc<Watched>, fates: Option<Told>, evidence: Option<Arc<Kept>>) -> Self {
+        AgentPages { watched, fates, evidence }
     }
 }
 
 impl Pages for AgentPages {
     fn get(&self, path: &str, query: &str) -> Page {
         match path {
-            "/metrics" => Page::metrics(&metrics::collect(&self.watched, self.fates.as_ref())),
+            "/metrics" => {
+                Page::metrics(&metrics::collect(&self.watched, self.fates.as_ref(), self.evidence.as_deref()))
+            }
             "/findings" => self.watched.read(|judge, verdict| {
                 let now = judge.snapshot();
                 let cluster = now.cluster.get().map(|map| MapPage {
@@ -78,6 +84,7 @@ impl Pages for AgentPages {
                         verdict,
                         episodes: judge.episodes(),
                         cluster,
+                        evidence: self.evidence.as_ref().map(|kept| kept.bundles()).unwrap_or_default(),
                     },
                 )
             }),

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::announce::{Announcer, told_before};
+use super::evidence::Keeper;
 use super::observe::{self, HostRoot, Observer};
 use super::past;
 use super::publish::{Kept, NodeNow, Writer, state_file};
@@ -29,6 +30,8 @@ const FIRST_LOOK: Duration = Duration::from_millis(600);
 const ONE_LOOK: Duration = Duration::from_secs(8);
 /// After a change the loop waits this long for more: events come in bursts, and one verdict tells of all.
 const BURST: Duration = Duration::from_millis(20);
+/// While the Node waits for evidence, it is looked after this often.
+const SHORTLY: Duration = Duration::from_millis(100);
 /// A loop that was away for longer was paused or suspended: what the Node says has to be read again.
 const PAUSED: Duration = Duration::from_secs(30);
 /// So much later than asked for nobody judges unless the process was stopped.
@@ -124,11 +127,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Only its start sets it.
     own.set(Arc::clone(&watched)).ok();
     let reporter = announcer.as_ref().map(|announcer| announcer.start(events_by));
-    let pages = AgentPages::new(Arc::clone(&watched), Some((writer.fates(), reporter)));
+    let evidence = options.state_dir.as_ref().map(|directory| Keeper::new(directory, &host));
+    let fates = Some((writer.fates(), reporter));
+    let pages = AgentPages::new(Arc::clone(&watched), fates, evidence.as_ref().map(Keeper::kept));
     tokio::spawn(crate::http::serve(listener, Arc::new(pages)));
     tokio::spawn(writer.run());
-    let keep = state_file::start(options.state_dir.clone());
-    let mut tell = Tell { told: tell, keep, doubt, announcer };
+    let mut tell = Tell { told: tell, keep: state_file::start(options.state_dir), doubt, announcer, evidence };
     let heart = Heart::default();
     heart.watch();
     tokio::select! {
@@ -249,7 +253,10 @@ pub(crate) async fn watch_node(
                 log(before.as_ref(), &verdict);
                 due = verdict.look_again_in.map(|wait| since_boot() + wait);
                 judge_at = verdict.look_again_in.map(|wait| Instant::now() + wait.max(BURST));
-                say(watched, tell, &verdict);
+                take_evidence(watched, tell, &verdict);
+                if say(watched, tell, &verdict) == Said::Later {
+                    judge_at = Some(Instant::now() + SHORTLY);
+                }
             }
         }
         heart.beat();
@@ -282,10 +289,29 @@ pub(crate) struct Tell {
     pub(crate) doubt: Arc<Notify>,
     /// Who tells what begins and is over by Events, where they are wanted.
     pub(crate) announcer: Option<Announcer>,
+    /// Who keeps evidence, where there is a directory for it.
+    pub(crate) evidence: Option<Keeper>,
+}
+
+/// Whether the Node was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Now,
+    /// It waits for evidence.
+    Later,
+}
+
+/// Has evidence taken when something has just become bad.
+fn take_evidence(watched: &Watched, tell: &mut Tell, verdict: &Verdict) {
+    if let Some(keeper) = &mut tell.evidence
+        && let Some(episode) = keeper.wants(verdict)
+    {
+        keeper.take(episode, watched.read(|judge, _| judge.report(verdict.clone())));
+    }
 }
 
 /// Hands on what should be in the state file and on the Node, if it is different from before: local first.
-fn say(watched: &Watched, tell: &mut Tell, verdict: &Verdict) {
+fn say(watched: &Watched, tell: &mut Tell, verdict: &Verdict) -> Said {
     let new = watched.read(|judge, _| {
         let (identity, episodes) = (&judge.snapshot().identity, judge.episodes());
         if let Some(announcer) = &mut tell.announcer {
@@ -303,6 +329,9 @@ fn say(watched: &Watched, tell: &mut Tell, verdict: &Verdict) {
         });
         new
     });
+    if tell.evidence.as_ref().is_some_and(|keeper| keeper.holds(tell.told.borrow().as_ref(), &new)) {
+        return Said::Later;
+    }
     tell.told.send_if_modified(|old| {
         let different = old.as_ref() != Some(&new);
         if different {
@@ -310,6 +339,7 @@ fn say(watched: &Watched, tell: &mut Tell, verdict: &Verdict) {
         }
         different
     });
+    Said::Now
 }
 
 /// One look at this machine. There is no history in it, so whatever it sees counts at once.

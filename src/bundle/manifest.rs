@@ -121,7 +121,6 @@ impl Manifest {
     }
 
     /// Whether this is evidence of a finding: it holds the facts, and was taken when the finding was there already.
-    #[allow(dead_code, reason = "for whoever repairs")]
     pub(crate) fn covers(&self, code: &str, subject: &str, since: Timestamp) -> bool {
         self.has(super::FACTS)
             && self.begun_at >= since

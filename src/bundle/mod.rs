@@ -14,7 +14,7 @@ mod tar;
 
 pub(crate) use facts::{Facts, FactsOut};
 pub(crate) use folder::Bundle;
-pub(crate) use manifest::{Item, Manifest};
+pub(crate) use manifest::{Episode, Item, Manifest};
 pub(crate) use read::read;
 pub(crate) use redact::redact;
 pub(crate) use summary::summary;

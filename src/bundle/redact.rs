@@ -43,12 +43,22 @@ const NAMED_WITHIN: usize = 512;
 
 /// A copy without secrets, and how many were taken out.
 pub(crate) fn redact(text: &[u8]) -> (Vec<u8>, u32) {
-    let json = matches!(text.trim_ascii_start().first(), Some(b'{' | b'['));
+    let json = is_json(text);
     let mut scan = Scan { text, json, at: 0, out: Vec::with_capacity(text.len()), count: 0, named_until: 0, fresh: 0 };
+    if let Some(end) = end_of_key(text) {
+        scan.take(0, end);
+    }
     while scan.at < text.len() {
         scan.step();
     }
     (scan.out, scan.count)
+}
+
+/// Whether it begins as JSON does, and not as TOML, INI or YAML.
+fn is_json(text: &[u8]) -> bool {
+    let text = text.trim_ascii_start();
+    let object = text.strip_prefix(b"[").unwrap_or(text).trim_ascii_start().strip_prefix(b"{");
+    object.is_some_and(|inside| matches!(inside.trim_ascii_start().first(), Some(b'"' | b'}')))
 }
 
 struct Scan<'a> {
@@ -314,6 +324,17 @@ fn private_key(text: &[u8]) -> Option<usize> {
         while_(text, label, |byte| byte == b'-')
     };
     Some(end.map_or(all, after))
+}
+
+/// Where a private key ends whose beginning was cut off.
+fn end_of_key(text: &[u8]) -> Option<usize> {
+    let lines = text.windows(5).enumerate().filter(|(_, it)| it == b"-----").map(|(at, _)| at);
+    let first = lines
+        .map(|at| (at, &text[at..]))
+        .find(|(_, it)| it.starts_with(b"-----BEGIN ") || it.starts_with(b"-----END "));
+    let (at, title) = first.filter(|(_, it)| it.starts_with(b"-----END "))?;
+    let label = while_(title, 9, |byte| byte == b' ' || byte.is_ascii_uppercase());
+    title[..label].ends_with(b"PRIVATE KEY").then(|| at + while_(title, label, |byte| byte == b'-'))
 }
 
 /// The password in `://user:password@host`, from and to.

@@ -62,11 +62,17 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
     let (watched, observer) = agent::start(&host, &config);
     let store = Arc::new(Store::standalone());
     let pages = Both {
-        agent: AgentPages::new(Arc::clone(&watched), None),
+        agent: AgentPages::new(Arc::clone(&watched), None, None),
         aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now, LISTENERS),
     };
     let (tell, told) = watch::channel(None);
-    let mut tell = Tell { told: tell, keep: watch::channel(None).0, doubt: Arc::new(Notify::new()), announcer: None };
+    let mut tell = Tell {
+        told: tell,
+        keep: watch::channel(None).0,
+        doubt: Arc::new(Notify::new()),
+        announcer: None,
+        evidence: None,
+    };
     let heart = Heart::default();
     let address = listener.local_addr().unwrap_or(options.listen);
     tokio::select! {

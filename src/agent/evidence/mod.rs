@@ -2,6 +2,7 @@
 //!
 //! A piece that hangs, is missing or too long costs itself, and the manifest says so. The most volatile comes first.
 
+mod keep;
 mod pieces;
 mod take;
 
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+pub(crate) use keep::{Held, Keeper, Kept};
 pub(crate) use pieces::Depth;
 use pieces::PIECES;
 use take::{Raw, Take};

@@ -6,7 +6,6 @@ pub(crate) enum Depth {
     /// By a person on the node: files, and what tools print.
     All,
     /// By the agent: files, and of the tools only `dmesg`.
-    #[allow(dead_code, reason = "for the agent")]
     Light,
 }
 

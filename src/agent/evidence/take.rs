@@ -89,8 +89,13 @@ impl Take {
                 self.within(of, move |host| host.head(&path, limit + 1)).await.map(|bytes| Raw::head(bytes, limit))
             }
             From::Log(..) => {
-                let bytes = self.within(of, move |host| host.tail(&path, limit, 1)).await?;
+                let mut bytes = self.within(of, move |host| host.tail(&path, limit, 1)).await?;
                 let cut = (bytes.len() as u64 >= limit).then(|| format!("all but the last {limit} bytes"));
+                if cut.is_some() {
+                    // Of half a line nobody can tell what is secret.
+                    let line = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+                    bytes.drain(..line);
+                }
                 Ok(Raw { bytes, cut })
             }
             From::Listing(_) => self.within(of, move |host| listing(host, &path)).await.map(Raw::whole),

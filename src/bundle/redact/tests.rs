@@ -31,6 +31,10 @@ fn each_kind_of_secret_goes_and_what_stands_around_it_stays() {
             "- name: API_TOKEN\n  value: x y\n- name: MODE\n  value: z\n",
             "- name: API_TOKEN\n  value: [redacted]\n- name: MODE\n  value: z\n",
         ),
+        // what only begins like JSON
+        ("[a.auth]\n  password = \"a b\"\n", "[a.auth]\n  password = \"[redacted]\"\n"),
+        ("[[a]]\n  token = 'a b'\n", "[[a]]\n  token = '[redacted]'\n"),
+        ("{password: \"a b\", x: 1}", "{password: \"[redacted]\", x: 1}"),
         // registries
         ("{\"auths\":{\"r\":{\"auth\":\"dXNlcjpwdw==\"}}}", "{\"auths\":{\"r\":{\"auth\":\"[redacted]\"}}}"),
         // BIRD and what `ss -i` prints of TCP MD5
@@ -61,6 +65,7 @@ fn private_keys_go_and_certificates_stay() {
         assert_eq!(redacted(&json), r#"{"file":"[redacted]\n","next":1}"#);
     }
     assert_eq!(redacted("-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKC"), "[redacted]", "cut in the middle");
+    assert_eq!(redacted("pAIBAAKC\n-----END RSA PRIVATE KEY-----\nafter"), "[redacted]\nafter", "the other half");
 }
 
 #[test]

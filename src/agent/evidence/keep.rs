@@ -1,0 +1,270 @@
+//! Evidence that the agent keeps on the node by itself: at the first bad look of an episode, since every cure destroys it.
+//!
+//! It costs nothing while nothing is wrong, never waits in the loop that judges, and writes only where there is room: at most
+//! [`MOST`] bundles of [`ROOM`] bytes, the oldest go. A code has [`PER_DAY`] bundles a day, and between any two of them is
+//! a breath, so that a fault that comes and goes does not wear out the disk.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use serde::Serialize;
+
+use super::{Depth, Gatherer};
+use crate::agent::observe::Blocking;
+use crate::agent::{HostRoot, Report};
+use crate::bundle::{Bundle, Episode, MANIFEST, Manifest, summary};
+use crate::checks::{Area, Severity};
+use crate::facts::{LookError, Reason};
+use crate::verdict::{CURED_BY_A_NEW_MACHINE, NodeCondition, Raised, Status, Told, Verdict};
+
+/// So many bundles are kept (catalogue, section 5).
+const MOST: usize = 5;
+/// A bundle is no larger, in bytes.
+const ROOM: u64 = 6 << 20;
+/// So many bundles of one code within a day.
+const PER_DAY: usize = 2;
+/// Time between two bundles.
+const BREATH: Duration = Duration::from_secs(30);
+/// This much stays free for everybody else, in bytes, and a twentieth of the file system.
+const LEFT_FREE: u64 = 64 << 20;
+/// A bundle that is not written by then is given up.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// A condition on which machines are replaced waits so long for its evidence.
+const HOLD: Duration = Duration::from_secs(3);
+/// The directory below that of the state.
+const FOLDER: &str = "evidence";
+/// What is being written.
+const NEW: &str = ".new";
+
+/// What became of the evidence.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    running: AtomicBool,
+    taken: AtomicU64,
+    failed: AtomicU64,
+    bundles: Mutex<Vec<Held>>,
+}
+
+/// A bundle on this node.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Held {
+    /// Where it is, as this process sees it.
+    path: String,
+    at: Timestamp,
+    findings: Vec<Episode>,
+}
+
+impl From<&(PathBuf, Manifest)> for Held {
+    fn from((path, manifest): &(PathBuf, Manifest)) -> Self {
+        Held { path: path.display().to_string(), at: manifest.begun_at, findings: manifest.episodes.clone() }
+    }
+}
+
+impl Kept {
+    /// Bundles that were written, and that could not be, by this process.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.taken.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+
+    /// The bundles on this node, oldest first.
+    pub(crate) fn bundles(&self) -> Vec<Held> {
+        self.bundles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Keeps evidence.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    folder: PathBuf,
+    host: HostRoot,
+    blocking: Blocking,
+    kept: Arc<Kept>,
+    /// The faults of which evidence was taken or refused and that have not gone since.
+    known: BTreeSet<(String, String)>,
+    last: Option<Instant>,
+}
+
+/// Whether evidence is taken of it: it counts, or would soon stop the worker.
+fn is_bad(verdict: &Verdict) -> impl Iterator<Item = &Raised> {
+    let soon = verdict.pending.iter().filter(|it| it.severity == Severity::Critical);
+    verdict.problems().chain(soon)
+}
+
+impl Keeper {
+    /// In a directory of the agent's own.
+    pub(crate) fn new(state_dir: &Path, host: &HostRoot) -> Self {
+        let folder = state_dir.join(FOLDER);
+        Keeper {
+            folder,
+            host: host.clone(),
+            blocking: Blocking::default(),
+            kept: Arc::default(),
+            known: BTreeSet::new(),
+            last: None,
+        }
+    }
+
+    /// What became of it; what earlier processes left is looked up in the background.
+    pub(crate) fn kept(&self) -> Arc<Kept> {
+        let (blocking, folder, kept) = (self.blocking.clone(), self.folder.clone(), Arc::clone(&self.kept));
+        tokio::spawn(async move {
+            let list = move || Ok(list(&folder).iter().map(Held::from).collect());
+            if let Ok(bundles) = blocking.run("list of evidence", DEADLINE, list).await {
+                *kept.bundles.lock().unwrap_or_else(PoisonError::into_inner) = bundles;
+            }
+        });
+        Arc::clone(&self.kept)
+    }
+
+    /// Whether something has just become bad of which evidence has to be taken.
+    pub(crate) fn wants(&mut self, verdict: &Verdict) -> Option<Episode> {
+        let key = |it: &Raised| (it.code.clone(), it.subject.clone());
+        let now: BTreeSet<_> = is_bad(verdict).map(key).collect();
+        self.known.retain(|it| now.contains(it));
+        let new = is_bad(verdict).find(|it| !self.known.contains(&key(it)))?;
+        let rests = self.last.is_some_and(|last| last.elapsed() < BREATH);
+        if rests || self.kept.running.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        self.known = now;
+        self.last = Some(Instant::now());
+        Some(Episode::from(new))
+    }
+
+    /// Takes it, in the background.
+    pub(crate) fn take(&self, episode: Episode, report: Report) {
+        let (blocking, kept) = (self.blocking.clone(), Arc::clone(&self.kept));
+        let (folder, host) = (self.folder.clone(), self.host.clone());
+        let here = tokio::runtime::Handle::current();
+        tokio::spawn(async move {
+            let write = move || here.block_on(write(&folder, &host, &episode, &report));
+            match blocking.run("evidence", DEADLINE, write).await {
+                Ok(Some(bundles)) => {
+                    kept.taken.fetch_add(1, Ordering::Relaxed);
+                    let newest = bundles.last().map(|held| held.path.clone()).unwrap_or_default();
+                    tracing::info!(bundle = newest, "evidence is kept");
+                    *kept.bundles.lock().unwrap_or_else(PoisonError::into_inner) = bundles;
+                }
+                // There is evidence of it already, or enough of its like.
+                Ok(None) => {}
+                Err(error) => {
+                    kept.failed.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%error, "no evidence could be kept on this node; `nodevitals gather --output -` takes it without a disk");
+                }
+            }
+            kept.running.store(false, Ordering::Relaxed);
+        });
+    }
+
+    /// Whether the Node has to wait for evidence before it is told: a condition that has machines replaced would turn True.
+    pub(crate) fn holds(&self, before: Option<&Told>, now: &Told) -> bool {
+        let is_fit = |it: &&NodeCondition| CURED_BY_A_NEW_MACHINE.map(Area::condition).contains(&it.kind.as_str());
+        let is_true =
+            |told: &Told, kind: &str| told.conditions.iter().any(|it| it.kind == kind && it.status == Status::True);
+        let turns =
+            |it: &NodeCondition| it.status == Status::True && !before.is_some_and(|told| is_true(told, &it.kind));
+        self.kept.running.load(Ordering::Relaxed)
+            && self.last.is_some_and(|last| last.elapsed() < HOLD)
+            && now.conditions.iter().filter(is_fit).any(turns)
+    }
+}
+
+/// Writes one bundle beside the others, whole or not at all. None where there is no need of it.
+async fn write(
+    folder: &Path,
+    host: &HostRoot,
+    episode: &Episode,
+    report: &Report,
+) -> Result<Option<Vec<Held>>, LookError> {
+    let place = folder.display().to_string();
+    let io = |error: io::Error| LookError::io(&place, &error);
+    fs::create_dir_all(folder).map_err(io)?;
+    let held = list(folder);
+    let day = report.verdict.at - SignedDuration::from_hours(24);
+    let named = format!("-{}", episode.code);
+    let of_code = |(path, it): &&(PathBuf, Manifest)| path.to_string_lossy().ends_with(&named) && it.begun_at > day;
+    if held.iter().any(|(_, it)| it.covers(&episode.code, &episode.subject, episode.since))
+        || held.iter().filter(of_code).count() >= PER_DAY
+    {
+        return Ok(None);
+    }
+    has_room(folder)?;
+    let new = folder.join(NEW);
+    // What a process that was killed left.
+    fs::remove_dir_all(&new)
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        .map_err(io)?;
+    let done = fill(&new, host, episode, report).await.and_then(|()| {
+        let name = format!("{}-{}", report.verdict.at.strftime("%Y%m%dT%H%M%SZ"), episode.code);
+        fs::rename(&new, folder.join(name)).map_err(io)
+    });
+    if let Err(error) = done {
+        fs::remove_dir_all(&new).ok();
+        return Err(error);
+    }
+    let mut held = list(folder);
+    while held.len() > MOST {
+        fs::remove_dir_all(held.remove(0).0).map_err(io)?;
+    }
+    Ok(Some(held.iter().map(Held::from).collect()))
+}
+
+async fn fill(new: &Path, host: &HostRoot, episode: &Episode, report: &Report) -> Result<(), LookError> {
+    let failed = |why: String| LookError::new(new.display().to_string(), Reason::Failed, why);
+    let identity = &report.snapshot.identity;
+    let node = identity.node_name.as_ref().unwrap_or(&identity.hostname);
+    let why = format!("kept by the agent when {} {} began", episode.code, episode.subject);
+    let manifest = Manifest::new(node, &identity.boot_id, &why, report.verdict.at);
+    let (mut bundle, mut manifest) = Bundle::folder(new, manifest).map_err(|error| failed(format!("{error:#}")))?;
+    let mut gatherer = Gatherer::new(host, Depth::Light, ROOM);
+    let facts = gatherer.facts(report, &mut bundle, &mut manifest);
+    if let Some(why) = facts.failed {
+        return Err(failed(why));
+    }
+    // What is only held down is evidence too.
+    if !manifest.episodes.contains(episode) {
+        manifest.episodes.push(episode.clone());
+    }
+    let written = gatherer.pieces(&mut bundle, &mut manifest, |_| ()).await;
+    let summary = summary(&manifest, Some(&report.verdict));
+    written.and_then(|()| bundle.finish(&manifest, &summary)).map_err(|error| failed(error.to_string()))
+}
+
+/// Refuses a file system that is read-only, or that a bundle would help to fill.
+fn has_room(folder: &Path) -> Result<(), LookError> {
+    let place = folder.display().to_string();
+    let stats = statvfs(folder).map_err(|errno| LookError::io(&place, &errno.into()))?;
+    let block = stats.fragment_size();
+    let (all, free) = (stats.blocks() * block, stats.blocks_available() * block);
+    let refused = |why: String| Err(LookError::new(&place, Reason::Denied, why));
+    if stats.flags().contains(FsFlags::ST_RDONLY) {
+        return refused("the file system is read-only".to_owned());
+    }
+    if free < ROOM + LEFT_FREE.max(all / 20) || (stats.files() > 0 && stats.files_available() < stats.files() / 20) {
+        return refused(format!("the file system is nearly full: {free} of {all} bytes are available"));
+    }
+    Ok(())
+}
+
+/// The bundles in the directory, oldest first.
+fn list(folder: &Path) -> Vec<(PathBuf, Manifest)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let held = entries.filter(|entry| entry.file_name() != NEW).filter_map(|entry| {
+        let manifest = serde_json::from_slice(&fs::read(entry.path().join(MANIFEST)).ok()?).ok()?;
+        Some((entry.path(), manifest))
+    });
+    let mut held: Vec<(PathBuf, Manifest)> = held.collect();
+    held.sort_by(|(a, x), (b, y)| (x.begun_at, a).cmp(&(y.begun_at, b)));
+    held
+}
+
+#[cfg(test)]
+mod tests;

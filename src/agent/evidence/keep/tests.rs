@@ -1,0 +1,129 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+use crate::bundle::Facts;
+use crate::config::Config;
+use crate::verdict::{WorkerState, told};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).expect("valid")
+}
+
+fn raised(code: &str, severity: Severity, area: Area, since: i64) -> Raised {
+    let json = serde_json::json!({
+        "code": code, "severity": severity, "area": area, "subject": "", "since": at(since), "detail": "d", "next": "n",
+    });
+    serde_json::from_value(json).expect("a finding")
+}
+
+fn report(findings: Vec<Raised>, second: i64) -> Report {
+    let blank = Facts::none(&Manifest::new("n1", "boot", "", at(second)));
+    let mut report = crate::agent::judge_again(blank, &Config::default());
+    report.verdict = Verdict { at: at(second), state: WorkerState::Critical, findings, ..report.verdict };
+    report
+}
+
+fn hung(second: i64) -> Report {
+    report(vec![raised("ContainerdUnresponsive", Severity::Critical, Area::Runtime, second)], second)
+}
+
+fn of(report: &Report) -> Episode {
+    Episode::from(&report.verdict.findings[0])
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .expect("lists")
+        .map(|it| it.expect("entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+async fn write_(dir: &Path, report: &Report) -> Result<usize, LookError> {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir_all(root.path().join("proc")).expect("mkdir");
+    fs::write(root.path().join("proc/meminfo"), "MemTotal: 1 kB\n").expect("writes");
+    let written = write(dir, &HostRoot::new(root.path()), &of(report), report).await?;
+    Ok(written.map_or(0, |held| held.len()))
+}
+
+#[tokio::test]
+async fn bundles_are_whole_judged_again_few_and_once_per_episode() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let first = hung(0);
+    assert_eq!(write_(dir.path(), &first).await, Ok(1));
+    assert_eq!(names(dir.path()), ["20231114T221320Z-ContainerdUnresponsive"]);
+    let (manifest, facts) = crate::bundle::read(&dir.path().join(&names(dir.path())[0])).expect("reads");
+    assert!(manifest.covers("ContainerdUnresponsive", "", at(0)) && manifest.has("kernel/meminfo"));
+    assert_eq!(facts.expect("facts").snapshot, first.snapshot);
+    let mode = fs::metadata(dir.path().join(&names(dir.path())[0])).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    // The same episode, as a restarted agent sees it; then another, and one too many for a day.
+    let mut again = hung(100);
+    again.verdict.findings[0].since = at(0);
+    assert_eq!(write_(dir.path(), &again).await, Ok(0));
+    assert_eq!(write_(dir.path(), &hung(200)).await, Ok(2));
+    assert_eq!(write_(dir.path(), &hung(300)).await, Ok(0));
+    assert_eq!(write_(dir.path(), &hung(86_500)).await, Ok(3));
+    for (index, code) in ["DiskFull", "CniConfigMissing", "KubeletDown"].into_iter().enumerate() {
+        let second = 90_000 + i64::try_from(index).expect("small");
+        let other = report(vec![raised(code, Severity::Critical, Area::Capacity, second)], second);
+        assert_eq!(write_(dir.path(), &other).await, Ok((4 + index).min(MOST)));
+    }
+    assert_eq!(names(dir.path()).len(), MOST, "the oldest is gone");
+    assert!(!names(dir.path()).iter().any(|name| name.starts_with("20231114T221320Z")));
+}
+
+#[tokio::test]
+async fn nothing_is_written_to_a_full_or_a_read_only_file_system() {
+    for (options, why) in [("size=8m", "nearly full"), ("size=256m,ro", "Read-only file system")] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mount =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(dir.path()).status();
+        assert!(mount.expect("mount").success());
+        let failed = write_(&dir.path().join(FOLDER), &hung(0)).await;
+        let left = dir.path().join(FOLDER).join(NEW).exists();
+        let umount = std::process::Command::new("umount").arg(dir.path()).status();
+        assert!(umount.expect("umount").success());
+        let failed = failed.expect_err("it is refused");
+        assert!(failed.to_string().contains(why), "{failed}");
+        assert!(!left);
+    }
+}
+
+#[tokio::test]
+async fn it_is_taken_once_when_something_becomes_bad_and_conditions_for_repair_wait_for_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let mut keeper = Keeper::new(dir.path(), &HostRoot::new(root.path()));
+    let kept = keeper.kept();
+    assert_eq!(keeper.wants(&report(Vec::new(), 0).verdict), None, "nothing is wrong");
+    let info = raised("KernelOops", Severity::Info, Area::Integrity, 0);
+    assert_eq!(keeper.wants(&report(vec![info], 0).verdict), None);
+
+    let mut pending = report(Vec::new(), 0);
+    pending.verdict.pending = hung(0).verdict.findings;
+    let episode = keeper.wants(&pending.verdict).expect("it would soon stop the worker");
+    let bad = hung(0);
+    let mut tells = told(&bad.verdict, &bad.snapshot.identity, &crate::verdict::Episodes::default());
+    for condition in &mut tells.conditions {
+        condition.status = if condition.kind == "RuntimeProblem" { Status::True } else { Status::False };
+    }
+    assert!(keeper.holds(None, &tells), "it turns True, and the evidence is being taken");
+    assert!(!keeper.holds(Some(&tells), &tells), "it is True already");
+    keeper.take(episode, pending);
+    for _ in 0..500 {
+        if kept.counts() == (1, 0) && !keeper.holds(None, &tells) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((kept.counts(), kept.bundles().len()), ((1, 0), 1));
+    assert!(!keeper.holds(None, &tells));
+    assert_eq!(keeper.wants(&bad.verdict), None, "it is the same fault");
+    assert_eq!(keeper.wants(&report(Vec::new(), 1).verdict), None);
+    assert_eq!(keeper.wants(&bad.verdict), None, "it is too soon");
+    keeper.last = Instant::now().checked_sub(BREATH);
+    assert_eq!(keeper.wants(&bad.verdict), Some(of(&bad)));
+}
