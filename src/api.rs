@@ -7,12 +7,51 @@ use anyhow::{Context, anyhow};
 use http::header::{HeaderValue, USER_AGENT};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
+use serde_json::Value;
 
 /// Longest wait for a TCP connection.
 const CONNECT: Duration = Duration::from_secs(3);
 /// Longest silence on a connection of the client for single calls. Longer than any admission webhook may take (30 s),
 /// so that a patch that a webhook holds up is not given up while it still may pass.
 const SILENCE: Duration = Duration::from_secs(40);
+
+/// Longest wait for one answer to a command that a person waits for.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// Objects that are asked for at once.
+const PAGE: usize = 200;
+
+/// Sends a request for a JSON answer; an answer that does not come is an error too.
+pub(crate) async fn call(client: &Client, request: http::Request<Vec<u8>>) -> kube::Result<Value> {
+    let late = || kube::Error::Service(format!("no answer within {} s", ANSWER_WITHIN.as_secs()).into());
+    tokio::time::timeout(ANSWER_WITHIN, client.request(request)).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Reads `path`.
+pub(crate) async fn get(client: &Client, path: &str) -> kube::Result<Value> {
+    call(client, http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?).await
+}
+
+/// Hands on all objects of a list, page by page. `query` is what it is selected by, escaped, or empty.
+pub(crate) async fn list(client: &Client, path: &str, query: &str, each: &mut dyn FnMut(&Value)) -> kube::Result<()> {
+    let mut next = String::new();
+    loop {
+        let page = get(client, &format!("{path}?limit={PAGE}&{query}{next}")).await?;
+        page["items"].as_array().into_iter().flatten().for_each(&mut *each);
+        match page["metadata"]["continue"].as_str() {
+            // It is base64 for addresses, and needs no escape.
+            Some(token) if !token.is_empty() => next = format!("&continue={token}"),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// What is wrong, in the API server's own words where it answered.
+pub(crate) fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{}: {}", status.code, status.message),
+        other => chain(other),
+    }
+}
 
 /// Clients of one API server.
 #[derive(Clone)]

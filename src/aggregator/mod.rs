@@ -55,9 +55,9 @@ use watch::Kind;
 pub(crate) use agreement::fuzz as fuzz_blocks;
 #[cfg(fuzzing)]
 pub(crate) use model::fuzz;
-pub(crate) use offline::from_node_objects;
 #[cfg(test)]
 pub(crate) use offline::report_once;
+pub(crate) use offline::{Peer, from_node_objects, look};
 pub(crate) use pages::AggregatorPages;
 pub(crate) use store::Store;
 #[cfg(fuzzing)]

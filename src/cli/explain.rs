@@ -12,7 +12,7 @@ use clap::ValueEnum;
 
 use super::terminal::Paint;
 use super::{Output, failed};
-use book::Book;
+pub(super) use book::{Book, Item};
 
 /// Of a longer text only the end is read: that is where the trouble is.
 const MOST_BYTES: usize = 4 << 20;

@@ -4,6 +4,7 @@ mod check;
 mod explain;
 mod gather;
 mod generate;
+mod repair;
 mod report;
 mod standalone;
 mod terminal;
@@ -72,6 +73,8 @@ enum Command {
     Explain(explain::Options),
     /// Gather evidence before anything is repaired: what the checks see, configuration, logs, redacted
     Gather(gather::Options),
+    /// Show how a worker is repaired, step by step, with live preconditions; does the cluster's own steps with --yes
+    Repair(repair::Options),
     /// Take the conditions and annotations of this product off the Nodes, once its agents are gone
     Uninstall(uninstall::Options),
     /// Write completions for a shell, or the man page
@@ -151,6 +154,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Report(options) => report::run(&options).await,
         Command::Explain(options) => explain::run(&options),
         Command::Gather(options) => gather::run(&options).await,
+        Command::Repair(options) => repair::run(&options).await,
         Command::Uninstall(options) => uninstall::run(&options).await,
         Command::Generate(options) => generate::run(&options, Cli::command()),
     }

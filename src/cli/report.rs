@@ -71,7 +71,7 @@ impl Failed {
 }
 
 /// What the aggregator said through the API server's proxy.
-enum Asked {
+pub(super) enum Asked {
     Report(Box<ClusterReport>),
     /// It knows no such worker.
     NoSuchNode,
@@ -109,7 +109,10 @@ async fn report(options: &Options) -> Result<String, Failed> {
 }
 
 async fn fetch(api: &Api, options: &Options) -> Result<ClusterReport, Failed> {
-    let why = match patiently(ask(&api.unary, options), api).await.map_err(|error| unreachable(api, &error))? {
+    let why = match patiently(ask(&api.unary, &options.namespace, options.node.as_deref()), api)
+        .await
+        .map_err(|error| unreachable(api, &error))?
+    {
         Asked::Report(report) => return Ok(*report),
         Asked::NoSuchNode => return Err(no_such_node(options.node.as_deref().unwrap_or_default())),
         Asked::NotThere(why) => why,
@@ -132,9 +135,8 @@ async fn fetch(api: &Api, options: &Options) -> Result<ClusterReport, Failed> {
 }
 
 /// Asks the aggregator. An error means that the API server itself cannot be asked.
-async fn ask(client: &Client, options: &Options) -> Result<Asked, String> {
-    let Options { namespace, node, .. } = options;
-    let query = node.as_ref().map_or(String::new(), |node| format!("?node={node}"));
+pub(super) async fn ask(client: &Client, namespace: &str, node: Option<&str>) -> Result<Asked, String> {
+    let query = node.map_or(String::new(), |node| format!("?node={node}"));
     let uri = format!("/api/v1/namespaces/{namespace}/services/nodevitals-aggregator:http/proxy/api/v1/report{query}");
     let request = Request::get(uri)
         .header("Accept", "application/json")

@@ -1,21 +1,14 @@
 //! `nodevitals uninstall`: takes off the Node objects what this product wrote there.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, bail};
-use kube::Client;
-use serde::Deserialize;
+use anyhow::{Context, anyhow, bail};
+use serde_json::Value;
 
 use super::{failed, terminal};
 use crate::agent::{Cleaned, clean_node};
 use crate::aggregator::name;
-use crate::api::{Api, Server, chain};
-
-/// Longest wait for one answer of the API server.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// Objects that are asked for at once.
-const PAGE: usize = 200;
+use crate::api::{ANSWER_WITHIN, Api, Server, chain, list, said};
 
 /// Options of `nodevitals uninstall`.
 ///
@@ -49,14 +42,13 @@ async fn uninstall(options: &Options) -> anyhow::Result<String> {
     let Options { server, namespace, nodes } = options;
     let api = server.connect().await?;
     let agents = agents(&api, namespace).await?;
-    let writes = |node: &String| agents.iter().find(|agent| agent.spec.node_name == **node);
+    let writes = |node: &String| agents.iter().find(|(on, _)| on == node);
     let nodes = if nodes.is_empty() { self::nodes(&api).await? } else { nodes.clone() };
     // An agent would write it all again.
-    if let Some((node, agent)) = nodes.iter().find_map(|node| Some((node, writes(node)?))) {
+    if let Some((node, agent)) = nodes.iter().find_map(|node| Some((node, &writes(node)?.1))) {
         bail!(
-            "the agent {namespace}/{} still runs on {node}: delete the DaemonSet first (`kubectl delete -k deploy`), or label \
-             the Node nodevitals.dev/opt-out, and wait until its Pod is gone",
-            agent.metadata.name
+            "the agent {namespace}/{agent} still runs on {node}: delete the DaemonSet first (`kubectl delete -k deploy`), or label \
+             the Node nodevitals.dev/opt-out, and wait until its Pod is gone"
         );
     }
     let mut cleaned = 0;
@@ -72,66 +64,21 @@ async fn uninstall(options: &Options) -> anyhow::Result<String> {
     Ok(format!("{cleaned} of {} nodes had conditions or annotations of NodeVitals; none has any more\n", nodes.len()))
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct List {
-    #[serde(default)]
-    metadata: ListMetadata,
-    #[serde(default)]
-    items: Vec<Item>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct ListMetadata {
-    #[serde(default, rename = "continue")]
-    more: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Item {
-    #[serde(default)]
-    metadata: Metadata,
-    #[serde(default)]
-    spec: Spec,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Metadata {
-    #[serde(default)]
-    name: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Spec {
-    #[serde(default, rename = "nodeName")]
-    node_name: String,
-}
-
 async fn nodes(api: &Api) -> anyhow::Result<Vec<String>> {
-    let list = list(&api.unary, "/api/v1/nodes", "").await;
-    Ok(list
-        .with_context(|| format!("API server {}: nodes", api.server))?
-        .into_iter()
-        .map(|it| it.metadata.name)
-        .collect())
+    let mut names = Vec::new();
+    let mut each = |node: &Value| names.extend(node["metadata"]["name"].as_str().map(str::to_owned));
+    let listed = list(&api.unary, "/api/v1/nodes", "", &mut each).await;
+    listed.map_err(|error| anyhow!("API server {}: nodes: {}", api.server, said(&error)))?;
+    Ok(names)
 }
 
-async fn agents(api: &Api, namespace: &str) -> anyhow::Result<Vec<Item>> {
-    let labels = "&labelSelector=app.kubernetes.io/name%3Dnodevitals,app.kubernetes.io/component%3Dagent";
-    let list = list(&api.unary, &format!("/api/v1/namespaces/{namespace}/pods"), labels).await;
-    list.with_context(|| format!("API server {}: pods in namespace {namespace}", api.server))
-}
-
-async fn list(client: &Client, path: &str, more: &str) -> anyhow::Result<Vec<Item>> {
-    let mut items = Vec::new();
-    let mut next = String::new();
-    loop {
-        let token = if next.is_empty() { String::new() } else { format!("&continue={next}") };
-        let request = http::Request::get(format!("{path}?limit={PAGE}{more}{token}")).body(Vec::new())?;
-        let page: List = tokio::time::timeout(ANSWER_WITHIN, client.request(request)).await.context("no answer")??;
-        items.extend(page.items);
-        next = page.metadata.more;
-        if next.is_empty() {
-            return Ok(items);
-        }
-    }
+/// Node and name of each agent's Pod.
+async fn agents(api: &Api, namespace: &str) -> anyhow::Result<Vec<(String, String)>> {
+    let labels = "labelSelector=app.kubernetes.io/name%3Dnodevitals,app.kubernetes.io/component%3Dagent";
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut pods = Vec::new();
+    let mut each = |pod: &Value| pods.push((text(&pod["spec"]["nodeName"]), text(&pod["metadata"]["name"])));
+    let listed = list(&api.unary, &format!("/api/v1/namespaces/{namespace}/pods"), labels, &mut each).await;
+    listed.map_err(|error| anyhow!("API server {}: pods in namespace {namespace}: {}", api.server, said(&error)))?;
+    Ok(pods)
 }

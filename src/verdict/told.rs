@@ -32,6 +32,9 @@ pub mod annotation {
     pub const MACHINE_ID: &str = "nodevitals.dev/machine-id";
     /// Version of the agent.
     pub const VERSION: &str = "nodevitals.dev/version";
+    /// What `nodevitals repair` did here and whether it cordoned the Node, as compact JSON: it is that command's, and no
+    /// agent writes it.
+    pub const REPAIR: &str = "nodevitals.dev/repair";
 }
 
 /// Everything this product says on one Node.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::bench::{AGGREGATOR, Bench, Running, THEN, TYPES, condition, condition_of, foreign, now, soon};
+use crate::bench::{AGGREGATOR, Bench, Running, THEN, TYPES, condition_of, foreign, now, soon, told};
 use crate::support::control_plane::ADDRESS;
 use crate::support::wait::eventually;
 
@@ -41,34 +41,12 @@ fn as_told(number: usize) -> Value {
     let rank = CRITICAL.iter().position(|other| *other == number);
     // The first of the three has lasted longest.
     let since = format!("2026-11-21T09:0{}:00Z", rank.unwrap_or(5));
-    let (state, finding, kind) = if rank.is_some() {
-        ("Critical", Some(("KubeProxyChainsUnhooked", "critical", "packetFilter")), "PacketFilterProblem")
-    } else if WARNING.contains(&number) {
-        ("Warning", Some(("DiskPressureImminent", "warning", "capacity")), "CapacityProblem")
+    let finding = if rank.is_some() {
+        Some(("KubeProxyChainsUnhooked", "critical", "packetFilter", "PacketFilterProblem"))
     } else {
-        ("Normal", None, "")
+        WARNING.contains(&number).then_some(("DiskPressureImminent", "warning", "capacity", "CapacityProblem"))
     };
-    let conditions: Vec<_> = TYPES
-        .iter()
-        .map(|other| match finding {
-            Some((code, ..)) if *other == kind || *other == "WorkerProblem" => condition(other, "True", code),
-            _ => condition(other, "False", "Healthy"),
-        })
-        .collect();
-    let findings: Vec<_> = finding
-        .iter()
-        .map(|(code, severity, area)| {
-            json!({
-                "code": code, "severity": severity, "area": area, "subject": "IPv4", "since": since,
-                "detail": "something is wrong", "next": "do something",
-            })
-        })
-        .collect();
-    let annotations = json!({
-        "nodevitals.dev/state": state, "nodevitals.dev/since": since,
-        "nodevitals.dev/findings": json!(findings).to_string(),
-    });
-    json!({"metadata": {"annotations": annotations}, "status": {"conditions": conditions}})
+    told(finding, &since)
 }
 
 fn report(aggregator: &Running) -> Result<Value> {

@@ -175,6 +175,57 @@ impl Bench {
         Ok(())
     }
 
+    /// Says this on a Node, as its agent would.
+    pub(crate) fn tell(&self, node: &str, finding: Option<Finding>, since: &str) -> Result<()> {
+        self.admin(&format!("PATCH strategic /api/v1/nodes/{node}/status"), &told(finding, since)).map(drop)
+    }
+
+    /// Adds a worker with these labels on which an agent speaks and has found nothing.
+    pub(crate) fn add_worker(&self, name: &str, labels: &Value) -> Result<()> {
+        self.add_node(name, labels)?;
+        self.add_agent_pod(name)?;
+        self.set_ready(&format!("agent-{name}"), true)?;
+        self.tell(name, None, &now())
+    }
+
+    /// Adds a Pod of calico-node, which was Ready, or not, for a long time; nothing runs it.
+    pub(crate) fn add_calico_node(&self, pod: &str, namespace: &str, node: &str, ready: bool) -> Result<()> {
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "calico-node", "namespace": namespace}});
+        self.apply(&account.to_string())?;
+        let owner = json!([{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "calico-node", "uid": "d", "controller": true}]);
+        let body = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": pod, "labels": {"k8s-app": "calico-node"}, "ownerReferences": owner},
+            "spec": {"nodeName": node, "serviceAccountName": "calico-node", "terminationGracePeriodSeconds": 0,
+                "containers": [{"name": "calico-node", "image": "quay.io/calico/node:v3.28.1"}]}});
+        self.admin(&format!("POST /api/v1/namespaces/{namespace}/pods"), &body)?;
+        self.calico_node_is(pod, namespace, ready)
+    }
+
+    /// Says whether it has been Ready for a long time.
+    pub(crate) fn calico_node_is(&self, pod: &str, namespace: &str, ready: bool) -> Result<()> {
+        let ready = if ready { "True" } else { "False" };
+        let condition = json!({"type": "Ready", "status": ready, "lastTransitionTime": "2026-11-01T10:00:00Z"});
+        let request = format!("PATCH strategic /api/v1/namespaces/{namespace}/pods/{pod}/status");
+        self.admin(&request, &json!({"status": {"phase": "Running", "conditions": [condition]}})).map(drop)
+    }
+
+    /// Serves a kind of Calico's.
+    pub(crate) fn add_calico_kind(&self, plural: &str, kind: &str) -> Result<()> {
+        let definition = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.crd.projectcalico.org")},
+            "spec": {
+                "group": "crd.projectcalico.org", "scope": "Cluster",
+                "names": {"plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List")},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema":
+                    {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
+            },
+        });
+        self.apply(&definition.to_string())?;
+        soon("the kind is served", || self.list(&format!("/apis/crd.projectcalico.org/v1/{plural}")));
+        Ok(())
+    }
+
     /// Says whether a Pod is Ready, as its kubelet would.
     pub(crate) fn set_ready(&self, pod: &str, ready: bool) -> Result<()> {
         let ready = if ready { "True" } else { "False" };
@@ -354,6 +405,29 @@ pub(crate) fn condition(kind: &str, status: &str, reason: &str) -> Value {
         "type": kind, "status": status, "reason": reason, "message": "m",
         "lastHeartbeatTime": THEN, "lastTransitionTime": THEN,
     })
+}
+
+/// A finding that an agent tells: code, severity, area, and the type of its condition.
+pub(crate) type Finding<'a> = (&'a str, &'a str, &'a str, &'a str);
+
+/// The patch by which an agent says that nothing is wrong, or this, since then.
+pub(crate) fn told(finding: Option<Finding>, since: &str) -> Value {
+    let condition = |kind: &&str| match finding {
+        Some((code, .., area)) if [area, "WorkerProblem"].contains(kind) => condition(kind, "True", code),
+        _ => condition(kind, "False", "Healthy"),
+    };
+    let state = match finding {
+        Some((_, "critical", ..)) => "Critical",
+        Some(_) => "Warning",
+        None => "Normal",
+    };
+    let findings = finding.map(|(code, severity, area, _)| {
+        json!({"code": code, "severity": severity, "area": area, "subject": "IPv4", "since": since,
+            "detail": "something is wrong", "next": "do something"})
+    });
+    let annotations = json!({"nodevitals.dev/state": state, "nodevitals.dev/since": since,
+        "nodevitals.dev/findings": json!(findings.as_slice()).to_string()});
+    json!({"metadata": {"annotations": annotations}, "status": {"conditions": TYPES.iter().map(condition).collect::<Vec<_>>()}})
 }
 
 /// The condition of this type on a Node.

@@ -16,6 +16,7 @@ mod map;
 mod native_proxy;
 mod page;
 mod policy;
+mod repair;
 mod scope;
 mod usage;
 mod webhook;

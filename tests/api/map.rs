@@ -18,24 +18,7 @@ const SET_UP: Duration = Duration::from_secs(120);
 pub(crate) fn calico(bench: &Bench) -> Result<()> {
     let kinds =
         [("blockaffinities", "BlockAffinity"), ("ippools", "IPPool"), ("bgpconfigurations", "BGPConfiguration")];
-    let definition = |(plural, kind): (&str, &str)| {
-        json!({
-            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": format!("{plural}.crd.projectcalico.org")},
-            "spec": {
-                "group": "crd.projectcalico.org", "scope": "Cluster",
-                "names": {"plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List")},
-                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
-                    "type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
-            },
-        })
-    };
-    let items: Vec<Value> = kinds.into_iter().map(definition).collect();
-    bench.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
-    for (plural, _) in kinds {
-        soon("the kind is served", || bench.list(&format!("/apis/crd.projectcalico.org/v1/{plural}")));
-    }
-    Ok(())
+    kinds.into_iter().try_for_each(|(plural, kind)| bench.add_calico_kind(plural, kind))
 }
 
 pub(crate) fn object(kind: &str, name: &str, spec: &Value) -> Value {

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Running, TYPES, condition, now, soon};
+use crate::bench::{Bench, Running, now, soon};
 
 const WORKERS: usize = 20;
 const RED: usize = 6;
@@ -15,47 +15,21 @@ fn name(number: usize) -> String {
     format!("s{number:02}")
 }
 
-/// What the agent of this worker writes.
-fn told(bad: bool) -> Value {
-    let code = "KubeProxyChainsUnhooked";
-    let status = |kind: &&str| match *kind {
-        "WorkerProblem" | "PacketFilterProblem" if bad => condition(kind, "True", code),
-        kind => condition(kind, "False", "Healthy"),
-    };
-    let findings = json!([{"code": code, "severity": "critical", "area": "packetFilter", "subject": "IPv4", "since": now(),
-        "detail": "jumps are gone", "next": "restart kube-proxy on this node"}]);
-    let findings = if bad { findings } else { json!([]) };
-    json!({"metadata": {"annotations": {"nodevitals.dev/state": if bad { "Critical" } else { "Normal" },
-            "nodevitals.dev/since": now(), "nodevitals.dev/findings": findings.to_string()}},
-        "status": {"conditions": TYPES.iter().map(status).collect::<Vec<_>>()}})
-}
-
 fn tell(bench: &Bench, number: usize, bad: bool) -> Result<()> {
-    bench.admin(&format!("PATCH strategic /api/v1/nodes/{}/status", name(number)), &told(bad)).map(drop)
+    let finding = ("KubeProxyChainsUnhooked", "critical", "packetFilter", "PacketFilterProblem");
+    bench.tell(&name(number), bad.then_some(finding), &now())
 }
 
-/// calico-node on this worker, which was Ready, or not, for a long time.
+/// calico-node on this worker.
 fn calico_node(bench: &Bench, number: usize, ready: bool) -> Result<()> {
-    let (pod, ready) = (format!("calico-node-{number:02}"), if ready { "True" } else { "False" });
-    let pods = "/api/v1/namespaces/kube-system/pods";
-    let status = json!({"status": {"conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-11-01T10:00:00Z"}]}});
-    bench.admin(&format!("PATCH strategic {pods}/{pod}/status"), &status).map(drop)
+    bench.calico_node_is(&format!("calico-node-{number:02}"), "kube-system", ready)
 }
 
 fn plant(bench: &Bench) -> Result<()> {
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "calico-node", "namespace": "kube-system"}});
-    bench.apply(&account.to_string())?;
     for number in 0..WORKERS {
         let name = name(number);
-        bench.add_node(&name, &json!({"agentpool": if number < RED { "red" } else { "blue" }}))?;
-        bench.add_agent_pod(&name)?;
-        bench.set_ready(&format!("agent-{name}"), true)?;
-        tell(bench, number, false)?;
-        let pod = json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": format!("calico-node-{number:02}"), "namespace": "kube-system", "labels": {"k8s-app": "calico-node"}},
-            "spec": {"nodeName": name, "serviceAccountName": "calico-node", "containers": [{"name": "calico-node", "image": "quay.io/calico/node:v3.28.1"}]}});
-        bench.admin("POST /api/v1/namespaces/kube-system/pods", &pod)?;
-        calico_node(bench, number, true)?;
+        bench.add_worker(&name, &json!({"agentpool": if number < RED { "red" } else { "blue" }}))?;
+        bench.add_calico_node(&format!("calico-node-{number:02}"), "kube-system", &name, true)?;
     }
     let labels = json!({"k8s-app": "calico-node"});
     let set = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "calico-node", "namespace": "kube-system"},

@@ -4,11 +4,12 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::NodeNow;
-use crate::verdict::{NodeCondition, Told};
+use crate::verdict::{NodeCondition, Told, annotation};
 
 /// The patch that brings the Node from `now` to `told`; none when there is nothing to change.
 ///
-/// Conditions of our types that are no longer told, and annotations of ours that are no longer told, are removed.
+/// Conditions of our types that are no longer told, and annotations of ours that are no longer told, are removed; the one in
+/// which a repair remembers what it did only when nothing at all is told.
 pub(super) fn patch(now: &NodeNow, told: &Told, at: Timestamp) -> Option<Value> {
     let mut conditions: Vec<Value> = told
         .conditions
@@ -25,7 +26,8 @@ pub(super) fn patch(now: &NodeNow, told: &Told, at: Timestamp) -> Option<Value> 
         .filter(|(key, value)| now.annotations.get(*key) != Some(value))
         .map(|(key, value)| (key.clone(), json!(value)))
         .collect();
-    let dropped = now.annotations.keys().filter(|key| !told.annotations.contains_key(*key));
+    let keeps = |key: &str| key == annotation::REPAIR && !told.annotations.is_empty();
+    let dropped = now.annotations.keys().filter(|key| !told.annotations.contains_key(*key) && !keeps(key));
     annotations.extend(dropped.map(|key| (key.clone(), Value::Null)));
     if conditions.is_empty() && annotations.is_empty() {
         return None;
@@ -100,6 +102,17 @@ mod tests {
     fn nothing_to_change_is_no_patch() {
         let told = told(vec![one("CNIProblem", Status::False)], &[("nodevitals.dev/state", "Normal")]);
         assert_eq!(patch(&now(&told), &told, at()), None);
+    }
+
+    #[test]
+    fn what_a_repair_remembers_stays_until_everything_goes() {
+        let told = told(Vec::new(), &[(annotation::STATE, "Normal")]);
+        let mut now = now(&told);
+        now.annotations.insert(annotation::REPAIR.to_owned(), "{}".to_owned());
+        assert_eq!(patch(&now, &told, at()), None);
+        let nothing = Told { conditions: Vec::new(), annotations: std::collections::BTreeMap::new() };
+        let all = patch(&now, &nothing, at()).expect("a change");
+        assert_eq!(all["metadata"]["annotations"], json!({annotation::STATE: null, annotation::REPAIR: null}));
     }
 
     #[test]

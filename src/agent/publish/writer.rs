@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::node::timed_out;
 use super::{NodeNow, patch, read_node};
-use crate::api::{Api, chain};
+use crate::api::{Api, chain, said};
 use crate::backoff::{Backoff, jitter, part};
 use crate::facts::{LookError, Reason, Seen, Writes};
 use crate::verdict::Told;
@@ -383,11 +383,7 @@ impl Writer {
             _ => "the API server cannot be reached; it is tried again",
         };
         // kube's own text of it is a dump of the whole Status.
-        let said = match error {
-            kube::Error::Api(status) => format!("{}: {}", status.code, status.message),
-            other => chain(other),
-        };
-        tracing::warn!(node, server, verb, error = said, advice, "cannot write to the Node");
+        tracing::warn!(node, server, verb, error = said(error), advice, "cannot write to the Node");
         if !matches!(error, kube::Error::Api(_)) {
             self.ways.rotate_left(1);
         }

@@ -119,9 +119,22 @@ impl Book {
     }
 
     /// The entry of this name.
-    #[cfg(test)]
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.record.name == name)
+    }
+
+    /// The steps of a part.
+    pub(crate) fn part(&self, name: &str) -> Vec<&Item> {
+        self.parts.iter().find(|part| part.name == name).map(|part| self.plan(part).1).unwrap_or_default()
+    }
+
+    /// Whether this part, or one that takes it in, is in a record.
+    pub(crate) fn takes_in(&self, record: &Record, name: &str) -> bool {
+        record.lines.iter().any(|line| match line {
+            Line::Use(part) if *part == name => true,
+            Line::Use(part) => self.parts.iter().any(|known| known.name == *part && self.takes_in(known, name)),
+            Line::Gather(_) | Line::Step(_) => false,
+        })
     }
 
     /// What to gather and what to do, with all parts in their places.
