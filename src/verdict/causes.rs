@@ -8,6 +8,8 @@
 use std::cmp::Reverse;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{CausedBy, Raised};
 use crate::checks::Severity;
 use crate::checks::node::rank;
@@ -25,6 +27,8 @@ enum Reach {
     Program,
     /// What addresses of its own family lead to.
     Family,
+    /// What is about an address in the prefix that it is about.
+    Prefix,
     /// Programs whose files may lie on the file system that it is about.
     Files,
     /// All of it, when it is critical.
@@ -103,6 +107,7 @@ const RULES: &[Rule] = &[
     ("CniKubeconfigInvalid", Reach::Worker, &["PodSandboxFailing"]),
     ("CniNodenameMismatch", Reach::Worker, &["PodRouteMissing", "PodSandboxFailing"]),
     ("CniNotInitialized", Reach::Worker, &["PodSandboxFailing"]),
+    ("PodRouteShadowed", Reach::Prefix, &["PodRouteMissing"]),
     (
         "TunnelDeviceMissing",
         Reach::Worker,
@@ -175,7 +180,6 @@ const ALONE: &[&str] = &[
     "MtuMismatch",
     "NodeOvercommitted",
     "PidPressureImminent",
-    "PodRouteShadowed",
     "PodRouteStale",
     "PolicyRoutingHijack",
     "RpFilterStrict",
@@ -243,6 +247,9 @@ impl Reach {
             Reach::Named => cause.subject == finding.subject || names(cause, &finding.subject),
             Reach::Program => names(cause, program(&finding.code)),
             Reach::Family => same_family(&cause.subject, &finding.subject),
+            Reach::Prefix => cause.subject.parse::<IpNet>().is_ok_and(|prefix| {
+                finding.subject.split(' ').any(|word| word.parse::<IpAddr>().is_ok_and(|it| prefix.contains(&it)))
+            }),
             Reach::Files => PROGRAM_FILES.iter().any(|file| std::path::Path::new(file).starts_with(&cause.subject)),
         }
     }

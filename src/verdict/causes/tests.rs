@@ -155,6 +155,7 @@ fn independent_faults_stay_headlines() {
     stay(&[("GatewayUnreachable", "fe80::1", ""), ("MasterUnreachable", "https://10.0.0.9:6443/", "")]);
     // A dead BIRD has nothing to do with Services, nor has a route of a pod.
     stay(&[("BgpDaemonDown", "/s", ""), ("KubeProxyDown", "kube-proxy", ""), ("PodRouteMissing", "a/b 10.0.0.1", "")]);
+    stay(&[("PodRouteShadowed", "10.244.0.0/28", ""), ("PodRouteMissing", "a/b 10.244.0.16", "")]);
     stay(&[("OutOfMemory", "system", "The kernel killed java"), ("KubeletDown", "kubelet", "")]);
     stay(&[("KubeProxyChainsMissing", "IPv6", ""), ("KubeProxyChainsUnhooked", "IPv4", "")]);
 }
@@ -173,6 +174,8 @@ fn subjects_that_match_are_explained() {
     explains(("DefaultRouteMissing", "IPv6", ""), ("BgpSessionDown", "Mesh_fd00__1", ""));
     explains(("DefaultRouteMissing", "IPv6", ""), ("MasterUnreachable", "https://[fd00::9]:6443/", ""));
     explains(("OutOfMemory", "system", "The kernel killed kubelet."), ("KubeletDown", "kubelet", ""));
+    explains(("PodRouteShadowed", "10.244.0.3/32", ""), ("PodRouteMissing", "default/web 10.244.0.3", ""));
+    explains(("PodRouteShadowed", "fd00:10::/64", ""), ("PodRouteMissing", "default/web fd00:10::3", ""));
     explains(("BgpSessionDown", "Mesh_10_77_0_12", ""), ("RemoteBlockRouteMissing", "10.77.0.12", ""));
     // A warning whose consequence is critical takes the headline ahead of other criticals of its rank.
     let said = explained(&[
