@@ -425,17 +425,4 @@ pub(super) async fn sleep_long(time: Duration) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wait_that_is_asked_for_has_an_end() {
-        let asked = |seconds| {
-            let status = serde_json::json!({ "code": 429, "details": { "retryAfterSeconds": seconds } });
-            retry_after(&serde_json::from_value(status).expect("a Status"))
-        };
-        assert_eq!(asked(0), None);
-        assert_eq!(asked(7), Some(Duration::from_secs(7)));
-        assert_eq!(asked(u32::MAX), Some(Duration::from_secs(300)));
-    }
-}
+mod tests;

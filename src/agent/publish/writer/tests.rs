@@ -1,0 +1,213 @@
+//! The writer against an API server on loopback that answers, hangs or is not there, in time that passes at once.
+
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::agent::publish::{Kept, state_file};
+use crate::checks::{self, Finding, Outcome};
+use crate::facts::{Identity, Past};
+use crate::verdict::{Beliefs, Now, told};
+
+#[test]
+fn a_wait_that_is_asked_for_has_an_end() {
+    let asked = |seconds| {
+        let status = serde_json::json!({ "code": 429, "details": { "retryAfterSeconds": seconds } });
+        retry_after(&serde_json::from_value(status).expect("a Status"))
+    };
+    assert_eq!(asked(0), None);
+    assert_eq!(asked(7), Some(Duration::from_secs(7)));
+    assert_eq!(asked(u32::MAX), Some(Duration::from_secs(300)));
+}
+
+/// What the API server holds and does.
+#[derive(Debug)]
+struct Server {
+    node: Value,
+    /// Whether it answers; else it takes requests and is silent.
+    answers: bool,
+    patches: usize,
+    version: u64,
+}
+
+type Shared = Arc<Mutex<Server>>;
+
+fn locked(server: &Shared) -> std::sync::MutexGuard<'_, Server> {
+    server.lock().expect("no panic")
+}
+
+async fn serve(listener: TcpListener, server: Shared) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(answer(stream, Arc::clone(&server)));
+    }
+}
+
+async fn answer(mut stream: TcpStream, server: Shared) -> Option<()> {
+    let mut received = Vec::new();
+    loop {
+        let (end, length) = loop {
+            if let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") {
+                let head = String::from_utf8_lossy(&received[..end]).to_lowercase();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+                break (end + 4, length.unwrap_or(0));
+            }
+            if stream.read_buf(&mut received).await.ok()? == 0 {
+                return None;
+            }
+        };
+        while received.len() < end + length {
+            stream.read_buf(&mut received).await.ok()?;
+        }
+        let body = {
+            let mut server = locked(&server);
+            if received.starts_with(b"PATCH") && server.answers {
+                server.merge(&serde_json::from_slice(&received[end..end + length]).expect("JSON"));
+            }
+            server.answers.then(|| server.node.to_string())
+        };
+        received.drain(..end + length);
+        let Some(body) = body else {
+            // Silent for as long as the other end is there.
+            while stream.read_buf(&mut received).await.ok()? > 0 {}
+            return None;
+        };
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all((head + &body).as_bytes()).await.ok()?;
+    }
+}
+
+impl Server {
+    /// As strategic merge does it with conditions and annotations.
+    fn merge(&mut self, patch: &Value) {
+        self.patches += 1;
+        self.version += 1;
+        for condition in patch["status"]["conditions"].as_array().into_iter().flatten() {
+            let all = self.node["status"]["conditions"].as_array_mut().expect("a list");
+            all.retain(|old| old["type"] != condition["type"]);
+            all.push(condition.clone());
+        }
+        for (key, value) in patch["metadata"]["annotations"].as_object().into_iter().flatten() {
+            self.node["metadata"]["annotations"][key] = value.clone();
+        }
+        self.node["metadata"]["resourceVersion"] = self.version.to_string().into();
+    }
+
+    fn condition(&self, kind: &str) -> Value {
+        let all = self.node["status"]["conditions"].as_array().expect("a list");
+        all.iter().find(|condition| condition["type"] == kind).cloned().unwrap_or_default()
+    }
+}
+
+fn at(second: u64) -> Now {
+    let wall = Timestamp::from_second(1_700_000_000 + i64::try_from(second).expect("small")).expect("valid");
+    Now { wall, since_boot: Duration::from_secs(second) }
+}
+
+/// A worker with and without a full disk, told as the agent does, each second.
+struct Worker {
+    beliefs: Beliefs,
+    tell: watch::Sender<Option<Told>>,
+    keep: watch::Sender<Option<Kept>>,
+}
+
+impl Worker {
+    fn second(&mut self, second: u64, full: bool) {
+        let answers: Vec<_> = checks::node::ALL
+            .iter()
+            .map(|check| match check.code {
+                "DiskFull" if full => (*check, Outcome::Findings(vec![Finding::new("/", "/ is full")])),
+                _ => (*check, Outcome::Healthy),
+            })
+            .collect();
+        let verdict = self.beliefs.step(&answers, at(second));
+        let [hostname, boot_id, machine_id, kernel] = ["n1", "b", "m", "6"].map(str::to_owned);
+        let identity = Identity { hostname, boot_id, machine_id, kernel, node_name: None };
+        let new = told(&verdict, &identity, self.beliefs.episodes());
+        let episodes = self.beliefs.episodes();
+        self.keep.send_if_modified(|old| {
+            let said = old.as_ref().is_some_and(|old| old.says(&verdict, &new.conditions, "b", episodes, None));
+            if !said {
+                *old = Some(Kept::new(&verdict, new.conditions.clone(), "b", episodes.clone(), Past::default()));
+            }
+            !said
+        });
+        self.tell.send_if_modified(|old| {
+            let different = old.as_ref() != Some(&new);
+            *old = Some(new);
+            different
+        });
+    }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("procfs").count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_without_an_api_server_loses_no_transition_and_grows_nothing() {
+    let node = json!({"metadata": {"resourceVersion": "1", "annotations": {}}, "status": {"conditions": []}});
+    let server: Shared = Arc::new(Mutex::new(Server { node, answers: true, patches: 0, version: 1 }));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let mut serving: JoinHandle<()> = tokio::spawn(serve(listener, Arc::clone(&server)));
+    let url = format!("http://{address}").parse().expect("a URL");
+    let way = Api::from_config(kube::Config::new(url)).expect("a client");
+    let (tell, told) = watch::channel(None);
+    let writer = Writer::new(vec![way], "n1".into(), told, Arc::default(), 0);
+    let fates = writer.fates();
+    tokio::spawn(writer.run());
+    let directory = tempfile::tempdir().expect("a directory");
+    let keep = state_file::start(Some(directory.path().to_owned()));
+    let mut worker = Worker { beliefs: Beliefs::default(), tell, keep };
+    // Full for the first 100 s of every ten minutes, and at last for good.
+    let full = |second: u64| second >= 600 && (second % 600 < 100 || second >= 3600);
+    let mut before = 0;
+    for second in 0..4190 {
+        match second {
+            300 => {
+                assert_eq!(locked(&server).condition("CapacityProblem")["status"], "False");
+                before = descriptors();
+                locked(&server).answers = false;
+            }
+            // Nobody listens any more.
+            2100 => serving.abort(),
+            3900 => {
+                let listener = TcpListener::bind(address).await.expect("the same port");
+                locked(&server).answers = true;
+                serving = tokio::spawn(serve(listener, Arc::clone(&server)));
+            }
+            _ => {}
+        }
+        worker.second(second, full(second));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if second == 3890 {
+            let failed = fates.failed();
+            assert!((40..=200).contains(&failed), "{failed} tries in an hour");
+            assert!(descriptors() <= before + 2, "{before} descriptors before, {} now", descriptors());
+            let kept = state_file::load(directory.path()).await.expect("local first");
+            let told: Vec<_> = kept.episodes.iter().map(|it| (it.since, it.cleared.is_some())).collect();
+            let made = [600, 1200, 1800, 2400, 3000, 3600].map(|second| (at(second).wall, second < 3600));
+            assert_eq!(told, made, "every fault is in the journal on the disk");
+        }
+    }
+    let server = locked(&server);
+    let condition = server.condition("CapacityProblem");
+    let since = condition["lastTransitionTime"].as_str().expect("a time").parse::<Timestamp>().expect("a time");
+    let after = since.duration_since(at(3600).wall).as_secs();
+    assert!(
+        condition["status"] == "True" && (0..60).contains(&after),
+        "its own time, not that of the write: {condition}"
+    );
+    assert_eq!(server.patches, 2, "one at the beginning, and one for the whole hour");
+    let episodes: Value =
+        serde_json::from_str(server.node["metadata"]["annotations"]["nodevitals.dev/episodes"].as_str().expect("text"))
+            .expect("JSON");
+    assert_eq!(episodes.as_array().map(Vec::len), Some(5), "{episodes}");
+    assert_eq!(episodes[4]["since"], json!(at(600).wall));
+    serving.abort();
+}
