@@ -258,8 +258,13 @@ impl Bench {
     /// Starts the agent for a node, with the token of this Pod.
     pub(crate) fn agent(&self, node: &str, pod: &str, more: &[&str]) -> Result<Running<'_>> {
         let kubeconfig = self.kubeconfig_of("agent", pod)?;
+        self.agent_with(node, &[&["--kubeconfig", path(&kubeconfig)?], more].concat())
+    }
+
+    /// The same with a kubeconfig among the arguments.
+    pub(crate) fn agent_with(&self, node: &str, more: &[&str]) -> Result<Running<'_>> {
         let root = self.workspace().directory().join("root");
-        let arguments = ["agent", "--node-name", node, "--kubeconfig", path(&kubeconfig)?, "--host-root", path(&root)?];
+        let arguments = ["agent", "--node-name", node, "--host-root", path(&root)?];
         self.start(&[&arguments[..], more].concat())
     }
 

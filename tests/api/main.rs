@@ -14,6 +14,7 @@ mod agreement;
 mod events;
 mod map;
 mod native_proxy;
+mod old_answers;
 mod page;
 mod policy;
 mod repair;
