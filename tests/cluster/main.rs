@@ -8,4 +8,5 @@ mod support;
 mod harness_smoke;
 #[allow(unreachable_pub, dead_code, reason = "shared by the modules of this target and with the benchmarks")]
 mod product;
+mod soak;
 mod whole;
