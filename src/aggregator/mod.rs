@@ -28,6 +28,7 @@ mod sight;
 mod stale;
 mod store;
 mod surroundings;
+mod tell;
 #[cfg(test)]
 pub(crate) mod testing;
 mod traits;
@@ -123,6 +124,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = watch_agents(&api, &store, &options.namespace) => match never {},
         never = write::run(Arc::clone(&store), api.unary.clone(), options.namespace.clone(), now) => match never {},
         never = watch_surroundings(&api, &store) => match never {},
+        never = tell::run(&store, &api, &options.namespace, &identity, now) => match never {},
         never = password::run(&api.unary, &store) => match never {},
         never = memory::run(&api.unary, &store, &options.namespace) => match never {},
         never = ipam::run(&api.unary, &store) => match never {},

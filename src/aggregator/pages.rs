@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::page;
 use super::report::{API_VERSION, ClusterReport, NodeReport};
 use super::store::{Patches, Store};
+use crate::events::Counts;
 use crate::http::{Live, Page, Pages, Shared};
 use crate::verdict::{Now, WorkerState};
 
@@ -224,6 +225,12 @@ fn own(registry: &mut Registry, store: &Store, report: &ClusterReport) {
     let Patches { ok, conflict, failed } = inner.patches;
     for (result, count) in [("ok", ok), ("conflict", conflict), ("failed", failed)] {
         patches.get_or_create(&vec![("result", result.to_owned())]).inc_by(count);
+    }
+    let events = Family::<Labels, Counter>::default();
+    registry.register("nodevitals_aggregator_events", "Kubernetes Events by what became of them", events.clone());
+    let Counts { written, failed, dropped } = inner.events;
+    for (result, count) in [("ok", written), ("failed", failed), ("dropped", dropped)] {
+        events.get_or_create(&vec![("result", result.to_owned())]).inc_by(count);
     }
     let build = gauges(registry, "nodevitals_build_info", "Version of this program; always 1");
     set(&build, &vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1);

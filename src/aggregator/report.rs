@@ -14,7 +14,7 @@ use crate::verdict::{NodeCondition, Raised, Status, WorkerState};
 
 pub use super::journal::ChangeBefore;
 pub(super) use around::failing_calico;
-pub(crate) use build::{Agents, build};
+pub(crate) use build::{Agents, build, of_cluster};
 
 /// Version of the report's format.
 pub const API_VERSION: &str = "nodevitals.dev/v1";

@@ -17,6 +17,7 @@ use super::sight::Sight;
 use super::stale::Watchdog;
 use super::surroundings::What;
 use super::watch::Change;
+use crate::events::Counts;
 use crate::verdict::{Now, Told};
 
 /// What is known of the cluster, shared by everything in this process.
@@ -34,6 +35,8 @@ pub(super) struct Inner {
     pub(super) watchdog: Watchdog,
     pub(super) leads: bool,
     pub(super) patches: Patches,
+    /// What became of this process's Events.
+    pub(super) events: Counts,
     map: LastMap,
 }
 
@@ -62,6 +65,7 @@ impl Store {
             watchdog: Watchdog::default(),
             leads: false,
             patches: Patches::default(),
+            events: Counts::default(),
             map: LastMap::default(),
         };
         Store { source, inner: Mutex::new(inner), revision: watch::Sender::new(0) }

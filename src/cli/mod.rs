@@ -150,7 +150,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Check(options) => check::run(&options).await,
         Command::Standalone(options) => finished(standalone::run(&options).await),
         Command::Agent(options) => finished(agent::run(options).await),
-        Command::Aggregator(options) => finished(aggregator::run(options).await),
+        Command::Aggregator(options) => finished(Box::pin(aggregator::run(options)).await),
         Command::Report(options) => report::run(&options).await,
         Command::Explain(options) => explain::run(&options),
         Command::Gather(options) => gather::run(&options).await,

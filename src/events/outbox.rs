@@ -51,6 +51,12 @@ impl Object {
         Object { api_version: "v1", kind: "Node", namespace: String::new(), name: name.to_owned(), uid: String::new() }
     }
 
+    /// A Lease.
+    pub(crate) fn lease(namespace: &str, name: &str) -> Self {
+        let (api_version, kind) = ("coordination.k8s.io/v1", "Lease");
+        Object { api_version, kind, namespace: namespace.to_owned(), name: name.to_owned(), uid: String::new() }
+    }
+
     /// Whether it has the same name.
     pub(super) fn is(&self, other: &Object) -> bool {
         (self.kind, &self.namespace, &self.name) == (other.kind, &other.namespace, &other.name)

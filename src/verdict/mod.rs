@@ -29,7 +29,7 @@ pub(crate) use told::fuzz;
 pub use told::{ANNOTATION_PREFIX, NodeCondition, Told, annotation, our_condition, told};
 pub(crate) use told::{parse_findings, parse_state};
 pub use transitions::{Transition, Transitions};
-pub(crate) use words::list as codes;
+pub(crate) use words::{clip, ended, list as codes};
 
 /// Reason of conditions before the first look is complete.
 pub const SETTLING: &str = "WorkerSettling";

@@ -34,7 +34,7 @@ pub(super) fn of_code(code: &str, findings: &[Raised]) -> String {
 }
 
 /// What an Event says of a fault that is over.
-pub(super) fn ended(code: &str, subject: &str, since: Timestamp, at: Timestamp, cure: Option<Cure>) -> String {
+pub(crate) fn ended(code: &str, subject: &str, since: Timestamp, at: Timestamp, cure: Option<Cure>) -> String {
     let seconds = at.as_second().saturating_sub(since.as_second()).max(0);
     let cure = match cure {
         Some(Cure::Reload) => " Meanwhile the machine was installed anew.",
@@ -114,7 +114,7 @@ fn cured(finding: &Raised) -> &'static str {
 }
 
 /// At most as long as a message may be.
-pub(super) fn clip(text: &str) -> String {
+pub(crate) fn clip(text: &str) -> String {
     clip_to(text, LONGEST_MESSAGE)
 }
 /// At most `limit` bytes of `text`, cut at a character and marked.

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::bench::{AGGREGATOR, Bench, Running, THEN, TYPES, condition_of, foreign, now, soon, told};
+use crate::events::events;
 use crate::support::control_plane::ADDRESS;
 use crate::support::wait::eventually;
 
@@ -229,11 +230,25 @@ fn an_agent_is_lost_and_the_leader_too(bench: &Bench, first: &Running, second: &
     });
     assert_eq!((&seen["reason"], &seen["agent"]["state"]), (&json!("AgentStale"), &json!("stale")), "{seen}");
 
+    an_event_says(bench, &lost, "Warning")?;
+
     // Longer than it waits before it tries a second time.
     sleep(Duration::from_secs(12));
     assert_eq!(bench.writes_on(&lost, AGGREGATOR)?.len(), 1);
     assert_eq!(others()?, all, "no other Node has changed");
     recovers(bench, second, &lost)
+}
+
+/// An Event says that its agent is gone, or back: one, though two aggregators have been there.
+fn an_event_says(bench: &Bench, node: &str, kind: &str) -> Result<()> {
+    let told = soon("an Event", || {
+        let mut events = events(bench, node, "AgentStale")?;
+        events.retain(|event| event["type"] == kind);
+        ensure!(!events.is_empty(), "no {kind}");
+        Ok(events)
+    });
+    ensure!(told.len() == 1 && told[0]["reportingComponent"] == "nodevitals-aggregator", "{told:#?}");
+    Ok(())
 }
 
 /// The agent is back, and has said how it is.
@@ -243,6 +258,7 @@ fn recovers(bench: &Bench, aggregator: &Running, lost: &str) -> Result<()> {
     patch["metadata"]["annotations"]["nodevitals.dev/since"] = now().into();
     bench.admin(&format!("PATCH strategic /api/v1/nodes/{lost}/status"), &patch)?;
     soon("it counts as before", || counted(&report(aggregator)?));
+    an_event_says(bench, lost, "Normal")?;
     aggregator.check_metrics()?;
     aggregator.end()?;
     // Who ends in good order gives the Lease up.

@@ -13,7 +13,7 @@ const CODE: &str = "KubeProxyChainsUnhooked";
 
 /// Events of a code about a Node, by the selector that `kubectl describe node` uses (its UID first, then its name), oldest
 /// first.
-fn events(bench: &Bench, node: &str, code: &str) -> Result<Vec<Value>> {
+pub(crate) fn events(bench: &Bench, node: &str, code: &str) -> Result<Vec<Value>> {
     let uid = bench.node(node)?["metadata"]["uid"].as_str().context("a UID")?.to_owned();
     let selector = format!("involvedObject.kind=Node,involvedObject.name={node},involvedObject.uid={uid}");
     let selector = selector.replace('=', "%3D").replace(',', "%2C");

@@ -8,8 +8,8 @@ use super::around;
 use super::count::{groups, summary};
 use super::scope::{choose_remedies, findings};
 use super::{
-    API_VERSION, AgentReport, AgentState, CANNOT_SEE, ClusterReport, Counts, NEVER_REPORTED, NodeReport, Ready, Source,
-    View,
+    API_VERSION, AgentReport, AgentState, CANNOT_SEE, ClusterFinding, ClusterReport, Counts, NEVER_REPORTED,
+    NodeReport, Ready, Source, View,
 };
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::row::{Condition, Row};
@@ -74,6 +74,11 @@ pub(crate) fn build(
         nodes.retain(|node| node.name == only);
     }
     ClusterReport { nodes, ..report }
+}
+
+/// What is wrong with the cluster; none while it cannot be seen.
+pub(crate) fn of_cluster(cluster: &Cluster, now: Timestamp) -> Option<Vec<ClusterFinding>> {
+    view(cluster, now).complete.then(|| around::findings(cluster, &cluster.duplicates(), None, now))
 }
 
 /// Worst first; within a state what lasts longest, since the first that broke is likelier the cause.

@@ -1,0 +1,255 @@
+//! Events about what only the aggregator knows: agents that are gone or back, and what is wrong with the cluster. They are
+//! about the Nodes that it concerns, or about the Lease of the replica that leads and tells them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::cluster::Cluster;
+use super::lease;
+use super::report::{ClusterFinding, of_cluster};
+use super::store::Store;
+use crate::api::Api;
+use crate::checks::{Severity, WORKER_PROBLEM};
+use crate::events::{Budget, Object, Occurrence, Reporter};
+use crate::verdict::{AGENT_STALE, Now, clip, ended};
+
+/// Nodes are looked over this often.
+const EVERY: Duration = Duration::from_secs(5);
+/// The cluster is judged for Events in every so manyth round, and what is missed twice is over.
+const CLUSTER_ROUNDS: u32 = 6;
+const MISSED: u32 = 2;
+/// Of the workers that a finding about the cluster concerns, so many have an Event of it.
+const NODES: usize = 5;
+/// What began longer ago is no news: an Event of it would be gone by now, and a replica that led before has told it.
+const NEWS: SignedDuration = SignedDuration::from_hours(1);
+/// Of one replica: when all agents go at once, most of them are told by their conditions only.
+const BUDGET: Budget = Budget { burst: 50, per_hour: 1200, all_per_second: 10 };
+
+/// Tells for ever, while this process leads.
+pub(super) async fn run(
+    store: &Store,
+    api: &Api,
+    namespace: &str,
+    identity: &str,
+    clock: fn() -> Now,
+) -> std::convert::Infallible {
+    let reporter = Arc::new(Reporter::new("nodevitals-aggregator", identity.to_owned(), BUDGET));
+    let watching = async {
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut known = None;
+        loop {
+            ticks.tick().await;
+            let inner = &mut *store.lock();
+            inner.events = reporter.counts();
+            known = inner.leads.then(|| known.unwrap_or_else(|| Known::begin(&inner.cluster, namespace)));
+            if let Some(known) = &mut known {
+                reporter.tell(known.step(&inner.cluster, clock().wall), 1);
+            }
+        }
+    };
+    tokio::select! {
+        never = reporter.run(vec![api.clone()]) => never,
+        never = watching => never,
+    }
+}
+
+/// What has been told.
+#[derive(Debug)]
+struct Known {
+    lease: Object,
+    /// Nodes whose agent is gone.
+    stale: BTreeSet<String>,
+    /// What is wrong with the cluster, by code and subject.
+    wrong: BTreeMap<(String, String), Wrong>,
+    round: u32,
+}
+
+#[derive(Debug)]
+struct Wrong {
+    about: Vec<Object>,
+    since: Timestamp,
+    missed: u32,
+}
+
+impl Known {
+    /// What is there when a replica begins to lead was told by the one before.
+    fn begin(cluster: &Cluster, namespace: &str) -> Self {
+        let lease = Object::lease(namespace, lease::NAME);
+        Known { lease, stale: stale(cluster), wrong: BTreeMap::new(), round: 0 }
+    }
+
+    /// What has changed.
+    fn step(&mut self, cluster: &Cluster, now: Timestamp) -> Vec<Occurrence> {
+        let mut happened = Vec::new();
+        if cluster.nodes_sight.is_clear() {
+            self.agents(cluster, now, &mut happened);
+        }
+        self.round += 1;
+        if self.round >= CLUSTER_ROUNDS {
+            self.round = 0;
+            if let Some(findings) = of_cluster(cluster, now) {
+                self.cluster(findings, now, &mut happened);
+            }
+        }
+        happened
+    }
+
+    fn agents(&mut self, cluster: &Cluster, now: Timestamp, happened: &mut Vec<Occurrence>) {
+        let stale = stale(cluster);
+        for name in stale.difference(&self.stale) {
+            let Some(mark) = cluster.node(name).and_then(|row| row.condition(WORKER_PROBLEM)) else { continue };
+            let since = mark.since.unwrap_or(now);
+            happened.push(occurrence(Object::node(name), AGENT_STALE, true, mark.message.to_string(), since, now));
+        }
+        // A Node that is deleted has no agent that could be back.
+        for name in self.stale.difference(&stale).filter(|name| cluster.node(name).is_some()) {
+            let message = format!("The NodeVitals agent of {name} speaks again, and its conditions are known.");
+            happened.push(occurrence(Object::node(name), AGENT_STALE, false, message, now, now));
+        }
+        self.stale = stale;
+    }
+
+    fn cluster(&mut self, findings: Vec<ClusterFinding>, now: Timestamp, happened: &mut Vec<Occurrence>) {
+        self.wrong.values_mut().for_each(|wrong| wrong.missed += 1);
+        for finding in findings.into_iter().filter(|finding| finding.severity > Severity::Info) {
+            let since = finding.since.unwrap_or(now);
+            let key = (finding.code.clone(), finding.subject.clone());
+            if let Some(wrong) = self.wrong.get_mut(&key) {
+                wrong.missed = 0;
+                continue;
+            }
+            let mut about: Vec<Object> = finding.workers.iter().take(NODES).map(|name| Object::node(name)).collect();
+            if about.is_empty() {
+                about.push(self.lease.clone());
+            }
+            if now.duration_since(since) < NEWS {
+                let message = sentence(&finding, since);
+                let tell =
+                    |object: &Object| occurrence(object.clone(), &finding.code, true, message.clone(), since, now);
+                happened.extend(about.iter().map(tell));
+            }
+            self.wrong.insert(key, Wrong { about, since, missed: 0 });
+        }
+        for ((code, subject), wrong) in self.wrong.iter().filter(|(_, wrong)| wrong.missed >= MISSED) {
+            let message = ended(code, subject, wrong.since, now, None);
+            let tell = |object: &Object| occurrence(object.clone(), code, false, message.clone(), wrong.since, now);
+            happened.extend(wrong.about.iter().map(tell));
+        }
+        self.wrong.retain(|_, wrong| wrong.missed < MISSED);
+    }
+}
+
+fn stale(cluster: &Cluster) -> BTreeSet<String> {
+    cluster.nodes().filter(|(_, row)| row.marked_stale()).map(|(name, _)| name.to_owned()).collect()
+}
+
+fn sentence(finding: &ClusterFinding, since: Timestamp) -> String {
+    let since = since.strftime("%Y-%m-%dT%H:%M:%SZ");
+    let workers = match finding.nodes {
+        0 => String::new(),
+        1 => " It concerns one worker.".to_owned(),
+        count => format!(" It concerns {count} workers."),
+    };
+    clip(&format!("{}, since {since}.{workers} Next: {}.", finding.detail, finding.next.trim_end_matches('.')))
+}
+
+fn occurrence(
+    object: Object,
+    reason: &str,
+    warning: bool,
+    message: String,
+    since: Timestamp,
+    at: Timestamp,
+) -> Occurrence {
+    Occurrence { object, reason: reason.to_owned(), warning, message, since, at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregator::testing::{apply, at, cluster, node};
+    use crate::checks::Area;
+
+    fn short(happened: &[Occurrence]) -> Vec<(&str, &str, bool)> {
+        happened.iter().map(|it| (&*it.object.name, &*it.reason, it.warning)).collect()
+    }
+
+    fn marked(name: &str) -> serde_json::Value {
+        let mut node = node(name, "z", "p", "Unknown", &[]);
+        for condition in node["status"]["conditions"].as_array_mut().expect("conditions") {
+            if condition["type"] == WORKER_PROBLEM {
+                condition["status"] = "Unknown".into();
+                condition["reason"] = AGENT_STALE.into();
+                condition["message"] = "The agent is gone.".into();
+            }
+        }
+        node
+    }
+
+    #[test]
+    fn an_agent_that_goes_and_comes_back_is_told_once_each() {
+        let well = |name| node(name, "z", "p", "Normal", &[]);
+        let mut cluster = cluster(&[well("a"), marked("b"), well("c")], &[]);
+        let mut known = Known::begin(&cluster, "nodevitals");
+        assert!(known.step(&cluster, at(0)).is_empty(), "b was told by the replica before");
+        apply(&mut cluster, &marked("a"));
+        let happened = known.step(&cluster, at(5));
+        assert_eq!(short(&happened), [("a", AGENT_STALE, true)]);
+        assert_eq!(happened[0].message, "The agent is gone.");
+        assert!(known.step(&cluster, at(10)).is_empty());
+        apply(&mut cluster, &well("a"));
+        apply(&mut cluster, &marked("c"));
+        cluster.remove_node("b", at(14));
+        assert_eq!(short(&known.step(&cluster, at(15))), [("c", AGENT_STALE, true), ("a", AGENT_STALE, false)]);
+    }
+
+    fn finding(code: &str, since: i64, workers: &[&str]) -> ClusterFinding {
+        ClusterFinding {
+            severity: Severity::Critical,
+            area: Area::PodRouting,
+            detail: "it is broken".into(),
+            next: "mend it".into(),
+            since: Some(at(since)),
+            nodes: workers.len(),
+            workers: workers.iter().map(|name| (*name).to_owned()).collect(),
+            ..serde_json::from_value(serde_json::json!({
+                "code": code, "severity": "critical", "area": "podRouting", "subject": "s", "detail": "", "next": "",
+                "nodes": 0, "workers": [],
+            }))
+            .expect("a finding")
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_cluster_is_told_on_what_it_concerns() {
+        let mut known = Known::begin(&cluster(&[], &[]), "nodevitals");
+        let mut step = |findings: Vec<ClusterFinding>, second| {
+            let mut happened = Vec::new();
+            known.cluster(findings, at(second), &mut happened);
+            happened
+        };
+        let all = || vec![finding("A", 0, &["n1", "n2"]), finding("B", -3601, &["n1"]), finding("C", 0, &[])];
+        let happened = step(all(), 10);
+        assert_eq!(
+            short(&happened),
+            [("n1", "A", true), ("n2", "A", true), (lease::NAME, "C", true)],
+            "B began longer ago than an Event is kept"
+        );
+        assert_eq!(
+            happened[0].message,
+            "it is broken, since 2026-11-21T10:00:00Z. It concerns 2 workers. Next: mend it."
+        );
+        assert!(step(all(), 40).is_empty());
+        assert!(step(vec![], 70).is_empty(), "missed once");
+        assert!(step(all(), 100).is_empty());
+        assert!(step(vec![], 130).is_empty());
+        let over = step(vec![], 160);
+        let ends = [("n1", "A", false), ("n2", "A", false), ("n1", "B", false), (lease::NAME, "C", false)];
+        assert_eq!(short(&over), ends);
+        assert_eq!(over[0].message, "A (s) is over; it was there since 2026-11-21T10:00:00Z, for 160 s.");
+    }
+}
