@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::agreement::Agreement;
 use super::backends::Backends;
+use super::hosted::Hosted;
 use super::ipam::Ipam;
 use super::memory::Memory;
 use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, ZONE_LABELS};
@@ -46,6 +47,8 @@ pub(crate) struct Cluster {
     pub(crate) password: Vec<Found>,
     /// How Calico gives out addresses; none where that cannot be read.
     pub(crate) ipam: Option<Ipam>,
+    /// What runs on workers that fail and on others, while a large part of them fails.
+    pub(crate) hosted: Option<Hosted>,
     /// Who answers for webhooks.
     pub(crate) backends: Backends,
     /// Who routes other blocks of pod addresses than most.

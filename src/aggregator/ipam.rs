@@ -34,6 +34,8 @@ const LARGEST: usize = 4096;
 /// How addresses are given out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ipam {
+    /// When it was read.
+    pub(crate) at: Timestamp,
     /// A node takes addresses of its own blocks only.
     pub(crate) strict: bool,
     /// How many blocks a node may have.
@@ -206,21 +208,25 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
             Err(Unread::Failed) => continue,
         };
         store.change(|cluster| {
-            cluster.revision += u64::from(cluster.ipam != read);
+            let same = match (&cluster.ipam, &read) {
+                (Some(before), Some(read)) => Ipam { at: read.at, ..before.clone() } == *read,
+                (before, read) => before.is_none() && read.is_none(),
+            };
+            cluster.revision += u64::from(!same);
             cluster.ipam = read;
         });
     }
 }
 
 async fn read(client: &Client, store: &Store, pools: &[IpNet]) -> Result<Ipam, Unread> {
-    let mut ipam = Ipam { most_blocks: USUAL_BLOCKS, ..Ipam::default() };
+    let now = Timestamp::now();
+    let mut ipam = Ipam { at: now, most_blocks: USUAL_BLOCKS, ..Ipam::default() };
     each(client, "ipamconfigs", &mut |object| {
         let said = &object.spec;
         ipam.strict = said.strict_affinity.unwrap_or(ipam.strict);
         ipam.most_blocks = said.most_blocks.filter(|most| *most > 0).unwrap_or(ipam.most_blocks);
     })
     .await?;
-    let now = Timestamp::now();
     each(client, "ipamblocks", &mut |object| {
         if let Some(block) = &object.spec.block {
             let inner = store.lock();

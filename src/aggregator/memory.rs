@@ -34,6 +34,8 @@ const MOST_OF_ONE: usize = 8;
 const LONGEST: i64 = 14 * 24 * 3600;
 /// Turns of a kubelet count together within this time, in seconds (catalogue H4).
 pub(crate) const FLAP: i64 = 3600;
+/// What two replicas note within this time, in seconds, is the same: each has a clock and a rhythm of its own.
+const APART: u64 = 30;
 /// What begins again so soon, in seconds, has not ended.
 const SAME: i64 = 600;
 
@@ -170,16 +172,17 @@ impl Memory {
             if let (Some((_, None)), Some(first)) = (all.last(), own.first_mut()) {
                 first.0 = all.pop().map_or(first.0, |(begun, _)| begun.min(first.0));
             }
-            all.retain(|(begun, _)| own.iter().all(|(other, _)| other != begun));
+            all.retain(|(begun, _)| own.iter().all(|(other, _)| other.abs_diff(*begun) > APART));
             own.splice(0..0, all);
             own.sort_unstable();
         }
         self.calico.retain(|_, episodes| !episodes.is_empty());
         for (node, turns) in written["turns"].as_object().into_iter().flatten().take(MOST_WORKERS) {
             let own = self.turns.entry(node.as_str().into()).or_default();
-            own.extend(turns.as_array().into_iter().flatten().take(MOST_OF_ONE).filter_map(Value::as_i64));
+            let seen = own.clone();
+            let other = turns.as_array().into_iter().flatten().take(MOST_OF_ONE).filter_map(Value::as_i64);
+            own.extend(other.filter(|at| seen.iter().all(|known| known.abs_diff(*at) > APART)));
             own.sort_unstable();
-            own.dedup();
         }
     }
 }

@@ -9,6 +9,7 @@ mod agreement;
 mod backends;
 mod cluster;
 mod drift;
+mod hosted;
 mod ipam;
 mod journal;
 mod lease;
@@ -127,7 +128,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = tell::run(&store, &api, &options.namespace, &identity, now) => match never {},
         never = password::run(&api.unary, &store) => match never {},
         never = memory::run(&api.unary, &store, &options.namespace) => match never {},
-        never = ipam::run(&api.unary, &store) => match never {},
+        never = Box::pin(ipam::run(&api.unary, &store)) => match never {},
+        never = Box::pin(hosted::run(&api.unary, &store, &options.namespace)) => match never {},
         never = backends::run(&api.unary, &store) => match never {},
         never = agreement::run(&store, options.agent_port) => match never {},
         never = elect(&api, &store, &mut elector, options.read_only) => match never {},

@@ -35,6 +35,8 @@ pub(crate) struct ObjectView {
     pub(super) edit: Option<EditView>,
     /// And the last by hand, of what a provider wrote.
     pub(super) drift: Option<Box<Drift>>,
+    /// What a Pod belongs to: `DaemonSet guard/scanner`.
+    pub(super) owner: Option<Box<str>>,
 }
 
 /// A change of an object.
@@ -218,6 +220,7 @@ impl ObjectView {
             webhooks: each(&tree["webhooks"], Webhook::read),
             edit: edit(meta),
             drift: Drift::read(meta),
+            owner: owner(meta),
             event: tree.get("involvedObject").map(|about| EventView {
                 kind: text(&about["kind"]),
                 namespace: text(&about["namespace"]),
@@ -257,6 +260,22 @@ fn specified(spec: &Value) -> Spec {
         datastore_ready: spec["datastoreReady"].as_bool(),
         block: BlockView::read(spec),
     }
+}
+
+/// The DaemonSet, Deployment or StatefulSet that a Pod is of.
+fn owner(meta: &Value) -> Option<Box<str>> {
+    let owners = meta["ownerReferences"].as_array()?;
+    let owner = owners.iter().find(|owner| owner["controller"] == true)?;
+    let name = owner["name"].as_str()?;
+    let (kind, name) = match owner["kind"].as_str()? {
+        // A Deployment's ReplicaSet has its name, and the hash that its Pods carry.
+        "ReplicaSet" => {
+            ("Deployment", name.strip_suffix(meta["labels"]["pod-template-hash"].as_str()?)?.strip_suffix('-')?)
+        }
+        kind @ ("DaemonSet" | "StatefulSet") => (kind, name),
+        _ => return None,
+    };
+    Some(format!("{kind} {}/{name}", text(&meta["namespace"])).into())
 }
 
 /// Those that are read. Of a namespace all of them: webhooks choose by any.

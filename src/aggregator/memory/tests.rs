@@ -13,13 +13,28 @@ fn what_is_written_is_read_back_and_merged() {
     memory.bury("n1", &[address("10.0.0.1")], at(0));
     memory.note(&["n2"], at(0));
     memory.note(&[], at(100));
+    // Several within a second are several.
     memory.turned("n3", at(0));
+    memory.turned("n3", at(0));
+    memory.turned("n3", at(1));
     let written = memory.write();
     let mut after = Memory::default();
     after.read(&written);
     assert_eq!(after, memory);
     after.read(&written);
     assert_eq!(after, memory, "what is known already is not known twice");
+    let mut beside = Memory::default();
+    beside.note(&["n2"], at(15));
+    beside.note(&[], at(115));
+    for second in [1, 1, 2] {
+        beside.turned("n3", at(second));
+    }
+    beside.read(&written);
+    assert_eq!(
+        (beside.turns("n3", at(9)), beside.episodes(0).next().map(|(_, begun)| begun.len())),
+        (3, Some(1)),
+        "two replicas see the same"
+    );
     after.note(&["n2"], at(5_000));
     after.read(&written);
     let begun: Vec<Vec<i64>> = after.episodes(0).map(|(_, begun)| begun).collect();

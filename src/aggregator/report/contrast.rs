@@ -6,10 +6,14 @@
 //! Holm's method over all values that could have come out (those on at least three workers, and not on all), whether any
 //! worker that fails has them or not. A suspect has to pass that at 5 %, and to stand out besides: most of those that fail
 //! have it, and few others.
+//!
+//! What runs where is known of some workers only, taken by chance from those that fail and from the others (R117): their
+//! tables are of these, and count among all that were tried.
 
 use jiff::Timestamp;
 
 use super::Suspect;
+use crate::aggregator::hosted::Hosted;
 use crate::aggregator::row::Row;
 use crate::aggregator::traits::Values;
 
@@ -21,6 +25,10 @@ const ALPHA: f64 = 0.05;
 const SHARE: f64 = 0.7;
 /// And of those that do not, this much less.
 const CONTRAST: f64 = 0.5;
+/// The same of what runs on workers: it is on nearly all that fail and hardly on others (R117).
+const HOSTS: (f64, f64) = (0.9, 0.8);
+/// Pods that came so shortly before the first failure, in seconds, are told apart.
+const ARRIVED: i64 = 3600;
 /// What may come from the same cause is told beside it, up to so many.
 const MOST: usize = 3;
 /// Versions of Calico that are told apart.
@@ -35,6 +43,8 @@ pub(super) struct Crowd<'a> {
     /// Versions of Calico, whose numbers follow those of the values.
     calico: Vec<&'a str>,
     members: Vec<Member<'a>>,
+    /// What runs on some of them.
+    hosted: Option<&'a Hosted>,
     /// How many of those that count have each value.
     with: Vec<u32>,
     /// How many count.
@@ -50,9 +60,14 @@ pub(super) struct Member<'a> {
     pub(super) row: &'a Row,
     /// Its version of Calico.
     pub(super) calico: Option<&'a str>,
+    /// What runs there, where that is known.
+    pub(super) hosts: Option<&'a [(u16, Option<Timestamp>)]>,
     /// It counts whether it fails or not. A worker that does not may still be counted as one that fails.
     pub(super) counts: bool,
 }
+
+/// The kind of what runs on workers.
+const PODS: &str = "Pods of";
 
 /// What may happen to a worker, and when it did.
 type Happened = (&'static str, fn(&Row) -> Option<Timestamp>);
@@ -65,12 +80,16 @@ struct Tried<'a> {
     hit: usize,
     /// Of all.
     with: usize,
+    /// How many fail, and how many there are, of which it is known.
+    of: (usize, usize),
+    /// On how many of those that fail it came shortly before.
+    arrived: usize,
     likely: f64,
 }
 
 impl<'a> Crowd<'a> {
     /// A crowd of these, whose values are in this table.
-    pub(super) fn new(values: &'a Values, members: Vec<Member<'a>>) -> Self {
+    pub(super) fn new(values: &'a Values, hosted: Option<&'a Hosted>, members: Vec<Member<'a>>) -> Self {
         let mut calico: Vec<&str> = Vec::new();
         for version in members.iter().filter_map(|member| member.calico) {
             if calico.len() < MOST_VERSIONS && !calico.contains(&version) {
@@ -82,6 +101,7 @@ impl<'a> Crowd<'a> {
             values,
             calico,
             members,
+            hosted,
             total: 0,
             ln_factorials: Vec::new(),
         };
@@ -127,6 +147,7 @@ impl<'a> Crowd<'a> {
         }
         let mut tried = self.shared_values(failing, total);
         tried.extend(self.recent(failing, total, first));
+        tried.extend(self.hosting(failing, first));
         tried.sort_by(|a, b| a.likely.total_cmp(&b.likely));
         let (count, mut suspects) = (tried.len(), Vec::new());
         for (rank, tried) in tried.into_iter().enumerate() {
@@ -135,10 +156,11 @@ impl<'a> Crowd<'a> {
             if corrected > ALPHA {
                 break;
             }
-            let share = real(tried.hit) / real(failing.len());
-            let contrast = share - real(tried.with - tried.hit) / real(total - failing.len());
-            if tried.hit >= FEWEST && share >= SHARE && contrast >= CONTRAST {
-                suspects.push((contrast, suspect(&tried, corrected, failing.len(), total, first)));
+            let share = real(tried.hit) / real(tried.of.0);
+            let contrast = share - real(tried.with - tried.hit) / real(tried.of.1 - tried.of.0);
+            let (least, apart) = if tried.kind == PODS { HOSTS } else { (SHARE, CONTRAST) };
+            if tried.hit >= FEWEST && share >= least && contrast >= apart {
+                suspects.push((contrast, suspect(&tried, corrected, first)));
             }
         }
         suspects.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -179,6 +201,34 @@ impl<'a> Crowd<'a> {
         tried
     }
 
+    /// What runs on those that fail, of which that is known.
+    fn hosting(&self, failing: &[usize], first: Timestamp) -> Vec<Tried<'_>> {
+        let Some(hosted) = self.hosted else { return Vec::new() };
+        let mut counts = vec![(0, 0, 0); hosted.owners.len()];
+        let mut of = (0, 0);
+        let mut fails = vec![false; self.members.len()];
+        for at in failing {
+            fails[*at] = true;
+        }
+        let before = |came: &Timestamp| (0..=ARRIVED).contains(&(first.as_second() - came.as_second()));
+        for (member, fails) in self.members.iter().zip(fails).filter(|(member, fails)| member.counts || *fails) {
+            let Some(hosts) = member.hosts else { continue };
+            of = (of.0 + usize::from(fails), of.1 + 1);
+            for (owner, came) in hosts {
+                let Some((hit, with, arrived)) = counts.get_mut(usize::from(*owner)) else { continue };
+                (*hit, *with) = (*hit + usize::from(fails), *with + 1);
+                *arrived += usize::from(fails && came.as_ref().is_some_and(before));
+            }
+        }
+        if of.0 < FEWEST || of.0 >= of.1 {
+            return Vec::new();
+        }
+        let tried = hosted.owners.iter().zip(counts).filter(|(_, (_, with, _))| testable(*with, of.1));
+        let tried =
+            tried.map(|(owner, (hit, with, arrived))| Tried { arrived, ..self.tried(PODS, owner, (hit, with), of) });
+        tried.collect()
+    }
+
     fn tried<'t>(
         &self,
         kind: &'static str,
@@ -186,7 +236,8 @@ impl<'a> Crowd<'a> {
         (hit, with): (usize, usize),
         (failing, total): (usize, usize),
     ) -> Tried<'t> {
-        Tried { kind, text, hit, with, likely: tail(&self.ln_factorials, hit, with, failing, total) }
+        let likely = tail(&self.ln_factorials, hit, with, failing, total);
+        Tried { kind, text, hit, with, of: (failing, total), arrived: 0, likely }
     }
 }
 
@@ -229,8 +280,8 @@ fn tail(ln: &[f64], hit: usize, with: usize, failing: usize, total: usize) -> f6
     sum.min(1.0)
 }
 
-fn suspect(tried: &Tried<'_>, likely: f64, failing: usize, total: usize, first: Timestamp) -> Suspect {
-    let Tried { kind, text, hit, with, .. } = *tried;
+fn suspect(tried: &Tried<'_>, likely: f64, first: Timestamp) -> Suspect {
+    let Tried { kind, text, hit, with, of: (failing, total), arrived, .. } = *tried;
     let value =
         if text.is_empty() { since(first).strftime("since %Y-%m-%dT%H:%M:%SZ").to_string() } else { text.into() };
     let joint = match kind {
@@ -239,8 +290,15 @@ fn suspect(tried: &Tried<'_>, likely: f64, failing: usize, total: usize, first: 
         _ => "with ",
     };
     let (elsewhere, others) = (failing - hit, total - with);
+    let seen = match (kind == PODS, arrived) {
+        (false, _) => String::new(),
+        (true, 0) => format!(", of {total} looked at"),
+        (true, arrived) => {
+            format!(", of {total} looked at; they came to {arrived} within the hour before the first failure")
+        }
+    };
     Suspect {
-        sentence: format!("{hit} of {with} {joint}{kind} {value} fail, {elsewhere} of {others} elsewhere"),
+        sentence: format!("{hit} of {with} {joint}{kind} {value} fail, {elsewhere} of {others} elsewhere{seen}"),
         attribute: kind.to_owned(),
         value,
         failing: hit,

@@ -44,13 +44,15 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, node
             }
         }
     }
+    let hosted = cluster.hosted.as_ref();
     let looked_at = |node: &NodeReport| eligible(node) && node.state != WorkerState::Unknown;
     let members = nodes.iter().zip(&rows).map(|(node, row)| Member {
         row,
         calico: calico.get(node.name.as_str()).copied(),
+        hosts: hosted.and_then(|it| Some(&**it.on.get(node.name.as_str())?)),
         counts: looked_at(node) && !row.unschedulable,
     });
-    let crowd = Crowd::new(&cluster.values, members.collect());
+    let crowd = Crowd::new(&cluster.values, hosted, members.collect());
     let mut list: Vec<FindingCount> =
         by_code.into_iter().map(|(code, count)| counted(code, &count, &crowd, &cluster.surroundings.journal)).collect();
     list.sort_by(|a, b| (b.severity, b.nodes, a.area, &a.code).cmp(&(a.severity, a.nodes, b.area, &b.code)));

@@ -58,7 +58,7 @@ pub(crate) struct AddressPool {
 impl AddressPool {
     /// How many blocks it can be divided into.
     pub(crate) fn blocks(&self) -> u64 {
-        let bits = self.block.saturating_sub(self.pool.cidr.prefix_len()).min(63);
+        let bits = self.block.saturating_sub(self.pool.cidr.prefix_len()).min(40);
         1 << bits
     }
 }

@@ -203,9 +203,14 @@ impl<'a> Calico<'a> {
                 let member = |(name, row): &(&'a str, &'a Row)| Member {
                     row,
                     calico: versions.get(name).copied(),
+                    hosts: self.cluster.hosted.as_ref().and_then(|it| Some(&**it.on.get(*name)?)),
                     counts: true,
                 };
-                let crowd = Crowd::new(&self.cluster.values, self.workers.iter().map(member).collect());
+                let crowd = Crowd::new(
+                    &self.cluster.values,
+                    self.cluster.hosted.as_ref(),
+                    self.workers.iter().map(member).collect(),
+                );
                 let suspects = crowd.suspects(&failing, *first);
                 let shared = suspects.first().map_or_else(
                     || "find out what these workers share".to_owned(),

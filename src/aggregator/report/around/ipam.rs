@@ -28,7 +28,7 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     let mut all = conflicts(cluster);
     all.extend(host_endpoints(cluster, now));
     let Some(ipam) = &cluster.ipam else { return all };
-    all.extend(exhausted(cluster, ipam, now));
+    all.extend(exhausted(cluster, ipam));
     all.extend(left(cluster, ipam, now));
     all
 }
@@ -45,7 +45,7 @@ fn workers(cluster: &Cluster, now: Timestamp) -> impl Iterator<Item = (&str, &Ro
 }
 
 /// Decided by the blocks, not by what the CNI says, which is the same for one node and for all.
-fn exhausted(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
+fn exhausted(cluster: &Cluster, ipam: &Ipam) -> Vec<Draft> {
     let mut all = Vec::new();
     for (which, name) in [(0, "IPv4"), (1, "IPv6")] {
         let pools: Vec<_> =
@@ -58,7 +58,10 @@ fn exhausted(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
             pools.iter().map(|it| it.blocks().saturating_sub(given(&it.pool.cidr).blocks.into())).sum();
         let free: u64 = pools.iter().map(|it| given(&it.pool.cidr).free).sum();
         let own = |node: &str| ipam.nodes.get(node).map(|given| given[which]).unwrap_or_default();
-        let full: Vec<&str> = workers(cluster, now).map(|(node, _)| node).filter(|node| own(node).free == 0).collect();
+        // One that came after the blocks were read may have got its own meanwhile.
+        let known = |row: &Row| row.is_ready() && !row.deleting && row.created.is_some_and(|created| created < ipam.at);
+        let full = cluster.nodes().filter(|(node, row)| known(row) && own(node).free == 0);
+        let full: Vec<&str> = full.map(|(node, _)| node).collect();
         // Where nodes may borrow, a free address in any block is enough.
         if free_blocks == 0 && !full.is_empty() && (ipam.strict || free == 0) {
             let names: Vec<String> =

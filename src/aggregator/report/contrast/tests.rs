@@ -43,7 +43,7 @@ fn workers(count: usize, chance: &mut Chance, values: &mut Values) -> Vec<Row> {
 }
 
 fn crowd<'a>(values: &'a Values, rows: &'a [Row]) -> Crowd<'a> {
-    Crowd::new(values, rows.iter().map(|row| Member { row, calico: None, counts: true }).collect())
+    Crowd::new(values, None, rows.iter().map(|row| Member { row, calico: None, hosts: None, counts: true }).collect())
 }
 
 fn with<'a>(rows: &'a [Row], values: &'a Values, value: &'a str) -> impl Iterator<Item = usize> + 'a {
@@ -106,9 +106,13 @@ fn what_happened_lately_is_found() {
 fn a_version_of_calico_is_a_value_like_the_others() {
     let (mut values, mut chance) = (Values::default(), Chance(5));
     let rows = workers(40, &mut chance, &mut values);
-    let member =
-        |(number, row)| Member { row, calico: Some(if number < 12 { "v3.28.1" } else { "v3.27.0" }), counts: true };
-    let crowd = Crowd::new(&values, rows.iter().enumerate().map(member).collect());
+    let member = |(number, row)| Member {
+        row,
+        calico: Some(if number < 12 { "v3.28.1" } else { "v3.27.0" }),
+        hosts: None,
+        counts: true,
+    };
+    let crowd = Crowd::new(&values, None, rows.iter().enumerate().map(member).collect());
     let suspects = crowd.suspects(&(0..12).collect::<Vec<_>>(), at(0));
     assert_eq!(first_sentence(&suspects), "12 of 12 with Calico v3.28.1 fail, 0 of 28 elsewhere");
 }
@@ -137,8 +141,8 @@ fn those_that_do_not_count_are_compared_only_when_they_fail() {
     for (number, row) in rows.iter_mut().enumerate() {
         row.traits = Traits::of([if number < 14 { "x" } else { "y" }, "", "", "", "", "", "", "", ""], &mut values);
     }
-    let member = |(number, row)| Member { row, calico: None, counts: number >= 4 };
-    let crowd = Crowd::new(&values, rows.iter().enumerate().map(member).collect());
+    let member = |(number, row)| Member { row, calico: None, hosts: None, counts: number >= 4 };
+    let crowd = Crowd::new(&values, None, rows.iter().enumerate().map(member).collect());
     // Of the four that do not count, two fail.
     let failing: Vec<usize> = (2..12).collect();
     assert_eq!(crowd.eligible(&failing), 38);
@@ -179,4 +183,67 @@ fn the_tail_is_that_of_the_hypergeometric_distribution() {
         let p = tail(&ln, hit, with, failing, total);
         assert!((p - expected).abs() <= 1e-6 * expected, "{hit} {with} {failing} {total}: {p:e}, not {expected:e}");
     }
+}
+
+/// What runs on each of these workers.
+fn running(owners: &[&str], on: impl Fn(usize) -> Vec<(u16, Option<Timestamp>)>, workers: usize) -> Hosted {
+    let owners = owners.iter().map(|owner| (*owner).into()).collect();
+    let on = (0..workers).map(|number| (format!("{number}").into(), on(number))).collect();
+    Hosted { owners, on }
+}
+
+fn hosting<'a>(values: &'a Values, rows: &'a [Row], hosted: &'a Hosted) -> Crowd<'a> {
+    let hosts = |number: usize| hosted.on.get(&*number.to_string()).map(Vec::as_slice);
+    let member = |(number, row)| Member { row, calico: None, hosts: hosts(number), counts: true };
+    Crowd::new(values, Some(hosted), rows.iter().enumerate().map(member).collect())
+}
+
+#[test]
+fn what_runs_on_those_that_fail_is_found_and_what_runs_everywhere_is_not() {
+    let (mut values, mut chance) = (Values::default(), Chance(21));
+    let rows = workers(400, &mut chance, &mut values);
+    // Of the 400, 48 were looked at; one of those that fail has no Pod of it, and one of the others has.
+    let on = |number: usize| {
+        let second = match number {
+            0..15 => Some((1, Some(at(-600)))),
+            15 => None,
+            _ => (number == 16).then_some((1, Some(at(-86_400)))),
+        };
+        std::iter::once((0, None)).chain(second).collect()
+    };
+    let hosted = running(&["DaemonSet kube-system/kube-proxy", "Deployment guard/scanner"], on, 48);
+    let failing: Vec<usize> = (0..16).collect();
+    let suspects = hosting(&values, &rows, &hosted).suspects(&failing, at(0));
+    assert_eq!(
+        first_sentence(&suspects),
+        "15 of 16 with Pods of Deployment guard/scanner fail, 1 of 32 elsewhere, of 48 looked at; they came to 15 within the hour before the first failure"
+    );
+    assert_eq!(
+        (suspects[0].attribute.as_str(), suspects[0].value.as_str(), suspects.len()),
+        ("Pods of", "Deployment guard/scanner", 1)
+    );
+    // On a third of the others too: it is no contrast.
+    let spread =
+        running(&["DaemonSet a/b"], |number| if number < 16 || number % 3 == 0 { vec![(0, None)] } else { vec![] }, 48);
+    assert!(hosting(&values, &rows, &spread).suspects(&failing, at(0)).is_empty());
+    let nobody = running(&["DaemonSet a/b"], |_| vec![(0, None)], 0);
+    assert!(hosting(&values, &rows, &nobody).suspects(&failing, at(0)).is_empty(), "nothing was looked at");
+}
+
+/// With three hundred owners that run here and there for no reason, too.
+#[test]
+fn where_nothing_hosted_is_the_cause_none_is_suspected() {
+    let (mut wrong, clusters) = (0, 100);
+    for seed in 0..clusters {
+        let (mut values, mut chance) = (Values::default(), Chance(0xbeef + seed));
+        let rows = workers(60, &mut chance, &mut values);
+        let names: Vec<String> = (0..300).map(|number| format!("Deployment a/{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let spread: Vec<Vec<(u16, Option<Timestamp>)>> =
+            (0..48).map(|_| (0..300).filter(|_| chance.below(4) == 0).map(|owner| (owner, None)).collect()).collect();
+        let hosted = running(&names, |number| spread[number].clone(), 48);
+        let failing: Vec<usize> = (0..48).filter(|_| chance.below(3) == 0).collect();
+        wrong += u64::from(!hosting(&values, &rows, &hosted).suspects(&failing, at(0)).is_empty());
+    }
+    assert!(wrong * 50 <= clusters, "{wrong} of {clusters}");
 }

@@ -1,0 +1,185 @@
+//! What runs on workers that fail and not on others (catalogue R117): the DaemonSets, Deployments and StatefulSets that have
+//! Pods there. All Pods of a large cluster would be far too much, so that only where a large part of the workers fails, some
+//! of these and some that are well are asked for, and of their Pods no more than the metadata.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher};
+use std::time::Duration;
+
+use http::Request;
+use http::header::ACCEPT;
+use jiff::Timestamp;
+use kube::Client;
+
+use super::model::ListPage;
+use super::object::ObjectView;
+use super::report::{ClusterReport, NodeReport, Scope};
+use super::store::Store;
+use super::watch::escaped;
+use crate::clock::{now, since_boot};
+use crate::verdict::WorkerState;
+
+/// Whether there is something to be asked for is found out this often.
+const TICK: Duration = Duration::from_secs(10);
+/// The same failure is looked at again after this time.
+const AGAIN: Duration = Duration::from_secs(120);
+/// One question.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Workers that are looked at: of those that fail, and of those that are well.
+const MOST: (usize, usize) = (16, 32);
+/// Pods of one worker, and owners of all of them, that are told apart.
+const MOST_PODS: usize = 500;
+const MOST_OWNERS: usize = 2000;
+/// Calico's own namespaces: what is wrong with Calico is told as such.
+const CALICO: [&str; 3] = ["calico-system", "calico-apiserver", "tigera-operator"];
+
+/// What runs where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Hosted {
+    /// `DaemonSet guard/scanner`.
+    pub(crate) owners: Vec<Box<str>>,
+    /// By worker, the places of the owners, and when their youngest Pod there was made.
+    pub(crate) on: BTreeMap<Box<str>, Vec<(u16, Option<Timestamp>)>>,
+}
+
+/// What is to be looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Wanted {
+    code: String,
+    workers: Vec<String>,
+}
+
+impl Wanted {
+    /// The worst failure of a large part of the workers, if there is one.
+    fn of(report: &ClusterReport) -> Option<Wanted> {
+        let code = &report.findings.iter().find(|finding| finding.scope == Scope::Subset)?.code;
+        let has = |node: &&NodeReport| node.findings.iter().any(|it| it.code == *code && it.caused_by.is_none());
+        let usual = report.nodes.iter().filter(|node| !node.cordoned && !node.deleting);
+        let (failing, others): (Vec<_>, Vec<_>) = usual.partition(has);
+        let well = others.into_iter().filter(|node| node.state == WorkerState::Normal).collect();
+        let workers = some(failing, MOST.0).chain(some(well, MOST.1)).collect();
+        Some(Wanted { code: code.clone(), workers })
+    }
+}
+
+impl Hosted {
+    /// Takes in the Pods of one worker.
+    fn take(&mut self, worker: &str, pods: &[ObjectView], own: &str) {
+        let mut here: BTreeMap<u16, Option<Timestamp>> = BTreeMap::new();
+        for pod in pods.iter().take(MOST_PODS) {
+            let (meta, Some(owner)) = (&pod.metadata, &pod.owner) else { continue };
+            let ours = meta.namespace == own || CALICO.contains(&meta.namespace.as_str());
+            if ours || owner.contains("/calico-") {
+                continue;
+            }
+            let known = self.owners.iter().position(|known| **known == **owner);
+            let at = known.unwrap_or_else(|| {
+                self.owners.push(owner.clone());
+                self.owners.len() - 1
+            });
+            if let Ok(at) = u16::try_from(at)
+                && usize::from(at) < MOST_OWNERS
+            {
+                let youngest = here.entry(at).or_default();
+                *youngest = (*youngest).max(meta.creation_timestamp);
+            }
+        }
+        self.owners.truncate(MOST_OWNERS);
+        self.on.insert(worker.into(), here.into_iter().collect());
+    }
+}
+
+/// Some of these, whatever their names have in common.
+fn some(mut nodes: Vec<&NodeReport>, most: usize) -> impl Iterator<Item = String> {
+    nodes.sort_by_cached_key(|node| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(node.name.as_bytes());
+        hasher.finish()
+    });
+    nodes.into_iter().take(most).map(|node| node.name.clone())
+}
+
+/// Looks for ever.
+pub(super) async fn run(client: &Client, store: &Store, own: &str) -> std::convert::Infallible {
+    let mut revisions = store.revisions();
+    let (mut looked, mut at): (Option<Wanted>, _) = (None, Duration::ZERO);
+    loop {
+        tokio::time::sleep(TICK).await;
+        let again = looked.is_some() && since_boot().saturating_sub(at) >= AGAIN;
+        if !again && !revisions.has_changed().unwrap_or(false) {
+            continue;
+        }
+        revisions.mark_unchanged();
+        let wanted = Wanted::of(&store.report(None, now()));
+        // Workers that begin to fail meanwhile are looked at in the next round.
+        if !again && looked.as_ref().map(|it| &it.code) == wanted.as_ref().map(|it| &it.code) {
+            continue;
+        }
+        let hosted = match &wanted {
+            None => None,
+            Some(wanted) => {
+                let mut hosted = Hosted::default();
+                for worker in &wanted.workers {
+                    if let Some(pods) = pods(client, worker).await {
+                        hosted.take(worker, &pods.items, own);
+                    }
+                }
+                Some(hosted)
+            }
+        };
+        (looked, at) = (wanted, since_boot());
+        store.change(|cluster| {
+            cluster.revision += u64::from(cluster.hosted != hosted);
+            cluster.hosted = hosted;
+        });
+        revisions.mark_unchanged();
+    }
+}
+
+/// The metadata of the Pods of one worker; none without permission, and when nobody answered.
+async fn pods(client: &Client, worker: &str) -> Option<ListPage<ObjectView>> {
+    let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}&limit={MOST_PODS}", escaped(worker));
+    let request = Request::get(path)
+        .header(ACCEPT, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")
+        .body(Vec::new())
+        .ok()?;
+    tokio::time::timeout(DEADLINE, client.request(request)).await.ok()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::aggregator::testing::at;
+
+    fn pod(namespace: &str, kind: &str, owner: &str, hash: &str) -> ObjectView {
+        let object = json!({"metadata": {"name": "x", "namespace": namespace, "creationTimestamp": at(0),
+            "labels": {"pod-template-hash": hash},
+            "ownerReferences": [{"kind": "Other", "name": "o"}, {"kind": kind, "name": owner, "controller": true}]}});
+        serde_json::from_value(object).expect("an object")
+    }
+
+    #[test]
+    fn owners_are_told_apart_and_calicos_and_ours_are_left_out() {
+        let pods = [
+            pod("guard", "DaemonSet", "scanner", ""),
+            pod("guard", "DaemonSet", "scanner", ""),
+            pod("shop", "ReplicaSet", "cart-5d78c9869d", "5d78c9869d"),
+            pod("shop", "ReplicaSet", "cart-77c9f5b6d8", "77c9f5b6d8"),
+            pod("shop", "StatefulSet", "db", ""),
+            pod("shop", "Job", "backup-1", ""),
+            pod("kube-system", "Node", "n1", ""),
+            pod("kube-system", "DaemonSet", "calico-node", ""),
+            pod("calico-system", "Deployment", "whatever", ""),
+            pod("nodevitals", "DaemonSet", "nodevitals-agent", ""),
+        ];
+        let mut hosted = Hosted::default();
+        hosted.take("n1", &pods, "nodevitals");
+        let owners: Vec<&str> = hosted.owners.iter().map(|owner| &**owner).collect();
+        assert_eq!(owners, ["DaemonSet guard/scanner", "Deployment shop/cart", "StatefulSet shop/db"]);
+        assert_eq!(hosted.on["n1"], [(0, Some(at(0))), (1, Some(at(0))), (2, Some(at(0)))]);
+        hosted.take("n2", &pods[2..3], "nodevitals");
+        assert_eq!(hosted.on["n2"], [(1, Some(at(0)))]);
+    }
+}

@@ -1,0 +1,330 @@
+//! What no worker can know, planted on a real API server with Calico's kinds: addresses that run out, blocks of two nodes,
+//! configuration changed by hand, webhooks that could stop the system and the deadlock that one makes; and what outlives the
+//! aggregator. Each is told, and is over when it is put right.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::bench::{AGGREGATOR, Bench, Running, condition, soon};
+use crate::map::object;
+use crate::support::wait::eventually;
+
+/// Blocks are read, and memory is written, once a minute.
+const READ: Duration = Duration::from_secs(150);
+const GROUP: &str = "/apis/crd.projectcalico.org/v1";
+const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+const KINDS: [(&str, &str); 8] = [
+    ("blockaffinities", "BlockAffinity"),
+    ("ippools", "IPPool"),
+    ("bgpconfigurations", "BGPConfiguration"),
+    ("felixconfigurations", "FelixConfiguration"),
+    ("ipamblocks", "IPAMBlock"),
+    ("ipamconfigs", "IPAMConfig"),
+    ("hostendpoints", "HostEndpoint"),
+    ("clusterinformations", "ClusterInformation"),
+];
+
+/// Calico in a cluster of three workers.
+struct Planted<'a>(&'a Bench);
+
+impl<'a> Planted<'a> {
+    fn new(bench: &'a Bench) -> Result<Self> {
+        let planted = Self(bench);
+        KINDS.into_iter().try_for_each(|(plural, kind)| bench.add_calico_kind(plural, kind))?;
+        for number in 0..3 {
+            bench.add_node(&name(number), &json!({"agentpool": "red"}))?;
+        }
+        Ok(planted)
+    }
+
+    /// A block of four addresses, of which so many are taken by Pods on that node.
+    fn block(&self, number: usize, node: &str, taken: usize) -> Result<()> {
+        let allocations: Vec<Value> = (0..4).map(|at| if at < taken { json!(0) } else { Value::Null }).collect();
+        let spec = json!({"cidr": format!("172.30.0.{}/30", 4 * number), "affinity": format!("host:{node}"), "allocations": allocations,
+            "unallocated": (taken..4).collect::<Vec<_>>(), "deleted": false,
+            "attributes": [{"handle_id": "k8s-pod-network.1", "secondary": {"node": node, "namespace": "default", "pod": "p"}}]});
+        self.0.apply(&object("IPAMBlock", &format!("block-{number}"), &spec).to_string()).map(drop)
+    }
+}
+
+impl Drop for Planted<'_> {
+    /// Also after a failure: other tests have no Calico.
+    fn drop(&mut self) {
+        let kinds = KINDS.map(|(plural, _)| format!("{plural}.crd.projectcalico.org"));
+        let delete = [&["delete", "crd", "--ignore-not-found"][..], &kinds.each_ref().map(String::as_str)].concat();
+        let _ = self.0.kubectl(&delete);
+        let _ = self.0.admin(&format!("DELETE {WEBHOOKS}/guard"), &Value::Null);
+        let _ = self.0.kubectl(&["delete", "namespace", "guard", "--ignore-not-found", "--wait=false"]);
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("v{number}")
+}
+
+/// The findings about the cluster by their codes.
+fn finding(aggregator: &Running, code: &str) -> Result<Option<Value>> {
+    let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report")?)?;
+    Ok(report["cluster"].as_array().into_iter().flatten().find(|finding| finding["code"] == code).cloned())
+}
+
+fn told(aggregator: &Running, code: &str) -> Result<Value> {
+    finding(aggregator, code)?.with_context(|| format!("no {code}"))
+}
+
+fn over(aggregator: &Running, code: &str) -> Result<()> {
+    let finding = finding(aggregator, code)?;
+    ensure!(finding.is_none(), "{finding:?}");
+    Ok(())
+}
+
+fn says(finding: &Value, key: &str, words: &str) {
+    assert!(finding[key].as_str().is_some_and(|text| text.contains(words)), "no {words:?}: {finding:#}");
+}
+
+#[test]
+fn addresses_that_run_out_are_told_by_their_blocks() -> Result<()> {
+    let bench = Bench::take()?;
+    let planted = Planted::new(&bench)?;
+    // Four blocks; a node may have two.
+    let pool = object("IPPool", "default-ipv4-ippool", &json!({"cidr": "172.30.0.0/28", "blockSize": 30}));
+    let config = object(
+        "IPAMConfig",
+        "default",
+        &json!({"strictAffinity": true, "autoAllocateBlocks": true, "maxBlocksPerHost": 2}),
+    );
+    let damaged = object("IPAMBlock", "damaged", &json!({"cidr": 7, "allocations": [0], "affinity": ["x"]}));
+    let items = json!([pool, config, damaged]);
+    bench.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+    planted.block(0, "v0", 4)?;
+    planted.block(1, "v0", 4)?;
+    bench.add_pod("aggregator-v", "aggregator", "v1")?;
+    let aggregator = bench.aggregator("aggregator-v")?;
+    let one = eventually("one node is out of addresses", READ, || told(&aggregator, "NodeIpBlocksExhausted"));
+    assert_eq!((&one["workers"], &one["severity"], &one["area"]), (&json!(["v0"]), &json!("critical"), &json!("cni")));
+    says(&one, "detail", "while the cluster has 2 blocks left: on v0 8 addresses are taken");
+    over(&aggregator, "ClusterIpPoolExhausted")?;
+
+    // The last blocks are given out: the third node has none, and the cluster no more.
+    planted.block(2, "v1", 1)?;
+    planted.block(3, "v1", 1)?;
+    let all = eventually("the cluster is out of addresses", READ, || told(&aggregator, "ClusterIpPoolExhausted"));
+    assert_eq!(all["workers"], json!(["v0", "v2"]));
+    says(&all, "detail", "default-ipv4-ippool 172.30.0.0/28");
+    over(&aggregator, "NodeIpBlocksExhausted")?;
+    let metrics = aggregator.check_metrics()?;
+    assert!(
+        metrics.contains(r#"nodevitals_cluster_finding{code="ClusterIpPoolExhausted",severity="critical"} 2"#),
+        "{metrics}"
+    );
+
+    let affinity = |name: &str, node: &str| {
+        object(
+            "BlockAffinity",
+            name,
+            &json!({"node": node, "cidr": "172.30.0.8/30", "state": "confirmed", "deleted": "false"}),
+        )
+    };
+    bench.apply(&affinity("v1-c", "v1").to_string())?;
+    bench.apply(&affinity("v2-c", "v2").to_string())?;
+    let conflict = soon("two nodes have one block", || told(&aggregator, "IpBlockConflict"));
+    says(&conflict, "detail", "172.30.0.8/30 to v1 and to v2");
+    bench.admin(&format!("DELETE {GROUP}/blockaffinities/v2-c"), &Value::Null)?;
+    soon("it has one owner", || over(&aggregator, "IpBlockConflict"));
+
+    bench.apply(&object("IPPool", "second", &json!({"cidr": "172.31.0.0/28", "blockSize": 30})).to_string())?;
+    soon("a pool was added", || over(&aggregator, "ClusterIpPoolExhausted"));
+    Ok(())
+}
+
+#[test]
+fn configuration_that_hands_changed_and_a_lock_are_told() -> Result<()> {
+    let bench = Bench::take()?;
+    let planted = Planted::new(&bench)?;
+    let mut felix = object("FelixConfiguration", "default", &json!({"mtu": 1450}));
+    felix["metadata"]["annotations"] = json!({"created-by": "IBMCloudKubernetesService"});
+    bench.admin(&format!("POST {GROUP}/felixconfigurations?fieldManager=cluster-updater"), &felix)?;
+    let locked = object("ClusterInformation", "default", &json!({"datastoreReady": false}));
+    bench.admin(&format!("POST {GROUP}/clusterinformations"), &locked)?;
+    bench.add_pod("aggregator-v", "aggregator", "v1")?;
+    let aggregator = bench.aggregator("aggregator-v")?;
+    soon("it is ready", || aggregator.page("/readyz"));
+    let edit = |setting: Value| {
+        let path = format!("PATCH merge {GROUP}/felixconfigurations/default?fieldManager=kubectl-edit");
+        bench.admin(&path, &json!({"spec": setting}))
+    };
+    edit(json!({"mtu": 1440}))?;
+    edit(json!({"bpfEnabled": true}))?;
+    let drift = soon("the change by hand", || told(&aggregator, "CalicoConfigDrift"));
+    assert_eq!((&drift["severity"], &drift["subject"]), (&json!("warning"), &json!("FelixConfiguration default")));
+    says(&drift, "detail", "by kubectl-edit: bpfEnabled");
+    edit(json!({"bpfEnabled": null}))?;
+    // The lock is too young to be a forgotten one.
+    soon("it is taken back", || over(&aggregator, "CalicoConfigDrift"));
+    drop(planted);
+    Ok(())
+}
+
+/// A Pod with a Ready condition of long ago.
+fn pod(bench: &Bench, name: &str, label: &Value, node: &str, ready: bool) -> Result<()> {
+    let pods = "/api/v1/namespaces/kube-system/pods";
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": label},
+        "spec": {"nodeName": node, "serviceAccountName": "calico-node", "containers": [{"name": "c", "image": "x:v1"}]}});
+    bench.admin(&format!("POST {pods}"), &pod)?;
+    let status = json!({"status": {"conditions": [condition("Ready", if ready { "True" } else { "False" }, "X")]}});
+    bench.admin(&format!("PATCH strategic {pods}/{name}/status"), &status).map(drop)
+}
+
+/// Who answers for the webhooks: one Pod on each of these workers.
+fn endpoints(bench: &Bench, nodes: &[&str]) -> Result<()> {
+    let endpoint = |(at, node): (usize, &&str)| {
+        json!({"addresses": [format!("172.30.9.{at}")], "nodeName": node, "conditions": {"ready": true},
+            "targetRef": {"kind": "Pod", "namespace": "guard", "name": format!("hook-{at}")}})
+    };
+    let all: Vec<Value> = nodes.iter().enumerate().map(endpoint).collect();
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": all,
+        "metadata": {"name": "hook-1", "namespace": "guard", "labels": {"kubernetes.io/service-name": "hook"}}, "ports": [{"port": 443}]});
+    bench.apply(&slice.to_string()).map(drop)
+}
+
+/// Two webhooks, one for Pods of kube-system, and one for Node status that the API server asks about no Node of these: by a
+/// label that none has.
+fn webhooks() -> Value {
+    let common = |name: &str, (operation, resource): (&str, &str), more: Value| {
+        let rule =
+            json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": [operation], "resources": [resource]});
+        let mut webhook = json!({"name": name, "rules": [rule], "failurePolicy": "Fail", "timeoutSeconds": 10, "sideEffects": "None",
+            "admissionReviewVersions": ["v1"], "clientConfig": {"service": {"namespace": "guard", "name": "hook"}}});
+        webhook.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        webhook
+    };
+    let system = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}});
+    let nobody = json!({"objectSelector": {"matchLabels": {"no-such": "label"}}, "failurePolicy": "Ignore"});
+    let all = [
+        common("pods.guard.example", ("CREATE", "pods"), system),
+        common("nodes.guard.example", ("UPDATE", "nodes/status"), nobody),
+    ];
+    json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": "guard"}, "webhooks": all})
+}
+
+/// A webhook, who answers for it, and calico-node, which waits on the last worker.
+fn guarded(bench: &Bench) -> Result<Planted<'_>> {
+    let planted = Planted::new(bench)?;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "calico-node", "namespace": "kube-system"}});
+    let guard = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "guard"}});
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "hook", "namespace": "guard"}, "spec": {"ports": [{"port": 443}]}});
+    for it in [account, guard, service] {
+        bench.apply(&it.to_string())?;
+    }
+    endpoints(bench, &["v1"])?;
+    for number in 0..3 {
+        pod(bench, &format!("calico-node-{number}"), &json!({"k8s-app": "calico-node"}), &name(number), number != 2)?;
+    }
+    Ok(planted)
+}
+
+#[test]
+fn webhooks_that_could_stop_the_system_are_told_and_so_is_the_deadlock() -> Result<()> {
+    let bench = Bench::take()?;
+    let planted = guarded(&bench)?;
+    bench.add_pod("aggregator-v", "aggregator", "v1")?;
+    let configuration = webhooks();
+    bench.admin(&format!("POST {WEBHOOKS}"), &configuration)?;
+    let aggregator = bench.aggregator("aggregator-v")?;
+    let risk = soon("one answers for all", || told(&aggregator, "WebhookRisk"));
+    assert_eq!((&risk["severity"], &risk["subject"]), (&json!("info"), &json!("ValidatingWebhookConfiguration guard")));
+    says(
+        &risk,
+        "detail",
+        "webhook pods.guard.example of ValidatingWebhookConfiguration guard could stop new Pods in kube-system, since its Service guard/hook has 1 ready of 1 endpoints, on v1",
+    );
+    let failing = told(&aggregator, "CalicoNodeFailingOnNode")?;
+    assert_eq!(failing["workers"], json!(["v2"]));
+
+    // The client of the VPN has come to the worker whose calico-node waits. Pods of kube-system cannot be made meanwhile.
+    bench.admin(&format!("DELETE {WEBHOOKS}/guard"), &Value::Null)?;
+    soon("it is no longer in force", || pod(&bench, "vpn-1", &json!({"app": "vpn"}), "v2", false));
+    bench.admin(&format!("POST {WEBHOOKS}"), &configuration)?;
+    let deadlock = soon("each waits for the other", || told(&aggregator, "WebhookDeadlock"));
+    assert_eq!((&deadlock["severity"], &deadlock["workers"]), (&json!("critical"), &json!(["v2"])));
+    says(
+        &deadlock,
+        "detail",
+        "and its Pods kube-system/vpn-1 on v2 wait for calico-node: a circle that does not open by itself",
+    );
+    says(
+        &deadlock,
+        "next",
+        "cordon v2 (no drain), `kubectl -n kube-system delete pod vpn-1`, wait until they run on another worker, and uncordon",
+    );
+    over(&aggregator, "CalicoNodeFailingOnNode")?;
+    over(&aggregator, "WebhookRisk")?;
+
+    // It runs again, and a second one answers on another worker.
+    let ready = json!({"status": {"conditions": [condition("Ready", "True", "X")]}});
+    bench.admin("PATCH strategic /api/v1/namespaces/kube-system/pods/vpn-1/status", &ready)?;
+    endpoints(&bench, &["v0", "v1"])?;
+    soon("the circle is open", || over(&aggregator, "WebhookDeadlock"));
+    eventually("there are two", READ, || over(&aggregator, "WebhookRisk"));
+    bench.admin(&format!("DELETE {WEBHOOKS}/guard"), &Value::Null)?;
+    drop(planted);
+    Ok(())
+}
+
+#[test]
+fn what_has_to_be_known_outlives_the_aggregator() -> Result<()> {
+    let bench = Bench::take()?;
+    let memory = "/api/v1/namespaces/nodevitals/configmaps/nodevitals-aggregator";
+    bench.admin(&format!("PATCH merge {memory}"), &json!({"data": {"memory": "damaged"}}))?;
+    for number in 0..3 {
+        bench.add_node(&name(number), &json!({}))?;
+    }
+    bench.add_pod("aggregator-v", "aggregator", "v1")?;
+    let aggregator = bench.aggregator("aggregator-v")?;
+    soon("it is ready", || aggregator.page("/readyz"));
+    let turn = |ready: &str| {
+        let status = json!({"status": {"conditions": [condition("Ready", ready, "X")]}});
+        bench.admin("PATCH strategic /api/v1/nodes/v0/status", &status).map(drop)
+    };
+    for ready in ["False", "True", "Unknown", "True"] {
+        turn(ready)?;
+        // Each has to be seen by itself.
+        soon("it is seen", || {
+            let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report?node=v0")?)?;
+            let expected = ready.to_lowercase();
+            let seen = report["nodes"][0]["ready"]["status"].as_str().unwrap_or_default().to_lowercase();
+            ensure!(seen == expected, "{report}");
+            Ok(())
+        });
+    }
+    let flapping = soon("it comes and goes", || told(&aggregator, "NodeReadyFlapping"));
+    says(&flapping, "detail", "that of v0 4 times");
+    bench.admin("DELETE /api/v1/nodes/v2", &Value::Null)?;
+    let written = || -> Result<Value> {
+        let map = bench.admin(&format!("GET {memory}"), &Value::Null)?;
+        Ok(serde_json::from_str(map["data"]["memory"].as_str().context("memory")?)?)
+    };
+    eventually("it is written down", READ, || {
+        let written = written()?;
+        ensure!(
+            written["gone"][0][0] == "v2" && written["turns"]["v0"].as_array().is_some_and(|turns| turns.len() == 4),
+            "{written}"
+        );
+        Ok(())
+    });
+    aggregator.end()?;
+    drop(aggregator);
+
+    bench.add_pod("aggregator-w", "aggregator", "v1")?;
+    let other = bench.aggregator("aggregator-w")?;
+    let flapping = eventually("another knows it", READ, || told(&other, "NodeReadyFlapping"));
+    assert_eq!(flapping["workers"], json!(["v0"]));
+    let before = bench.writes_by(AGGREGATOR)?.len();
+    std::thread::sleep(Duration::from_secs(5));
+    let writes: Vec<Value> = bench.writes_by(AGGREGATOR)?.split_off(before);
+    assert!(writes.iter().all(|write| write["objectRef"]["resource"] != "configmaps"), "nothing is new: {writes:?}");
+    Ok(())
+}
