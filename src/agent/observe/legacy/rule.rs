@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::agent::observe::nftables::rule::values::set;
 use crate::agent::observe::nftables::xt::target_by_name;
 use crate::facts::{Action, FilterRule, Is};
 
@@ -93,17 +94,6 @@ fn condition(rule: &mut FilterRule, option: &str, value: &str, not: bool) -> boo
             rule.sets.push(Is::new(value.to_owned(), not));
             // The contents are not known here.
             false
-        }
-        _ => false,
-    }
-}
-
-/// Sets a condition; false when there is no value for it, or when there is a condition already.
-fn set<T>(condition: &mut Option<Is<T>>, value: Option<T>, not: bool) -> bool {
-    match (condition.is_none(), value) {
-        (true, Some(value)) => {
-            *condition = Some(Is::new(value, not));
-            true
         }
         _ => false,
     }

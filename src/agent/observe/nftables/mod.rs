@@ -5,7 +5,7 @@
 //! a rule set that big all chains are listed once a minute at most; in between those that matter are asked for by name.
 
 mod catalogue;
-mod rule;
+pub(super) mod rule;
 pub(crate) mod wire;
 pub(super) mod xt;
 

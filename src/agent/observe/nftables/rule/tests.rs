@@ -1,5 +1,6 @@
 //! Rules written by the real programs, told by the real kernel; and messages made by hand.
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
