@@ -50,7 +50,7 @@ fn as_told(number: usize) -> Value {
     told(finding, &since)
 }
 
-fn report(aggregator: &Running) -> Result<Value> {
+pub(crate) fn report(aggregator: &Running) -> Result<Value> {
     Ok(serde_json::from_str(&aggregator.page("/api/v1/report")?)?)
 }
 
@@ -118,7 +118,7 @@ fn fifty_workers() -> Result<()> {
     an_agent_is_lost_and_the_leader_too(&bench, &first, &second)
 }
 
-fn leads(aggregator: &Running, expected: bool) -> Result<()> {
+pub(crate) fn leads(aggregator: &Running, expected: bool) -> Result<()> {
     let metrics = aggregator.page("/metrics")?;
     let line = format!("nodevitals_aggregator_leader {}", u8::from(expected));
     ensure!(metrics.lines().any(|other| other == line), "not {line}");

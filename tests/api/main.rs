@@ -18,6 +18,7 @@ mod native_proxy;
 mod old_answers;
 mod page;
 mod policy;
+mod reliability;
 mod repair;
 mod scope;
 mod usage;

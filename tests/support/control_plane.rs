@@ -71,6 +71,8 @@ pub struct ControlPlane {
     host: Host,
     authority: Authority,
     admin: Certificate,
+    /// By which service accounts' tokens are signed and verified.
+    keys: (PathBuf, PathBuf),
     workspace: Workspace,
 }
 
@@ -87,10 +89,10 @@ impl ControlPlane {
         let (signing_key, verifying_key) = authority.key_pair("service-accounts")?;
         start_api_server(&host, directory, &authority, &signing_key, &verifying_key)?;
 
-        let control_plane = Self { host, authority, admin, workspace };
+        let control_plane = Self { host, authority, admin, keys: (signing_key, verifying_key), workspace };
         control_plane.wait_until_ready()?;
         if parts == Parts::Controllers {
-            control_plane.start_controllers(&signing_key)?;
+            control_plane.start_controllers(&control_plane.keys.0)?;
         }
         Ok(control_plane)
     }
@@ -98,6 +100,29 @@ impl ControlPlane {
     fn wait_until_ready(&self) -> Result<()> {
         within(Duration::from_secs(90), || self.raw("/readyz"))
             .with_context(|| format!("the API server is not ready: {}", tail(&self.host.log("kube-apiserver"))))?;
+        Ok(())
+    }
+
+    /// Kills the API server, lets `meanwhile` happen, and starts it anew with an empty memory of what changed before.
+    pub fn restart_api_server(&self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.host.kill("kube-apiserver")?;
+        meanwhile()?;
+        let (signing_key, verifying_key) = &self.keys;
+        start_api_server(&self.host, self.workspace.directory(), &self.authority, signing_key, verifying_key)?;
+        self.wait_until_ready()
+    }
+
+    /// Lets etcd forget all that objects were before they became what they are.
+    pub fn compact(&self) -> Result<()> {
+        let etcd = |path: &str, body: &str| -> Result<Value> {
+            let url = format!("http://127.0.0.1:2379/v3/kv/{path}");
+            let text = self.exec_in_ns(&["curl", "-sS", "--fail-with-body", "--max-time", "10", "-d", body, &url])?;
+            Ok(serde_json::from_str(&text)?)
+        };
+        // Any key: each answer says the revision.
+        let range = etcd("range", r#"{"key": "AA=="}"#)?;
+        let revision = range["header"]["revision"].as_str().context("a revision")?;
+        etcd("compaction", &json!({"revision": revision, "physical": true}).to_string())?;
         Ok(())
     }
 
