@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::fleet::Fleet;
 use crate::machine::{Checked, Machine};
+use crate::standalone::Running;
 use crate::support::netns::NetNs;
 use crate::support::{parts, wait};
 
@@ -344,4 +345,54 @@ fn birds_are_restarted_and_nobody_complains() -> Result<()> {
         mesh.clears();
         fleet.is_quiet(&["Bgp", "Bird", "RemoteBlock", "BlockBlackhole"])
     })
+}
+
+/// For IPv6 there is a BIRD of its own.
+#[test]
+fn bird_for_ipv6_loses_its_session_and_hangs() -> Result<()> {
+    let (node, peer) = (Machine::worker()?, NetNs::new()?);
+    std::fs::create_dir_all(node.path("var"))?;
+    std::os::unix::fs::symlink("/run", node.path("var/run"))?;
+    node.net().connect("eth1", &peer, "eth1")?;
+    let start = |own: u8, net: &NetNs, place: &str| -> Result<Running> {
+        let other = 3 - own;
+        net.exec(&["ip", "address", "replace", &format!("fd00:10::{own}/64"), "dev", "eth1", "nodad"])?;
+        let text = format!(
+            "router id 10.0.0.{own};\nprotocol kernel {{ learn; persist; scan time 2; import all; export all; }}\n\
+             protocol device {{ scan time 2; }}\nprotocol static {{ route fd00:244:{own}::/64 blackhole; }}\n\
+             protocol bgp Mesh_fd00_10__{other} {{ local fd00:10::{own} as 64512; neighbor fd00:10::{other} as 64512; \
+             multihop; gateway recursive; connect delay time 1; connect retry time 3; error wait time 1,2; \
+             import all; export where source = RTS_STATIC; }}\n"
+        );
+        node.write(&format!("{place}/bird6.cfg"), text)?;
+        let mut command = net.command(Version::One.program("bird6")?);
+        command.args(["-f", "-c", &node.place(&format!("{place}/bird6.cfg"))]);
+        command.args(["-s", &node.place(&format!("{place}/bird6.ctl"))]);
+        Ok(Running(command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?))
+    };
+    let own = start(2, node.net(), "run/calico")?;
+    let is_well = || -> Result<()> {
+        let checked = node.check()?;
+        let daemon = &checked.json["snapshot"]["bgp"]["yes"]["daemons"][0];
+        let state = &daemon["bird"]["yes"]["peers"][0]["state"];
+        ensure!(daemon["family"] == "IPv6" && state == "Established", "{daemon}");
+        ensure!(checked.codes_like("Bgp").is_empty() && checked.codes_like("Bird").is_empty(), "{:?}", checked.codes());
+        Ok(())
+    };
+    let has = |code: &str, text: &str| {
+        wait::eventually(code, LONG, || {
+            let detail = node.check()?.finding(code)?["detail"].to_string();
+            ensure!(detail.contains(text), "{detail}");
+            Ok(())
+        });
+    };
+    for _ in 0..2 {
+        let other = start(1, &peer, "peer")?;
+        wait::eventually("the session is established", LONG, is_well);
+        drop(other);
+        has("BgpPortBlocked", "fd00:10::1 refuses TCP port 179");
+    }
+    kill(Pid::from_raw(own.0.id().try_into()?), Signal::SIGSTOP)?;
+    has("BgpDaemonDown", "bird6.ctl accepts connections");
+    Ok(())
 }

@@ -65,7 +65,8 @@ impl Ports {
                     let mut question = vec![0; 4096];
                     let length = stream.read(&mut question).await.unwrap_or(0);
                     let question = String::from_utf8_lossy(&question[..length]);
-                    let path = question.split(' ').nth(1).unwrap_or_default();
+                    // What an agent tells of its node with its question changes no answer.
+                    let path = question.split([' ', '&']).nth(1).unwrap_or_default();
                     let page = pages.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
                     let (status, body) = page.unwrap_or((404, String::new()));
                     let head =
