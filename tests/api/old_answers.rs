@@ -64,7 +64,7 @@ fn answer(bench: &Bench, stream: TcpStream, old: &Old) -> Result<bool> {
         let Some((name, value)) = header.trim_end().split_once(": ") else { break };
         match name.to_lowercase().as_str() {
             "content-length" => length = value.parse()?,
-            "authorization" => token = value.trim_start_matches("Bearer ").to_owned(),
+            "authorization" => value.trim_start_matches("Bearer ").clone_into(&mut token),
             "content-type" if value.contains("strategic") => kind = "strategic",
             "content-type" if value.contains("merge-patch") => kind = "merge",
             _ => {}

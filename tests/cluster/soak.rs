@@ -32,7 +32,12 @@ struct Fault {
 }
 
 static FAULTS: [Fault; 8] = [
-    Fault { code: "KubeProxyChainsUnhooked", brings: &["KubeProxyDown"], make: unhook, mend: restart_kube_proxy },
+    Fault {
+        code: "KubeProxyChainsUnhooked",
+        brings: &["KubeProxyDown", "MasterClusterIpUnreachable"],
+        make: unhook,
+        mend: restart_kube_proxy,
+    },
     Fault { code: "CniConfigMissing", brings: &["CniNotInitialized"], make: hide_cni, mend: show_cni },
     Fault { code: "PodRouteShadowed", brings: &["PodRouteMissing"], make: capture, mend: release },
     Fault { code: "DiskFull", brings: &["DiskPressureImminent"], make: fill, mend: empty },
@@ -146,7 +151,7 @@ struct Made {
     node: &'static str,
     code: &'static str,
     brings: &'static [&'static str],
-    made: Timestamp,
+    begun: Timestamp,
     told: Timestamp,
     mended: Timestamp,
     over: Timestamp,
@@ -173,8 +178,10 @@ fn random_faults_are_told_and_over_one_to_one_and_nothing_leaks() -> Result<()> 
     let minutes = from_environment("NODEVITALS_SOAK_MINUTES", 30)?;
     let mut chance = Chance(seed);
     let product = Product::deployed()?;
-    NODES.iter().for_each(|node| product.wait_until_healthy(node));
-    NODES.iter().try_for_each(|node| keep_a_pod(&product, node))?;
+    for node in NODES {
+        product.wait_until_healthy(node);
+        keep_a_pod(&product, node)?;
+    }
     // A pod of less than half a minute need not have its routes; and the agents have seen all that they keep.
     sleep(Duration::from_secs(60));
     let mut first: BTreeMap<String, Needs> = BTreeMap::new();
@@ -183,12 +190,13 @@ fn random_faults_are_told_and_over_one_to_one_and_nothing_leaks() -> Result<()> 
     while Instant::now() < end {
         for node in NODES {
             let (pid, now) = needs(product.cluster.node(node)?)?;
+            say(&format!("{node}: {now:?}"));
             first.entry(format!("{node} {pid}")).or_insert(now);
         }
         round(&product, &mut chance, &mut made).with_context(|| format!("seed {seed}, after {made:#?}"))?;
     }
-    NODES.iter().for_each(|node| all_false(&product, node));
     for node in NODES {
+        all_false(&product, node);
         let (pid, last) = needs(product.cluster.node(node)?)?;
         let first = first.get(&format!("{node} {pid}")).copied().unwrap_or(last);
         say(&format!("{node}: {first:?} at first, {last:?} at last"));
@@ -232,10 +240,12 @@ fn round(product: &Product, chance: &mut Chance, done: &mut Vec<Made>) -> Result
     for (index, (node, fault)) in faults.into_iter().enumerate() {
         let over = wait_for(product, node, fault.code, false, CLEARED);
         let Fault { code, brings, .. } = *fault;
-        done.push(Made { node, code, brings, made: begun[index], told: told[index], mended: mended[index], over });
+        done.push(Made { node, code, brings, begun: begun[index], told: told[index], mended: mended[index], over });
     }
     // What came with it goes a moment later.
-    NODES.iter().for_each(|node| all_false(product, node));
+    for node in NODES {
+        all_false(product, node);
+    }
     Ok(())
 }
 
@@ -355,10 +365,10 @@ fn journal_matches(product: &Product, node: &str, made: &[Made]) -> Result<()> {
     let mut matched = vec![0; mine.len()];
     for episode in episodes {
         let (since, cleared) = (time(episode, "since")?, time(episode, "cleared")?);
-        let of_it = |it: &&Made| between(since, it.made, it.told) && between(cleared, it.mended, it.over);
+        let of_it = |it: &&Made| between(since, it.begun, it.told) && between(cleared, it.mended, it.over);
         if let Some(index) = mine.iter().position(|it| episode["code"] == it.code && of_it(it)) {
             matched[index] += 1;
-        } else if !mine.iter().any(|it| it.brings.iter().any(|code| episode["code"] == *code) && since >= it.made) {
+        } else if !mine.iter().any(|it| it.brings.iter().any(|code| episode["code"] == *code) && since >= it.begun) {
             bail!("nobody made {episode} on {node}; what was made: {mine:#?}");
         }
     }
