@@ -277,6 +277,7 @@ fn answer_shared(shared: Shared, request: &Request<Incoming>) -> Response<Answer
     }
     if let Ok(etag) = HeaderValue::try_from(shared.etag) {
         response.headers_mut().insert(ETAG, etag);
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     }
     response
 }

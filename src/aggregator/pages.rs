@@ -1,7 +1,8 @@
 //! The aggregator's pages: the page for people, the report as JSON, what is live, metrics, and whether it lives and is ready.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -32,13 +33,44 @@ pub(crate) struct AggregatorPages {
     clock: fn() -> Now,
     /// Places for those who listen.
     listeners: Arc<Semaphore>,
+    last: Mutex<Option<Last>>,
 }
+
+/// The report of all workers as it was made last: making it takes longer the more workers there are, and many may ask.
+struct Last {
+    revision: u64,
+    at: Duration,
+    report: Shared,
+}
+
+/// A report counts as new for so long, if nothing has changed; and if something has. Whoever is told of a change, which
+/// takes twice as long as the latter, gets a report with it.
+const NEW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(250));
 
 impl AggregatorPages {
     /// Pages over this store. At most `listeners` are told of changes at once, so that those who fetch a page have
     /// connections left.
     pub(crate) fn new(store: Arc<Store>, clock: fn() -> Now, listeners: usize) -> Self {
-        AggregatorPages { store, clock, listeners: Arc::new(Semaphore::new(listeners)) }
+        AggregatorPages { store, clock, listeners: Arc::new(Semaphore::new(listeners)), last: Mutex::default() }
+    }
+
+    /// The report of all workers.
+    fn whole(&self) -> Option<Shared> {
+        let (now, revision) = ((self.clock)(), *self.store.revisions().borrow());
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = &*last {
+            let age = now.since_boot.saturating_sub(last.at);
+            if age < NEW.1 || (age < NEW.0 && last.revision == revision) {
+                return Some(last.report.clone());
+            }
+        }
+        // Only one is in memory.
+        *last = None;
+        let etag = format!("\"{revision:x}-{:x}\"", now.since_boot.as_nanos());
+        let body = serde_json::to_vec(&self.store.report(None, now)).ok()?;
+        let report = Shared { etag, head: Vec::new(), rest: body.into() };
+        *last = Some(Last { revision, at: now.since_boot, report: report.clone() });
+        Some(report)
     }
 }
 
@@ -46,7 +78,7 @@ impl Pages for AggregatorPages {
     fn get(&self, path: &str, query: &str) -> Page {
         match path {
             MAP => no_map(&self.store, query, (self.clock)()),
-            "/api/v1/report" => report(&self.store, query, (self.clock)()),
+            REPORT => report(&self.store, query, (self.clock)()),
             "/metrics" => metrics(&self.store, (self.clock)()),
             "/livez" => Page::text(200, "ok\n"),
             "/readyz" if self.store.is_ready() => Page::text(200, "ok\n"),
@@ -57,6 +89,9 @@ impl Pages for AggregatorPages {
     }
 
     fn shared(&self, path: &str, query: &str) -> Option<Shared> {
+        if path == REPORT && query.is_empty() {
+            return self.whole();
+        }
         let node = (path == MAP).then(|| node_of(query)).flatten()?;
         let now = (self.clock)();
         self.store.blocks_told(&node, query, now);
@@ -73,6 +108,9 @@ impl Pages for AggregatorPages {
 
 /// Events, one for each time that the report is another one.
 const LIVE: &str = "/api/v1/live";
+
+/// The cluster at a glance.
+const REPORT: &str = "/api/v1/report";
 
 /// The map of the cluster, for the agent of one node.
 const MAP: &str = "/api/v1/map";

@@ -138,3 +138,24 @@ async fn changes_are_told_to_a_few_at_once_and_what_the_report_does_not_show_is_
     drop(held);
     assert!(pages.live("/api/v1/live").is_some() && pages.live("/api/v1/report").is_none());
 }
+
+#[test]
+fn the_whole_report_is_made_once_for_many_who_ask() {
+    static SECOND: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+    let read = |shared: Option<Shared>| {
+        let shared = shared.expect("a report");
+        let report: ClusterReport = serde_json::from_slice(&shared.rest).expect("a report");
+        (shared.etag, report.workers.total)
+    };
+    let mut pages = pages(&[node("a", "z", "p", "Normal", &[])]);
+    pages.clock = || moment(SECOND.load(std::sync::atomic::Ordering::Relaxed));
+    let first = read(pages.shared("/api/v1/report", ""));
+    assert_eq!(first.1, 1);
+    let another: NodeView = serde_json::from_value(node("b", "z", "p", "Normal", &[])).expect("a node");
+    pages.store.node_changed(Change::Here(another), at(0));
+    assert_eq!(read(pages.shared("/api/v1/report", "")), first, "a quarter of a second is not over");
+    SECOND.store(1, std::sync::atomic::Ordering::Relaxed);
+    let second = read(pages.shared("/api/v1/report", ""));
+    assert!(second.1 == 2 && second.0 != first.0);
+    assert!(pages.shared("/api/v1/report", "node=a").is_none(), "that of one worker is made for each");
+}
