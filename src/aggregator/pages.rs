@@ -126,12 +126,16 @@ fn no_map(store: &Store, query: &str, now: Now) -> Page {
 
 /// The node in a query, if it can be the name of one.
 fn node_of(query: &str) -> Option<String> {
-    let node = query.split('&').find_map(|part| part.strip_prefix("node=")).map(unescaped);
-    node.filter(|node| super::name(node).is_ok())
+    asked_for(query).filter(|node| super::name(node).is_ok())
+}
+
+/// The node in a query, whatever it is.
+fn asked_for(query: &str) -> Option<String> {
+    query.split('&').find_map(|part| part.strip_prefix("node=")).map(unescaped)
 }
 
 fn report(store: &Store, query: &str, now: Now) -> Page {
-    let wanted = query.split('&').find_map(|part| part.strip_prefix("node=")).map(unescaped);
+    let wanted = asked_for(query);
     let report = store.report(wanted.as_deref(), now);
     match wanted {
         Some(name) if report.nodes.is_empty() => Page::json(
