@@ -41,3 +41,95 @@ fn told_by(node: &NodeNow, now: jiff::Timestamp) -> (String, jiff::Timestamp, Pa
     let machine = Machine { machine_id: text(annotation::MACHINE_ID), ..Machine::default() };
     (text(annotation::BOOT_ID), node.created.unwrap_or(now), Past { machine, ..Past::default() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::{SignedDuration, Timestamp};
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            hostname: "n1".into(),
+            boot_id: "b2".into(),
+            machine_id: "m".into(),
+            kernel: "6".into(),
+            node_name: None,
+        }
+    }
+
+    /// A node with this machine id.
+    fn host(machine_id: &str) -> (tempfile::TempDir, HostRoot) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir_all(dir.path().join("etc")).expect("mkdir");
+        std::fs::write(dir.path().join("etc/machine-id"), machine_id).expect("write");
+        let host = HostRoot::new(dir.path());
+        (dir, host)
+    }
+
+    fn before(minutes: i64) -> Timestamp {
+        Timestamp::now() - SignedDuration::from_mins(minutes)
+    }
+
+    /// What a process of the boot `b1` kept an hour ago, while the Node was as it says.
+    fn kept(cordoned: bool) -> Kept {
+        let past = Past {
+            machine: Machine { machine_id: "m".into(), ..Machine::default() },
+            cordoned: Some(cordoned),
+            ..Past::default()
+        };
+        let kept = serde_json::json!({
+            "schema": 1, "version": "0", "savedAt": before(60), "bootId": "b1", "findings": [], "conditions": [],
+            "state": "Normal", "since": before(60), "episodes": crate::verdict::Episodes::default(), "past": past,
+        });
+        serde_json::from_value(kept).expect("as it is written")
+    }
+
+    fn node(cordoned: bool, created: Timestamp) -> NodeNow {
+        NodeNow { cordoned, created: Some(created), ..NodeNow::default() }
+    }
+
+    #[tokio::test]
+    async fn a_boot_after_one_of_which_something_is_kept() {
+        let (_dir, host) = host("m");
+        let old = node(false, before(600));
+        let past = recall(&host, &identity(), Some(&kept(false)), Some(&old)).await;
+        let boot = past.boot.expect("there was one");
+        assert_eq!((boot.id.as_str(), boot.cordoned, boot.end), ("b1", Some(false), End::Untold));
+        assert_eq!((past.former_machine, past.cordoned), (None, Some(false)));
+        let drained = recall(&host, &identity(), Some(&kept(false)), Some(&node(true, before(600)))).await;
+        assert_eq!(drained.boot.expect("one").cordoned, Some(true), "within the last minutes");
+        let silent = recall(&host, &identity(), Some(&kept(true)), None).await;
+        assert_eq!(silent.boot.expect("one").cordoned, Some(true), "the API server does not answer");
+        let same = Identity { boot_id: "b1".into(), ..identity() };
+        assert_eq!(recall(&host, &same, Some(&kept(false)), Some(&old)).await.boot, None);
+        assert_eq!(recall(&host, &identity(), None, None).await.boot, None, "the first boot");
+    }
+
+    #[tokio::test]
+    async fn a_clone_or_a_reload_that_registers_anew_has_no_past() {
+        let (_dir, host) = host("other");
+        let old = recall(&host, &identity(), Some(&kept(false)), Some(&node(false, before(600)))).await;
+        assert!(old.boot.is_some() && old.former_machine.is_some_and(|former| former.machine.machine_id == "m"));
+        let new = recall(&host, &identity(), Some(&kept(false)), Some(&node(false, before(5)))).await;
+        assert_eq!((new.boot, new.former_machine), (None, None));
+    }
+
+    #[tokio::test]
+    async fn without_a_state_file_the_annotations_tell() {
+        let (_dir, host) = host("other");
+        let texts = [(annotation::BOOT_ID, "b1"), (annotation::MACHINE_ID, "m")];
+        let annotations: BTreeMap<_, _> = texts.map(|(key, text)| (key.to_owned(), text.to_owned())).into();
+        let told = NodeNow { annotations, ..node(false, before(600)) };
+        let past = recall(&host, &identity(), None, Some(&told)).await;
+        assert_eq!(past.boot.map(|boot| (boot.id, boot.cordoned)), Some(("b1".into(), Some(false))));
+        assert_eq!(past.former_machine.map(|former| former.machine.machine_id), Some("m".into()));
+        assert_eq!(
+            recall(&host, &identity(), None, Some(&node(false, before(5)))).await.boot,
+            None,
+            "it tells nothing"
+        );
+    }
+}

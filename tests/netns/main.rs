@@ -14,6 +14,7 @@ mod cni;
 mod filter;
 #[allow(unreachable_pub, reason = "shared by the modules of this target")]
 mod fleet;
+mod hangs;
 mod hooks;
 mod links;
 mod native_calico;

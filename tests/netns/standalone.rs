@@ -22,7 +22,7 @@ impl Drop for Running {
     }
 }
 
-fn get(machine: &Machine, path: &str) -> Result<String> {
+pub(crate) fn get(machine: &Machine, path: &str) -> Result<String> {
     machine.run(&["curl", "-sf", "-m", "5", &format!("http://127.0.0.1:10580{path}")])
 }
 

@@ -76,7 +76,7 @@ impl Pod {
 pub(super) fn read(directory: &Path, file: &str) -> Option<String> {
     use std::io::Read;
     let mut text = String::new();
-    std::fs::File::open(directory.join(file)).ok()?.take(LIMIT).read_to_string(&mut text).ok()?;
+    super::host_root::open_at_once(&directory.join(file)).ok()?.take(LIMIT).read_to_string(&mut text).ok()?;
     Some(text)
 }
 

@@ -184,7 +184,7 @@ fn cgroups(text: &str) -> Option<u64> {
 /// The lines of a file of `/proc`, which can be many.
 fn lines(path: &Path) -> Option<u64> {
     use std::io::Read;
-    let mut file = std::fs::File::open(path).ok()?;
+    let mut file = super::host_root::open_at_once(path).ok()?;
     let (mut buffer, mut count) = (vec![0; 16 << 10], 0);
     loop {
         match file.read(&mut buffer).ok()? {

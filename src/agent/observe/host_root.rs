@@ -103,12 +103,7 @@ impl HostRoot {
 
     /// Opens a regular file of at most `limit` bytes.
     pub(crate) fn open(&self, path: &str, limit: u64) -> Result<File, LookError> {
-        // O_NONBLOCK: opening a FIFO without a writer would wait for one.
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits() | nix::fcntl::OFlag::O_CLOEXEC.bits())
-            .open(self.path(path))
-            .map_err(|error| LookError::io(path, &error))?;
+        let file = open_at_once(&self.path(path)).map_err(|error| LookError::io(path, &error))?;
         let about = file.metadata().map_err(|error| LookError::io(path, &error))?;
         if !about.is_file() {
             return Err(LookError::new(path, Reason::WrongKind, format!("is {}, not a file", kind(about.file_type()))));
@@ -141,6 +136,12 @@ fn parts(path: &Path) -> Vec<OsString> {
     let mut names: Vec<OsString> = names.collect();
     names.reverse();
     names
+}
+
+/// Opens a file to read it, and waits for nobody: opening a FIFO that has no writer would.
+pub(crate) fn open_at_once(path: &Path) -> std::io::Result<File> {
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits() | nix::fcntl::OFlag::O_CLOEXEC.bits();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// What a person calls this type of file.

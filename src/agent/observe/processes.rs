@@ -1,7 +1,6 @@
 //! The worker's programs in the process table: which run, since when, and whether they are stopped or stuck.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::host_root::HostRoot;
+use super::host_root::{HostRoot, open_at_once};
 use crate::facts::{LookError, Process, Processes, Program};
 
 /// The whole process table is walked at most this often while nothing has changed: with 600 processes a walk costs
@@ -220,7 +219,7 @@ fn read_stat(process: &Path) -> Option<Stat> {
 
 /// The line of a process or thread, read by one call: there are thousands of them.
 fn stat_line<'a>(process: &Path, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    let length = File::open(process.join("stat")).and_then(|mut file| file.read(buffer)).ok()?;
+    let length = open_at_once(&process.join("stat")).and_then(|mut file| file.read(buffer)).ok()?;
     buffer.get(..length)
 }
 

@@ -4,13 +4,12 @@
 //! every answer there, and a password must never be read.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use super::super::blocking::Blocking;
-use super::super::host_root::HostRoot;
+use super::super::host_root::{HostRoot, open_at_once};
 use crate::facts::{BgpTcp, LookError};
 
 /// BGP's port, and how `/proc/net/tcp` writes it after an address.
@@ -131,7 +130,7 @@ fn rows(host: &HostRoot) -> Result<Vec<Row>, LookError> {
     let mut rows = Vec::new();
     // `/proc/net` is the main thread's network namespace, even in a thread that has entered another.
     for path in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
-        let file = match File::open(host.path(path)) {
+        let file = match open_at_once(&host.path(path)) {
             Ok(file) => file,
             // No IPv6 in this kernel.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.ends_with('6') => continue,

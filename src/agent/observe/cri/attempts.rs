@@ -146,7 +146,7 @@ pub(super) fn reason(place: impl Fn(&str) -> PathBuf) -> Option<String> {
 
 fn tail(path: &Path, length: u64) -> std::io::Result<String> {
     use std::io::{Read, Seek, SeekFrom};
-    let mut file = std::fs::File::open(path)?;
+    let mut file = super::super::host_root::open_at_once(path)?;
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
     let mut bytes = Vec::new();
     file.take(TAIL).read_to_end(&mut bytes)?;

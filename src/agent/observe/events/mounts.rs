@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::Sender;
 
 use super::{Event, Source, forward};
-use crate::agent::observe::host_root::HostRoot;
+use crate::agent::observe::host_root::{HostRoot, open_at_once};
 
 /// One directory for each mounted ext4.
 const EXT4: &str = "/sys/fs/ext4";
@@ -93,7 +93,7 @@ fn read(counter: &AsyncFd<File>) -> bool {
 
 #[expect(deprecated, reason = "its replacement is unsafe; a File owns its descriptor and keeps it for its lifetime")]
 fn open(path: &Path) -> io::Result<AsyncFd<File>> {
-    AsyncFd::with_interest(File::open(path)?, Interest::PRIORITY)
+    AsyncFd::with_interest(open_at_once(path)?, Interest::PRIORITY)
 }
 
 #[cfg(test)]
