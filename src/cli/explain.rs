@@ -104,7 +104,7 @@ pub(super) fn run(options: &Options) -> ExitCode {
 fn document(what: &impl serde::Serialize, output: Output) -> anyhow::Result<String> {
     match output {
         Output::Yaml => crate::yaml::write(what),
-        _ => Ok(serde_json::to_string_pretty(what)? + "\n"),
+        _ => crate::yaml::write_json(what),
     }
 }
 

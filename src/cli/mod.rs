@@ -24,7 +24,11 @@ const BAD_USAGE: u8 = 64;
 ///
 /// Without a cluster: `nodevitals check` looks once at this machine, `nodevitals standalone` goes on looking. In a
 /// cluster: `nodevitals agent` runs on every worker, `nodevitals aggregator` once, and `nodevitals report` shows what they
-/// found. `nodevitals explain` tells what a finding or an error text means and what to do.
+/// found.
+///
+/// From an alert to the cure, in this order: `nodevitals report` (how many, which, since when), `nodevitals explain CODE` or
+/// the text of an error (what it means, whose it is), `nodevitals gather` on the node (evidence, which every cure destroys),
+/// `nodevitals repair NODE` (the steps, whether each may be taken now, and with --yes those that Kubernetes can take).
 #[derive(Debug, Parser)]
 #[command(name = "nodevitals", version, propagate_version = true, max_term_width = 100)]
 struct Cli {

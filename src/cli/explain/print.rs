@@ -182,11 +182,12 @@ impl Answer<'_> {
     /// For programs.
     pub(super) fn document(&self) -> Document {
         let explained = self.matches.iter().map(|found| {
+            let (line, text) = line_at(self.text, found.at);
             let seen = Seen {
                 sure: found.sure,
                 pattern: found.pattern,
-                line: line_at(self.text, found.at).0,
-                text: excerpt(line_at(self.text, found.at).1, self.text, found.at),
+                line,
+                text: excerpt(text, self.text, found.at),
                 count: found.count,
             };
             explained(self.book, &self.book.entries[found.entry], self.product, Some(seen))
