@@ -238,6 +238,10 @@ fn what_does_not_cure_leads_to_the_next_step_and_only_the_own_cordon_is_taken_of
     plant.yes(&[])?.is(3, &["there is Ingress, and nobody else serves it in za"]);
     plant.bench.admin("PATCH merge /api/v1/nodes/r2", &json!({"spec": {"unschedulable": null}}))?;
 
+    // What is left is the agent's own pod, which a drain leaves there.
+    let owner = json!([{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "nodevitals-agent", "uid": "d"}]);
+    let patch = json!({"metadata": {"ownerReferences": owner}});
+    plant.bench.admin("PATCH merge /api/v1/namespaces/nodevitals/pods/agent-r1", &patch)?;
     // Drained and booted anew, it is cured: it was this repair that cordoned it.
     plant.bench.kubectl(&["delete", "pod", "web-1", "--grace-period=0", "--force"])?;
     plant.yes(&[])?.is(2, &["Yours: A reboot is next", "systemctl reboot"]);
