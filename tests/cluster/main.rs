@@ -8,5 +8,6 @@ mod support;
 mod harness_smoke;
 #[allow(unreachable_pub, dead_code, reason = "shared by the modules of this target and with the benchmarks")]
 mod product;
+mod repair;
 mod soak;
 mod whole;

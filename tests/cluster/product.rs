@@ -27,10 +27,15 @@ pub fn program() -> PathBuf {
 impl Product {
     /// Two nodes in two zones, and the product deployed.
     pub fn deployed() -> Result<Self> {
+        Self::deployed_on(&[("n1", "zone-a"), ("n2", "zone-b")])
+    }
+
+    /// These nodes in their zones, and the product deployed.
+    pub fn deployed_on(nodes: &[(&str, &str)]) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let archive = image::build(root, &root.join("Dockerfile"), &program())?;
         let mut cluster = Cluster::start()?;
-        cluster.add_nodes(vec![("n1", NodeOptions::in_zone("zone-a")), ("n2", NodeOptions::in_zone("zone-b"))])?;
+        cluster.add_nodes(nodes.iter().map(|(name, zone)| (*name, NodeOptions::in_zone(zone))).collect())?;
         cluster.import_image(&archive)?;
         cluster.import_image(&parts::archive("busybox.tar")?)?;
         let product = Product { cluster };
