@@ -1,5 +1,7 @@
 //! `nodevitals gather`: evidence, before anything is repaired.
 
+mod cluster;
+
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
@@ -12,6 +14,7 @@ use jiff::Timestamp;
 use super::failed;
 use super::terminal::{self, clean, note};
 use crate::agent::{self, Depth, Gatherer, HostRoot};
+use crate::api::Server;
 use crate::bundle::{Bundle, FACTS, Facts, Item, Manifest, summary};
 use crate::config::Config;
 use crate::verdict::Verdict;
@@ -21,9 +24,34 @@ const ROOM: u64 = 96 << 20;
 
 /// Options of `nodevitals gather`.
 ///
-/// Exit status: 0 when there is a bundle, whatever could not be taken for it; 64 when there is none.
+/// Without a NODE, of this machine; else of these workers, through the API server. Exit status: 0 when there is a bundle,
+/// whatever could not be taken for it; 64 when there is none.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
+    /// Take evidence of these workers through the API server: the Node, its events, pods and lease, logs of Calico, what the agent
+    /// there says, and Calico's objects
+    #[arg(value_name = "NODE", value_parser = crate::aggregator::name)]
+    nodes: Vec<String>,
+
+    /// Of the workers with these labels, as kubectl takes them
+    #[arg(short = 'l', long, value_name = "LABELS", conflicts_with = "nodes")]
+    selector: Option<String>,
+
+    /// Of so many workers in the worst state
+    #[arg(long, value_name = "COUNT", conflicts_with = "nodes")]
+    worst: Option<usize>,
+
+    /// So many workers at once
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    parallel: u8,
+
+    #[command(flatten)]
+    server: Server,
+
+    /// Namespace in which NodeVitals runs
+    #[arg(long, value_name = "NAMESPACE", default_value = "nodevitals", value_parser = crate::aggregator::name)]
+    namespace: String,
+
     /// Directory for the bundle, or `-` for a tar archive on standard output, where no disk takes it; without it a directory
     /// named by node and time. Given one of before, it goes on where that stopped
     #[arg(short, long, value_name = "DIR")]
@@ -39,7 +67,9 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: &Options) -> ExitCode {
-    match local(options).await {
+    let of_cluster = !options.nodes.is_empty() || options.selector.is_some() || options.worst.is_some();
+    let gathered = if of_cluster { cluster::gather(options).await } else { local(options).await };
+    match gathered {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }

@@ -157,7 +157,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Aggregator(options) => finished(Box::pin(aggregator::run(options)).await),
         Command::Report(options) => report::run(&options).await,
         Command::Explain(options) => explain::run(&options),
-        Command::Gather(options) => gather::run(&options).await,
+        Command::Gather(options) => Box::pin(gather::run(&options)).await,
         Command::Repair(options) => repair::run(&options).await,
         Command::Uninstall(options) => uninstall::run(&options).await,
         Command::Generate(options) => generate::run(&options, Cli::command()),

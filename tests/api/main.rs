@@ -12,6 +12,7 @@ mod agent;
 mod aggregator;
 mod agreement;
 mod events;
+mod gather;
 mod inventory;
 mod map;
 mod native_proxy;

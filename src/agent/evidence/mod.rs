@@ -47,6 +47,18 @@ impl Gatherer {
         self.put(item, begun, json.map(Raw::whole), to, manifest)
     }
 
+    /// Adds a piece that somebody else has taken.
+    pub(crate) fn add(
+        &mut self,
+        item: Item,
+        begun: Instant,
+        taken: Result<Vec<u8>, String>,
+        to: &mut Bundle,
+        manifest: &mut Manifest,
+    ) -> Item {
+        self.put(item, begun, taken.map(Raw::whole), to, manifest)
+    }
+
     /// Takes all pieces that the bundle does not hold yet; `tell` hears of each.
     ///
     /// # Errors

@@ -1,0 +1,291 @@
+//! Evidence of workers through the API server: what it has of each, and what the agent there says.
+//!
+//! The facts themselves are on the node: the agent's pages are open to whoever reaches the node's port, so they do not hand
+//! out what a bundle holds. The bundle says where on the node the agent keeps it.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use futures::{StreamExt as _, stream};
+use http_body_util::{BodyExt as _, Limited};
+use jiff::Timestamp;
+use kube::Client;
+use kube::client::Body;
+use serde_json::Value;
+
+use super::{Options, progress};
+use crate::agent::{Depth, Gatherer, HostRoot};
+use crate::api::{Api, chain};
+use crate::bundle::{Bundle, FACTS, Item, Manifest, summary};
+use crate::cli::terminal::{clean, note};
+use crate::verdict::{WorkerState, annotation};
+
+/// Longest wait for one answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Nothing longer is taken, in bytes.
+const LONGEST: usize = 8 << 20;
+/// Evidence of one worker is no larger, in bytes.
+const ROOM: u64 = 64 << 20;
+/// What is read of a container's log.
+const LOG: &str = "tailLines=2000&limitBytes=262144";
+/// The agent's port, where its Pod names none.
+const PORT: u64 = 10580;
+
+/// What the API server has of a worker: key, file, and path with `@` for the worker's name.
+const OF_NODE: [(&str, &str, &str); 4] = [
+    ("E01", "api/node.json", "/api/v1/nodes/@"),
+    (
+        "E10",
+        "api/events.json",
+        "/api/v1/events?fieldSelector=involvedObject.kind%3DNode,involvedObject.name%3D@&limit=500",
+    ),
+    ("E18", PODS, "/api/v1/pods?fieldSelector=spec.nodeName%3D@&limit=500"),
+    ("E30", "api/lease.json", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/@"),
+];
+/// The pods on a worker, of which the logs are known.
+const PODS: &str = "api/pods.json";
+
+/// What it has of the cluster.
+const OF_CLUSTER: [(&str, &str, &str); 13] = [
+    ("E09", "api/deployments.json", "/apis/apps/v1/deployments?limit=500"),
+    ("E17", "api/daemonsets.json", "/apis/apps/v1/daemonsets?limit=500"),
+    ("E17", "api/bgpconfigurations.json", "/apis/crd.projectcalico.org/v1/bgpconfigurations"),
+    ("E17", "api/bgppeers.json", "/apis/crd.projectcalico.org/v1/bgppeers"),
+    ("E17", "api/felixconfigurations.json", "/apis/crd.projectcalico.org/v1/felixconfigurations"),
+    ("E17", "api/ippools.json", "/apis/crd.projectcalico.org/v1/ippools"),
+    ("E17", "api/hostendpoints.json", "/apis/crd.projectcalico.org/v1/hostendpoints?limit=500"),
+    ("E17", "api/clusterinformations.json", "/apis/crd.projectcalico.org/v1/clusterinformations"),
+    ("E28", "api/ipamblocks.json", "/apis/crd.projectcalico.org/v1/ipamblocks?limit=500"),
+    ("E28", "api/blockaffinities.json", "/apis/crd.projectcalico.org/v1/blockaffinities?limit=500"),
+    ("E31", "api/validatingwebhooks.json", "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"),
+    ("E31", "api/mutatingwebhooks.json", "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),
+    ("E10", "api/warnings.json", "/api/v1/events?fieldSelector=type%3DWarning&limit=500"),
+];
+
+/// Containers whose logs are taken: key, beginning of the pod's name, container.
+const LOGS: [(&str, &str, &str); 5] = [
+    ("E03", "calico-node-", "calico-node"),
+    ("E04", "calico-node-", "install-cni"),
+    ("E05", "calico-node-", "calico-extension"),
+    ("E06", "ibm-keepalived-watcher-", "calico-extension"),
+    ("E09", "calico-kube-controllers-", "calico-kube-controllers"),
+];
+
+/// Of the workers that were asked for, into a directory for each.
+pub(super) async fn gather(options: &Options) -> anyhow::Result<()> {
+    let api = options.server.connect().await?;
+    let nodes = choose(&api, options).await?;
+    let now = Timestamp::now();
+    let named = || PathBuf::from(format!("nodevitals-{}", now.strftime("%Y%m%dT%H%M%SZ")));
+    let folder = options.output.clone().unwrap_or_else(named);
+    if folder == Path::new("-") {
+        bail!("--output -: evidence of workers goes into a directory, one below it for each");
+    }
+    let all = nodes.len();
+    let mut done = 0;
+    let cluster = one(&api, options, None, &folder).await?;
+    note(&format!("cluster: {cluster}"));
+    let each = nodes.iter().map(|node| of(&api, options, node, &folder));
+    let mut each = stream::iter(each).buffer_unordered(options.parallel.into());
+    while let Some((node, said)) = each.next().await {
+        done += 1;
+        note(&format!("[{done}/{all}] {node}: {}", said?));
+    }
+    crate::cli::terminal::print(&format!("{}\n", folder.display()));
+    Ok(())
+}
+
+/// The workers that are meant.
+async fn choose(api: &Api, options: &Options) -> anyhow::Result<Vec<String>> {
+    let selector = options.selector.as_deref().unwrap_or_default();
+    if selector.is_empty() && options.worst.is_none() {
+        return Ok(options.nodes.clone());
+    }
+    let escaped = selector.replace('%', "%25").replace('=', "%3D").replace('&', "%26").replace(' ', "%20");
+    let list = ask(&api.unary, &format!("/api/v1/nodes?labelSelector={escaped}")).await;
+    let list = list.map_err(|why| anyhow::anyhow!("API server {}: nodes: {}", api.server, clean(&why)))?;
+    let list: Value = serde_json::from_slice(&list).context("the API server's list of nodes")?;
+    let nodes = list["items"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut nodes: Vec<(usize, String)> = nodes.iter().filter_map(ranked).collect();
+    if let Some(worst) = options.worst {
+        nodes.sort();
+        nodes.truncate(worst);
+    }
+    anyhow::ensure!(!nodes.is_empty(), "no worker has these labels: {selector}");
+    Ok(nodes.into_iter().map(|(_, name)| name).collect())
+}
+
+/// A worker's name, behind how good its state is.
+fn ranked(node: &Value) -> Option<(usize, String)> {
+    const WORST_FIRST: [WorkerState; 4] =
+        [WorkerState::Critical, WorkerState::Warning, WorkerState::Unknown, WorkerState::Normal];
+    let name = node["metadata"]["name"].as_str()?;
+    let state =
+        node["metadata"]["annotations"][annotation::STATE].as_str().map_or(WorkerState::Unknown, WorkerState::parse);
+    Some((WORST_FIRST.iter().position(|it| *it == state)?, crate::aggregator::name(name).ok()?))
+}
+
+async fn of<'a>(api: &Api, options: &Options, node: &'a String, folder: &Path) -> (&'a String, anyhow::Result<String>) {
+    (node, one(api, options, Some(node), folder).await)
+}
+
+/// Of one worker, or of the cluster; says how much was taken.
+async fn one(api: &Api, options: &Options, node: Option<&String>, folder: &Path) -> anyhow::Result<String> {
+    let (name, table) = node.map_or(("cluster", &OF_CLUSTER[..]), |node| (node.as_str(), &OF_NODE[..]));
+    let new = Manifest::new(name, "", "asked for through the API server", Timestamp::now());
+    let place = folder.join(name);
+    let (mut to, mut manifest) = Bundle::folder(&place, new)?;
+    let mut gatherer = Gatherer::new(&HostRoot::new("/"), Depth::Light, ROOM);
+    let mut wanted: Vec<(&str, String, String)> =
+        table.iter().map(|(key, file, path)| (*key, (*file).to_owned(), path.replace('@', name))).collect();
+    let mut at = 0;
+    let mut agent = None;
+    while let Some((key, file, path)) = wanted.get(at).cloned() {
+        at += 1;
+        let known = manifest.has(&file);
+        if known && file != PODS {
+            continue;
+        }
+        let begun = Instant::now();
+        let answer = ask(&api.unary, &path).await;
+        if file == PODS
+            && let Ok(pods) = &answer
+        {
+            let pods = serde_json::from_slice::<Value>(pods).unwrap_or_default();
+            wanted.extend(logs(&pods));
+            agent = page(&pods, &options.namespace);
+            wanted.extend(agent.iter().map(|path| ("E11", "agent/findings.json".to_owned(), path.clone())));
+        }
+        if !known {
+            let item = Item { name: file, key: key.to_owned(), of: path, ..Item::default() };
+            say(name, &gatherer.add(item, begun, answer, &mut to, &mut manifest));
+            to.mark(&manifest).with_context(|| place.display().to_string())?;
+        }
+    }
+    if node.is_some() {
+        let why = match agent {
+            Some(_) => {
+                "the agent hands out no facts over the network; agent/findings.json says where on the node it keeps its evidence, or run `nodevitals gather` there"
+            }
+            None => "no agent was found on this worker; run `nodevitals gather` there",
+        };
+        let item = Item {
+            name: FACTS.to_owned(),
+            key: "E20-E32".to_owned(),
+            of: "all that the checks see".to_owned(),
+            ..Item::default()
+        };
+        gatherer.add(item, Instant::now(), Err(why.to_owned()), &mut to, &mut manifest);
+    }
+    manifest.ended_at = Some(Timestamp::now());
+    to.finish(&manifest, &summary(&manifest, None)).with_context(|| place.display().to_string())?;
+    let missing = manifest.missing().count();
+    Ok(format!("{} pieces, {missing} could not be taken", manifest.items.len() - missing))
+}
+
+fn say(node: &str, item: &Item) {
+    if std::io::stderr().is_terminal() || item.failed.is_some() {
+        progress(&Item { name: format!("{node}/{}", item.name), ..item.clone() });
+    }
+}
+
+/// The logs of Calico's pods among these, of this run of the container and, where it was restarted, the one before.
+fn logs(pods: &Value) -> Vec<(&'static str, String, String)> {
+    let mut logs = Vec::new();
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
+        let (namespace, name) = (text("namespace"), text("name"));
+        let containers = ["containers", "initContainers"].map(|kind| pod["spec"][kind].as_array());
+        let has = |wanted: &str| containers.iter().flatten().any(|list| list.iter().any(|it| it["name"] == wanted));
+        let all = ["containerStatuses", "initContainerStatuses"].map(|kind| pod["status"][kind].as_array());
+        for (key, _, container) in LOGS.into_iter().filter(|(_, pod, wanted)| name.starts_with(pod) && has(wanted)) {
+            let again = all.iter().flatten().any(|list| {
+                list.iter().any(|it| it["name"] == container && it["restartCount"].as_u64().unwrap_or(0) > 0)
+            });
+            let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/log?container={container}&{LOG}");
+            if again {
+                logs.push((key, format!("logs/{name}-{container}-before.log"), format!("{path}&previous=true")));
+            }
+            logs.push((key, format!("logs/{name}-{container}.log"), path));
+        }
+    }
+    logs
+}
+
+/// The agent's page of findings, by way of the API server.
+fn page(pods: &Value, namespace: &str) -> Option<String> {
+    let is_agent = |pod: &&Value| {
+        let labels = &pod["metadata"]["labels"];
+        pod["metadata"]["namespace"] == namespace
+            && labels["app.kubernetes.io/name"] == "nodevitals"
+            && labels["app.kubernetes.io/component"] == "agent"
+    };
+    let pod = pods["items"].as_array()?.iter().find(is_agent)?;
+    let port = pod.pointer("/spec/containers/0/ports/0/containerPort").and_then(Value::as_u64).unwrap_or(PORT);
+    let name = pod["metadata"]["name"].as_str()?;
+    Some(format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/findings"))
+}
+
+/// What the API server answers, if it is what was asked for.
+async fn ask(client: &Client, path: &str) -> Result<Vec<u8>, String> {
+    let request = http::Request::get(path).body(Body::empty()).map_err(|error| error.to_string())?;
+    let answer = async {
+        let response = client.send(request).await.map_err(|error| chain(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LONGEST).collect().await.map_err(|error| error.to_string())?;
+        let body = body.to_bytes();
+        if status.is_success() {
+            return Ok(body.to_vec());
+        }
+        let said = serde_json::from_slice::<Value>(&body).unwrap_or_default();
+        Err(format!("{status}: {}", said["message"].as_str().unwrap_or_default()))
+    };
+    let late = || Err(format!("no answer within {} s", DEADLINE.as_secs()));
+    tokio::time::timeout(DEADLINE, answer).await.unwrap_or_else(|_| late())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_worst_workers_come_first() {
+        let node = |name: &str, state: Option<&str>| json!({ "metadata": { "name": name, "annotations": state.map(|state| json!({ "nodevitals.dev/state": state })) } });
+        let nodes = [
+            node("a", Some("Normal")),
+            node("b", None),
+            node("c", Some("Critical")),
+            node("d", Some("Warning")),
+            node("../x", None),
+        ];
+        let mut ranked: Vec<_> = nodes.iter().filter_map(ranked).collect();
+        ranked.sort();
+        assert_eq!(ranked.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["c", "d", "b", "a"]);
+    }
+
+    #[test]
+    fn logs_and_the_agent_are_found_among_the_pods() {
+        let pods = json!({ "items": [
+            { "metadata": { "namespace": "kube-system", "name": "calico-node-abcde" },
+              "spec": { "containers": [{ "name": "calico-node" }], "initContainers": [{ "name": "install-cni" }] },
+              "status": { "containerStatuses": [{ "name": "calico-node", "restartCount": 2 }] } },
+            { "metadata": { "namespace": "nodevitals", "name": "nodevitals-agent-x",
+                "labels": { "app.kubernetes.io/name": "nodevitals", "app.kubernetes.io/component": "agent" } } },
+        ] });
+        let names: Vec<String> = logs(&pods).into_iter().map(|(_, name, _)| name).collect();
+        assert_eq!(
+            names,
+            [
+                "logs/calico-node-abcde-calico-node-before.log",
+                "logs/calico-node-abcde-calico-node.log",
+                "logs/calico-node-abcde-install-cni.log",
+            ]
+        );
+        let page = page(&pods, "nodevitals");
+        assert_eq!(page.as_deref(), Some("/api/v1/namespaces/nodevitals/pods/nodevitals-agent-x:10580/proxy/findings"));
+        assert_eq!(super::page(&pods, "elsewhere"), None);
+    }
+}
