@@ -41,9 +41,9 @@ fn what_the_api_server_has_is_taken_and_what_is_missing_is_said_and_unknown() ->
     let done = gather(&bench, dir.path(), &["n1", "gone"])?;
     ensure!(done.status.success(), "{done:?}");
 
-    let node = read(&dir.path().join("n1/api/node.json"))?;
-    ensure!(node["metadata"]["name"] == "n1", "{node:#}");
-    ensure!(node["metadata"]["annotations"]["x"] == "{\"password\":\"[redacted]\"}", "{node:#}");
+    let taken = read(&dir.path().join("n1/api/node.json"))?;
+    ensure!(taken["metadata"]["name"] == "n1", "{taken:#}");
+    ensure!(taken["metadata"]["annotations"]["x"] == "{\"password\":\"[redacted]\"}", "{taken:#}");
     let grep = std::process::Command::new("grep").args(["-rl", SECRET]).arg(dir.path()).output()?;
     ensure!(grep.stdout.is_empty(), "a secret is in {}", String::from_utf8_lossy(&grep.stdout));
     let pods = read(&dir.path().join("n1/api/pods.json"))?;
@@ -78,7 +78,10 @@ fn what_the_api_server_has_is_taken_and_what_is_missing_is_said_and_unknown() ->
         done.status.success() && selected.path().join("n1").exists() && !selected.path().join("n2").exists(),
         "{done:?}"
     );
-    let none = gather(&bench, selected.path(), &["--selector", "pool=b"])?;
-    ensure!(none.status.code() == Some(64) && String::from_utf8_lossy(&none.stderr).contains("pool=b"), "{none:?}");
+    let nobody = gather(&bench, selected.path(), &["--selector", "pool=b"])?;
+    ensure!(
+        nobody.status.code() == Some(64) && String::from_utf8_lossy(&nobody.stderr).contains("pool=b"),
+        "{nobody:?}"
+    );
     Ok(())
 }

@@ -128,7 +128,7 @@ async fn nonsense_and_endless_answers_and_files_are_said() {
     let (root, _server, _) = serve(|_| Some("HTTP/1.1 400\n".to_owned()));
     assert_eq!(reason(&mut source(root.path())).await, Some(Reason::Malformed));
     let (root, _server, _) = serve(|question| match question {
-        "show protocols" => Some("1002-x BGP t up 0 Idle\n".repeat(500_000)),
+        "show protocols" => Some("1002-x BGP t up 0 Idle\n".repeat(380_000)),
         other => healthy(other),
     });
     assert_eq!(reason(&mut source(root.path())).await, Some(Reason::Malformed));
