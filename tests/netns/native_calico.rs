@@ -179,7 +179,9 @@ fn watch(machine: &Machine) -> Result<Running> {
     command.stderr(std::fs::File::create(machine.path("log"))?);
     let running = Running(command.spawn()?);
     eventually("everything is looked at", SOON, || {
-        let unknown = verdict(machine)?["unknown"].to_string();
+        let verdict = verdict(machine)?;
+        ensure!(verdict["findings"].is_array(), "nothing is judged yet");
+        let unknown = verdict["unknown"].to_string();
         ensure!(!unknown.contains("IpSetMissing") && !unknown.contains("CalicoChains"), "{unknown}");
         Ok(())
     });
