@@ -15,8 +15,6 @@ use crate::config::Config;
 use crate::verdict::{Raised, Status, Verdict, WorkerState, codes};
 
 /// Options of `nodevitals check`.
-///
-/// Exit status: 0 Normal, 1 Warning, 2 Critical, 3 Unknown (something could not be looked at), 64 bad usage.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// How to print it; json and yaml hold everything that was seen

@@ -23,9 +23,6 @@ use crate::verdict::Verdict;
 const ROOM: u64 = 96 << 20;
 
 /// Options of `nodevitals gather`.
-///
-/// Without a NODE, of this machine; else of these workers, through the API server. Exit status: 0 when there is a bundle,
-/// whatever could not be taken for it; 64 when there is none.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// Take evidence of these workers through the API server: the Node, its events, pods and lease, logs of Calico, what the agent

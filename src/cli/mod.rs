@@ -63,6 +63,9 @@ impl From<Level> for LevelFilter {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Look once at this machine and print what is wrong with it
+    #[command(
+        after_help = "Exit status: 0 Normal, 1 Warning, 2 Critical, 3 Unknown (something could not be looked at), 64 bad usage"
+    )]
     Check(check::Options),
     /// Agent and aggregator in one process on this machine, without a cluster: prints the report, then serves it
     Standalone(standalone::Options),
@@ -71,15 +74,43 @@ enum Command {
     /// The process of the Deployment: watches all Nodes, counts, and serves the cluster's report
     Aggregator(aggregator::Options),
     /// Print the cluster's report, or one worker in full
+    #[command(
+        after_help = "Exit status: 0 when there is a report, whatever it says, 64 for an unknown worker or a bad kubeconfig, \
+        1 when the API server cannot be asked or refuses"
+    )]
     Report(report::Options),
     /// Explain a finding, a worker's state or an error text: cause, owner, and the steps in order; offline
     #[command(after_help = "Exit status: 0 explained, 1 nothing is known about it, 64 bad usage")]
     Explain(explain::Options),
     /// Gather evidence before anything is repaired: what the checks see, configuration, logs, redacted
+    ///
+    /// Without a NODE, of this machine, with all that its agent would see; else of these workers through the API server, which
+    /// has less. `nodevitals check --from BUNDLE` judges a bundle anywhere.
+    #[command(
+        after_help = "Exit status: 0 when there is a bundle, whatever could not be taken for it, 64 when there is none"
+    )]
     Gather(gather::Options),
     /// Show how a worker is repaired, step by step, with live preconditions; does the cluster's own steps with --yes
+    ///
+    /// Without --yes nothing is changed: it shows what is wrong, how the worker and what is around it are now, and the steps in
+    /// their order, each with what it needs, what it destroys and the exact commands. With --yes it takes the steps that
+    /// Kubernetes can take, one at a time, and stops as soon as the worker is cured: cordon, delete the calico-node pod,
+    /// uncordon; or the copy of the BGP password's Secret with its Role and RoleBinding. Steps of the provider (reboot, reload,
+    /// replace) and drains are printed, never done. It remembers what it did in the annotation nodevitals.dev/repair of the
+    /// Node, so that it can be called again after anything, and uncordons only what it cordoned itself.
+    ///
+    /// It acts with the rights of your kubeconfig. A step that would do harm is refused: on the last Ready worker, without
+    /// evidence of this episode, beside another repair in the zone, for something that many workers have.
+    #[command(
+        after_help = "In turn: nodevitals repair NODE; nodevitals gather -o BUNDLE on the node, or with NODE from here; \
+        nodevitals repair NODE --yes --evidence BUNDLE\n\nExit status: 0 nothing to repair, or cured, 1 the API server cannot be \
+        asked or refused a step, 2 a step waits for --yes or for you, 3 the next step is refused, 64 bad usage, 130 interrupted"
+    )]
     Repair(repair::Options),
     /// Take the conditions and annotations of this product off the Nodes, once its agents are gone
+    ///
+    /// Needs the rights to list pods in the namespace, to list and get nodes, and to patch nodes/status.
+    #[command(after_help = "Exit status: 0 when no Node bears a trace any more, 64 otherwise")]
     Uninstall(uninstall::Options),
     /// Write completions for a shell, or the man page
     Generate(generate::Options),

@@ -35,24 +35,8 @@ const MOST_STEPS: usize = 8;
 /// Accounts of this product, which have no rights for this and are not to get any.
 const OWN_ACCOUNTS: [&str; 2] = [":nodevitals-agent", ":nodevitals-aggregator"];
 
-/// Options of `nodevitals repair`.
-///
-/// Without --yes nothing is changed: it shows what is wrong, how the worker and what is around it are now, and the steps in
-/// their order, each with what it needs, what it destroys and the exact commands. With --yes it takes the steps that
-/// Kubernetes can take, one at a time, and stops as soon as the worker is cured: cordon, delete the calico-node pod, uncordon;
-/// or the copy of the BGP password's Secret with its Role and RoleBinding. Steps of the provider (reboot, reload, replace)
-/// and drains are printed, never done. It remembers what it did in the annotation nodevitals.dev/repair of the Node, so that it
-/// can be called again after anything, and uncordons only what it cordoned itself.
-///
-/// It acts with the rights of your kubeconfig. A step that would do harm is refused: on the last Ready worker, without
-/// evidence of this episode, beside another repair in the zone, for something that many workers have.
-///
-/// Exit status: 0 nothing to repair, or cured; 1 the API server cannot be asked or refused a step; 2 a step waits for --yes or
-/// for you; 3 the next step is refused; 64 bad usage; 130 interrupted.
+/// Options of `nodevitals repair`; its texts are those of the command.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "In turn: nodevitals repair NODE; nodevitals gather -o BUNDLE on the node; nodevitals repair NODE --yes --evidence BUNDLE"
-)]
 pub(super) struct Options {
     /// The worker, as `kubectl get nodes` names it
     #[arg(value_name = "NODE", value_parser = name)]

@@ -26,9 +26,6 @@ const LIST_WITHIN: Duration = Duration::from_secs(120);
 const LONGEST: usize = 128 << 20;
 
 /// Options of `nodevitals report`.
-///
-/// Exit status: 0 when there is a report, whatever it says; 64 for an unknown worker or a bad kubeconfig; 1 when the API
-/// server cannot be asked or refuses.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// Show this worker in full: all conditions, all findings, since when, and what to do next

@@ -11,9 +11,6 @@ use crate::aggregator::name;
 use crate::api::{ANSWER_WITHIN, Api, Server, chain, list, said};
 
 /// Options of `nodevitals uninstall`.
-///
-/// Needs the rights to list pods in the namespace, to list and get nodes, and to patch nodes/status. Exit status: 0 when no
-/// Node bears a trace any more, 64 otherwise.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
     /// Clean these Nodes only, for example those with the label nodevitals.dev/opt-out; without any: all
