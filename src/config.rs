@@ -5,20 +5,30 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use jiff::SignedDuration;
 use serde::Deserialize;
 
 use crate::checks::{Limits, node};
 use crate::verdict::Patience;
+
+mod cluster;
+pub(crate) mod ranges;
+
+pub use cluster::ClusterLimits;
+use ranges::LONGEST_HOLD_DOWN;
 
 /// Longest configuration file, in bytes.
 const LONGEST: u64 = 1 << 20;
 
 /// What can be configured. Everything has a default; an empty file is valid.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
     /// Thresholds of the checks.
     pub limits: Limits,
+    /// Thresholds of what only the aggregator sees.
+    pub cluster: ClusterLimits,
     /// Hold-downs that differ from a check's own, in seconds by finding code. They hold also where the owner of the thing
     /// would repair it by itself.
     pub hold_down_seconds: BTreeMap<String, f64>,
@@ -28,10 +38,29 @@ pub struct Config {
     pub settling_seconds: f64,
     /// How many Events are written.
     pub events: Events,
+    /// How fast the Nodes are written.
+    pub writes: Writes,
+}
+
+/// How fast all agents together write to the API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Writes {
+    /// Patches of all agents in a second, when all have something to tell: each waits by chance, the longer the more nodes
+    /// there are, and not noticeably where there are few.
+    pub cluster_per_second: u32,
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Writes { cluster_per_second: 200 }
+    }
 }
 
 /// How many Kubernetes Events an agent writes about what begins and what is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Events {
     /// Of one agent in an hour, beside ten at once; 0: none at all.
@@ -50,16 +79,15 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             limits: Limits::default(),
+            cluster: ClusterLimits::default(),
             hold_down_seconds: BTreeMap::new(),
             clear_seconds: BTreeMap::new(),
             settling_seconds: Patience::default().settling.as_secs_f64(),
             events: Events::default(),
+            writes: Writes::default(),
         }
     }
 }
-
-/// Longest hold-down that can be set, in seconds: a finding held back for longer is one that nobody wants.
-const LONGEST_HOLD_DOWN: f64 = 3600.0;
 
 impl Config {
     /// Reads a YAML or JSON file; without a path, the defaults.
@@ -76,11 +104,15 @@ impl Config {
         Config::parse(&text).with_context(|| format!("configuration file {}", path.display()))
     }
 
-    fn parse(text: &str) -> anyhow::Result<Self> {
+    pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
         if text.trim().is_empty() {
             return Ok(Config::default());
         }
-        let config: Config = crate::yaml::parse(text)?;
+        let file: serde_json::Value = crate::yaml::parse(text)?;
+        if let Some(wrong) = ranges::wrong(&file) {
+            bail!(wrong);
+        }
+        let config: Config = serde_json::from_value(file)?;
         config.validate()?;
         Ok(config)
     }
@@ -95,36 +127,31 @@ impl Config {
             raise: times(&self.hold_down_seconds),
             clear: times(&self.clear_seconds),
             settling: Duration::from_secs_f64(self.settling_seconds),
+            recurs_within: SignedDuration::from_hours(24 * i64::from(self.limits.recurrence_days)),
+        }
+    }
+
+    /// Thresholds of what only the aggregator sees, with those that it has in common with the agents.
+    pub fn cluster(&self) -> ClusterLimits {
+        ClusterLimits {
+            recurrence_days: self.limits.recurrence_days,
+            status_write_seconds: self.limits.status_write_seconds,
+            settling_seconds: Duration::from_secs_f64(self.settling_seconds).as_secs().try_into().unwrap_or(u32::MAX),
+            ..self.cluster.clone()
         }
     }
 
     fn validate(&self) -> anyhow::Result<()> {
-        let Limits {
-            conntrack_near_full_percent: near,
-            conntrack_full_percent: full,
-            imminent_points,
-            imminent_minutes,
-            full_percent,
-            sandbox_settling_seconds,
-            ephemeral_ports_percent,
-            abandoned_containers: _,
-            abandoned_objects: _,
-        } = self.limits;
-        if !(1..=100).contains(&ephemeral_ports_percent) {
-            bail!("limits: ephemeralPortsPercent ({ephemeral_ports_percent}) must be between 1 and 100");
-        }
-        if near >= full || full > 100 {
-            bail!(
-                "limits: conntrackNearFullPercent ({near}) must be below conntrackFullPercent ({full}), and that at most 100"
-            );
-        }
-        for (key, value) in [("imminentPoints", imminent_points), ("fullPercent", full_percent)] {
-            if !(0.0..=100.0).contains(&value) {
-                bail!("limits: {key} ({value}) must be between 0 and 100");
+        let (limits, cluster) = (&self.limits, &self.cluster);
+        let (near, full) = (limits.conntrack_near_full_percent, limits.conntrack_full_percent);
+        for (low, high, lower, higher) in [
+            ("limits.conntrackNearFullPercent", "limits.conntrackFullPercent", near.into(), full.into()),
+            ("cluster.routineSeconds", "cluster.criticalSeconds", cluster.routine_seconds, cluster.critical_seconds),
+            ("cluster.fewPercent", "cluster.mostPercent", cluster.few_percent, cluster.most_percent),
+        ] {
+            if lower >= higher {
+                bail!("{low} ({lower}) must be below {high} ({higher})");
             }
-        }
-        if imminent_minutes.is_nan() || imminent_minutes < 0.0 || sandbox_settling_seconds < 0 {
-            bail!("limits: imminentMinutes and sandboxSettlingSeconds must not be negative");
         }
         for (key, times) in [("holdDownSeconds", &self.hold_down_seconds), ("clearSeconds", &self.clear_seconds)] {
             for (code, seconds) in times {
@@ -135,12 +162,6 @@ impl Config {
                     bail!("{key}: {code} ({seconds}) must be between 0 and {LONGEST_HOLD_DOWN}");
                 }
             }
-        }
-        if !(0.0..=LONGEST_HOLD_DOWN).contains(&self.settling_seconds) {
-            bail!("settlingSeconds ({}) must be between 0 and {LONGEST_HOLD_DOWN}", self.settling_seconds);
-        }
-        if self.events.cluster_per_second == 0 {
-            bail!("events: clusterPerSecond (0) must be at least 1; `perHour: 0` turns Events off");
         }
         Ok(())
     }
@@ -194,9 +215,50 @@ mod tests {
             "events: {clusterPerSecond: 0}",
             "events: {perHour: -1}",
             "events: {perMinute: 1}",
+            "cluster: {routineSeconds: 600}",
+            "cluster: {recurrenceDays: 3}",
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_number_out_of_its_range_is_named_with_it() {
+        for (key, least, most) in ranges::RANGES {
+            let mut at = key.rsplit('.');
+            let (name, group) = (at.next().expect("a name"), at.next());
+            let file = |value: f64| match group {
+                Some(group) => format!("{group}: {{{name}: {value}}}"),
+                None => format!("{name}: {value}"),
+            };
+            for value in [least - 1.0, most + 1.0] {
+                let error = Config::parse(&file(value)).expect_err("refused").to_string();
+                assert_eq!(error, format!("{key} ({value}) must be between {least} and {most}"));
+            }
+        }
+    }
+
+    #[test]
+    fn every_number_has_a_range_that_its_default_is_in() {
+        let defaults = serde_json::to_value(Config::default()).expect("plain numbers");
+        for (key, least, most) in ranges::RANGES {
+            let value = ranges::number(&defaults, key).unwrap_or_else(|| panic!("{key} is no key"));
+            assert!((*least..=*most).contains(&value), "{key}");
+        }
+        let groups = defaults.as_object().expect("an object");
+        let keys: usize =
+            groups.values().map(|it| it.as_object().map_or(usize::from(it.is_number()), serde_json::Map::len)).sum();
+        assert_eq!(ranges::RANGES.len(), keys);
+    }
+
+    #[test]
+    fn agents_and_aggregator_have_thresholds_in_common() {
+        let config =
+            Config::parse("limits: {recurrenceDays: 3, statusWriteSeconds: 4}\nsettlingSeconds: 60\n").expect("valid");
+        let cluster = config.cluster();
+        assert_eq!((cluster.recurrence_days, cluster.status_write_seconds, cluster.settling_seconds), (3, 4, 60));
+        assert_eq!(config.patience().recurs_within, SignedDuration::from_hours(72));
+        assert_eq!(Config::default().cluster(), ClusterLimits::default());
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! Keeps the table of findings in the README in step with the table of checks.
 
 use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::checks::node::ALL;
+use crate::config::Config;
+use crate::config::ranges::{RANGES, number};
 use crate::verdict::{
     CURED_BY_A_NEW_MACHINE, FLAPPING_FREE, FLAPPING_WINDOW, Patience, SLOWEST_CLEAR, Status, our_condition,
 };
 
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
 const BEGIN: &str = "<!-- findings: written by `NODEVITALS_BLESS=1 cargo test --lib readme` -->\n";
 const END: &str = "<!-- end of findings -->";
 
@@ -41,37 +45,108 @@ fn seconds(time: Duration) -> String {
 
 #[test]
 fn the_table_of_findings_is_that_of_the_checks() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let readme = std::fs::read_to_string(path).expect("README.md");
-    let (before, rest) = readme.split_once(BEGIN).expect("the mark before the table");
-    let (_, after) = rest.split_once(END).expect("the mark after the table");
-    let fresh = format!("{before}{BEGIN}{}{END}{after}", table());
+    is_written(BEGIN, END, &table());
+}
+
+/// Holds the README to have this between two marks, or writes it there. The tests run one after the other for that.
+fn is_written(begin: &str, end: &str, text: &str) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let readme = std::fs::read_to_string(README).expect("README.md");
+    let (before, rest) = readme.split_once(begin).expect("the mark before the table");
+    let (_, after) = rest.split_once(end).expect("the mark after the table");
+    let fresh = format!("{before}{begin}{text}{end}{after}");
     if std::env::var_os("NODEVITALS_BLESS").is_some() {
-        std::fs::write(path, &fresh).expect("README.md can be written");
+        std::fs::write(README, &fresh).expect("README.md can be written");
     } else {
         assert!(readme == fresh, "run `NODEVITALS_BLESS=1 cargo test --lib readme` and look at the difference");
     }
 }
 
+/// What each number of the configuration means, in the order of the ranges.
+const MEANINGS: &[(&str, &str)] = &[
+    ("limits.conntrackNearFullPercent", "`ConntrackNearFull`: entries, of `nf_conntrack_max`"),
+    ("limits.conntrackFullPercent", "`ConntrackFull`: the same"),
+    (
+        "limits.imminentPoints",
+        "the `...Imminent` codes: percent of the capacity above the kubelet's eviction threshold",
+    ),
+    ("limits.imminentMinutes", "the same: or so many minutes away from it at the present rate"),
+    ("limits.fullPercent", "the same, `DiskFull`, `InodesExhausted`: what is left where the kubelet has no threshold"),
+    ("limits.sandboxSettlingSeconds", "`PodRouteMissing`: a younger Pod need not have its route yet"),
+    ("limits.ephemeralPortsPercent", "`EphemeralPortsNearFull`: of the local ports, held by one destination"),
+    ("limits.abandonedContainers", "`RuntimeObjectLeak`: ended containers whose Pod is gone"),
+    ("limits.abandonedObjects", "`RuntimeObjectLeak`: shims, sandboxes, network namespaces and links without a Pod"),
+    ("limits.kubeletRestarts", "`KubeletRestarting`: restarts of the kubelet"),
+    ("limits.kubeletRestartMinutes", "`KubeletRestarting`: within this time"),
+    (
+        "limits.statusWriteSeconds",
+        "`ApiWriteBlocked`, `WebhookDeadlock`, `WebhookRisk`: who writes Node status gives up after this time",
+    ),
+    (
+        "limits.recurrenceDays",
+        "what comes back is counted for so long; so are `MachineIdentityChanged`, `CalicoFailureRecurring`",
+    ),
+    (
+        "cluster.routineSeconds",
+        "`NetworkUnavailableBrief` until then, `NetworkUnavailableProlonged` from then on; Pods of Calico may be not Ready for so long",
+    ),
+    ("cluster.criticalSeconds", "`NetworkUnavailableProlonged` is critical from then on"),
+    ("cluster.calicoRestarts", "restarts of a Pod of Calico that is not Ready, which beat `routineSeconds`"),
+    ("cluster.calicoRestartMinutes", "within this time"),
+    (
+        "cluster.kubeletGraceSeconds",
+        "`AgentStale`: after the control plane has called the kubelet silent, at 40 to 50 s",
+    ),
+    ("cluster.agentGraceSeconds", "`AgentStale`: without a Ready Pod of the agent"),
+    ("cluster.readyTurns", "`NodeReadyFlapping`: times that a kubelet turned Ready or not"),
+    ("cluster.readyTurnMinutes", "`NodeReadyFlapping`: within this time"),
+    ("cluster.staleMinutes", "`NodeIpReused`, `IpamBlocksForDeletedNodes`: what may still be cleaned up"),
+    ("cluster.controllersAbsentMinutes", "`CalicoKubeControllersDown` is a warning from then on"),
+    ("cluster.recurrences", "`CalicoFailureRecurring`: episodes within `limits.recurrenceDays`"),
+    ("cluster.fewWorkers", "scope `few`: at most so many workers"),
+    ("cluster.fewPercent", "scope `few`: or so many of them"),
+    ("cluster.mostPercent", "scope `most`: at least so many"),
+    ("settlingSeconds", "a node that has just booted or joined"),
+    ("events.perHour", "Events of one agent, beside ten at once; 0: none"),
+    ("events.clusterPerSecond", "Events of all agents together, when all have something to tell"),
+    ("writes.clusterPerSecond", "patches of Nodes by all agents together, when all have something to tell"),
+];
+
+const THRESHOLDS: &str = "<!-- thresholds: written by `NODEVITALS_BLESS=1 cargo test --lib readme` -->\n";
+const THRESHOLDS_END: &str = "<!-- end of thresholds -->";
+
+fn thresholds() -> String {
+    let defaults = serde_json::to_value(Config::default()).expect("plain numbers");
+    let mut text = String::from("| key | default | from | to | what |\n|---|---|---|---|---|\n");
+    for ((key, least, most), (named, meaning)) in RANGES.iter().zip(MEANINGS) {
+        assert_eq!(key, named, "each key has its meaning, in the same order");
+        let default = number(&defaults, key).expect("a number");
+        writeln!(text, "| `{key}` | {default} | {least} | {most} | {meaning} |").expect("memory");
+    }
+    assert_eq!(RANGES.len(), MEANINGS.len());
+    text
+}
+
 #[test]
-fn every_key_of_the_configuration_is_shown() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
-    for key in ["settlingSeconds", "holdDownSeconds", "clearSeconds"] {
-        assert!(readme.contains(&format!("\n{key}: ")), "{key}");
-    }
-    for key in ["perHour", "clusterPerSecond"] {
-        assert!(readme.contains(&format!("  {key}: ")), "{key}");
-    }
-    let limits = serde_json::to_value(crate::checks::Limits::default()).expect("plain numbers");
-    for key in limits.as_object().expect("an object").keys() {
-        assert!(readme.contains(&format!("  {key}: ")), "{key}");
-    }
+fn the_table_of_thresholds_is_that_of_the_configuration() {
+    is_written(THRESHOLDS, THRESHOLDS_END, &thresholds());
+}
+
+#[test]
+fn the_configuration_that_is_shown_is_valid() {
+    let readme = std::fs::read_to_string(README).expect("README.md");
+    let (_, section) = readme.split_once("\n## Configuration\n").expect("the section");
+    let (_, rest) = section.split_once("```yaml\n").expect("an example");
+    let (example, _) = rest.split_once("```").expect("its end");
+    let config = Config::parse(example).expect("valid");
+    assert_ne!(config, Config::default());
 }
 
 /// The objects that the README gives to controllers name conditions and pages that this program has, as it writes them.
 #[test]
 fn objects_for_controllers_fit_what_is_written() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
+    let readme = std::fs::read_to_string(README).expect("README.md");
     let (_, rest) = readme.split_once("<!-- controllers:").expect("the mark before the objects");
     let (section, _) = rest.split_once("<!-- end of controllers -->").expect("the mark after them");
     let objects: Vec<serde_json::Value> = section

@@ -6,7 +6,6 @@ use super::publish::{Kept, NodeNow};
 use crate::api::Api;
 use crate::config;
 use crate::events::{Budget, Object, Occurrence, Reporter};
-use crate::facts::{ClusterMap, Seen};
 use crate::verdict::{Episodes, Raised, Transitions, Verdict, annotation, parse_findings};
 
 /// Events that may go at once: a node on which more begins has one root, and the rest is explained by it.
@@ -18,8 +17,6 @@ pub(crate) struct Announcer {
     object: Object,
     transitions: Transitions,
     reporter: Arc<Reporter>,
-    /// Nodes of the cluster, as the map said last; 0 as long as there was none.
-    nodes: usize,
 }
 
 impl Announcer {
@@ -31,7 +28,6 @@ impl Announcer {
             object: Object::node(node),
             transitions: Transitions::after(told),
             reporter: reporter(),
-            nodes: 0,
         })
     }
 
@@ -42,9 +38,8 @@ impl Announcer {
         Arc::clone(&self.reporter)
     }
 
-    /// Tells what has changed.
-    pub(super) fn tell(&mut self, verdict: &Verdict, episodes: &Episodes, map: &Seen<ClusterMap>) {
-        self.nodes = map.get().map_or(self.nodes, |map| map.nodes.len());
+    /// Tells what has changed, as one of so many nodes.
+    pub(super) fn tell(&mut self, verdict: &Verdict, episodes: &Episodes, nodes: usize) {
         let changed = self.transitions.step(verdict, episodes);
         if changed.is_empty() {
             return;
@@ -57,7 +52,7 @@ impl Announcer {
             since: it.since,
             at: it.at,
         };
-        self.reporter.tell(changed.into_iter().map(occurrence), self.nodes);
+        self.reporter.tell(changed.into_iter().map(occurrence), nodes);
     }
 }
 

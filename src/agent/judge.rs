@@ -20,6 +20,7 @@ pub(crate) struct Judge {
     limits: Limits,
     patience: Patience,
     seen: [bool; Update::KINDS],
+    nodes: usize,
 }
 
 /// A verdict, with everything that it rests on.
@@ -44,6 +45,7 @@ impl Judge {
             limits: config.limits.clone(),
             patience: config.patience(),
             seen: [false; Update::KINDS],
+            nodes: 0,
         }
     }
 
@@ -98,7 +100,15 @@ impl Judge {
     /// Takes an update in; answers whether it changed anything.
     pub(crate) fn take(&mut self, update: Update) -> bool {
         let first = !std::mem::replace(&mut self.seen[update.kind()], true);
-        update.apply(&mut self.snapshot) || first
+        let changed = update.apply(&mut self.snapshot);
+        // The map may be lost in the moment in which all have something to write.
+        self.nodes = self.snapshot.cluster.get().map_or(self.nodes, |map| map.nodes.len());
+        changed || first
+    }
+
+    /// How many nodes the cluster had when that was last known; 0 before.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes
     }
 
     /// Whether every source has looked at least once.

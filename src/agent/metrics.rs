@@ -11,9 +11,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::Watched;
 use super::evidence::Kept;
 use super::publish::Fates;
-use super::run::Watched;
 use crate::checks;
 use crate::events::{Counts, Reporter};
 use crate::facts::{Seen, Snapshot, Strain};

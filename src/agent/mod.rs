@@ -5,11 +5,14 @@ mod evidence;
 mod judge;
 mod metrics;
 mod observe;
+mod once;
 mod options;
 mod pages;
 mod past;
 mod publish;
+mod resume;
 mod run;
+mod watch;
 mod watchdog;
 
 pub(crate) use evidence::{Depth, Gatherer};
@@ -19,9 +22,11 @@ pub(crate) use observe::fuzzing;
 #[cfg(test)]
 pub(crate) use observe::read_rule;
 pub(crate) use observe::{HostRoot, identity};
+pub(crate) use once::{judge_again, look_once};
 pub use options::Options;
 pub(crate) use pages::AgentPages;
 pub(crate) use publish::{Cleaned, clean_node};
+pub(crate) use run::ended;
 pub use run::run;
-pub(crate) use run::{Tell, Watched, ended, judge_again, look_once, start, watch_node};
+pub(crate) use watch::{Tell, Watched, start, watch_node};
 pub(crate) use watchdog::Heart;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::Watched;
 use super::evidence::{Held, Kept};
 use super::metrics;
 use super::publish::Fates;
-use super::run::Watched;
 use crate::events::Reporter;
 use crate::facts::{Family, Snapshot, part_of};
 use crate::http::{Page, Pages};

@@ -20,6 +20,7 @@ use super::row::{AgentPod, Condition, NETWORK, READY, Row, clipped, findings, ki
 use super::sight::Sight;
 use super::surroundings::Surroundings;
 use super::traits::{Traits, Values};
+use crate::config::ClusterLimits;
 use crate::verdict::{Status, Told, WorkerState, annotation};
 
 /// Addresses of one kind, or ranges of Pod addresses, that are kept of one node.
@@ -72,6 +73,11 @@ impl Cluster {
     /// For a process that watches Nodes and agent Pods, of which it has seen nothing yet.
     pub(crate) fn watched() -> Cluster {
         Cluster { agents_sight: Some(Sight::default()), ..Cluster::default() }
+    }
+
+    /// From when on something is wrong.
+    pub(crate) fn limits(&self) -> &ClusterLimits {
+        &self.surroundings.limits
     }
 
     /// The nodes, by name.

@@ -32,8 +32,9 @@ const MOST_WORKERS: usize = 500;
 const MOST_OF_ONE: usize = 8;
 /// What is older, in seconds, is forgotten.
 const LONGEST: i64 = 14 * 24 * 3600;
-/// Turns of a kubelet count together within this time, in seconds (catalogue H4).
-pub(crate) const FLAP: i64 = 3600;
+/// Turns of a kubelet are remembered for so long, in seconds, which is the longest time that they can count together
+/// (catalogue H4, [`LONGEST_TURNS`](crate::config::ranges::LONGEST_TURNS)).
+const TURNS: i64 = 24 * 3600;
 /// What two replicas note within this time, in seconds, is the same: each has a clock and a rhythm of its own.
 const APART: u64 = 30;
 /// What begins again so soon, in seconds, has not ended.
@@ -97,9 +98,9 @@ impl Memory {
         }
     }
 
-    /// How often it turned within the last hour.
-    pub(crate) fn turns(&self, node: &str, now: Timestamp) -> usize {
-        let young = |at: &&i64| now.as_second() - **at <= FLAP;
+    /// How often it turned within this time, in seconds.
+    pub(crate) fn turns(&self, node: &str, within: i64, now: Timestamp) -> usize {
+        let young = |at: &&i64| now.as_second() - **at <= within;
         self.turns.get(node).map_or(0, |turns| turns.iter().filter(young).count())
     }
 
@@ -137,7 +138,7 @@ impl Memory {
             !episodes.is_empty()
         });
         self.turns.retain(|_, turns| {
-            turns.retain(|at| now - at <= FLAP);
+            turns.retain(|at| now - at <= TURNS);
             !turns.is_empty()
         });
     }

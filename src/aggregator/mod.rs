@@ -39,6 +39,7 @@ mod workloads;
 mod write;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +50,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{Api, Server};
 use crate::clock::{now, since_boot};
+use crate::config::Config;
 use lease::{Elector, Failure};
 use surroundings::What;
 use watch::Kind;
@@ -100,6 +102,10 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = agreement::HOLD.as_secs())]
     agreement_hold: u64,
 
+    /// Configuration file (YAML), the same as the agents'; unknown keys are refused
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// Only watch and answer: never lead, and so never write anything to the API server
     #[arg(long)]
     read_only: bool,
@@ -107,6 +113,7 @@ pub struct Options {
 
 /// Runs the aggregator until it is told to end (SIGTERM or SIGINT).
 pub async fn run(options: Options) -> anyhow::Result<()> {
+    let config = Config::load(options.config.as_deref())?;
     let api = options.server.connect().await?;
     let listener = TcpListener::bind(options.listen)
         .await
@@ -114,7 +121,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tracing::info!(listen = %options.listen, namespace = options.namespace, "aggregator runs");
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let store = Arc::new(Store::watched());
+    let store = Arc::new(Store::watched().with_limits(&config));
     store.lock().cluster.agreement.hold = Duration::from_secs(options.agreement_hold);
     let identity = options.identity.clone().unwrap_or_else(own_identity);
     let mut elector = Elector::new(&options.namespace, &identity);

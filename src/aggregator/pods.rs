@@ -5,11 +5,10 @@ use jiff::Timestamp;
 use super::model::APP;
 use super::object::{ContainerView, ObjectView, Phase};
 use super::row::clipped;
+use crate::config::ClusterLimits;
 
 /// Words of a container that failed: its last line is enough.
 const LONGEST_WORDS: usize = 300;
-/// Restarts within this time count together, in seconds (catalogue H2).
-const RISE: i64 = 600;
 
 /// Of what it is a Pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,17 +113,18 @@ impl CalicoPod {
     }
 
     /// What is seen only by comparing it with how it was before.
-    pub(super) fn goes_on_from(&mut self, before: &CalicoPod, now: Timestamp) {
-        let young = before.rise.filter(|(begun, _)| now.as_second() - begun.as_second() <= RISE);
+    pub(super) fn goes_on_from(&mut self, before: &CalicoPod, limits: &ClusterLimits, now: Timestamp) {
+        let young = before.rise.filter(|(begun, _)| now.as_second() - begun.as_second() <= limits.calico_window());
         self.rise = if self.restarts > before.restarts { young.or(Some((now, before.restarts))) } else { young };
     }
 
-    /// Whether it is not Ready and was started again at least twice within ten minutes (catalogue H2: this beats time).
-    pub(crate) fn keeps_failing(&self, now: Timestamp) -> bool {
+    /// Whether it is not Ready and was started again too often within a short time (catalogue H2: this beats time).
+    pub(crate) fn keeps_failing(&self, limits: &ClusterLimits, now: Timestamp) -> bool {
         let risen = |(begun, before): (Timestamp, u32)| {
-            self.restarts.saturating_sub(before) >= 2 && now.as_second() - begun.as_second() <= RISE
+            self.restarts.saturating_sub(before) >= limits.calico_restarts
+                && now.as_second() - begun.as_second() <= limits.calico_window()
         };
-        !self.ready && (self.looping && self.restarts >= 2 || self.rise.is_some_and(risen))
+        !self.ready && (self.looping && self.restarts >= limits.calico_restarts || self.rise.is_some_and(risen))
     }
 
     /// Whether it has not been Ready for this many seconds.

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::checks::{Area, Severity};
+use crate::config::ClusterLimits;
 use crate::verdict::{NodeCondition, Raised, Status, WorkerState};
 
 pub use super::journal::ChangeBefore;
@@ -356,15 +357,16 @@ impl Scope {
     }
 
     /// How much `nodes` of `total` is.
-    pub fn of(nodes: usize, total: usize) -> Scope {
+    pub fn of(nodes: usize, total: usize, limits: &ClusterLimits) -> Scope {
+        let percent = |percent: u32| total * percent as usize;
         // Two of two are a few as well: so small a cluster says nothing about a common cause.
         if nodes == 0 {
             Scope::None
-        } else if nodes <= 2 || nodes * 10 <= total {
+        } else if nodes <= limits.few_workers as usize || nodes * 100 <= percent(limits.few_percent) {
             Scope::Few
         } else if nodes >= total {
             Scope::All
-        } else if nodes * 5 >= total * 4 {
+        } else if nodes * 100 >= percent(limits.most_percent) {
             Scope::Most
         } else {
             Scope::Subset

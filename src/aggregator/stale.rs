@@ -12,11 +12,6 @@ use super::cluster::Cluster;
 use super::row::{AgentPod, Row};
 use crate::verdict::Now;
 
-/// An agent without a Ready Pod for this long is gone. A rollout, or a restart of this process, takes less.
-pub(crate) const AGENT_GRACE: Duration = Duration::from_secs(40);
-/// A kubelet whose silence the control plane has noticed (after 40 to 50 s of its own) for this long is gone. After an
-/// outage of the API server itself all kubelets seem silent for a moment.
-pub(crate) const KUBELET_GRACE: Duration = Duration::from_secs(20);
 /// Findings by which the agent itself says that the kubelet is silent: it is alive, and knows more than we do.
 const AGENT_KNOWS: [&str; 2] = ["KubeletDown", "KubeletUnhealthy"];
 
@@ -93,10 +88,12 @@ impl Watchdog {
         }
         let Some(since) = self.missing.get(name) else { return Agent::Fresh };
         let grace = match since.what {
-            Missing::Agent => AGENT_GRACE,
-            Missing::Kubelet => KUBELET_GRACE,
+            // A rollout, or a restart of this process, takes less.
+            Missing::Agent => cluster.limits().agent_grace_seconds,
+            // After an outage of the API server itself all kubelets seem silent for a moment.
+            Missing::Kubelet => cluster.limits().kubelet_grace_seconds,
         };
-        if now.since_boot.saturating_sub(since.noticed) < grace {
+        if now.since_boot.saturating_sub(since.noticed) < Duration::from_secs(grace.into()) {
             return Agent::Late;
         }
         let gone = gone(since.what, row, cluster.agents_on(name), since.wall);

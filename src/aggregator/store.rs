@@ -17,6 +17,7 @@ use super::sight::Sight;
 use super::stale::Watchdog;
 use super::surroundings::What;
 use super::watch::Change;
+use crate::config::Config;
 use crate::events::Counts;
 use crate::verdict::{Now, Told};
 
@@ -57,6 +58,12 @@ impl Store {
     /// For a process that watches the API server.
     pub(crate) fn watched() -> Store {
         Store::new(Source::Aggregator, Cluster::watched())
+    }
+
+    /// With the thresholds of a configuration.
+    pub(crate) fn with_limits(self, config: &Config) -> Store {
+        self.lock().cluster.surroundings.limits = config.cluster();
+        self
     }
 
     fn new(source: Source, cluster: Cluster) -> Store {

@@ -17,6 +17,7 @@ use super::sight::Sight;
 use super::watch::{Change, NotThere};
 use super::webhooks::{Namespace, Webhooks};
 use super::workloads::{FailedCreate, Workload, is_system};
+use crate::config::ClusterLimits;
 use crate::facts::{ClusterService, Pool};
 pub(crate) use keep::{AddressPool, Bgp, HostEndpoint};
 use keep::{Kept, keep, lead_to};
@@ -50,6 +51,8 @@ pub(crate) struct Surroundings {
     pub(crate) controllers_gone: Option<Timestamp>,
     /// Since when each kind has been seen completely.
     complete_since: BTreeMap<What, Timestamp>,
+    /// From when on something is wrong.
+    pub(super) limits: ClusterLimits,
 }
 
 impl Surroundings {
@@ -145,7 +148,7 @@ impl Surroundings {
         let before = self.objects.get(&key);
         if let Kept::Pod(pod) = &mut kept.1 {
             if let Some((_, Kept::Pod(before))) = before {
-                pod.goes_on_from(before, now);
+                pod.goes_on_from(before, &self.limits, now);
             }
             if pod.app == App::Node {
                 self.bereft.remove(&pod.node);

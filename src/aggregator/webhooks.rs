@@ -6,6 +6,7 @@ use super::model::NAMESPACE_NAME;
 use super::object::{ObjectView, each, text};
 use super::row::clipped;
 use super::workloads::is_system;
+use crate::config::ClusterLimits;
 
 /// Webhooks of one configuration, and conditions of one of them, that are kept.
 const MOST: usize = 64;
@@ -132,8 +133,8 @@ impl Webhook {
 
     /// Whether calico-node may give up waiting for its answer, which it does after 2 s (catalogue H11), so that ignoring a
     /// failure does not help.
-    pub(crate) fn stops_status(&self) -> bool {
-        self.status && (self.fails || self.timeout >= 2)
+    pub(crate) fn stops_status(&self, limits: &ClusterLimits) -> bool {
+        self.status && (self.fails || u32::from(self.timeout) >= limits.status_write_seconds)
     }
 
     fn chooses(&self, namespace: &Namespace) -> bool {

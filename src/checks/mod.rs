@@ -290,6 +290,14 @@ pub struct Limits {
     pub abandoned_containers: u64,
     /// `RuntimeObjectLeak`: shims, sandboxes, network namespaces and links without an owner, in all (catalogue H14).
     pub abandoned_objects: u64,
+    /// `KubeletRestarting`: so many restarts ... (catalogue H4)
+    pub kubelet_restarts: u32,
+    /// ... within so many minutes.
+    pub kubelet_restart_minutes: u32,
+    /// `ApiWriteBlocked`: clients of Node status that matter give up after so many seconds: calico-node does (catalogue H11).
+    pub status_write_seconds: u32,
+    /// What comes back is counted for so many days, and a machine that was exchanged is told for as long (catalogue H13).
+    pub recurrence_days: u32,
 }
 
 impl Default for Limits {
@@ -304,6 +312,10 @@ impl Default for Limits {
             ephemeral_ports_percent: 80,
             abandoned_containers: 500,
             abandoned_objects: 1000,
+            kubelet_restarts: 2,
+            kubelet_restart_minutes: 30,
+            status_write_seconds: 2,
+            recurrence_days: 7,
         }
     }
 }

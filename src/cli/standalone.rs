@@ -60,7 +60,7 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
     let listener = TcpListener::bind(options.listen).await;
     let listener = listener.with_context(|| format!("--listen {}: cannot listen there", options.listen))?;
     let (watched, observer) = agent::start(&host, &config);
-    let store = Arc::new(Store::standalone());
+    let store = Arc::new(Store::standalone().with_limits(&config));
     let pages = Both {
         agent: AgentPages::new(Arc::clone(&watched), None, None),
         aggregator: AggregatorPages::new(Arc::clone(&store), crate::clock::now, LISTENERS),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Now, Raised};
 use crate::checks::{Area, Check, Finding, Severity};
@@ -21,11 +21,18 @@ pub struct Patience {
     pub clear: BTreeMap<&'static str, Duration>,
     /// A node that has just booted or joined is left this long to put its network together (catalogue H12).
     pub settling: Duration,
+    /// Episodes that began within this time count as coming back (catalogue H13).
+    pub recurs_within: SignedDuration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Patience { raise: BTreeMap::new(), clear: BTreeMap::new(), settling: Duration::from_secs(600) }
+        Patience {
+            raise: BTreeMap::new(),
+            clear: BTreeMap::new(),
+            settling: Duration::from_secs(600),
+            recurs_within: SignedDuration::from_hours(7 * 24),
+        }
     }
 }
 

@@ -7,8 +7,6 @@ use super::{Now, Raised};
 use crate::checks::{Area, Severity};
 use crate::facts::{Program, Seen, Snapshot};
 
-/// Episodes that began within this time count as coming back (catalogue H13).
-const RECURS_WITHIN: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Episodes are kept this long (catalogue R177), and so many at most.
 const KEPT: SignedDuration = SignedDuration::from_hours(14 * 24);
 const MOST: usize = 128;
@@ -29,7 +27,7 @@ pub struct Episode {
     pub since: Timestamp,
     /// When it was over; none while it lasts.
     pub cleared: Option<Timestamp>,
-    /// How many episodes of this code began within seven days, this one included.
+    /// How many episodes of this code began within seven days, or as configured (catalogue H13), this one included.
     pub times: u32,
     /// What cured it, as far as can be seen from the node.
     pub cure: Option<Cure>,
@@ -119,12 +117,12 @@ fn concerned(area: Area) -> &'static [Program] {
 pub struct Episodes(Vec<Episode>);
 
 impl Episodes {
-    /// Takes in which findings count now, and tells them how often they came back and what cured them last.
-    pub(super) fn update(&mut self, findings: &mut [Raised], around: &Around, now: Now) {
+    /// Takes in which findings count now, and tells them how often they came back within a time and what cured them last.
+    pub(super) fn update(&mut self, findings: &mut [Raised], around: &Around, recurs_within: SignedDuration, now: Now) {
         for finding in findings.iter().filter(|finding| finding.is_problem()) {
             match self.0.iter_mut().find(|episode| episode.cleared.is_none() && episode.code == finding.code) {
                 Some(episode) => episode.severity = episode.severity.max(finding.severity),
-                None => self.begin(finding, around),
+                None => self.begin(finding, around, recurs_within),
             }
         }
         for episode in self.0.iter_mut().filter(|episode| episode.cleared.is_none()) {
@@ -142,8 +140,8 @@ impl Episodes {
         }
     }
 
-    fn begin(&mut self, finding: &Raised, around: &Around) {
-        let recent = |it: &&Episode| it.code == finding.code && finding.since.duration_since(it.since) < RECURS_WITHIN;
+    fn begin(&mut self, finding: &Raised, around: &Around, recurs_within: SignedDuration) {
+        let recent = |it: &&Episode| it.code == finding.code && finding.since.duration_since(it.since) < recurs_within;
         let times = self.0.iter().filter(recent).count() + 1;
         self.0.push(Episode {
             code: finding.code.clone(),
@@ -177,6 +175,8 @@ impl Episodes {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    const WEEK: SignedDuration = SignedDuration::from_hours(7 * 24);
 
     fn at(hours: i64) -> Now {
         let wall = Timestamp::from_second(1_700_000_000 + hours * 3600).expect("valid");
@@ -215,11 +215,11 @@ mod tests {
         for (after, cure) in cases {
             let mut episodes = Episodes::default();
             let mut findings = [finding("KubeletDown", Area::ControlPlanePath, at(0))];
-            episodes.update(&mut findings, &around("b", "m", 1), at(0));
+            episodes.update(&mut findings, &around("b", "m", 1), WEEK, at(0));
             assert_eq!((findings[0].times, findings[0].last_cure), (1, None));
-            episodes.update(&mut [], &after, at(1));
+            episodes.update(&mut [], &after, WEEK, at(1));
             let mut again = [finding("KubeletDown", Area::ControlPlanePath, at(2))];
-            episodes.update(&mut again, &after, at(2));
+            episodes.update(&mut again, &after, WEEK, at(2));
             assert_eq!((again[0].times, again[0].last_cure), (2, Some(cure)));
             let ended = episodes.iter().next().expect("one is over");
             assert_eq!((ended.since, ended.cleared), (at(0).wall, Some(at(1).wall)));
@@ -235,9 +235,9 @@ mod tests {
         let mut times = |hours: i64| {
             let mut findings =
                 [finding("DiskFull", Area::Capacity, at(hours)), finding("DiskFull", Area::Capacity, at(hours))];
-            episodes.update(&mut findings, &Around::default(), at(hours));
+            episodes.update(&mut findings, &Around::default(), WEEK, at(hours));
             let times = findings[1].times;
-            episodes.update(&mut [], &Around::default(), at(hours + 1));
+            episodes.update(&mut [], &Around::default(), WEEK, at(hours + 1));
             (times, episodes.iter().count())
         };
         assert_eq!([times(0), times(100), times(167)], [(1, 1), (2, 2), (3, 3)]);
@@ -251,8 +251,8 @@ mod tests {
         let lasting = finding("DiskFull", Area::Capacity, at(0));
         for number in 0..400 {
             let mut both = [lasting.clone(), finding("KubeletDown", Area::ControlPlanePath, at(number / 4))];
-            episodes.update(&mut both, &Around::default(), at(number / 4));
-            episodes.update(&mut [lasting.clone()], &Around::default(), at(number / 4));
+            episodes.update(&mut both, &Around::default(), WEEK, at(number / 4));
+            episodes.update(&mut [lasting.clone()], &Around::default(), WEEK, at(number / 4));
         }
         assert_eq!(episodes.iter().count(), MOST);
         assert!(episodes.iter().any(|episode| episode.code == "DiskFull" && episode.cleared.is_none()));

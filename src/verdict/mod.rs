@@ -123,7 +123,7 @@ pub struct Raised {
     /// The finding that explains this one; it is listed too, and nothing explains it (catalogue R040).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caused_by: Option<CausedBy>,
-    /// How many times there were findings of this code within seven days, this time included.
+    /// How many times there were findings of this code within seven days, or as configured, this time included.
     #[serde(default = "once", skip_serializing_if = "is_once")]
     pub times: u32,
     /// What cured it the last time, as far as can be seen from the node.

@@ -180,7 +180,7 @@ impl Beliefs {
 
     fn verdict(&mut self, now: Now) -> Verdict {
         let mut findings = self.list(true);
-        self.episodes.update(&mut findings, &self.around, now);
+        self.episodes.update(&mut findings, &self.around, self.patience.recurs_within, now);
         let settling = self.answers.values().any(|answer| !answer.ever && !answer.unknown_for_good(now));
         let mut conditions: Vec<_> = Area::ALL.iter().map(|area| self.area_condition(*area, &findings, now)).collect();
         let state = worker_state(&findings, &conditions);

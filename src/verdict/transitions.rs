@@ -129,7 +129,8 @@ mod tests {
         let mut step = |second, findings: Vec<Raised>| {
             let mut verdict = verdict(second, findings);
             let now = Now { wall: verdict.at, since_boot: Duration::from_secs(second.unsigned_abs()) };
-            episodes.update(&mut verdict.findings, &crate::verdict::Around::default(), now);
+            let week = crate::verdict::Patience::default().recurs_within;
+            episodes.update(&mut verdict.findings, &crate::verdict::Around::default(), week, now);
             transitions.step(&verdict, &episodes)
         };
         let began = step(5, vec![finding("KubeletDown", "a", None)]);

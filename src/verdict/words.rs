@@ -97,7 +97,7 @@ fn sentence(finding: &Raised, more: &str, next: &str) -> String {
     let end = format!(" Next: {}.", next.trim_end_matches('.'));
     let often = match finding.times {
         0 | 1 => String::new(),
-        times => format!(" Within 7 days it was seen {times} times{}.", cured(finding)),
+        times => format!(" In the last days it was seen {times} times{}.", cured(finding)),
     };
     let start = format!("{}, since {since}: {why}.{often}{more}", finding.detail);
     let room = LONGEST_MESSAGE.saturating_sub(end.len());

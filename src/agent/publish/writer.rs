@@ -1,9 +1,10 @@
 //! The one writer: at most one patch in flight, coalesced, with a deadline, backed off with jitter, never lost. It says as
 //! well when the API server answers reads and takes no writes, which its own patches are the best probe of.
 
-use std::collections::BTreeMap;
+mod blocked;
+mod pace;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,53 +12,27 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::node::timed_out;
-use super::{NodeNow, patch, read_node};
+use super::{Fates, NodeNow, patch, read_node};
 use crate::api::{Api, chain, said};
 use crate::backoff::{Backoff, jitter, part};
-use crate::facts::{LookError, Reason, Seen, Writes};
+use crate::checks::Limits;
+use crate::facts::{Seen, Writes};
 use crate::verdict::Told;
+
+pub(crate) use pace::Pace;
 
 /// Longest wait for a PATCH: an admission webhook may take 30 s.
 const DEADLINE: Duration = Duration::from_secs(35);
 /// First and longest wait after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// An API server that is overloaded gets no more writes than this of all agents together in a second.
-const RATE: u32 = 200;
 /// Longest wait that a server may ask for.
 const LONGEST_WAIT: u32 = 300;
-/// Writers of node status that matter give up after this time (catalogue H11): calico-node does.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// While writes are held up and nothing is to be written, it is tried again after these, first and longest.
 const PROBES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Reads in a row that may be older than what was read before; then the server has been restored from a backup.
 const OLD_READS: u32 = 3;
 /// The Node is read again this often, in case somebody else changed what is ours (the aggregator writes `AgentStale`).
 const READ_AGAIN: Duration = Duration::from_secs(120);
-
-/// What became of the writes, for the metrics.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Fates(Arc<[AtomicU64; 3]>);
-
-impl Fates {
-    /// Patches that the API server took.
-    pub(crate) fn written(&self) -> u64 {
-        self.0[0].load(Ordering::Relaxed)
-    }
-
-    /// Patches that failed and were tried again.
-    pub(crate) fn failed(&self) -> u64 {
-        self.0[1].load(Ordering::Relaxed)
-    }
-
-    /// Verdicts that were overtaken by a later one before they were written.
-    pub(crate) fn coalesced(&self) -> u64 {
-        self.0[2].load(Ordering::Relaxed)
-    }
-
-    fn count(&self, fate: usize, by: u64) {
-        self.0[fate].fetch_add(by, Ordering::Relaxed);
-    }
-}
 
 /// Writes what is told to the Node.
 pub(crate) struct Writer {
@@ -66,8 +41,9 @@ pub(crate) struct Writer {
     told: watch::Receiver<Option<Told>>,
     /// Woken when the Node has to be read again: the process was paused, or the connection was lost.
     doubt: Arc<Notify>,
-    /// How many nodes there are, as far as it is known: so many may write at the same time.
-    crowd: Arc<dyn Fn() -> usize + Send + Sync>,
+    pace: Pace,
+    /// Writers of node status that matter give up after this time (catalogue H11).
+    patience: Duration,
     heartbeat: Option<Duration>,
     fates: Fates,
     /// What the Node says; none when that has to be read first.
@@ -103,7 +79,8 @@ impl Writer {
             node,
             told,
             doubt,
-            crowd: Arc::new(|| 0),
+            pace: Pace::alone(),
+            patience: Duration::from_secs(Limits::default().status_write_seconds.into()),
             heartbeat,
             fates: Fates::default(),
             known: None,
@@ -113,9 +90,14 @@ impl Writer {
         }
     }
 
-    /// As one of so many writers.
-    pub(crate) fn among(self, crowd: Arc<dyn Fn() -> usize + Send + Sync>) -> Self {
-        Writer { crowd, ..self }
+    /// As one of many writers.
+    pub(crate) fn among(self, pace: Pace) -> Self {
+        Writer { pace, ..self }
+    }
+
+    /// Writers of node status that matter give up after so many seconds.
+    pub(crate) fn with_patience(self, seconds: u32) -> Self {
+        Writer { patience: Duration::from_secs(seconds.into()), ..self }
     }
 
     /// What became of the writes so far.
@@ -153,19 +135,13 @@ impl Writer {
                     self.rest().await;
                     continue;
                 }
-                // Not all agents at once when the time that was asked for is over, and of many nodes no more than the server
-                // can take: a fault that all have at the same time is told within seconds even so.
-                Round::Failed(Some(asked)) => asked + part((backoff.wait() * 2).max(self.crowded())),
+                // Not all agents at once when the time that was asked for is over.
+                Round::Failed(Some(asked)) => asked + part((backoff.wait() * 2).max(self.pace.window())),
                 Round::Failed(None) => backoff.wait(),
             };
             // The latest truth wins: what is told meanwhile is not queued but read after the wait.
             tokio::time::sleep(wait).await;
         }
-    }
-
-    /// How long all nodes need to write once.
-    fn crowded(&self) -> Duration {
-        Duration::from_secs(1) * u32::try_from((self.crowd)()).unwrap_or(u32::MAX) / RATE
     }
 
     /// Waits for something to do.
@@ -183,6 +159,8 @@ impl Writer {
                 if changed.is_err() {
                     std::future::pending::<()>().await;
                 }
+                // What is told meanwhile is written with it.
+                tokio::time::sleep(self.pace.turn()).await;
                 false
             }
             () = self.doubt.notified() => {
@@ -281,81 +259,15 @@ impl Writer {
         let mut answer = std::pin::pin!(timeout(DEADLINE, super::node::request(&client, request)));
         let answer = tokio::select! {
             answer = answer.as_mut() => answer,
-            () = tokio::time::sleep(PATIENCE) => {
+            () = tokio::time::sleep(self.patience) => {
                 // Said while it still waits: a webhook may hold it up for half a minute.
-                self.held_up(format!("a patch was not answered within {} s", PATIENCE.as_secs())).await;
+                self.held_up(format!("a patch was not answered within {} s", self.patience.as_secs())).await;
                 answer.await
             }
         };
         let answer = answer.unwrap_or_else(|_| Err(timed_out("PATCH", DEADLINE)));
         self.judge(&answer, began.elapsed()).await;
         answer
-    }
-
-    /// What an answer to a patch says about writes.
-    async fn judge(&self, answer: &Result<NodeNow, kube::Error>, took: Duration) {
-        let seconds = took.as_secs_f32();
-        match answer {
-            Ok(_) if took < PATIENCE => self.tell_writes(None),
-            Ok(_) => {
-                let patience = PATIENCE.as_secs();
-                self.held_up(format!("a patch was taken after {seconds:.0} s only; others give up after {patience} s"))
-                    .await;
-            }
-            Err(kube::Error::Api(status)) if status.code >= 500 || status.message.contains("admission webhook") => {
-                let said: String = status.message.chars().take(300).collect();
-                self.held_up(format!("a patch failed after {seconds:.0} s with {}: {said}", status.code)).await;
-            }
-            Err(kube::Error::Api(_)) => self.tell_writes(None),
-            Err(error) => {
-                self.held_up(format!("a patch was given up after {seconds:.0} s: {}", chain(error))).await;
-            }
-        }
-    }
-
-    /// A write was held up: that is a fault of its own only if a read is answered meanwhile.
-    async fn held_up(&self, why: String) {
-        match timeout(PATIENCE, read_node(&self.ways[0].unary, &self.node)).await {
-            Ok(Ok(_)) => self.tell_writes(Some(why)),
-            // What was known of writes is neither confirmed nor refuted.
-            _ if self.is_blocked() => {
-                let error = LookError::new(&self.ways[0].server, Reason::TimedOut, "reads are not answered either");
-                self.writes.send_replace(Seen::Unreadable(error));
-            }
-            _ => {}
-        }
-    }
-
-    fn tell_writes(&self, blocked: Option<String>) {
-        let server = self.ways[0].server.clone();
-        self.writes.send_if_modified(|old| {
-            let before = old.get();
-            let (cordoned, registered_at) = before.map_or((None, None), |it| (it.cordoned, it.registered_at));
-            let new = Seen::Yes(Writes { server, blocked, cordoned, registered_at });
-            let different = *old != new;
-            if different {
-                *old = new;
-            }
-            different
-        });
-    }
-
-    /// Hands on what the Node says of itself; while nobody knows about writes it waits.
-    fn tell_node(&self, now: &NodeNow) {
-        self.writes.send_if_modified(|writes| {
-            let Seen::Yes(writes) = writes else { return false };
-            let told = (writes.cordoned, writes.registered_at);
-            (writes.cordoned, writes.registered_at) = (Some(now.cordoned), now.created);
-            told != (writes.cordoned, writes.registered_at)
-        });
-    }
-
-    fn is_blocked(&self) -> bool {
-        match &*self.writes.borrow() {
-            Seen::Yes(writes) => writes.blocked.is_some(),
-            Seen::Unreadable(_) => true,
-            Seen::Absent => false,
-        }
     }
 
     fn give_way(&mut self, verb: &str, error: &kube::Error) -> Round {
@@ -388,27 +300,6 @@ impl Writer {
             self.ways.rotate_left(1);
         }
     }
-}
-
-/// What became of the traces of this product on a Node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cleaned {
-    /// There were none.
-    Before,
-    /// They were removed.
-    Now,
-}
-
-/// Removes all conditions and annotations of this product from a Node.
-pub(crate) async fn clean_node(client: &kube::Client, node: &str) -> Result<Cleaned, kube::Error> {
-    let now = read_node(client, node).await?;
-    let nothing = Told { conditions: Vec::new(), annotations: BTreeMap::new() };
-    let Some(patch) = patch::patch(&now, &nothing, Timestamp::now()) else { return Ok(Cleaned::Before) };
-    let request = http::Request::patch(format!("/api/v1/nodes/{node}/status?fieldManager=nodevitals-uninstall"))
-        .header(http::header::CONTENT_TYPE, "application/strategic-merge-patch+json")
-        .body(patch.to_string().into_bytes())
-        .map_err(kube::Error::HttpError)?;
-    super::node::request(client, request).await.map(|_| Cleaned::Now)
 }
 
 /// `Retry-After`, which a server that is overloaded sends along (`details.retryAfterSeconds`).

@@ -31,7 +31,7 @@ fn what_is_written_is_read_back_and_merged() {
     }
     beside.read(&written);
     assert_eq!(
-        (beside.turns("n3", at(9)), beside.episodes(0).next().map(|(_, begun)| begun.len())),
+        (beside.turns("n3", 3600, at(9)), beside.episodes(0).next().map(|(_, begun)| begun.len())),
         (3, Some(1)),
         "two replicas see the same"
     );
@@ -75,9 +75,10 @@ fn turns_count_within_an_hour_and_nodes_that_are_back_are_not_gone() {
     for second in [0, 10, 3_000] {
         memory.turned("n1", at(second));
     }
-    assert_eq!((memory.turns("n1", at(3_600)), memory.turns("n1", at(3_601)), memory.turns("n2", at(0))), (3, 2, 0));
+    let turns = |node: &str, second| memory.turns(node, 3600, at(second));
+    assert_eq!((turns("n1", 3_600), turns("n1", 3_601), turns("n2", 0)), (3, 2, 0));
     memory.bury("n1", &[], at(10));
-    assert_eq!((memory.turns("n1", at(10)), memory.gone_since(at(10)), memory.gone_since(at(11))), (0, 1, 0));
+    assert_eq!((memory.turns("n1", 3600, at(10)), memory.gone_since(at(10)), memory.gone_since(at(11))), (0, 1, 0));
     memory.is_back("n1");
     assert_eq!(memory.gone("n1"), None);
 }

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use super::contrast::{Crowd, Member};
 use super::{FindingCount, NodeReport, Scope};
 use crate::aggregator::cluster::Cluster;
-use crate::aggregator::journal::Journal;
 use crate::aggregator::row::Row;
 use crate::checks::{Area, Severity};
 use crate::verdict::{AGENT_STALE, WorkerState};
@@ -54,7 +53,7 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, node
     });
     let crowd = Crowd::new(&cluster.values, hosted, members.collect());
     let mut list: Vec<FindingCount> =
-        by_code.into_iter().map(|(code, count)| counted(code, &count, &crowd, &cluster.surroundings.journal)).collect();
+        by_code.into_iter().map(|(code, count)| counted(code, &count, &crowd, cluster)).collect();
     list.sort_by(|a, b| (b.severity, b.nodes, a.area, &a.code).cmp(&(a.severity, a.nodes, b.area, &b.code)));
     list
 }
@@ -79,9 +78,9 @@ fn in_maintenance(row: &Row, since: Timestamp) -> bool {
     row.unschedulable && row.cordoned_at.is_none_or(|at| at < since)
 }
 
-fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, journal: &Journal) -> FindingCount {
+fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, cluster: &Cluster) -> FindingCount {
     let eligible = crowd.eligible(&count.counted);
-    let scope = Scope::of(count.counted.len(), eligible);
+    let scope = Scope::of(count.counted.len(), eligible, cluster.limits());
     let suspects = crowd.suspects(&count.counted, count.first);
     let shared = suspects.first().map(|suspect| format!("{} {}", suspect.attribute, suspect.value));
     let next = remedy(scope, shared.as_deref(), count.first);
@@ -96,7 +95,7 @@ fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, journal: &Journal) -> F
         since: Some(count.first),
         shared,
         suspects,
-        before: journal.before(count.first),
+        before: cluster.surroundings.journal.before(count.first),
         next,
     }
 }

@@ -54,7 +54,7 @@ fn a_star_stands_for_resources_and_only_two_for_subresources() {
 
 #[test]
 fn to_ignore_a_failure_does_not_help_who_waits_for_two_seconds() {
-    let stops = |more: Value| webhook(&rule("nodes/status"), &more).stops_status();
+    let stops = |more: Value| webhook(&rule("nodes/status"), &more).stops_status(&ClusterLimits::default());
     assert!(stops(json!({})), "Fail and 10 s where nothing is said");
     assert!(stops(json!({"failurePolicy": "Ignore", "timeoutSeconds": 2})));
     assert!(!stops(json!({"failurePolicy": "Ignore", "timeoutSeconds": 1})));

@@ -20,10 +20,6 @@ pub(super) const CHECK: Check = Check {
     run,
 };
 
-/// Catalogue H4.
-const WINDOW: Duration = Duration::from_secs(30 * 60);
-const MANY: usize = 2;
-
 fn run(look: &Look<'_>) -> Outcome {
     if !look.expected.worker {
         return Outcome::NotApplicable("this is no Kubernetes worker".into());
@@ -33,8 +29,9 @@ fn run(look: &Look<'_>) -> Outcome {
     if let Some(process) = processes.of(Program::Kubelet) {
         starts.take(process.started_at);
     }
-    let count = starts.restarts_within(look.now.taken_at, WINDOW);
-    if count < MANY {
+    let minutes = look.limits.kubelet_restart_minutes;
+    let count = starts.restarts_within(look.now.taken_at, Duration::from_secs(60 * u64::from(minutes)));
+    if count < look.limits.kubelet_restarts as usize {
         return Outcome::Healthy;
     }
     let log = look.now.kernel_log.get();
@@ -43,7 +40,7 @@ fn run(look: &Look<'_>) -> Outcome {
         Some(event) => format!("; the kernel killed it for lack of memory: \"{}\"", event.line),
         None => String::new(),
     };
-    let detail = format!("The kubelet was restarted {count} times within the last 30 minutes{reason}");
+    let detail = format!("The kubelet was restarted {count} times within the last {minutes} minutes{reason}");
     Outcome::from_findings(vec![Finding::new("kubelet", detail)])
 }
 

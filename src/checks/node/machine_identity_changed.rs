@@ -22,13 +22,12 @@ pub(super) const CHECK: Check = Check {
     run,
 };
 
-/// Whoever leaves it so for this long means it (catalogue H13).
-const KNOWN: SignedDuration = SignedDuration::from_hours(7 * 24);
-
 fn run(look: &Look<'_>) -> Outcome {
     let past = seen!(look.now.past, Outcome::NotApplicable("no earlier state of this machine is kept here".into()));
     let Some(former) = &past.former_machine else { return Outcome::Healthy };
-    if look.now.taken_at.duration_since(former.until) > KNOWN {
+    // Whoever leaves it so for this long means it (catalogue H13).
+    let known = SignedDuration::from_hours(24 * i64::from(look.limits.recurrence_days));
+    if look.now.taken_at.duration_since(former.until) > known {
         return Outcome::Healthy;
     }
     let until = jiff::Timestamp::from_second(former.until.as_second()).unwrap_or(former.until);

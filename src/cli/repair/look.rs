@@ -12,6 +12,7 @@ use crate::aggregator::report::{ClusterFinding, ClusterReport, NodeReport, Ready
 use crate::api::{Api, call, get, list, said};
 use crate::checks::Severity;
 use crate::cli::report::{Asked, ask};
+use crate::config::ClusterLimits;
 use crate::verdict::{AGENT_STALE, WorkerState, annotation};
 
 /// Not Ready for less, in seconds, is routine (catalogue H1).
@@ -180,7 +181,7 @@ fn calico_itself(situation: &Situation, workers: usize) -> Option<Root> {
         severity: Severity::Critical,
         since: own.since?,
         detail: format!("calico-node on this node has not been Ready for more than {ROUTINE} s"),
-        scope: Scope::of(counted, workers),
+        scope: Scope::of(counted, workers, &ClusterLimits::default()),
         counted,
         eligible: workers,
         next: None,

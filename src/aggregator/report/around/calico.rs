@@ -9,26 +9,20 @@ use jiff::Timestamp;
 
 use super::super::Scope;
 use super::super::contrast::{Crowd, Member};
-use super::workers::FLAPS;
-use super::{Draft, lasts};
+use super::{Draft, lasts, workers};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::pods::CalicoPod;
 use crate::aggregator::row::Row;
 use crate::aggregator::surroundings::What;
 use crate::aggregator::workloads::Workload;
 use crate::checks::{Area, Severity};
+use crate::config::ClusterLimits;
 use crate::verdict::Status;
 
-/// A Pod may be not Ready, and the condition True, for so long in a routine update, in seconds (catalogue H1).
-pub(super) const ROUTINE: i64 = 120;
-/// After this the condition is critical (H1).
-const LONG: i64 = 600;
 /// That there is no Pod anywhere has to last so long: who restores them is quick.
 const NONE_FOR: i64 = 60;
 /// Condition and taint belong together; one without the other may last so long (R093).
 const TAINT_AFTER: i64 = 300;
-/// What fails twice within a week, in seconds, comes back (H13).
-const RECURRING: i64 = 7 * 24 * 3600;
 /// An Event about a Pod that could not be made counts for so long; who tries waits up to a quarter of an hour.
 pub(super) const TRIED_WITHIN: i64 = 1800;
 
@@ -69,7 +63,7 @@ pub(in crate::aggregator) fn failing(cluster: &Cluster, now: Timestamp) -> Optio
     let seen = cluster.nodes_sight.is_clear() && cluster.api_sight.is_lost().is_none();
     let calico = Calico::of(cluster, &cluster.duplicates(), &nobody, now).filter(|_| seen)?;
     let broken = calico.broken();
-    let wide = matches!(Scope::of(broken.len(), calico.workers.len()), Scope::Most | Scope::All);
+    let wide = matches!(Scope::of(broken.len(), calico.workers.len(), cluster.limits()), Scope::Most | Scope::All);
     let counts = broken.iter().map(|(at, ..)| calico.workers[*at]).filter(|(_, row)| !wide && !row.unschedulable);
     Some(counts.map(|(name, _)| name.to_owned()).collect())
 }
@@ -93,6 +87,15 @@ impl<'a> Calico<'a> {
         let used = !sets.is_empty() || !pods.is_empty() || (ran > 0 && ran * 2 >= workers.len());
         let calico = Calico { cluster, locked, now, sets, pods, workers };
         (used && around.is_seen(What::CalicoPods)).then_some(calico)
+    }
+
+    fn limits(&self) -> &'a ClusterLimits {
+        self.cluster.limits()
+    }
+
+    /// Whether a Pod is started again and again, or not Ready for longer than in an update.
+    fn is_bad(&self, pod: &CalicoPod) -> bool {
+        pod.keeps_failing(self.limits(), self.now) || pod.unready_for(self.limits().routine(), self.now)
     }
 
     /// There is no calico-node anywhere (R094).
@@ -134,9 +137,10 @@ impl<'a> Calico<'a> {
     /// A routine update (R090): worth knowing, and no problem.
     fn rolling(&self) -> Option<Draft> {
         let set = self.sets.iter().find(|set| set.updated < set.desired)?;
-        let slow = self.not_ready().filter(|(_, pod)| pod.unready_for(ROUTINE, self.now)).count();
+        let routine = self.limits().routine();
+        let slow = self.not_ready().filter(|(_, pod)| pod.unready_for(routine, self.now)).count();
         let detail = format!(
-            "calico-node in {} is being updated: {} of {} nodes are done, {slow} are not Ready for more than {ROUTINE} s; each node's NetworkUnavailable is True for some seconds meanwhile",
+            "calico-node in {} is being updated: {} of {} nodes are done, {slow} are not Ready for more than {routine} s; each node's NetworkUnavailable is True for some seconds meanwhile",
             set.namespace, set.updated, set.desired
         );
         Some(Draft::new(
@@ -165,20 +169,24 @@ impl<'a> Calico<'a> {
         let mut broken = Vec::new();
         for (at, (name, row)) in self.workers.iter().enumerate() {
             // A kubelet that comes and goes is none of Calico's.
-            let flapping = self.cluster.memory.turns(name, self.now) >= FLAPS;
+            let flapping = workers::flaps(self.cluster, name, self.now);
             if flapping || row.kubelet_silent() || has_deeper_cause(row) || self.locked.contains(*name) {
                 continue;
             }
             if let Some(pod) = not_ready.get(name) {
                 // Why an init container fails is told apart.
-                let bad = pod.keeps_failing(self.now) || pod.unready_for(ROUTINE, self.now);
+                let bad = self.is_bad(pod);
                 if bad && pod.failed.is_none() {
                     let since = pod.since.unwrap_or(self.now);
-                    broken.push((at, since, format!("{}/{} {}", pod.namespace, pod.name, state(pod, self.now))));
+                    broken.push((
+                        at,
+                        since,
+                        format!("{}/{} {}", pod.namespace, pod.name, state(pod, self.limits(), self.now)),
+                    ));
                 }
             } else if all_should && !self.pods.contains_key(name) {
                 let since = around.bereft_since(name).or(row.created).max(around.complete_since(What::CalicoPods));
-                if let Some(since) = since.filter(|since| lasts(Some(*since), ROUTINE, self.now)) {
+                if let Some(since) = since.filter(|since| lasts(Some(*since), self.limits().routine(), self.now)) {
                     broken.push((at, since, format!("there is no Pod on {name}")));
                 }
             }
@@ -196,7 +204,7 @@ impl<'a> Calico<'a> {
             "calico-node does not run as it should on {count} of {total} workers, on the first since {}: {example}",
             first.strftime("%Y-%m-%dT%H:%M:%SZ")
         );
-        let (code, detail, next) = match Scope::of(count, total) {
+        let (code, detail, next) = match Scope::of(count, total, self.limits()) {
             Scope::None | Scope::Few => ("CalicoNodeFailingOnNode", detail, LADDER.to_owned()),
             Scope::Subset => {
                 let versions = self.cluster.calico_versions();
@@ -230,9 +238,10 @@ impl<'a> Calico<'a> {
 
     /// It was cured on these workers and failed again: what they are connected to is to blame, not they (R177).
     fn recurring(&self) -> Option<Draft> {
-        let since = self.now.as_second() - RECURRING;
+        let (days, times) = (self.limits().recurrence_days, self.limits().recurrences);
+        let since = self.now.as_second() - i64::from(days) * 24 * 3600;
         let there = |(name, begun): &(&str, Vec<i64>)| {
-            begun.len() > 1 && self.workers.binary_search_by_key(name, |(name, _)| *name).is_ok()
+            begun.len() >= times as usize && self.workers.binary_search_by_key(name, |(name, _)| *name).is_ok()
         };
         let all: Vec<(&str, Vec<i64>)> = self.cluster.memory.episodes(since).filter(there).collect();
         let (name, begun) = all.iter().max_by_key(|(_, begun)| begun.len())?;
@@ -242,7 +251,7 @@ impl<'a> Calico<'a> {
             .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
             .collect();
         let detail = format!(
-            "calico-node failed again and again within a week on {} workers, after it had been well; on {name} from {}",
+            "calico-node failed again and again within {days} days on {} workers, after it had been well; on {name} from {}",
             all.len(),
             times.join(", ")
         );
@@ -255,6 +264,7 @@ impl<'a> Calico<'a> {
     /// `NetworkUnavailable` is True: for seconds in each update, and then it is no problem (R091).
     fn unavailable(&self) -> Vec<Draft> {
         let (mut brief, mut warned, mut long) = (Vec::new(), Vec::new(), Vec::new());
+        let (routine, critical) = (self.limits().routine(), self.limits().critical_seconds.into());
         let not_ready: BTreeMap<&str, &CalicoPod> = self.not_ready().collect();
         for (name, row) in &self.workers {
             let Some((Status::True, since)) = by_calico(row) else { continue };
@@ -262,18 +272,18 @@ impl<'a> Calico<'a> {
                 continue;
             }
             // Whether the restarts rise beats time (H2).
-            let failing = not_ready.get(name).is_some_and(|pod| pod.keeps_failing(self.now));
-            if !failing && self.ready_for(name, ROUTINE) {
+            let failing = not_ready.get(name).is_some_and(|pod| pod.keeps_failing(self.limits(), self.now));
+            if !failing && self.ready_for(name, routine) {
                 continue;
             }
-            let list = match (failing || lasts(since, LONG, self.now), lasts(since, ROUTINE, self.now)) {
+            let list = match (failing || lasts(since, critical, self.now), lasts(since, routine, self.now)) {
                 (true, _) => &mut long,
                 (false, true) => &mut warned,
                 (false, false) => &mut brief,
             };
             list.push((*name, since));
         }
-        let draft = |code, severity, list: Vec<(&str, Option<Timestamp>)>, what: &str, next: &str| {
+        let draft = |code, severity, list: Vec<(&str, Option<Timestamp>)>, what: &str, next: String| {
             let since = list.iter().filter_map(|(_, since)| *since).min();
             let detail = format!("NetworkUnavailable is True on {} workers, {what}", list.len());
             (!list.is_empty())
@@ -282,14 +292,14 @@ impl<'a> Calico<'a> {
         let prolonged = "so that no new Pods are scheduled there; those that run keep their network as long as routes and chains stay";
         let look = "look at calico-node on these workers, as with CalicoNodeFailingOnNode; within a rolling update, at why its Pod does not become Ready";
         [
-            draft("NetworkUnavailableProlonged", Severity::Critical, long, prolonged, look),
-            draft("NetworkUnavailableProlonged", Severity::Warning, warned, prolonged, look),
+            draft("NetworkUnavailableProlonged", Severity::Critical, long, prolonged, look.to_owned()),
+            draft("NetworkUnavailableProlonged", Severity::Warning, warned, prolonged, look.to_owned()),
             draft(
                 "NetworkUnavailableBrief",
                 Severity::Info,
                 brief,
-                "for less than two minutes, as in each start of calico-node",
-                "wait; tell alerts on this condition to wait for two minutes too",
+                &format!("for less than {routine} s, as in each start of calico-node"),
+                format!("wait; tell alerts on this condition to wait for {routine} s too"),
             ),
         ]
         .into_iter()
@@ -303,7 +313,7 @@ impl<'a> Calico<'a> {
         for (name, row) in &self.workers {
             let Some((status, since)) = by_calico(row) else { continue };
             let wrong = match status {
-                Status::True => self.ready_for(name, ROUTINE),
+                Status::True => self.ready_for(name, self.limits().routine()),
                 Status::False => row.has("BgpDaemonDown") && !row.kubelet_silent(),
                 Status::Unknown => false,
             };
@@ -349,8 +359,8 @@ fn has_deeper_cause(row: &Row) -> bool {
     !row.marked_stale() && row.findings.iter().any(deeper)
 }
 
-pub(super) fn state(pod: &CalicoPod, now: Timestamp) -> String {
-    let how = if pod.keeps_failing(now) { "is started again and again" } else { "is not Ready" };
+pub(super) fn state(pod: &CalicoPod, limits: &ClusterLimits, now: Timestamp) -> String {
+    let how = if pod.keeps_failing(limits, now) { "is started again and again" } else { "is not Ready" };
     format!("{how} ({} restarts)", pod.restarts)
 }
 

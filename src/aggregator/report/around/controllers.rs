@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::calico::{ROUTINE, state};
+use super::calico::state;
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::pods::{App, CalicoPod};
 use crate::aggregator::surroundings::What;
 use crate::checks::Severity::{Critical, Info, Warning};
 
-/// calico-kube-controllers may be absent for so long, in seconds (catalogue H10).
-const SPARED: i64 = 15 * 60;
 /// Two may run for so long while one takes over.
 const TWO: i64 = 300;
 /// A move of Calico to calico-system that has not gone on for so long does not go on.
@@ -70,7 +68,7 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         return vec![down(cluster, "there is no Pod", since, now)];
     };
     let on = (!pod.node.is_empty()).then_some(&*pod.node);
-    let name = format!("{}/{} {}", pod.namespace, pod.name, state(pod, now));
+    let name = format!("{}/{} {}", pod.namespace, pod.name, state(pod, cluster.limits(), now));
     if let Some(node) = on
         && cluster.node(node).is_none_or(|row| !row.is_ready())
     {
@@ -85,7 +83,7 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         let next = "gather its description and logs (also --previous); raise the limit, and look at what grew: Nodes, Pods, policies, leaked addresses";
         return vec![Draft::new("CalicoKubeControllersOomKilled", Warning, detail, next).since(Some(at))];
     }
-    if pod.keeps_failing(now) {
+    if pod.keeps_failing(cluster.limits(), now) {
         let next = "cordon its node and delete the Pod, on nodes of several zones in turn, and uncordon; if it fails everywhere, gather, and look at Calico's configuration, the datastore, and what changed before then";
         let detail = format!("calico-kube-controllers does not stay up: {name}");
         return vec![Draft::new("CalicoKubeControllersCrashLooping", Warning, detail, next).since(pod.since)];
@@ -96,21 +94,25 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
 /// No worker suffers from it at once, and a short absence harms nobody, unless nodes go meanwhile.
 fn down(cluster: &Cluster, what: &str, since: Option<Timestamp>, now: Timestamp) -> Draft {
     let gone = cluster.gone_since(since);
-    let severity = if gone > 0 || lasts(since, SPARED, now) { Warning } else { Info };
+    // Catalogue H10.
+    let minutes = cluster.limits().controllers_absent_minutes;
+    let severity = if gone > 0 || lasts(since, 60 * i64::from(minutes), now) { Warning } else { Info };
     let meanwhile = if gone > 0 {
         format!("; {gone} nodes were deleted meanwhile, whose addresses and data stay")
     } else {
         String::new()
     };
     let detail = format!("calico-kube-controllers is not there: {what}{meanwhile}");
-    let next =
-        "wait a quarter of an hour; then look at its Pod and its node, and for webhooks that keep Pods from being made";
+    let next = format!(
+        "wait {minutes} minutes; then look at its Pod and its node, and for webhooks that keep Pods from being made"
+    );
     Draft::new("CalicoKubeControllersDown", severity, detail, next).since(since)
 }
 
 /// Its Deployment is gone. Not every Calico has one: it counts where Pods of it could not be made, or were seen before.
 fn missing(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
-    let since = cluster.surroundings.controllers_gone.filter(|since| lasts(Some(*since), ROUTINE, now))?;
+    let since =
+        cluster.surroundings.controllers_gone.filter(|since| lasts(Some(*since), cluster.limits().routine(), now))?;
     let detail =
         "the Deployment calico-kube-controllers was there and is neither in kube-system nor in calico-system any more"
             .to_owned();
@@ -124,7 +126,9 @@ fn typha(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let ready = pods.iter().filter(|pod| pod.ready).count();
     let waits =
         |pod: &CalicoPod| pod.node.is_empty() && ready > 0 && pods.len() > cluster.nodes().len().saturating_sub(1);
-    let bad = |pod: &&&CalicoPod| (pod.keeps_failing(now) || pod.unready_for(ROUTINE, now)) && !waits(pod);
+    let limits = cluster.limits();
+    let bad =
+        |pod: &&&CalicoPod| (pod.keeps_failing(limits, now) || pod.unready_for(limits.routine(), now)) && !waits(pod);
     let bad: Vec<&&CalicoPod> = pods.iter().filter(bad).collect();
     let worst = bad.first()?;
     let severity = if ready == 0 { Critical } else { Warning };
@@ -134,7 +138,7 @@ fn typha(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
         pods.len(),
         worst.namespace,
         worst.name,
-        state(worst, now)
+        state(worst, limits, now)
     );
     let next = "if one is bad, look at its node, cordon it and delete the Pod; if all are, gather their logs and look at memory limits, configuration and certificates";
     let since = bad.iter().filter_map(|pod| pod.since).min();
@@ -146,7 +150,7 @@ fn tunnel(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     pods.peek()?;
     let (mut since, mut last) = (None, None);
     for pod in pods {
-        if !pod.unready_for(ROUTINE, now) {
+        if !pod.unready_for(cluster.limits().routine(), now) {
             return None;
         }
         since = since.max(pod.since);

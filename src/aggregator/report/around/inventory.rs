@@ -18,8 +18,6 @@ use crate::checks::Severity::{Critical, Info, Warning};
 const FEWEST: usize = 3;
 /// Kubelets are silent all at once for so long, in seconds, before it is told: an API server that restarts is back by then.
 const SILENT: i64 = 60;
-/// A Node that has just been made may still have the address of one that is about to go, in seconds (catalogue H8).
-const SETTLING: i64 = 600;
 
 /// What is wrong.
 pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Vec<Draft> {
@@ -30,7 +28,7 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now:
     let mut all: Vec<Draft> = left_over(duplicates).into_iter().collect();
     all.extend(one_address(cluster, now));
     all.extend(too_few(&workers));
-    all.extend(silent(&workers, now));
+    all.extend(silent(cluster, &workers, now));
     all.extend(blocked(cluster, now));
     all
 }
@@ -57,9 +55,9 @@ fn one_address(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
             at.entry(*address).or_default().push((name, row));
         }
     }
-    let shared = at
-        .into_iter()
-        .filter(|(_, nodes)| nodes.len() > 1 && nodes.iter().all(|(_, row)| lasts(row.created, SETTLING, now)));
+    // A Node that has just been made may still have the address of one that is about to go (catalogue H8).
+    let settled = |row: &Row| lasts(row.created, cluster.limits().stale(), now);
+    let shared = at.into_iter().filter(|(_, nodes)| nodes.len() > 1 && nodes.iter().all(|(_, row)| settled(row)));
     let draft = |(address, nodes): (IpAddr, Vec<(&str, &Row)>)| {
         let detail = format!(
             "{} Ready Nodes have the address {address}: routes, tunnels and access by it reach only one of them",
@@ -113,10 +111,10 @@ fn too_few(workers: &[(&str, &Row)]) -> Vec<Draft> {
 }
 
 /// Nearly all kubelets are silent at once (R020): that is not the workers.
-fn silent(workers: &[(&str, &Row)], now: Timestamp) -> Option<Draft> {
+fn silent(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Option<Draft> {
     let cut = |row: &Row| row.kubelet_silent() || row.has("MasterUnreachable");
     let silent: Vec<&(&str, &Row)> = workers.iter().filter(|(_, row)| cut(row)).collect();
-    let wide = matches!(Scope::of(silent.len(), workers.len()), Scope::Most | Scope::All);
+    let wide = matches!(Scope::of(silent.len(), workers.len(), cluster.limits()), Scope::Most | Scope::All);
     if silent.len() < FEWEST || !wide {
         return None;
     }

@@ -18,8 +18,6 @@ use crate::checks::Severity::{Critical, Warning};
 /// calico-kube-controllers cleans up behind a node that went within so long, in seconds: its grace of 15 minutes, and the
 /// round that follows.
 const CLEANED: i64 = 30 * 60;
-/// A Node that has just been made may not have its host endpoint yet, or its block, in seconds (catalogue H12).
-const SETTLING: i64 = 600;
 /// What is named.
 const NAMED: usize = 5;
 
@@ -41,7 +39,9 @@ fn draft(code: &'static str, severity: crate::checks::Severity, area: Area, deta
 
 /// Ready Nodes that Pods may be put on, which have been there for a while.
 fn workers(cluster: &Cluster, now: Timestamp) -> impl Iterator<Item = (&str, &Row)> {
-    cluster.nodes().filter(move |(_, row)| row.is_ready() && !row.deleting && lasts(row.created, SETTLING, now))
+    cluster.nodes().filter(move |(_, row)| {
+        row.is_ready() && !row.deleting && lasts(row.created, cluster.limits().settling_seconds.into(), now)
+    })
 }
 
 /// Decided by the blocks, not by what the CNI says, which is the same for one node and for all.
@@ -108,7 +108,7 @@ fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
     let old: Vec<(&str, &Left)> = ipam
         .gone
         .iter()
-        .filter(|(node, left)| lasts(Some(went(node, left)), SETTLING, now))
+        .filter(|(node, left)| lasts(Some(went(node, left)), cluster.limits().stale(), now))
         .map(|(node, left)| (&**node, left))
         .collect();
     for (node, left) in &old {
@@ -216,7 +216,7 @@ fn host_endpoints(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
             let own = row.addresses.iter().chain(&row.external).chain(&row.tunnels);
             !it.addresses.is_empty()
                 && !row.addresses.is_empty()
-                && lasts(row.created, SETTLING, now)
+                && lasts(row.created, cluster.limits().settling_seconds.into(), now)
                 && !own.into_iter().any(|own| it.addresses.contains(own))
         }
     };

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::calico::ROUTINE;
 use super::{Draft, lasts};
 use crate::aggregator::backends::Backend;
 use crate::aggregator::cluster::Cluster;
@@ -34,7 +33,7 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> (Vec<Draft>, BTreeS
     let (mut drafts, mut locked) = (Vec::new(), BTreeSet::new());
     for (kind, configuration) in cluster.surroundings.webhooks() {
         let about = format!("{kind} {}", configuration.name);
-        let circle = configuration.all.iter().filter(|it| it.stops_status()).find_map(|webhook| {
+        let circle = configuration.all.iter().filter(|it| it.stops_status(cluster.limits())).find_map(|webhook| {
             let backend = cluster.backends.get(webhook.service.as_ref()?)?;
             Some((webhook, circle(cluster, webhook, backend, &stuck, now)?))
         });
@@ -54,7 +53,8 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> (Vec<Draft>, BTreeS
 fn stuck(cluster: &Cluster, now: Timestamp) -> BTreeSet<&str> {
     let mut pods: Vec<&CalicoPod> = cluster.surroundings.calico_pods().collect();
     let ready: BTreeSet<&str> = pods.iter().filter(|pod| pod.ready).map(|pod| &*pod.node).collect();
-    pods.retain(|pod| pod.unready_for(ROUTINE, now) || pod.keeps_failing(now));
+    let limits = cluster.limits();
+    pods.retain(|pod| pod.unready_for(limits.routine(), now) || pod.keeps_failing(limits, now));
     pods.into_iter().map(|pod| &*pod.node).filter(|node| !ready.contains(node)).collect()
 }
 
@@ -70,7 +70,7 @@ fn circle<'a>(
     let closed = |on: &BTreeSet<&str>| !on.is_empty() && on.iter().all(|node| stuck.contains(node));
     // The API server outside of the cluster reaches it through the tunnel.
     let tunnel: Vec<&CalicoPod> = cluster.surroundings.pods(App::Tunnel).collect();
-    if !tunnel.is_empty() && tunnel.iter().all(|pod| pod.unready_for(ROUTINE, now)) {
+    if !tunnel.is_empty() && tunnel.iter().all(|pod| pod.unready_for(cluster.limits().routine(), now)) {
         let on = tunnel.iter().map(|pod| &*pod.node).collect();
         if closed(&on) {
             let who = format!("reaches Service {namespace}/{service} only through the tunnel from the control plane");
@@ -78,7 +78,7 @@ fn circle<'a>(
         }
     }
     let on: BTreeSet<&str> = backend.endpoints.iter().map(|endpoint| &*endpoint.node).collect();
-    if backend.ready() > 0 || !lasts(backend.nobody_since, ROUTINE, now) || !closed(&on) {
+    if backend.ready() > 0 || !lasts(backend.nobody_since, cluster.limits().routine(), now) || !closed(&on) {
         return None;
     }
     let pods = backend.endpoints.iter().map(|endpoint| (&**namespace, &*endpoint.pod)).collect();
@@ -91,9 +91,10 @@ fn deadlock(cluster: &Cluster, about: String, webhook: &Webhook, circle: &Circle
     let named = circle.pods.iter().take(NAMED);
     let pods: Vec<String> = named.clone().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
     let detail = format!(
-        "calico-node on {nodes} waits for its write of the node's status, that for webhook {} of {about} ({} s, while calico-node gives up after 2 s), which {}, and its Pods {} on {nodes} wait for calico-node: a circle that does not open by itself",
+        "calico-node on {nodes} waits for its write of the node's status, that for webhook {} of {about} ({} s, while calico-node gives up after {} s), which {}, and its Pods {} on {nodes} wait for calico-node: a circle that does not open by itself",
         webhook.name,
         webhook.timeout,
+        cluster.limits().status_write_seconds,
         circle.who,
         pods.join(", ")
     );
@@ -126,7 +127,9 @@ fn risk(cluster: &Cluster, about: &str, webhook: &Webhook, now: Timestamp) -> Op
     let nobody = backend.nobody_since.is_some();
     let nodes: BTreeSet<&str> =
         backend.endpoints.iter().filter(|endpoint| endpoint.ready).map(|endpoint| &*endpoint.node).collect();
-    if (nobody && !lasts(backend.nobody_since, ROUTINE, now)) || (!nobody && backend.ready() > 1 && nodes.len() > 1) {
+    if (nobody && !lasts(backend.nobody_since, cluster.limits().routine(), now))
+        || (!nobody && backend.ready() > 1 && nodes.len() > 1)
+    {
         return None;
     }
     let could = if nobody { "stops" } else { "could stop" };
@@ -155,7 +158,7 @@ fn stops(cluster: &Cluster, webhook: &Webhook) -> Option<String> {
         .take(NAMED)
         .collect();
     let mut all = Vec::new();
-    if webhook.stops_status() && !webhook.conditional {
+    if webhook.stops_status(cluster.limits()) && !webhook.conditional {
         all.push("writes of Node status".to_owned());
     }
     if namespaces().any(|it| *it.name == *LEASES && webhook.stops_leases(it)) {

@@ -7,14 +7,11 @@ use jiff::Timestamp;
 
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
-use crate::aggregator::memory::FLAP;
 use crate::aggregator::row::Row;
 use crate::checks::Area;
 use crate::checks::Severity::{Info, Warning};
 use crate::verdict::WorkerState;
 
-/// A kubelet that turned Ready, or not, so often within an hour comes and goes (catalogue H4).
-pub(super) const FLAPS: usize = 3;
 /// A repair takes less, in seconds (R171).
 const FORGOTTEN: i64 = 3600;
 /// An update of a pool goes on for as long as workers become new within this time, in seconds.
@@ -27,20 +24,31 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     [flapping(cluster, now), cordoned(cluster, now), outdated(cluster, now)].into_iter().flatten().collect()
 }
 
+/// A kubelet that turned Ready, or not, too often comes and goes (catalogue H4).
+pub(super) fn flaps(cluster: &Cluster, name: &str, now: Timestamp) -> bool {
+    turns(cluster, name, now) >= cluster.limits().ready_turns as usize
+}
+
+fn turns(cluster: &Cluster, name: &str, now: Timestamp) -> usize {
+    cluster.memory.turns(name, cluster.limits().turns_window(), now)
+}
+
 /// Ready now or not: a kubelet that comes and goes is on the way out, or its way to the control plane is (R043).
 fn flapping(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
-    let flaps = |name: &str, row: &Row| !row.deleting && cluster.memory.turns(name, now) >= FLAPS;
+    let flaps = |name: &str, row: &Row| !row.deleting && flaps(cluster, name, now);
     let on: Vec<&str> = cluster.nodes().filter(|(name, row)| flaps(name, row)).map(|(name, _)| name).collect();
-    let worst = on.iter().max_by_key(|name| cluster.memory.turns(name, now))?;
+    let worst = on.iter().max_by_key(|name| turns(cluster, name, now))?;
     let detail = format!(
-        "the kubelets of {} workers turned Ready or not at least {FLAPS} times within an hour, that of {worst} {} times, whatever they say now",
+        "the kubelets of {} workers turned Ready or not at least {} times within {} minutes, that of {worst} {} times, whatever they say now",
         on.len(),
-        cluster.memory.turns(worst, now)
+        cluster.limits().ready_turns,
+        cluster.limits().ready_turn_minutes,
+        turns(cluster, worst, now)
     );
     let next = "leave Calico alone; see whether the kubelet restarts (KubeletRestarting, `Starting kubelet.` in its Events), and if not, look at the way to the control plane";
     let mut draft = Draft::new("NodeReadyFlapping", Warning, detail, next);
     draft.area = Area::ControlPlanePath;
-    draft.since = Timestamp::from_second(now.as_second() - FLAP).ok();
+    draft.since = Timestamp::from_second(now.as_second() - cluster.limits().turns_window()).ok();
     Some(draft.on(on))
 }
 

@@ -1,0 +1,78 @@
+//! Whether the API server takes writes, which the agent's own patches are the best probe of.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::super::{NodeNow, read_node};
+use super::Writer;
+use crate::api::chain;
+use crate::facts::{LookError, Reason, Seen, Writes};
+
+impl Writer {
+    /// What an answer to a patch says about writes.
+    pub(super) async fn judge(&self, answer: &Result<NodeNow, kube::Error>, took: Duration) {
+        let seconds = took.as_secs_f32();
+        match answer {
+            Ok(_) if took < self.patience => self.tell_writes(None),
+            Ok(_) => {
+                let patience = self.patience.as_secs();
+                self.held_up(format!("a patch was taken after {seconds:.0} s only; others give up after {patience} s"))
+                    .await;
+            }
+            Err(kube::Error::Api(status)) if status.code >= 500 || status.message.contains("admission webhook") => {
+                let said: String = status.message.chars().take(300).collect();
+                self.held_up(format!("a patch failed after {seconds:.0} s with {}: {said}", status.code)).await;
+            }
+            Err(kube::Error::Api(_)) => self.tell_writes(None),
+            Err(error) => {
+                self.held_up(format!("a patch was given up after {seconds:.0} s: {}", chain(error))).await;
+            }
+        }
+    }
+
+    /// A write was held up: that is a fault of its own only if a read is answered meanwhile.
+    pub(super) async fn held_up(&self, why: String) {
+        match timeout(self.patience, read_node(&self.ways[0].unary, &self.node)).await {
+            Ok(Ok(_)) => self.tell_writes(Some(why)),
+            // What was known of writes is neither confirmed nor refuted.
+            _ if self.is_blocked() => {
+                let error = LookError::new(&self.ways[0].server, Reason::TimedOut, "reads are not answered either");
+                self.writes.send_replace(Seen::Unreadable(error));
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_writes(&self, blocked: Option<String>) {
+        let server = self.ways[0].server.clone();
+        self.writes.send_if_modified(|old| {
+            let before = old.get();
+            let (cordoned, registered_at) = before.map_or((None, None), |it| (it.cordoned, it.registered_at));
+            let new = Seen::Yes(Writes { server, blocked, cordoned, registered_at });
+            let different = *old != new;
+            if different {
+                *old = new;
+            }
+            different
+        });
+    }
+
+    /// Hands on what the Node says of itself; while nobody knows about writes it waits.
+    pub(super) fn tell_node(&self, now: &NodeNow) {
+        self.writes.send_if_modified(|writes| {
+            let Seen::Yes(writes) = writes else { return false };
+            let told = (writes.cordoned, writes.registered_at);
+            (writes.cordoned, writes.registered_at) = (Some(now.cordoned), now.created);
+            told != (writes.cordoned, writes.registered_at)
+        });
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        match &*self.writes.borrow() {
+            Seen::Yes(writes) => writes.blocked.is_some(),
+            Seen::Unreadable(_) => true,
+            Seen::Absent => false,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Goes on from what an earlier process of the agent told and kept.
+
+use super::Judge;
+use super::publish::{Kept, NodeNow};
+use crate::checks::WORKER_PROBLEM;
+use crate::clock::now;
+use crate::verdict::{self, NodeCondition, Status};
+
+/// Goes on from what was told last: by the state file, which is written first, unless the Node was told something later
+/// than that, as happens when the disk takes no writes.
+pub(super) fn restore(judge: &mut Judge, node: Option<&NodeNow>, kept: Option<Kept>) {
+    let boot_id = judge.snapshot().identity.boot_id.clone();
+    let told_at = node.and_then(|node| {
+        let ours = node.conditions.values().filter(|it| it.reason != verdict::AGENT_STALE);
+        ours.filter_map(|it| it.last_transition_time).max()
+    });
+    let episodes = kept.as_ref().map(|kept| kept.episodes.clone()).unwrap_or_default();
+    let kept = kept.filter(|kept| told_at.is_none_or(|told_at| told_at <= kept.saved_at));
+    let told = match (kept, node) {
+        (Some(kept), _) => Some((kept.boot_id, kept.findings, kept.conditions, Some((kept.state, kept.since)))),
+        (None, Some(node)) => {
+            let annotation = |key: &str| node.annotations.get(key);
+            let findings = annotation(verdict::annotation::FINDINGS).map(|json| verdict::parse_findings(json));
+            let boot_id = annotation(verdict::annotation::BOOT_ID).cloned().unwrap_or_default();
+            let conditions = node.conditions.values().cloned().collect();
+            Some((boot_id, findings.unwrap_or_default(), conditions, verdict::parse_state(&node.annotations)))
+        }
+        (None, None) => None,
+    };
+    let mut settled = false;
+    if let Some((told_in, findings, conditions, state)) = told {
+        // An earlier process of this boot has come to a verdict: there is nothing to wait for any more.
+        let known = |it: &NodeCondition| it.status != Status::Unknown || it.reason == verdict::AGENT_STALE;
+        settled = told_in == boot_id && conditions.iter().any(|it| it.kind == WORKER_PROBLEM && known(it));
+        let times = conditions.into_iter().filter_map(|it| Some((it.kind, (it.status, it.last_transition_time?))));
+        judge.restore(&findings, &times.collect(), state, episodes, now());
+        if told_in == boot_id {
+            judge.remember(&findings);
+        }
+    }
+    if !settled {
+        judge.settle(node.and_then(|node| node.created), now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::facts::{Identity, Past};
+    use crate::verdict::{Episodes, Verdict, annotation, told};
+    use jiff::Timestamp;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).expect("valid")
+    }
+
+    fn judge() -> Judge {
+        let identity = Identity {
+            hostname: "n1".into(),
+            boot_id: "b".into(),
+            machine_id: "m".into(),
+            kernel: "6".into(),
+            node_name: None,
+        };
+        Judge::new(identity, &Config::default(), now())
+    }
+
+    /// What a Node says on which `DiskFull` has been told since then.
+    fn node(since: i64) -> NodeNow {
+        let finding = serde_json::json!([{
+            "code": "DiskFull", "severity": "critical", "area": "capacity", "subject": "/", "since": at(since),
+            "detail": "d", "next": "n",
+        }]);
+        let condition = NodeCondition {
+            kind: "CapacityProblem".into(),
+            status: Status::True,
+            reason: "DiskFull".into(),
+            message: "m".into(),
+            last_transition_time: Some(at(since)),
+        };
+        let annotations = [
+            (annotation::FINDINGS, finding.to_string()),
+            (annotation::STATE, "Critical".into()),
+            (annotation::SINCE, at(since).to_string()),
+            (annotation::BOOT_ID, "b".into()),
+        ];
+        NodeNow {
+            conditions: [(condition.kind.clone(), condition)].into(),
+            annotations: annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            ..NodeNow::default()
+        }
+    }
+
+    /// What a process kept that has told the same, and wrote it down then.
+    fn kept(since: i64, saved: i64) -> Kept {
+        let mut judge = judge();
+        restore(&mut judge, Some(&node(since)), None);
+        let verdict = Verdict { at: at(saved), ..judge.judge(now()) };
+        let told = told(&verdict, &judge.snapshot().identity, judge.episodes());
+        Kept::new(&verdict, told.conditions, "b", judge.episodes().clone(), Past::default())
+    }
+
+    fn since(node: Option<&NodeNow>, kept: Option<Kept>) -> Option<(Timestamp, Timestamp)> {
+        let mut judge = judge();
+        restore(&mut judge, node, kept);
+        let verdict = judge.judge(now());
+        Some((verdict.root()?.since, verdict.condition("CapacityProblem")?.since))
+    }
+
+    #[test]
+    fn the_newer_of_node_and_state_file_counts() {
+        assert_eq!(since(None, None), None);
+        assert_eq!(since(Some(&node(10)), None), Some((at(10), at(10))));
+        assert_eq!(since(None, Some(kept(20, 25))), Some((at(20), at(20))), "the Node cannot be read");
+        assert_eq!(since(Some(&node(10)), Some(kept(20, 25))), Some((at(20), at(20))), "the Node could not be written");
+        assert_eq!(since(Some(&node(30)), Some(kept(20, 25))), Some((at(30), at(30))), "the file could not be written");
+        // What the aggregator said meanwhile of an agent that was gone is no news of the node.
+        let mut marked = node(10);
+        for condition in marked.conditions.values_mut() {
+            condition.reason = verdict::AGENT_STALE.into();
+            condition.status = Status::Unknown;
+            condition.last_transition_time = Some(at(40));
+        }
+        assert_eq!(since(Some(&marked), Some(kept(20, 25))), Some((at(20), at(20))));
+    }
+
+    #[test]
+    fn the_journal_outlives_the_agent_whoever_is_newer() {
+        let mut judge = judge();
+        restore(&mut judge, Some(&node(30)), Some(kept(20, 25)));
+        assert_eq!(judge.episodes().iter().count(), 1);
+        judge.judge(now());
+        let episodes: &Episodes = judge.episodes();
+        assert_eq!(episodes.iter().map(|it| (it.code.as_str(), it.since)).collect::<Vec<_>>(), [("DiskFull", at(20))]);
+    }
+}

@@ -1,0 +1,94 @@
+//! Thresholds of what only the aggregator sees.
+
+use serde::Deserialize;
+
+/// From when on something is wrong with the cluster. All can be set in the configuration file under `cluster`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ClusterLimits {
+    /// `NetworkUnavailable` may be True, and a Pod of Calico not Ready, for so many seconds in a routine update (catalogue H1).
+    pub routine_seconds: u32,
+    /// After so many seconds `NetworkUnavailable` is critical (H1).
+    pub critical_seconds: u32,
+    /// A Pod of Calico that is not Ready and was started again so often fails, however short it has been so (H2) ...
+    pub calico_restarts: u32,
+    /// ... within so many minutes.
+    pub calico_restart_minutes: u32,
+    /// A kubelet that the control plane calls silent, which it does after 40 to 50 s of its own (H3), is gone after so many
+    /// seconds more.
+    pub kubelet_grace_seconds: u32,
+    /// An agent without a Ready Pod for so many seconds is gone.
+    pub agent_grace_seconds: u32,
+    /// A kubelet that turned Ready, or not, so often comes and goes (H4) ...
+    pub ready_turns: u32,
+    /// ... within so many minutes.
+    pub ready_turn_minutes: u32,
+    /// What is stale in Calico for so many minutes, such as an address of a node that is gone, is left over (H8).
+    pub stale_minutes: u32,
+    /// calico-kube-controllers may be absent for so many minutes (H10).
+    pub controllers_absent_minutes: u32,
+    /// What fails so often comes back (H13) ...
+    pub recurrences: u32,
+    /// So many workers are few, however small the cluster is (H15).
+    pub few_workers: u32,
+    /// So many percent are few (H15).
+    pub few_percent: u32,
+    /// So many percent are most (H15).
+    pub most_percent: u32,
+    /// ... within so many days: `limits.recurrenceDays` (H13).
+    #[serde(skip)]
+    pub recurrence_days: u32,
+    /// Clients of Node status give up after so many seconds: `limits.statusWriteSeconds` (H11).
+    #[serde(skip)]
+    pub status_write_seconds: u32,
+    /// A new node is left so many seconds: `settlingSeconds` (H12).
+    #[serde(skip)]
+    pub settling_seconds: u32,
+}
+
+impl Default for ClusterLimits {
+    fn default() -> Self {
+        ClusterLimits {
+            routine_seconds: 120,
+            critical_seconds: 600,
+            calico_restarts: 2,
+            calico_restart_minutes: 10,
+            kubelet_grace_seconds: 20,
+            agent_grace_seconds: 40,
+            ready_turns: 3,
+            ready_turn_minutes: 60,
+            stale_minutes: 10,
+            controllers_absent_minutes: 15,
+            recurrences: 2,
+            few_workers: 2,
+            few_percent: 10,
+            most_percent: 80,
+            recurrence_days: 7,
+            status_write_seconds: 2,
+            settling_seconds: 600,
+        }
+    }
+}
+
+impl ClusterLimits {
+    /// A routine update, in seconds.
+    pub(crate) fn routine(&self) -> i64 {
+        self.routine_seconds.into()
+    }
+
+    /// Within this time, in seconds, restarts of a Pod of Calico count together.
+    pub(crate) fn calico_window(&self) -> i64 {
+        i64::from(self.calico_restart_minutes) * 60
+    }
+
+    /// Within this time, in seconds, turns of a kubelet count together.
+    pub(crate) fn turns_window(&self) -> i64 {
+        i64::from(self.ready_turn_minutes) * 60
+    }
+
+    /// What is left over for so long, in seconds, is not about to go.
+    pub(crate) fn stale(&self) -> i64 {
+        i64::from(self.stale_minutes) * 60
+    }
+}
