@@ -1,25 +1,32 @@
 //! The worker's programs in the process table: which run, since when, and whether they are stopped or stuck.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::host_root::{HostRoot, open_at_once};
+use self::stat::{LINE, Stat, parse, short_name};
+pub(super) use self::stat::{state, usage};
+use self::table::{Listed, Listing, Table};
+use super::host_root::HostRoot;
 use crate::facts::{LookError, Process, Processes, Program};
 
-/// The whole process table is walked at most this often while nothing has changed: with 600 processes a walk costs
-/// some milliseconds, a look at the known ones some microseconds.
+mod stat;
+mod table;
+
+/// The process table is walked at most this often while nothing has changed: with 1,500 processes a walk costs a
+/// millisecond, the first one ten, a look at the known ones some microseconds.
 const WALK: Duration = Duration::from_secs(60);
 /// While a program is missing it is looked for this often.
 const SEARCH: Duration = Duration::from_secs(15);
 /// For so long after one has gone it is looked for at each look: a restart is over within seconds.
 const SOON: Duration = Duration::from_secs(60);
-/// Longer than any line of `/proc/PID/stat`: 52 numbers and a name. Where there is room for all of it one read hands it out whole.
-const LINE: usize = 2048;
+/// The short name of `containerd-shim-runc-v2` and its like.
+const SHIM: &str = "containerd-shim";
+/// So many shims are asked for their sandbox in one look.
+const AT_ONCE: usize = 64;
 /// Boot time is the difference of two clocks; below this it has not moved.
 const JITTER: SignedDuration = SignedDuration::from_secs(2);
 
@@ -36,8 +43,22 @@ pub(crate) struct ProcessSource {
     lost: Option<Duration>,
     kubelet: Option<Vec<String>>,
     debris: Arc<Attendants>,
-    /// The sandboxes of shims, by process, each with its start: arguments do not change.
-    shims: BTreeMap<i32, (u64, Box<str>)>,
+    table: Table,
+    /// Shims, by process.
+    shims: BTreeMap<i32, Sandbox>,
+    /// Start and parent of processes that have ended and that nobody has asked about.
+    zombies: BTreeMap<i32, (u64, i32)>,
+}
+
+/// What a shim's arguments say: they do not change.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Sandbox {
+    /// They were not read yet.
+    #[default]
+    Unknown,
+    /// It is not the node's, or not of Kubernetes.
+    Foreign,
+    Of(Box<str>),
 }
 
 /// The runtime's helpers at the last walk.
@@ -78,7 +99,9 @@ impl ProcessSource {
             lost: None,
             kubelet: None,
             debris: Arc::default(),
+            table: Table::default(),
             shims: BTreeMap::new(),
+            zombies: BTreeMap::new(),
         }
     }
 
@@ -95,9 +118,15 @@ impl ProcessSource {
         if !known {
             self.lost = Some(since_boot);
         }
+        // The first look leaves the shims to the next one.
+        let mut news = self.walked.is_some() && self.name_shims();
         if !known || age.is_none_or(|age| age >= limit) {
             self.walk(now, since_boot)?;
             self.walked = Some(since_boot);
+            news = true;
+        }
+        if news {
+            self.debris = Arc::new(self.attend());
         }
         Ok(Processes { found: self.known.iter().map(|known| known.process.clone()).collect() })
     }
@@ -120,128 +149,114 @@ impl ProcessSource {
             || self.ever.iter().any(|program| !runs(*program))
     }
 
-    /// Reads the state of the known processes again. False when one is gone or is another process by now.
+    /// Reads the state of the known processes again, and forgets those that have gone or are another process by now. False
+    /// when there are any.
     fn refresh(&mut self, now: Timestamp, since_boot: Duration) -> bool {
         let proc = self.host.path("/proc");
-        for known in &mut self.known {
-            match stat(&proc, known.process.pid) {
-                Some(stat) if stat.starttime == known.start => {
-                    known.process.state = stat.state;
-                    known.process.started_at =
-                        steady(known.process.started_at, started_at(now, since_boot, known.start));
-                }
-                _ => return false,
+        let before = self.known.len();
+        self.known.retain_mut(|known| match stat::read(&proc.join(format!("{}", known.process.pid))) {
+            Some(stat) if stat.starttime == known.start && !stat.has_ended() => {
+                known.process.state = stat.state;
+                known.process.started_at = steady(known.process.started_at, started_at(now, since_boot, known.start));
+                true
             }
-        }
-        true
+            _ => false,
+        });
+        self.known.len() == before
     }
 
+    /// Lists the process table, and reads of it what is not known.
     fn walk(&mut self, now: Timestamp, since_boot: Duration) -> Result<(), LookError> {
-        let proc = self.host.path("/proc");
-        let entries = std::fs::read_dir(&proc).map_err(|error| LookError::io("/proc", &error))?;
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let before = std::mem::take(&mut self.known);
-        self.kubelet = None;
-        let (mut shims, mut zombies) = (BTreeMap::new(), Vec::new());
-        let mut buffer = [0; LINE];
-        for pid in pids {
+        let path = self.host.path("/proc");
+        let mut proc = Listing::open(&path)?;
+        let seconds = u32::try_from(since_boot.as_secs()).unwrap_or(u32::MAX);
+        for Listed { pid, new } in self.table.list(&mut proc, seconds)? {
+            if new {
+                self.forget(pid);
+            }
             // A process that ends while it is looked at is no error.
-            let Some(line) = stat_line(&proc.join(format!("{pid}")), &mut buffer) else { continue };
-            let Some(stat) = parse_stat(line) else { continue };
-            if matches!(stat.state, 'Z' | 'X') {
-                zombies.push((pid, stat.starttime, stat.parent));
-                continue;
-            }
-            let comm = short_name(line);
-            if comm == "containerd-shim" {
-                let known = self.shims.remove(&pid).filter(|(start, _)| *start == stat.starttime);
-                let sandbox = known.map(|(_, sandbox)| sandbox).or_else(|| shim(&proc, pid));
-                shims.extend(sandbox.map(|sandbox| (pid, (stat.starttime, sandbox))));
-            }
-            let Some((program, arguments)) = identify(&proc, pid, comm) else { continue };
-            let was = before.iter().find(|known| known.process.pid == pid && known.start == stat.starttime);
-            let computed = started_at(now, since_boot, stat.starttime);
-            let started_at = was.map_or(computed, |known| steady(known.process.started_at, computed));
-            let process = Process { program, pid, state: stat.state, started_at };
-            self.known.push(Known { process, start: stat.starttime });
-            if program == Program::Kubelet {
-                self.kubelet = Some(arguments);
-            }
+            let mut buffer = [0; LINE];
+            let told = match new {
+                true => proc.read(pid, "comm", &mut buffer).map(|line| (stat::name(line), None)),
+                false => {
+                    proc.read(pid, "stat", &mut buffer).and_then(|line| Some((short_name(line), Some(parse(line)?))))
+                }
+            };
+            let Some((comm, stat)) = told else { continue };
+            self.understand(&path, pid, comm, stat, (now, since_boot));
         }
+        self.known.retain(|known| self.table.has(known.process.pid));
+        self.shims.retain(|pid, _| self.table.has(*pid));
+        self.zombies.retain(|pid, _| self.table.has(*pid));
         self.known.sort_by_key(|known| (known.process.program, known.process.pid));
         self.ever.extend(self.known.iter().map(|known| known.process.program));
+        if !self.known.iter().any(|known| known.process.program == Program::Kubelet) {
+            self.kubelet = None;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, pid: i32) {
+        self.known.retain(|known| known.process.pid != pid);
+        self.shims.remove(&pid);
+        self.zombies.remove(&pid);
+    }
+
+    /// What one process is. Of one that is seen for the first time nothing but its name was read: nearly all are of no interest.
+    fn understand(&mut self, proc: &Path, pid: i32, comm: &str, stat: Option<Stat>, at: (Timestamp, Duration)) {
+        if let Some(stat) = stat.as_ref().filter(|stat| stat.has_ended()) {
+            self.forget(pid);
+            self.zombies.insert(pid, (stat.starttime, stat.parent));
+            return;
+        }
+        if comm == SHIM {
+            self.shims.entry(pid).or_default();
+        } else {
+            self.shims.remove(&pid);
+        }
+        let was = self.known.iter().position(|known| known.process.pid == pid);
+        let was = was.map(|at| self.known.remove(at));
+        let Some((program, arguments)) = identify(proc, pid, comm) else { return };
+        let stat = stat.or_else(|| stat::read(&proc.join(format!("{pid}"))).filter(|stat| !stat.has_ended()));
+        let Some(stat) = stat else { return };
+        let computed = started_at(at.0, at.1, stat.starttime);
+        let started_at = was.map_or(computed, |known| steady(known.process.started_at, computed));
+        let process = Process { program, pid, state: stat.state, started_at };
+        self.known.push(Known { process, start: stat.starttime });
+        if program == Program::Kubelet {
+            self.kubelet = Some(arguments);
+        }
+    }
+
+    /// Asks shims for their sandboxes, some at a time: there are as many as pods, and nobody waits for it.
+    fn name_shims(&mut self) -> bool {
+        let proc = self.host.path("/proc");
+        let unnamed = self.shims.iter_mut().filter(|(_, shim)| **shim == Sandbox::Unknown).take(AT_ONCE);
+        let mut any = false;
+        for (pid, sandbox) in unnamed {
+            *sandbox = shim(&proc, *pid).map_or(Sandbox::Foreign, Sandbox::Of);
+            any = true;
+        }
+        any
+    }
+
+    /// Gathers what the other sources are told.
+    fn attend(&self) -> Attendants {
+        let shims = self.shims.iter().filter_map(|(pid, sandbox)| match sandbox {
+            Sandbox::Of(sandbox) => Some(Shim { pid: *pid, sandbox: sandbox.clone() }),
+            Sandbox::Unknown | Sandbox::Foreign => None,
+        });
+        let shims: Vec<Shim> = shims.collect();
         let daemons = [Program::Kubelet, Program::Containerd, Program::Crio];
         let daemons = self.known.iter().filter(|known| daemons.contains(&known.process.program));
         let daemons: Vec<_> = daemons.map(|known| (known.process.program, known.process.pid)).collect();
-        self.shims = shims;
-        let shims = self.shims.iter().map(|(pid, (_, sandbox))| Shim { pid: *pid, sandbox: sandbox.clone() });
-        let shims: Vec<Shim> = shims.collect();
         // Zombies of a container that does not reap its children are its own affair.
         let parents: BTreeSet<i32> =
             shims.iter().map(|shim| shim.pid).chain(daemons.iter().map(|(_, pid)| *pid)).collect();
-        let zombies = zombies.into_iter().filter(|(.., parent)| parents.contains(parent));
-        let zombies = zombies.map(|(pid, start, _)| (pid, start)).collect();
-        self.debris = Arc::new(Attendants { shims, zombies, daemons });
-        Ok(())
+        let zombies = self.zombies.iter().filter(|(_, (_, parent))| parents.contains(parent));
+        let zombies = zombies.map(|(pid, (start, _))| (*pid, *start)).collect();
+        Attendants { shims, zombies, daemons }
     }
-}
-
-/// What is used of `/proc/PID/stat`. Read here: the crate procfs panics on a line that is cut after the name.
-struct Stat {
-    state: char,
-    parent: i32,
-    threads: u64,
-    /// In clock ticks after boot.
-    starttime: u64,
-    /// Resident pages.
-    pages: u64,
-}
-
-/// Threads and resident bytes of a process.
-pub(super) fn usage(process: &Path) -> Option<(u64, u64)> {
-    let stat = read_stat(process)?;
-    Some((stat.threads, stat.pages * procfs::page_size()))
-}
-
-/// The state of a process that runs: none for one that has gone, and for a zombie, which has ended too.
-fn stat(proc: &Path, pid: i32) -> Option<Stat> {
-    read_stat(&proc.join(format!("{pid}"))).filter(|stat| !matches!(stat.state, 'Z' | 'X'))
-}
-
-/// The state letter of a process or thread, by its directory `/proc/PID` or below `/proc/PID/task`.
-pub(super) fn state(task: &Path) -> Option<char> {
-    read_stat(task).map(|stat| stat.state)
-}
-
-fn read_stat(process: &Path) -> Option<Stat> {
-    parse_stat(stat_line(process, &mut [0; LINE])?)
-}
-
-/// The line of a process or thread, read by one call: there are thousands of them.
-fn stat_line<'a>(process: &Path, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
-    let length = open_at_once(&process.join("stat")).and_then(|mut file| file.read(buffer)).ok()?;
-    buffer.get(..length)
-}
-
-/// The name in parentheses can hold anything, so the fields are counted from the last one of them (proc(5): the state is
-/// the 3rd, the start time the 22nd).
-fn parse_stat(line: &[u8]) -> Option<Stat> {
-    let name_ends = line.iter().rposition(|byte| *byte == b')')?;
-    let mut fields = std::str::from_utf8(&line[name_ends + 1..]).ok()?.split_ascii_whitespace();
-    Some(Stat {
-        state: fields.next()?.chars().next()?,
-        parent: fields.next()?.parse().ok()?,
-        threads: fields.nth(15)?.parse().ok()?,
-        starttime: fields.nth(1)?.parse().ok()?,
-        pages: fields.nth(1).and_then(|field| field.parse().ok()).unwrap_or(0),
-    })
-}
-
-/// The name in parentheses: at most 15 bytes of a program's name.
-fn short_name(line: &[u8]) -> &str {
-    let begins = line.iter().position(|byte| *byte == b'(').map_or(0, |at| at + 1);
-    let ends = line.iter().rposition(|byte| *byte == b')').unwrap_or(begins).max(begins);
-    std::str::from_utf8(&line[begins..ends]).unwrap_or_default()
 }
 
 /// A shim of Kubernetes' containers: neither one of Docker's or of whoever uses `ctr`, nor one that lives in a pod itself,
@@ -367,14 +382,14 @@ fn steady(told: Timestamp, computed: Timestamp) -> Timestamp {
 pub(super) fn fuzz(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = is_nested(&text);
-    if let Some(stat) = parse_stat(bytes) {
+    if let Some(stat) = parse(bytes) {
         let now = Timestamp::UNIX_EPOCH;
         let started = started_at(now, Duration::from_secs(1 << 20), stat.starttime);
         assert!(started <= now && steady(started, now) <= now);
     }
     let arguments: Vec<String> = text.split('\0').filter(|part| !part.is_empty()).map(str::to_owned).collect();
     SHORT_NAMES.iter().filter_map(|comm| classify(comm, &arguments)).for_each(drop);
-    let _ = (short_name(bytes), shim_arguments(arguments.iter().map(String::as_str)));
+    let _ = (short_name(bytes), stat::name(bytes), shim_arguments(arguments.iter().map(String::as_str)));
 }
 
 #[cfg(test)]

@@ -161,16 +161,38 @@ fn shims_of_kubernetes_and_what_they_leave_unreaped() {
     child(dir.path(), 40, 30, "sh", &[], 'Z', 700);
     child(dir.path(), 41, 99, "sh", &[], 'Z', 700);
     look(&mut source, 100);
+    assert_eq!(source.attendants().shims, [], "the first look does not wait for them");
+    look(&mut source, 102);
+    look(&mut source, 160);
     let attendants = source.attendants();
     assert_eq!(attendants.shims, [Shim { pid: 30, sandbox: "abc".into() }]);
     assert_eq!(attendants.zombies, [(40, 700)], "the other one is a container's own");
     assert_eq!(attendants.daemons, [(Program::Kubelet, 10), (Program::Containerd, 11)]);
+    for pid in [30, 40] {
+        std::fs::remove_dir_all(dir.path().join(format!("proc/{pid}"))).expect("gone");
+    }
+    look(&mut source, 220);
+    assert_eq!((source.attendants().shims.len(), source.attendants().zombies.len()), (0, 0));
+}
+
+#[test]
+fn what_becomes_another_program_or_a_zombie_late_is_seen_within_ten_walks() {
+    let (dir, mut source) = node();
+    process(dir.path(), 30, "sh", &["/bin/sh", "/start-bird"], 'S', 600);
+    child(dir.path(), 40, 10, "sh", &["/bin/sh"], 'S', 700);
+    let walks = |source: &mut ProcessSource, from: u64| (0..10).for_each(|at| drop(look(source, from + at * 60)));
+    walks(&mut source, 100);
+    process(dir.path(), 30, "bird", &["bird", "-R"], 'S', 600);
+    child(dir.path(), 40, 10, "sh", &[], 'Z', 700);
+    walks(&mut source, 700);
+    assert_eq!(look(&mut source, 1300)[2], (Program::Bird, 30, 'S'));
+    assert_eq!(source.attendants().zombies, [(40, 700)]);
 }
 
 #[test]
 fn reads_this_machine() {
     let own = i32::try_from(std::process::id()).expect("small");
-    let found = stat(Path::new("/proc"), own).expect("this process runs");
+    let found = stat::read(&Path::new("/proc").join(own.to_string())).expect("this process runs");
     let since_boot = crate::clock::since_boot();
     let started = started_at(Timestamp::now(), since_boot, found.starttime);
     let age = Timestamp::now().duration_since(started).as_secs();
@@ -180,7 +202,7 @@ fn reads_this_machine() {
 
 #[test]
 fn a_line_that_no_kernel_writes_is_no_process() {
-    let line = |line: &[u8]| parse_stat(line).map(|stat| (stat.state, stat.starttime));
+    let line = |line: &[u8]| parse(line).map(|stat| (stat.state, stat.starttime));
     let zeros = "0 ".repeat(18);
     assert_eq!(line(format!("7 (a) b) R {zeros} 42 0\n").as_bytes()), Some(('R', 42)));
     for odd in [b"7 (a)".as_slice(), b"7 (a)\xda0R 1 2", b"", b"7 (a) R 1 2", b"7 a R"] {
