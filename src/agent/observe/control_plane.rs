@@ -19,7 +19,7 @@ use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::blocking::Blocking;
-use super::host_root::HostRoot;
+use super::host_root::{HostRoot, Stamp};
 use super::kubelet::kubeconfig;
 use super::peers::{self, PeerSource, Peers};
 use super::probe::{self, Depth, Target};
@@ -94,6 +94,8 @@ pub(crate) struct ControlPlaneSource {
     host: HostRoot,
     blocking: Blocking,
     trust: Option<Trust>,
+    /// Where the kubelet goes, as long as the files that say it are the same.
+    kept: Option<Kept>,
     /// What was seen last, and when it was walked to the answer.
     known: BTreeMap<String, (PathLeg, Instant)>,
     turn: usize,
@@ -107,6 +109,14 @@ struct Trust {
     config: Arc<ClientConfig>,
 }
 
+/// What the kubelet's kubeconfig says.
+struct Kept {
+    /// Itself, and the file of authorities that it names.
+    files: Vec<(String, Stamp)>,
+    server: String,
+    target: Target,
+}
+
 impl ControlPlaneSource {
     /// Nothing is asked yet.
     pub(crate) fn new(host: HostRoot, blocking: Blocking) -> Self {
@@ -114,6 +124,7 @@ impl ControlPlaneSource {
             host,
             blocking,
             trust: None,
+            kept: None,
             known: BTreeMap::new(),
             turn: 0,
             peers: PeerSource::default(),
@@ -125,9 +136,7 @@ impl ControlPlaneSource {
     pub(crate) async fn look(&mut self, kubelet: Option<&Kubelet>, ways: &Ways) -> Result<ControlPlanePath, LookError> {
         let path = kubelet.and_then(|kubelet| kubelet.kubeconfig_path.as_deref());
         let path = path.ok_or_else(|| LookError::new("kubeconfig", Reason::Missing, "there is none of the kubelet"))?;
-        let cluster = kubeconfig::cluster(&self.host, path)?;
-        let server = cluster.server.clone();
-        let first = self.target(cluster, path).await?;
+        let (server, first) = self.first(path).await?;
         let to = |to: SocketAddr| Target { host: to.ip().to_string(), port: to.port(), ..first.clone() };
         let service = ways.service.map(to);
         let endpoints: Vec<Target> = ways.endpoints().into_iter().map(to).collect();
@@ -192,7 +201,24 @@ impl ControlPlaneSource {
         }
     }
 
-    /// Where the kubelet goes.
+    /// The server of the kubelet's kubeconfig, and how it is reached. What has not changed is not read again.
+    async fn first(&mut self, path: &str) -> Result<(String, Target), LookError> {
+        let same = |(file, stamp): &(String, Stamp)| self.host.stamp(file) == Some(*stamp);
+        if let Some(kept) = self.kept.as_ref().filter(|kept| kept.files[0].0 == path && kept.files.iter().all(same)) {
+            return Ok((kept.server.clone(), kept.target.clone()));
+        }
+        let stamp = |file: &str| Some((file.to_owned(), self.host.stamp(file)?));
+        // Each before it is read.
+        let itself = stamp(path);
+        let cluster = kubeconfig::cluster(&self.host, path)?;
+        let authority = cluster.certificate_authority.as_deref().map(stamp);
+        let files = std::iter::once(itself).chain(authority).collect::<Option<Vec<_>>>();
+        let server = cluster.server.clone();
+        let target = self.target(cluster, path).await?;
+        self.kept = files.map(|files| Kept { files, server: server.clone(), target: target.clone() });
+        Ok((server, target))
+    }
+
     async fn target(&mut self, cluster: kubeconfig::Cluster, path: &str) -> Result<Target, LookError> {
         let unusable =
             |why: &str| LookError::new(path, Reason::Malformed, format!("its cluster section cannot be used: {why}"));

@@ -124,6 +124,11 @@ impl FilesystemSource {
         Ok(found)
     }
 
+    /// Has the mount table read at the next look: something was told of it, or of a disk.
+    pub(crate) fn changed(&mut self) {
+        self.mounts.changed();
+    }
+
     /// Follows the symbolic links of the roles' paths. A disk that hangs leaves those of the look before.
     async fn resolve(&mut self, roles: &[(Role, String)]) {
         let (host, wanted) = (self.host.clone(), roles.to_vec());

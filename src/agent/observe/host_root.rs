@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::facts::{LookError, Reason};
 
@@ -13,6 +14,9 @@ const MOST_LINKS: u32 = 40;
 
 /// Files of the kernel do not tell their length. Most fit in this: one call reads them, one more finds their end.
 const AT_ONCE: usize = 4096;
+
+/// Times of files move on by some milliseconds; whole seconds are compared, so this is one at least.
+const SETTLED: u64 = 2;
 
 /// Where the node's own root directory is: `/` on the node itself, `/host` in the DaemonSet's pod.
 #[derive(Debug, Clone)]
@@ -101,6 +105,15 @@ impl HostRoot {
         self.read(path, limit).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// What tells that a file is as it was. None of one that was changed within the last seconds: it could be changed again
+    /// with the same time on it.
+    pub(crate) fn stamp(&self, path: &str) -> Option<Stamp> {
+        let about = std::fs::metadata(self.path(path)).ok()?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+        let settled = u64::try_from(about.ctime()).is_ok_and(|changed| changed + SETTLED < now);
+        settled.then(|| Stamp([about.dev(), about.ino(), about.len()], [about.ctime(), about.ctime_nsec()]))
+    }
+
     /// Opens a regular file of at most `limit` bytes.
     pub(crate) fn open(&self, path: &str, limit: u64) -> Result<File, LookError> {
         let file = open_at_once(&self.path(path)).map_err(|error| LookError::io(path, &error))?;
@@ -118,6 +131,10 @@ impl HostRoot {
         Ok(file)
     }
 }
+
+/// Device, inode and length of a file, and when it was changed, which nobody can set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp([u64; 3], [i64; 2]);
 
 /// Whether all links on this way are the kernel's own and relative, as those of `/sys` and most of `/proc`: then nothing
 /// leads out of the root, and nothing has to be followed by hand. Not those of a process, which lead to its files.
@@ -205,6 +222,25 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         symlink("/loop", dir.path().join("loop")).expect("link");
         assert!(HostRoot::new(dir.path()).read("/loop", 10).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_written_or_replaced_has_another_stamp() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(dir.path().join("file"), "one").expect("write");
+        let root = HostRoot::new(dir.path());
+        assert_eq!((root.stamp("/file"), root.stamp("/none")), (None, None), "just written, and not there");
+        let settled = || loop {
+            if let Some(stamp) = root.stamp("/file") {
+                return stamp;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        };
+        let first = settled();
+        assert_eq!(settled(), first);
+        std::fs::write(dir.path().join("file"), "two").expect("write");
+        assert_eq!(root.stamp("/file"), None);
+        assert_ne!(settled(), first);
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn working_set(text: &str) -> u64 {
     sum.fold(0, u64::saturating_add).saturating_sub(bytes_of(text, "Inactive(file)").unwrap_or(0))
 }
 
-/// A line of `/proc/meminfo`, `NAME: NUMBER kB`, in bytes. Read here: the crate procfs panics on names that no kernel has.
+/// A line of `/proc/meminfo`, `NAME: NUMBER kB`, in bytes.
 fn bytes_of(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     value.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()?.checked_mul(1024)

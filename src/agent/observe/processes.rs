@@ -1,6 +1,6 @@
 //! The worker's programs in the process table: which run, since when, and whether they are stopped or stuck.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,16 +45,15 @@ pub(crate) struct ProcessSource {
     debris: Arc<Attendants>,
     table: Table,
     /// Shims, by process.
-    shims: BTreeMap<i32, Sandbox>,
-    /// Start and parent of processes that have ended and that nobody has asked about.
-    zombies: BTreeMap<i32, (u64, i32)>,
+    shims: Vec<(i32, Sandbox)>,
+    /// Processes that have ended and that nobody has asked about, each with its start and its parent.
+    zombies: Vec<(i32, u64, i32)>,
 }
 
 /// What a shim's arguments say: they do not change.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Sandbox {
     /// They were not read yet.
-    #[default]
     Unknown,
     /// It is not the node's, or not of Kubernetes.
     Foreign,
@@ -100,8 +99,8 @@ impl ProcessSource {
             kubelet: None,
             debris: Arc::default(),
             table: Table::default(),
-            shims: BTreeMap::new(),
-            zombies: BTreeMap::new(),
+            shims: Vec::new(),
+            zombies: Vec::new(),
         }
     }
 
@@ -176,18 +175,18 @@ impl ProcessSource {
             }
             // A process that ends while it is looked at is no error.
             let mut buffer = [0; LINE];
-            let told = match new {
-                true => proc.read(pid, "comm", &mut buffer).map(|line| (stat::name(line), None)),
-                false => {
-                    proc.read(pid, "stat", &mut buffer).and_then(|line| Some((short_name(line), Some(parse(line)?))))
-                }
+            let told = if new {
+                proc.read(pid, "comm", &mut buffer).map(|line| (stat::name(line), None))
+            } else {
+                let line = proc.read(pid, "stat", &mut buffer);
+                line.and_then(|line| Some((short_name(line), Some(parse(line)?))))
             };
             let Some((comm, stat)) = told else { continue };
             self.understand(&path, pid, comm, stat, (now, since_boot));
         }
         self.known.retain(|known| self.table.has(known.process.pid));
-        self.shims.retain(|pid, _| self.table.has(*pid));
-        self.zombies.retain(|pid, _| self.table.has(*pid));
+        self.shims.retain(|(pid, _)| self.table.has(*pid));
+        self.zombies.retain(|(pid, ..)| self.table.has(*pid));
         self.known.sort_by_key(|known| (known.process.program, known.process.pid));
         self.ever.extend(self.known.iter().map(|known| known.process.program));
         if !self.known.iter().any(|known| known.process.program == Program::Kubelet) {
@@ -198,21 +197,22 @@ impl ProcessSource {
 
     fn forget(&mut self, pid: i32) {
         self.known.retain(|known| known.process.pid != pid);
-        self.shims.remove(&pid);
-        self.zombies.remove(&pid);
+        self.shims.retain(|(shim, _)| *shim != pid);
+        self.zombies.retain(|(zombie, ..)| *zombie != pid);
     }
 
     /// What one process is. Of one that is seen for the first time nothing but its name was read: nearly all are of no interest.
     fn understand(&mut self, proc: &Path, pid: i32, comm: &str, stat: Option<Stat>, at: (Timestamp, Duration)) {
         if let Some(stat) = stat.as_ref().filter(|stat| stat.has_ended()) {
             self.forget(pid);
-            self.zombies.insert(pid, (stat.starttime, stat.parent));
+            self.zombies.push((pid, stat.starttime, stat.parent));
             return;
         }
-        if comm == SHIM {
-            self.shims.entry(pid).or_default();
-        } else {
-            self.shims.remove(&pid);
+        let shim = self.shims.iter().position(|(shim, _)| *shim == pid);
+        match shim {
+            None if comm == SHIM => self.shims.push((pid, Sandbox::Unknown)),
+            Some(at) if comm != SHIM => _ = self.shims.swap_remove(at),
+            _ => {}
         }
         let was = self.known.iter().position(|known| known.process.pid == pid);
         let was = was.map(|at| self.known.remove(at));
@@ -231,7 +231,7 @@ impl ProcessSource {
     /// Asks shims for their sandboxes, some at a time: there are as many as pods, and nobody waits for it.
     fn name_shims(&mut self) -> bool {
         let proc = self.host.path("/proc");
-        let unnamed = self.shims.iter_mut().filter(|(_, shim)| **shim == Sandbox::Unknown).take(AT_ONCE);
+        let unnamed = self.shims.iter_mut().filter(|(_, shim)| *shim == Sandbox::Unknown).take(AT_ONCE);
         let mut any = false;
         for (pid, sandbox) in unnamed {
             *sandbox = shim(&proc, *pid).map_or(Sandbox::Foreign, Sandbox::Of);
@@ -253,8 +253,8 @@ impl ProcessSource {
         // Zombies of a container that does not reap its children are its own affair.
         let parents: BTreeSet<i32> =
             shims.iter().map(|shim| shim.pid).chain(daemons.iter().map(|(_, pid)| *pid)).collect();
-        let zombies = self.zombies.iter().filter(|(_, (_, parent))| parents.contains(parent));
-        let zombies = zombies.map(|(pid, (start, _))| (*pid, *start)).collect();
+        let zombies = self.zombies.iter().filter(|(.., parent)| parents.contains(parent));
+        let zombies = zombies.map(|(pid, start, _)| (*pid, *start)).collect();
         Attendants { shims, zombies, daemons }
     }
 }
@@ -366,7 +366,7 @@ fn is_nested(status: &str) -> bool {
 
 /// Start time on the wall clock: now, less the age of the process on the boot clock.
 fn started_at(now: Timestamp, since_boot: Duration, start: u64) -> Timestamp {
-    let ticks = procfs::ticks_per_second().max(1);
+    let ticks = stat::ticks_per_second();
     let start = Duration::from_millis(start.saturating_mul(1000) / ticks);
     let age = SignedDuration::try_from(since_boot.saturating_sub(start)).unwrap_or(SignedDuration::ZERO);
     now.saturating_sub(age).unwrap_or(now)

@@ -1,15 +1,18 @@
 //! The node's mount table.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
-
-use procfs::FromRead;
-use procfs::process::{MountInfo, MountInfos};
+use std::time::{Duration, Instant};
 
 use super::super::host_root::HostRoot;
 use crate::facts::{LookError, Reason, Role};
 
 /// A worker with a thousand pods has some thousand mounts of some hundred bytes; in bytes.
 const LIMIT: u64 = 16 << 20;
+/// So much of a line that is none is shown.
+const SHOWN: usize = 100;
+/// It is read this often when nothing is told.
+const AGAIN: Duration = Duration::from_secs(30);
 /// Disks of this machine. `vfat` is not among them: it is the boot loader's and is often read-only.
 const LOCAL: [&str; 9] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "jfs"];
 /// Superblock options that mean that nothing can be written; the last two since Linux 6.15.
@@ -39,8 +42,7 @@ pub(super) struct Mount {
 
 impl Mount {
     fn is_above(&self, path: &str) -> bool {
-        let point = self.point.trim_end_matches('/');
-        path.strip_prefix(point).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        is_above(&self.point, path)
     }
 
     /// Whether it is on a disk of this machine that can go read-only.
@@ -49,20 +51,28 @@ impl Mount {
     }
 }
 
-/// The node's mount table, as far as it matters: a worker has some hundred mounts of volumes in memory and the like. What
-/// has not changed is read again, since nothing tells that an error made a file system read-only, but not understood again.
+fn is_above(point: &str, path: &str) -> bool {
+    let rest = path.strip_prefix(point.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The node's mount table, as far as it matters: a worker has some hundred mounts of volumes in memory and the like. It is
+/// read when the kernel tells of a change in it or of an error of a disk, and seldom without a reason, since an error of some
+/// file systems makes them read-only without a word. What has not changed is not understood again.
 #[derive(Debug)]
 pub(super) struct Table {
     host: HostRoot,
-    /// Of the text and the paths that matter.
-    hash: Option<u64>,
+    /// When it was read.
+    read: Option<Instant>,
+    /// Of the paths that matter, and of the text.
+    hashes: [Option<u64>; 2],
     mounts: Vec<Mount>,
 }
 
 impl Table {
     /// Nothing is read yet.
     pub(super) fn new(host: HostRoot) -> Self {
-        Table { host, hash: None, mounts: Vec::new() }
+        Table { host, read: None, hashes: [None; 2], mounts: Vec::new() }
     }
 
     /// The mounts of local disks, and those above these paths.
@@ -70,13 +80,22 @@ impl Table {
         &self.mounts
     }
 
-    /// Reads the table.
+    /// Has it read at the next look.
+    pub(super) fn changed(&mut self) {
+        self.read = None;
+    }
+
+    /// Reads the table, if it is time to.
     ///
     /// On the node itself that is this process's own. In a pod it is that of the node's first process, through the node's
     /// own `/proc`: its paths are the node's paths, its options are not those with which the pod was given the tree, and
     /// it is complete even where mounts do not propagate into the pod. Where that is closed (`hidepid`) the pod's own table
     /// serves: the root is taken off the paths, and whether a mount alone is read-only is not known, since the pod's is.
     pub(super) fn refresh(&mut self, paths: &[(Role, String)]) -> Result<(), LookError> {
+        let of_paths = Some(hash(&paths));
+        if self.hashes[0] == of_paths && self.read.is_some_and(|at| at.elapsed() < AGAIN) {
+            return Ok(());
+        }
         let root = self.host.path("/");
         let root = root.to_string_lossy();
         let root = root.trim_end_matches('/');
@@ -86,20 +105,29 @@ impl Table {
             Err(first) if root.is_empty() => return Err(first),
             Err(first) => (HostRoot::new("/").read("/proc/self/mountinfo", LIMIT)?, Some(first)),
         };
-        let hash = hash(&(&bytes, paths));
-        if self.hash == Some(hash) {
+        let hashes = [of_paths, Some(hash(&bytes))];
+        if self.hashes == hashes {
+            self.read = Some(Instant::now());
             return Ok(());
         }
-        let infos = parse(&bytes, path)?.into_iter();
-        let in_pod = first.is_some();
-        let mounts = infos.filter_map(|info| if in_pod { from_pod(info, root) } else { Some(from_node(info)) });
-        let mut mounts = mounts.peekable();
-        if let Some(error) = first.filter(|_| mounts.peek().is_none()) {
+        let (table, in_pod) = (String::from_utf8_lossy(&bytes), first.is_some());
+        let (mut any, mut found) = (false, Vec::new());
+        for line in table.lines() {
+            let row = Row::parse(line).ok_or_else(|| {
+                let line: String = line.chars().take(SHOWN).collect();
+                LookError::new(path, Reason::Malformed, format!("holds the line {line:?}, which is no mount"))
+            })?;
+            let Some(row) = (if in_pod { row.without_root(root) } else { Some(row) }) else { continue };
+            any = true;
+            if LOCAL.contains(&row.kind) || paths.iter().any(|(_, path)| is_above(&row.point, path)) {
+                found.push(row.mount());
+            }
+        }
+        if let Some(error) = first.filter(|_| !any) {
             return Err(error);
         }
-        let matters = |mount: &Mount| mount.is_local_disk() || paths.iter().any(|(_, path)| mount.is_above(path));
-        self.mounts = mounts.filter(matters).collect();
-        self.hash = Some(hash);
+        self.mounts = found;
+        (self.read, self.hashes) = (Some(Instant::now()), hashes);
         Ok(())
     }
 }
@@ -110,30 +138,55 @@ fn hash(of: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-fn parse(bytes: &[u8], path: &str) -> Result<Vec<MountInfo>, LookError> {
-    let mounts = MountInfos::from_read(bytes);
-    mounts.map(|mounts| mounts.0).map_err(|error| LookError::new(path, Reason::Malformed, error.to_string()))
+/// One line, of which hundreds are of no interest.
+struct Row<'a> {
+    device: &'a str,
+    root: &'a str,
+    point: Cow<'a, str>,
+    options: &'a str,
+    kind: &'a str,
+    source: &'a str,
+    super_options: &'a str,
 }
 
-fn from_node(info: MountInfo) -> Mount {
-    let has = |option: &str| info.super_options.contains_key(option);
-    Mount {
-        point: unescape(&info.mount_point.to_string_lossy()),
-        source: unescape(info.mount_source.as_deref().unwrap_or("none")),
-        read_only: READ_ONLY.iter().any(|option| has(option)),
-        bound_read_only: info.mount_options.contains_key("ro"),
-        no_upper: info.fs_type == "overlay" && !has("upperdir"),
-        whole: info.root == "/",
-        device: info.majmin,
-        kind: info.fs_type,
+impl<'a> Row<'a> {
+    /// `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw,errors=continue` (proc_pid_mountinfo(5)): what is between
+    /// the options and the dash is optional.
+    fn parse(line: &'a str) -> Option<Self> {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let (mut mount, mut filesystem) = (mount.split(' ').skip(2), filesystem.split(' '));
+        Some(Row {
+            device: mount.next().filter(|device| device.contains(':'))?,
+            root: mount.next()?,
+            point: unescape(mount.next()?),
+            options: mount.next()?,
+            kind: filesystem.next()?,
+            source: filesystem.next()?,
+            super_options: filesystem.next().unwrap_or_default(),
+        })
     }
-}
 
-fn from_pod(info: MountInfo, root: &str) -> Option<Mount> {
-    let mount = from_node(info);
-    let inside = mount.point.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
-    let point = if inside.is_empty() { "/".to_owned() } else { inside.to_owned() };
-    Some(Mount { point, bound_read_only: false, ..mount })
+    /// In a pod's own table: without the root, and read-only only where the file system is.
+    fn without_root(mut self, root: &str) -> Option<Self> {
+        let inside = self.point.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+        self.point = Cow::Owned(if inside.is_empty() { "/".to_owned() } else { inside.to_owned() });
+        self.options = "";
+        Some(self)
+    }
+
+    fn mount(self) -> Mount {
+        let has = |options: &str, option: &str| options.split(',').any(|it| it.split('=').next() == Some(option));
+        Mount {
+            read_only: READ_ONLY.iter().any(|option| has(self.super_options, option)),
+            bound_read_only: has(self.options, "ro"),
+            no_upper: self.kind == "overlay" && !has(self.super_options, "upperdir"),
+            whole: self.root == "/",
+            point: self.point.into_owned(),
+            source: unescape(self.source).into_owned(),
+            device: self.device.to_owned(),
+            kind: self.kind.to_owned(),
+        }
+    }
 }
 
 /// The mount that holds a path: the longest mount point above it, and of several on one point the last, which covers
@@ -143,9 +196,9 @@ pub(super) fn holding<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> 
 }
 
 /// Turns `\040` and its like back into the bytes that they stand for.
-pub(super) fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> Cow<'_, str> {
     if !text.contains('\\') {
-        return text.to_owned();
+        return Cow::Borrowed(text);
     }
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
@@ -159,16 +212,17 @@ pub(super) fn unescape(text: &str) -> String {
             at += 1;
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    Cow::Owned(String::from_utf8_lossy(&out).into_owned())
 }
 
 /// The fuzz target's door.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(bytes: &[u8]) {
-    let Ok(infos) = parse(bytes, "/proc/1/mountinfo") else { return };
-    let in_pod: Vec<_> = infos.iter().cloned().filter_map(|info| from_pod(info, "/host")).collect();
-    assert!(in_pod.iter().all(|mount| mount.point.starts_with('/')));
-    let mounts: Vec<_> = infos.into_iter().map(from_node).collect();
+    let text = String::from_utf8_lossy(bytes);
+    let rows = || text.lines().filter_map(Row::parse);
+    let mut in_pod = rows().filter_map(|row| row.without_root("/host")).map(Row::mount);
+    assert!(in_pod.all(|mount| mount.point.starts_with('/')));
+    let mounts: Vec<_> = rows().map(Row::mount).collect();
     for mount in &mounts {
         let _ = mount.is_local_disk();
         if mount.point.starts_with('/') {
@@ -181,6 +235,33 @@ pub(super) fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
+    fn rows(table: &str) -> impl Iterator<Item = Row<'_>> {
+        table.lines().map(|line| Row::parse(line).expect("a mount"))
+    }
+
+    #[test]
+    fn lines_of_the_kernel() {
+        let own = std::fs::read_to_string("/proc/self/mountinfo").expect("every Linux has it");
+        assert!(rows(&own).any(|row| row.point == "/") && rows(&own).all(|row| row.point.starts_with('/')));
+        // Optional fields, a source that is empty, and values.
+        let line =
+            "36 35 98:0 /mnt\\0401 /a\\040b ro,noatime shared:1 master:2 - overlay  rw,lowerdir=/ro,upperdir=/u=x";
+        let expected = Mount {
+            point: "/a b".into(),
+            source: String::new(),
+            kind: "overlay".into(),
+            device: "98:0".into(),
+            whole: false,
+            read_only: false,
+            bound_read_only: true,
+            no_upper: false,
+        };
+        assert_eq!(Row::parse(line).map(Row::mount), Some(expected));
+        for cut in [5, 12, 30, 60] {
+            assert!(Row::parse(&line[..cut]).is_none(), "{}", &line[..cut]);
+        }
+    }
+
     #[test]
     fn escapes_of_the_kernel() {
         assert_eq!(unescape(r"/a\040b\134c"), r"/a b\c");
@@ -190,8 +271,8 @@ mod tests {
 
     #[test]
     fn the_longest_point_and_the_last_on_it_hold_a_path() {
-        let table = b"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 8:2 / /var/lib rw - xfs /dev/sda2 rw\n3 1 8:3 / /var/lib rw - xfs /dev/sda3 rw\n";
-        let mounts: Vec<_> = parse(table, "").expect("good").into_iter().map(from_node).collect();
+        let table = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 8:2 / /var/lib rw - xfs /dev/sda2 rw\n3 1 8:3 / /var/lib rw - xfs /dev/sda3 rw\n";
+        let mounts: Vec<_> = rows(table).map(Row::mount).collect();
         let source = |path| holding(&mounts, path).map(|mount| mount.source.as_str());
         assert_eq!(source("/var/lib/kubelet"), Some("/dev/sda3"));
         assert_eq!(source("/var/lib"), Some("/dev/sda3"));
@@ -201,9 +282,8 @@ mod tests {
 
     #[test]
     fn a_pods_own_table_loses_its_root_and_what_the_pod_made_read_only() {
-        let table = b"1 0 0:9 / / rw - overlay overlay rw\n2 1 8:1 / /host ro - ext4 /dev/sda1 rw\n3 2 8:2 / /host/var rw - xfs /dev/sda2 ro\n4 1 8:1 /x /hosts rw - ext4 /dev/sda1 rw\n";
-        let mounts: Vec<_> =
-            parse(table, "").expect("good").into_iter().filter_map(|info| from_pod(info, "/host")).collect();
+        let table = "1 0 0:9 / / rw - overlay overlay rw\n2 1 8:1 / /host ro - ext4 /dev/sda1 rw\n3 2 8:2 / /host/var rw - xfs /dev/sda2 ro\n4 1 8:1 /x /hosts rw - ext4 /dev/sda1 rw\n";
+        let mounts: Vec<_> = rows(table).filter_map(|row| row.without_root("/host")).map(Row::mount).collect();
         let short: Vec<_> = mounts.iter().map(|it| (it.point.as_str(), it.read_only, it.bound_read_only)).collect();
         assert_eq!(short, [("/", false, false), ("/var", true, false)]);
     }
@@ -212,7 +292,7 @@ mod tests {
         #[test]
         fn no_text_makes_it_panic(text: String) {
             let _ = unescape(&text);
-            let _ = parse(text.as_bytes(), "");
+            text.lines().filter_map(Row::parse).map(Row::mount).for_each(drop);
         }
     }
 }

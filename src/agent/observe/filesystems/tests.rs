@@ -42,6 +42,7 @@ impl Node {
             (Role::Logs, "/var/log"),
         ];
         let roles: Vec<_> = roles.into_iter().map(|(role, path)| (role, path.to_owned())).collect();
+        self.source.changed();
         self.source.look(Timestamp::now(), &roles).await.expect("readable")
     }
 }

@@ -3,12 +3,14 @@
 use std::io::Read as _;
 use std::path::Path;
 
+use nix::unistd::{SysconfVar, sysconf};
+
 use super::super::host_root::open_at_once;
 
 /// Longer than any line of `/proc/PID/stat`: 52 numbers and a name. Where there is room for all of it one read hands it out whole.
 pub(super) const LINE: usize = 2048;
 
-/// What is used of `/proc/PID/stat`. Read here: the crate procfs panics on a line that is cut after the name.
+/// What is used of `/proc/PID/stat`.
 #[derive(Debug)]
 pub(super) struct Stat {
     pub(super) state: char,
@@ -30,7 +32,16 @@ impl Stat {
 /// Threads and resident bytes of a process.
 pub(in super::super) fn usage(process: &Path) -> Option<(u64, u64)> {
     let stat = read(process)?;
-    Some((stat.threads, stat.pages * procfs::page_size()))
+    Some((stat.threads, stat.pages * asked(SysconfVar::PAGE_SIZE, 4096)))
+}
+
+/// In which the kernel counts the time of processes (`USER_HZ`).
+pub(super) fn ticks_per_second() -> u64 {
+    asked(SysconfVar::CLK_TCK, 100)
+}
+
+fn asked(what: SysconfVar, usual: u64) -> u64 {
+    sysconf(what).ok().flatten().and_then(|number| u64::try_from(number).ok()).filter(|it| *it > 0).unwrap_or(usual)
 }
 
 /// The state letter of a process or thread, by its directory `/proc/PID` or below `/proc/PID/task`.

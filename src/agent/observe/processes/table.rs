@@ -73,10 +73,13 @@ impl Table {
         for entry in proc.0.iter() {
             let entry = entry.map_err(failed)?;
             let pid = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
-            entries.extend(pid.map(|pid| Entry { pid, since: now, inode: entry.ino() }));
+            let Some(pid) = pid else { continue };
+            let entry = Entry { pid, since: now, inode: entry.ino() };
+            // The kernel lists them in this order.
+            let sorted = entries.last().is_none_or(|last: &Entry| last.pid < pid);
+            let at = if sorted { entries.len() } else { entries.partition_point(|other| other.pid < pid) };
+            entries.insert(at, entry);
         }
-        // The kernel lists them in this order.
-        entries.sort_unstable_by_key(|entry| entry.pid);
         self.walks = self.walks.wrapping_add(1);
         let turn = |pid: i32| pid.unsigned_abs() % TURNS == self.walks % TURNS;
         let mut before = std::mem::take(&mut self.entries).into_iter().peekable();
@@ -150,13 +153,13 @@ mod tests {
     /// What the table relies on.
     #[test]
     fn a_number_that_is_used_again_has_another_inode() {
-        let script = r#"
+        let script = r"
             sleep 60 & first=$!
             inode() { find /proc -maxdepth 1 -name $first -printf '%i\n'; }
             inode; inode
             kill $first; wait $first
             echo $((first - 1)) > /proc/sys/kernel/ns_last_pid
-            sleep 60 & [ $! = $first ] && inode"#;
+            sleep 60 & [ $! = $first ] && inode";
         let command = ["--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", script];
         let output = std::process::Command::new("unshare").args(command).output().expect("unshare");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

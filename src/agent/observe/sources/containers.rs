@@ -164,7 +164,7 @@ pub(super) async fn registries(out: Outlet, mut source: RegistrySource, shared: 
         out.tell(&REGISTRIES, began, seen.is_ok(), Update::Registries(seen.into())).await;
         let rhythm = Rhythm { every, ..REGISTRIES };
         tokio::select! {
-            () = rest(&rhythm, began, None) => {}
+            _ = rest(&rhythm, began, None) => {}
             Ok(()) = names.changed() => {}
         }
     }

@@ -63,7 +63,7 @@ pub(super) async fn control_plane(
         let seen: Seen<_> = within(&CONTROL_PLANE, source.look(kubelet.as_ref(), &now)).await.into();
         out.tell(&CONTROL_PLANE, began, seen.error().is_none(), Update::ControlPlane(seen)).await;
         tokio::select! {
-            () = rest(&CONTROL_PLANE, began, Some(&wake.control_plane)) => {}
+            _ = rest(&CONTROL_PLANE, began, Some(&wake.control_plane)) => {}
             Ok(()) = ways.changed() => {}
         }
     }

@@ -84,11 +84,12 @@ pub(super) async fn memory_events(wake: Wake) {
 
 pub(super) async fn kernel_log(out: Outlet, host: HostRoot, wake: Wake) {
     let mut source = KernelLogSource::new(host);
-    let mut before = Seen::Absent;
+    let mut before = None;
     loop {
         let began = Instant::now();
         let seen: Seen<_> = within(&KERNEL_LOG, source.look()).await.into();
-        if set(&mut before, seen.clone()) {
+        let first = before.is_none();
+        if set(&mut before, Some(seen.clone())) && !first {
             // What made a file system read-only shows in its mount's options too.
             wake.filesystems.notify_one();
         }
@@ -105,7 +106,9 @@ pub(super) async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking,
         let roles = roles(shared.kubelet.borrow().as_ref(), shared.arguments.borrow().as_deref(), images);
         let seen = within(&FILESYSTEMS, source.look(Timestamp::now(), &roles)).await;
         out.tell(&FILESYSTEMS, began, seen.is_ok(), Update::Filesystems(seen.into())).await;
-        rest(&FILESYSTEMS, began, Some(&wake.filesystems)).await;
+        if rest(&FILESYSTEMS, began, Some(&wake.filesystems)).await {
+            source.changed();
+        }
     }
 }
 

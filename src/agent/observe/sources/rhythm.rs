@@ -40,17 +40,19 @@ impl Outlet {
 
 /// Waits for the next look: the period, spread by up to a tenth so that nodes do not march in step, or an event. An event
 /// waits for a breath first, longer after a look that took long, so that a storm of events does not become one of looks.
-pub(super) async fn rest(rhythm: &Rhythm, began: Instant, wake: Option<&Notify>) {
+/// Answers whether it was an event.
+pub(super) async fn rest(rhythm: &Rhythm, began: Instant, wake: Option<&Notify>) -> bool {
     if wake.is_some() {
         let breath = (began.elapsed() * 20).clamp(Duration::from_millis(50), LONGEST_BREATH);
         tokio::time::sleep(breath).await;
     }
     let tenths = (std::process::id() + u32::from(rhythm.name.as_bytes()[0])) % 100;
     let period = rhythm.every.mul_f64(1.0 - f64::from(tenths) / 1000.0);
-    match wake {
-        Some(wake) => _ = timeout(period, wake.notified()).await,
-        None => tokio::time::sleep(period).await,
+    if let Some(wake) = wake {
+        return timeout(period, wake.notified()).await.is_ok();
     }
+    tokio::time::sleep(period).await;
+    false
 }
 
 /// One look with its deadline.
