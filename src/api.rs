@@ -1,5 +1,6 @@
 //! The Kubernetes API: clients whose calls all have deadlines.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,6 +78,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// The same server, as options of kubectl.
+    pub(crate) fn for_kubectl(&self) -> Vec<OsString> {
+        let file = self.kubeconfig.as_ref().map(|file| ["--kubeconfig".into(), file.clone().into_os_string()]);
+        let context = self.context.as_ref().map(|name| ["--context".into(), OsString::from(name)]);
+        [file, context].into_iter().flatten().flatten().collect()
+    }
+
     /// Connects to it; nothing is sent yet.
     pub(crate) async fn connect(&self) -> anyhow::Result<Api> {
         connect(self.kubeconfig.as_deref(), self.context.as_deref()).await

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use http::Request;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::Notify;
 
@@ -38,6 +37,19 @@ pub(crate) struct Reporter {
     instance: String,
     outbox: Mutex<Outbox>,
     wake: Notify,
+}
+
+/// Tells one thing at once, for a command that ends after it; of its object the UID is known.
+///
+/// # Errors
+/// Why the API server does not have it.
+pub(crate) async fn tell_once(api: &Api, component: &'static str, what: Occurrence) -> Result<(), String> {
+    let object = what.object.clone();
+    let reporter = Reporter::new(component, component.to_owned(), Budget { burst: 1, per_hour: 1, all_per_second: 1 });
+    match reporter.deliver(api, &Waiting::new(what, now()), &object).await {
+        Fate::Told | Fate::Expired => Ok(()),
+        Fate::Refused(why) | Fate::Failed(why, _) => Err(why),
+    }
 }
 
 /// What became of Events so far.
@@ -168,11 +180,6 @@ async fn send(way: &Api, request: Result<Request<Vec<u8>>, http::Error>) -> Resu
     let request = request.map_err(kube::Error::HttpError)?;
     let late = |_| Err(kube::Error::Service(format!("no answer within {} s", DEADLINE.as_secs()).into()));
     tokio::time::timeout(DEADLINE, way.unary.request_text(request)).await.unwrap_or_else(late)
-}
-
-/// The time as Events keep it.
-fn seconds(time: Timestamp) -> String {
-    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod run;
 mod watch;
 mod watchdog;
 
-pub(crate) use evidence::{Depth, Gatherer};
+pub(crate) use evidence::{Depth, Gatherer, run_program};
 pub(crate) use judge::{Judge, Report};
 #[cfg(fuzzing)]
 pub(crate) use observe::fuzzing;
@@ -24,6 +24,7 @@ pub(crate) use observe::read_rule;
 pub(crate) use observe::{HostRoot, identity};
 pub(crate) use once::{judge_again, look_once};
 pub use options::Options;
+pub(crate) use options::PORT;
 pub(crate) use pages::AgentPages;
 pub(crate) use publish::{Cleaned, clean_node};
 pub(crate) use run::ended;

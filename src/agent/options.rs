@@ -47,6 +47,9 @@ pub struct Options {
     pub heartbeat: u64,
 }
 
+/// Where an agent serves its pages, unless it is told otherwise.
+pub(crate) const PORT: u16 = 10580;
+
 /// A Node's name: a DNS subdomain (RFC 1123), as Kubernetes requires.
 fn node_name(text: &str) -> Result<String, String> {
     let label = |label: &str| {

@@ -1,4 +1,4 @@
-//! The agent's pages: /metrics, /findings, /blocks, /machinez, /livez, /readyz.
+//! The agent's pages: /metrics, /findings, /probes, /blocks, /machinez, /livez, /readyz.
 
 use std::sync::Arc;
 
@@ -88,6 +88,7 @@ impl Pages for AgentPages {
                     },
                 )
             }),
+            "/probes" => Page::json(200, &self.watched.stats().trail.walks()),
             "/blocks" => self.watched.read(|judge, _| blocks(judge.snapshot(), query)),
             // For who replaces machines by an HTTP check. Before the first look nobody can say that one is broken.
             "/machinez" => self.watched.read(|_, verdict| match verdict.and_then(Verdict::fault_of_the_machine) {

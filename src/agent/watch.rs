@@ -116,7 +116,10 @@ pub(crate) async fn watch_node(
                 log(before.as_ref(), &verdict);
                 due = verdict.look_again_in.map(|wait| since_boot() + wait);
                 judge_at = verdict.look_again_in.map(|wait| Instant::now() + wait.max(BURST));
-                take_evidence(watched, tell, &verdict);
+                if let Some(wait) = take_evidence(watched, tell, &verdict) {
+                    let then = Instant::now() + wait;
+                    judge_at = Some(judge_at.map_or(then, |at| at.min(then)));
+                }
                 if say(watched, tell, &verdict) == Said::Later {
                     judge_at = Some(Instant::now() + SHORTLY);
                 }
@@ -164,13 +167,14 @@ enum Said {
     Later,
 }
 
-/// Has evidence taken when something has just become bad.
-fn take_evidence(watched: &Watched, tell: &mut Tell, verdict: &Verdict) {
-    if let Some(keeper) = &mut tell.evidence
-        && let Some(episode) = keeper.wants(verdict)
-    {
-        keeper.take(episode, watched.read(|judge, _| judge.report(verdict.clone())));
+/// Has evidence taken when something has just become bad. Answers with when to judge again where that has to wait.
+fn take_evidence(watched: &Watched, tell: &mut Tell, verdict: &Verdict) -> Option<Duration> {
+    let keeper = tell.evidence.as_mut()?;
+    if let Some(episode) = keeper.wants(verdict) {
+        let report = watched.read(|judge, _| judge.report(verdict.clone()));
+        keeper.take(episode, report, watched.stats().trail.walks());
     }
+    keeper.owes_in()
 }
 
 /// Hands on what should be in the state file and on the Node, if it is different from before: local first.

@@ -148,7 +148,7 @@ fn stale(cluster: &Cluster) -> BTreeSet<String> {
 }
 
 fn sentence(finding: &ClusterFinding, since: Timestamp) -> String {
-    let since = since.strftime("%Y-%m-%dT%H:%M:%SZ");
+    let since = crate::facts::utc(since);
     let workers = match finding.nodes {
         0 => String::new(),
         1 => " It concerns one worker.".to_owned(),

@@ -147,7 +147,7 @@ fn job(name: &str, row: &Row, gone: &Gone, namespace: &str, now: Timestamp) -> J
 
 /// Who is gone, since when, and what to do next.
 fn message(node: &str, gone: &Gone, namespace: &str) -> String {
-    let since = gone.since.map_or(String::new(), |since| format!(" since {}", since.strftime("%Y-%m-%dT%H:%M:%SZ")));
+    let since = gone.since.map_or(String::new(), |since| format!(" since {}", crate::facts::utc(since)));
     match (gone.what, &gone.pod) {
         (Missing::Kubelet, _) => format!(
             "The kubelet of {node} is silent{since}, so nobody knows how this worker is. Next: find out whether the \

@@ -20,14 +20,15 @@ pub(crate) enum Bundle {
 }
 
 impl Bundle {
-    /// A directory, and what an earlier run left in it. It has to be of the same boot of the same node.
+    /// A directory, and what an earlier run left in it. It has to be of the same node and, where it is known, the same boot.
     pub(crate) fn folder(path: &Path, new: Manifest) -> anyhow::Result<(Bundle, Manifest)> {
         let manifest = path.join(MANIFEST);
         let old = match fs::read(&manifest) {
             Ok(bytes) => {
                 let old: Manifest = serde_json::from_slice(&bytes)
                     .with_context(|| format!("{}: is damaged; give another directory", manifest.display()))?;
-                if (&old.node, &old.boot_id) != (&new.node, &new.boot_id) {
+                // Who asks from afar does not know the boot before the node has been looked at.
+                if old.node != new.node || !new.boot_id.is_empty() && old.boot_id != new.boot_id {
                     bail!(
                         "{}: holds the bundle of {} and an other boot or node; give another directory",
                         path.display(),

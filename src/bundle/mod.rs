@@ -18,6 +18,9 @@ pub(crate) use manifest::{Episode, Item, Manifest};
 pub(crate) use read::read;
 pub(crate) use redact::redact;
 pub(crate) use summary::summary;
+pub(crate) use tar::whole_files;
+#[cfg(test)]
+pub(crate) use tar::{END, entry};
 
 /// What this program writes; a bundle with a newer one is refused.
 pub(crate) const SCHEMA: u32 = 1;

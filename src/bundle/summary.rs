@@ -8,10 +8,9 @@ use crate::verdict::{Raised, Verdict};
 /// The summary of a bundle; without a verdict where the node could not be looked at.
 pub(crate) fn summary(manifest: &Manifest, verdict: Option<&Verdict>) -> String {
     let mut text = String::new();
-    let time = |at: jiff::Timestamp| at.strftime("%Y-%m-%d %H:%M:%S UTC");
     let Manifest { node, why, begun_at, version, .. } = manifest;
     // Writing to a String cannot fail; so in all of this file.
-    writeln!(text, "Evidence of {node}, taken {} by nodevitals {version}: {why}", time(*begun_at)).ok();
+    writeln!(text, "Evidence of {node}, taken {} by nodevitals {version}: {why}", crate::facts::utc(*begun_at)).ok();
     if manifest.ended_at.is_none() {
         writeln!(text, "NOT COMPLETE: it was interrupted; the same command goes on where it stopped.").ok();
     }
@@ -37,6 +36,9 @@ pub(crate) fn summary(manifest: &Manifest, verdict: Option<&Verdict>) -> String 
         writeln!(text, "  missing  {} {}: {}", item.key, item.of, item.failed.as_deref().unwrap_or_default()).ok();
     }
     writeln!(text, "\nJudge it again, anywhere: nodevitals check --from <this directory>").ok();
+    if verdict.is_some_and(|verdict| verdict.root().is_some()) {
+        writeln!(text, "Then: nodevitals repair {node} --evidence <this directory>").ok();
+    }
     text
 }
 

@@ -36,18 +36,32 @@ pub(crate) fn entry(name: &str, content: &[u8], modified: i64) -> Vec<u8> {
 /// What stands behind the last file.
 pub(crate) const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
+/// A file of an archive: its path and its content.
+pub(crate) type Entry<'a> = (String, &'a [u8]);
+
 /// The regular files of an archive, with their paths; what else is in it is passed over.
 ///
 /// # Errors
 /// What is wrong and at which byte.
-pub(crate) fn files(archive: &[u8]) -> Result<Vec<(String, &[u8])>, String> {
+pub(crate) fn files(archive: &[u8]) -> Result<Vec<Entry<'_>>, String> {
     let mut files = Vec::new();
+    read(archive, &mut files).map(|()| files)
+}
+
+/// Those that are whole, and what is wrong behind them.
+pub(crate) fn whole_files(archive: &[u8]) -> (Vec<Entry<'_>>, Option<String>) {
+    let mut files = Vec::new();
+    let read = read(archive, &mut files);
+    (files, read.err())
+}
+
+fn read<'a>(archive: &'a [u8], files: &mut Vec<Entry<'a>>) -> Result<(), String> {
     let mut at = 0;
     loop {
         let cut = |what: &str| format!("is cut off at byte {}: {what}", archive.len());
         let header = archive.get(at..at + BLOCK).ok_or_else(|| cut("no end of the archive"))?;
         if header.iter().all(|byte| *byte == 0) {
-            return Ok(files);
+            return Ok(());
         }
         let sum: u32 = header
             .iter()
@@ -118,6 +132,10 @@ mod tests {
         assert_eq!(why(&all[..3000]), "is cut off at byte 3000: n1/long should be 1500 bytes long");
         assert_eq!(why(&[]), "is cut off at byte 0: no end of the archive");
         assert_eq!(why(&[b'x'; 600]), "is no tar archive: the header at byte 0 does not add up");
+        let (whole, why) = whole_files(&all[..3000]);
+        let names: Vec<&str> = whole.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["n1/facts.json", "n1/empty"]);
+        assert!(why.is_some_and(|why| why.contains("n1/long")));
         let mut odd = all;
         odd[700] ^= 1;
         assert_eq!(files(&odd).map(|files| files.len()), Ok(3), "what is inside a file is its own");

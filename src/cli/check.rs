@@ -77,7 +77,7 @@ fn again(bundle: &Path, config: &Config) -> anyhow::Result<Report> {
     terminal::note(&format!(
         "this is {} at {}, from a bundle of nodevitals {}",
         clean(node),
-        terminal::time(taken),
+        crate::facts::utc(taken),
         clean(version)
     ));
     let facts = facts.unwrap_or_else(|| {

@@ -1,6 +1,7 @@
 //! `nodevitals gather`: evidence, before anything is repaired.
 
 mod cluster;
+mod exec;
 
 use std::fs::File;
 use std::io::IsTerminal as _;
@@ -13,11 +14,11 @@ use jiff::Timestamp;
 
 use super::failed;
 use super::terminal::{self, clean, note};
-use crate::agent::{self, Depth, Gatherer, HostRoot};
+use crate::agent::{self, Depth, Gatherer, HostRoot, Report};
 use crate::api::Server;
 use crate::bundle::{Bundle, FACTS, Facts, Item, Manifest, summary};
 use crate::config::Config;
-use crate::verdict::Verdict;
+use crate::facts::{utc, utc_in_names};
 
 /// A bundle is no larger than that, in bytes, beside what is being written.
 const ROOM: u64 = 96 << 20;
@@ -25,8 +26,8 @@ const ROOM: u64 = 96 << 20;
 /// Options of `nodevitals gather`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// Take evidence of these workers through the API server: the Node, its events, pods and lease, logs of Calico, what the agent
-    /// there says, and Calico's objects
+    /// Take evidence of these workers through the API server: the Node, its events, pods and lease, logs of Calico, Calico's
+    /// objects, and, where there is a kubectl, what `nodevitals gather` takes in the agent's pod there
     #[arg(value_name = "NODE", value_parser = crate::aggregator::name)]
     nodes: Vec<String>,
 
@@ -41,6 +42,10 @@ pub(super) struct Options {
     /// So many workers at once
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     parallel: u8,
+
+    /// Ask the API server alone: run nothing in the agents' pods by `kubectl exec`
+    #[arg(long)]
+    api_only: bool,
 
     #[command(flatten)]
     server: Server,
@@ -86,9 +91,9 @@ async fn local(options: &Options) -> anyhow::Result<()> {
     let new = Manifest::new(&identity.hostname, &identity.boot_id, "asked for on the node", now);
     let (mut bundle, mut manifest, place) = open(options.output.as_deref(), new)?;
     let mut gatherer = Gatherer::new(&host, Depth::All, ROOM);
-    let verdict = if let Some(verdict) = kept(&bundle, &manifest, &config) {
-        note(&format!("goes on with {place} of {}", terminal::time(manifest.begun_at)));
-        verdict
+    let verdict = if let Some(report) = kept(&bundle, &manifest, &config) {
+        note(&format!("goes on with {place} of {}", utc(manifest.begun_at)));
+        report.verdict
     } else {
         let report = agent::look_once(&host, &config).await;
         progress(&gatherer.facts(&report, &mut bundle, &mut manifest));
@@ -114,17 +119,17 @@ fn open(output: Option<&Path>, new: Manifest) -> anyhow::Result<(Bundle, Manifes
         let out = out.as_fd().try_clone_to_owned().context("standard output")?;
         return Ok((Bundle::Stream(File::from(out)), new, STREAM.to_owned()));
     }
-    let named = format!("nodevitals-{}-{}", new.node, new.begun_at.strftime("%Y%m%dT%H%M%SZ"));
+    let named = format!("nodevitals-{}-{}", new.node, utc_in_names(new.begun_at));
     let path = output.map_or_else(|| PathBuf::from(named), Path::to_owned);
     let (bundle, manifest) = Bundle::folder(&path, new)?;
     Ok((bundle, manifest, path.display().to_string()))
 }
 
-/// What an earlier run of this bundle saw.
-fn kept(bundle: &Bundle, manifest: &Manifest, config: &Config) -> Option<Verdict> {
+/// What the facts that the bundle holds say.
+fn kept(bundle: &Bundle, manifest: &Manifest, config: &Config) -> Option<Report> {
     let facts = bundle.facts().filter(|_| manifest.has(FACTS))?;
     let facts: Facts = crate::facts::replay(&serde_json::from_slice(&facts).ok()?).ok()?;
-    Some(agent::judge_again(facts, config).verdict)
+    Some(agent::judge_again(facts, config))
 }
 
 fn progress(item: &Item) {

@@ -27,8 +27,8 @@ const BAD_USAGE: u8 = 64;
 /// found.
 ///
 /// From an alert to the cure, in this order: `nodevitals report` (how many, which, since when), `nodevitals explain CODE` or
-/// the text of an error (what it means, whose it is), `nodevitals gather` on the node (evidence, which every cure destroys),
-/// `nodevitals repair NODE` (the steps, whether each may be taken now, and with --yes those that Kubernetes can take).
+/// the text of an error (what it means, whose it is), `nodevitals gather NODE` (evidence, which every cure destroys), `nodevitals
+/// repair NODE` (the steps, whether each may be taken now, and with --yes those that Kubernetes can take).
 #[derive(Debug, Parser)]
 #[command(name = "nodevitals", version, propagate_version = true, max_term_width = 100)]
 struct Cli {
@@ -84,8 +84,9 @@ enum Command {
     Explain(explain::Options),
     /// Gather evidence before anything is repaired: what the checks see, configuration, logs, redacted
     ///
-    /// Without a NODE, of this machine, with all that its agent would see; else of these workers through the API server, which
-    /// has less. `nodevitals check --from BUNDLE` judges a bundle anywhere.
+    /// Without a NODE, of this machine, with all that its agent would see; else of these workers: what the API server has, and,
+    /// by `kubectl exec` into the agent's pod where your rights allow it, what the node itself sees. `nodevitals check --from
+    /// BUNDLE` judges a bundle anywhere. `nodevitals repair NODE --evidence BUNDLE` comes next.
     #[command(
         after_help = "Exit status: 0 when there is a bundle, whatever could not be taken for it, 64 when there is none"
     )]
@@ -97,13 +98,14 @@ enum Command {
     /// Kubernetes can take, one at a time, and stops as soon as the worker is cured: cordon, delete the calico-node pod,
     /// uncordon; or the copy of the BGP password's Secret with its Role and RoleBinding. Steps of the provider (reboot, reload,
     /// replace) and drains are printed, never done. It remembers what it did in the annotation nodevitals.dev/repair of the
-    /// Node, so that it can be called again after anything, and uncordons only what it cordoned itself.
+    /// Node, so that it can be called again after anything, and uncordons only what it cordoned itself; Events on the Node tell
+    /// of each step and of what was refused.
     ///
     /// It acts with the rights of your kubeconfig. A step that would do harm is refused: on the last Ready worker, without
     /// evidence of this episode, beside another repair in the zone, for something that many workers have.
     #[command(
-        after_help = "In turn: nodevitals repair NODE; nodevitals gather -o BUNDLE on the node, or with NODE from here; \
-        nodevitals repair NODE --yes --evidence BUNDLE\n\nExit status: 0 nothing to repair, or cured, 1 the API server cannot be \
+        after_help = "In turn: nodevitals repair NODE; nodevitals gather NODE -o DIR; nodevitals repair NODE --yes --evidence \
+        DIR/NODE\n\nExit status: 0 nothing to repair, or cured, 1 the API server cannot be \
         asked or refused a step, 2 a step waits for --yes or for you, 3 the next step is refused, 64 bad usage, 130 interrupted"
     )]
     Repair(repair::Options),
@@ -145,11 +147,6 @@ pub fn main() -> ExitCode {
         }
     };
     // Nothing of it needs a runtime or a log.
-    match &cli.command {
-        Command::Explain(options) => return explain::run(options),
-        Command::Generate(options) => return generate::run(options, Cli::command()),
-        _ => (),
-    }
     let runs_on = matches!(cli.command, Command::Agent(_) | Command::Aggregator(_) | Command::Standalone(_));
     let quiet = !runs_on && matches!(cli.log_level, Level::Info);
     telemetry::start(

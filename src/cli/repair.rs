@@ -20,9 +20,12 @@ use super::terminal::{self, Paint, escaped, note};
 use super::{BAD_USAGE, Output};
 use crate::aggregator::name;
 use crate::api::{Api, Server};
+use crate::events::{Object, Occurrence, tell_once};
+use crate::verdict::clip;
 use evidence::Evidence;
 use look::Look;
 use plan::{Plan, Verdict};
+use situation::Situation;
 
 /// Exit statuses beside 0 and 64.
 const FAILED: u8 = 1;
@@ -142,24 +145,55 @@ async fn walk(api: &Api, options: &Options) -> u8 {
         let code = look.situation.root.as_ref().map(|root| &root.code);
         let same = plan.ladder == ladder::END || begun_for.is_none() || begun_for.as_ref() == code;
         let next = plan.next.filter(|_| options.yes && same && plan.verdict == Verdict::Ready);
-        let Some(key) = next else { return end(options, &look, &plan, &done) };
+        let Some(key) = next else {
+            if options.yes && plan.verdict == Verdict::Refused {
+                tell(api, &look, "RepairRefused", true, &plan.sentence).await;
+            }
+            return end(options, &look, &plan, &done);
+        };
         begun_for = begun_for.or_else(|| code.cloned());
         note(&format!("{node}: {key} ..."));
-        match act::step(&api.unary, &look, key, patience).await {
-            Ok((outcome, text)) => {
-                let text = format!("{key}: {}: {}", outcome.as_str(), escaped(&text));
-                note(&format!("{node}: {text}"));
-                done.push(text);
-            }
-            Err(why) => {
-                note(&format!("{key} failed: {}", escaped(&why)));
-                note(&act::left(&api.unary, node).await);
-                return FAILED;
-            }
+        match take(api, &look, key, patience).await {
+            Some(text) => done.push(text),
+            None => return FAILED,
         }
     }
     note("more steps than any ladder has: something undoes them");
     FAILED
+}
+
+/// Takes one step, and tells what came of it; none where it failed.
+async fn take(api: &Api, look: &Look, key: &str, patience: Duration) -> Option<String> {
+    let node = &look.situation.node.name;
+    match act::step(&api.unary, look, key, patience).await {
+        Ok((outcome, text)) => {
+            let text = format!("{key}: {}: {}", outcome.as_str(), escaped(&text));
+            note(&format!("{node}: {text}"));
+            let (reason, warning) = if key == "uncordon" { ("RepairEnded", false) } else { outcome.event() };
+            tell(api, look, reason, warning, &text).await;
+            Some(text)
+        }
+        Err(why) => {
+            let text = format!("{key} failed: {}", escaped(&why));
+            note(&text);
+            tell(api, look, "RepairStepFailed", true, &text).await;
+            note(&act::left(&api.unary, node).await);
+            None
+        }
+    }
+}
+
+/// Tells it where people look: by an Event on the Node. A repair does not depend on whether it may.
+async fn tell(api: &Api, look: &Look, reason: &str, warning: bool, text: &str) {
+    let Situation { node, root, now, .. } = &look.situation;
+    let mut object = Object::node(&node.name);
+    look.node["metadata"]["uid"].as_str().unwrap_or_default().clone_into(&mut object.uid);
+    let of = root.as_ref().map(|root| format!(" ({})", root.code)).unwrap_or_default();
+    let message = clip(&format!("nodevitals repair{of}: {text}"));
+    let what = Occurrence { object, reason: reason.to_owned(), warning, message, since: *now, at: *now };
+    if let Err(why) = tell_once(api, "nodevitals-repair", what).await {
+        note(&format!("no Event on the Node tells of it: {}", escaped(&why)));
+    }
 }
 
 /// Prints the plan as it is in the end.

@@ -44,7 +44,7 @@ struct Both {
 impl Pages for Both {
     fn get(&self, path: &str, query: &str) -> Page {
         match path {
-            "/metrics" | "/findings" | "/livez" | "/readyz" => self.agent.get(path, query),
+            "/metrics" | "/findings" | "/probes" | "/livez" | "/readyz" => self.agent.get(path, query),
             _ => self.aggregator.get(path, query),
         }
     }

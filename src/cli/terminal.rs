@@ -237,11 +237,6 @@ pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// A point in time, to the second.
-pub(crate) fn time(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
 /// Writes to standard output. That it cannot be written (`| head` has gone, the disk is full) is nothing that could be
 /// said anywhere else, and no reason to panic as `print!` does.
 pub(crate) fn print(text: &str) {

@@ -6,8 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Counts, Now, seconds};
+use super::{Counts, Now};
 use crate::backoff::{Backoff, part};
+use crate::facts::utc as seconds;
 
 /// What is older is told no more: that long the API server keeps an Event (`--event-ttl`).
 const TOO_OLD: Duration = Duration::from_secs(3600);
@@ -181,8 +182,7 @@ impl Outbox {
             // Whatever all nodes notice at once they tell one after the other.
             self.not_before = self.not_before.max(now.since_boot + part(self.gap));
         }
-        let last = what.at;
-        let new = Waiting { what, last, count: 1, pushed: now.since_boot };
+        let new = Waiting::new(what, now);
         match self.waiting.iter_mut().find(|waiting| waiting.what.is(&new.what)) {
             Some(same) => same.again(new),
             None => self.waiting.push(new),
@@ -301,6 +301,11 @@ impl Outbox {
 }
 
 impl Waiting {
+    /// One that has just happened.
+    pub(super) fn new(what: Occurrence, now: Now) -> Self {
+        Waiting { last: what.at, what, count: 1, pushed: now.since_boot }
+    }
+
     /// The same has happened once more.
     fn again(&mut self, later: Waiting) {
         self.last = self.last.max(later.last);

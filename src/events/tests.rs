@@ -1,4 +1,6 @@
 use super::*;
+use crate::facts::utc as seconds;
+use jiff::Timestamp;
 use outbox::Waiting;
 
 const NODE: Budget = Budget { burst: 10, per_hour: 60, all_per_second: 50 };

@@ -77,7 +77,7 @@ impl fmt::Display for Commit {
 
 impl fmt::Display for Removal {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "removed at {}", self.at.strftime("%Y-%m-%dT%H:%M:%SZ"))?;
+        write!(out, "removed at {}", super::utc(self.at))?;
         for (index, commit) in self.by.iter().enumerate() {
             write!(out, " {} {commit}", if index == 0 { "by" } else { "or" })?;
         }

@@ -29,6 +29,7 @@ mod runtime;
 mod seen;
 mod snapshot;
 mod strain;
+mod time;
 mod traffic;
 mod trend;
 mod writes;
@@ -69,6 +70,7 @@ pub use runtime::{
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
 pub use strain::{Files, InotifyRoom, Strain, Tasks};
+pub(crate) use time::{utc, utc_in_names};
 pub use traffic::{
     CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,
 };

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::{Cure, Raised};
 use crate::checks::Area;
+use crate::facts::utc;
 
 /// Longest condition message (product contract).
 pub(super) const LONGEST_MESSAGE: usize = 1024;
@@ -42,7 +43,7 @@ pub(crate) fn ended(code: &str, subject: &str, since: Timestamp, at: Timestamp, 
         Some(Cure::ProcessRestart) => " Meanwhile a process that has to do with it was started anew.",
         Some(Cure::Nothing) | None => "",
     };
-    let since = since.strftime("%Y-%m-%dT%H:%M:%SZ");
+    let since = utc(since);
     clip(&format!("{code} ({subject}) is over; it was there since {since}, for {seconds} s.{cure}"))
 }
 
@@ -93,7 +94,7 @@ fn more(others: usize) -> String {
 
 fn sentence(finding: &Raised, more: &str, next: &str) -> String {
     let why = crate::checks::node::ALL.iter().find(|check| check.code == finding.code).map_or("", |check| check.why);
-    let since = finding.since.strftime("%Y-%m-%dT%H:%M:%SZ");
+    let since = utc(finding.since);
     let end = format!(" Next: {}.", next.trim_end_matches('.'));
     let often = match finding.times {
         0 | 1 => String::new(),

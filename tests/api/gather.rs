@@ -53,7 +53,11 @@ fn what_the_api_server_has_is_taken_and_what_is_missing_is_said_and_unknown() ->
     ensure!(failed(&manifest, "api/events.json")?.is_none(), "{manifest:#}");
     // Nobody listens where the Pod says.
     ensure!(failed(&manifest, "agent/findings.json")?.is_some(), "{manifest:#}");
-    ensure!(failed(&manifest, "facts.json")?.is_some_and(|why| why.contains("nodevitals gather")), "{manifest:#}");
+    let why = failed(&manifest, "facts.json")?.context("no node, no facts")?;
+    ensure!(
+        why.contains("kubectl exec into nodevitals/") && why.contains("run `nodevitals gather` on the node"),
+        "{why}"
+    );
     let gone = read(&dir.path().join("gone/manifest.json"))?;
     ensure!(failed(&gone, "api/node.json")?.is_some_and(|why| why.contains("\"gone\" not found")), "{gone:#}");
 
@@ -63,6 +67,11 @@ fn what_the_api_server_has_is_taken_and_what_is_missing_is_said_and_unknown() ->
     let several = bench.nodevitals(&["check", "--from", &dir.path().display().to_string()])?;
     let said = String::from_utf8_lossy(&several.stderr).into_owned();
     ensure!(several.status.code() == Some(64) && said.contains("cluster, gone, n1"), "{said}");
+
+    let alone = tempfile::tempdir()?;
+    let done = gather(&bench, alone.path(), &["n1", "--api-only"])?;
+    let why = failed(&read(&alone.path().join("n1/manifest.json"))?, "facts.json")?.unwrap_or_default();
+    ensure!(done.status.success() && why.contains("--api-only"), "{why}");
 
     // It goes on where it stopped: a worker that is there now.
     bench.add_node("gone", &json!({}))?;

@@ -18,6 +18,7 @@ mod map;
 mod native_proxy;
 mod old_answers;
 mod page;
+mod plant;
 mod policy;
 mod reliability;
 mod repair;

@@ -1,132 +1,10 @@
 //! `nodevitals repair` against a real API server with planted workers: what it does, and what it refuses to do.
 
-use std::path::PathBuf;
-use std::process::Output;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Finding, now};
-
-/// Sick, beside two that are not in its zone and one that is.
-const SICK: &str = "r1";
-const CNI: Finding = ("CniConfigMissing", "critical", "cni", "CNIProblem");
-const BGP: Finding = ("BgpAllSessionsDown", "critical", "podRouting", "PodRoutingProblem");
-const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
-const INGRESSES: &str = "/apis/networking.k8s.io/v1/namespaces/default/ingresses";
-
-/// The planted workers, and where the command finds them.
-struct Plant {
-    bench: Bench,
-    kubeconfig: PathBuf,
-    evidence: tempfile::TempDir,
-}
-
-/// How the command ended.
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Plant {
-    fn new(finding: Finding, calico: &str) -> Result<Self> {
-        let bench = Bench::take()?;
-        for (name, zone) in [(SICK, "za"), ("r2", "za"), ("r3", "zb"), ("r4", "zb")] {
-            bench.add_worker(name, &json!({"topology.kubernetes.io/zone": zone, "agentpool": "blue"}))?;
-            bench.add_calico_node(&format!("calico-node-{name}"), calico, name, name != SICK)?;
-        }
-        let begun = now();
-        bench.tell(SICK, Some(finding), &begun)?;
-        let evidence = tempfile::tempdir()?;
-        let manifest = json!({"schema": 1, "version": "0", "node": SICK, "why": "a test", "begunAt": begun,
-            "items": [{"name": "facts.json", "key": "", "of": "the node", "failed": "the node is planted"}]});
-        std::fs::write(evidence.path().join("manifest.json"), manifest.to_string())?;
-        let kubeconfig = bench.admin_kubeconfig()?;
-        Ok(Self { bench, kubeconfig, evidence })
-    }
-
-    fn run_with(&self, before: &[&str], more: &[&str]) -> Result<Ended> {
-        let program = crate::bench::program();
-        let first = before.first().copied().map_or_else(|| program.clone(), PathBuf::from);
-        let mut command = self.bench.command_in(first);
-        if let Some((_, rest)) = before.split_first() {
-            command.args(rest).arg(&program);
-        }
-        command.args(["repair", SICK, "--kubeconfig"]).arg(&self.kubeconfig).args(more);
-        let Output { status, stdout, stderr } = command.output()?;
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ok(Ended { code: status.code(), out: text(stdout), err: text(stderr) })
-    }
-
-    fn run(&self, more: &[&str]) -> Result<Ended> {
-        self.run_with(&[], more)
-    }
-
-    /// With `--yes` and evidence, and this long for each step.
-    fn yes(&self, more: &[&str]) -> Result<Ended> {
-        let bundle = self.evidence.path().to_str().context("UTF-8")?;
-        self.run(&[&["--yes", "--evidence", bundle], more].concat())
-    }
-
-    fn memory(&self) -> Result<Value> {
-        let node = self.bench.node(SICK)?;
-        let text = node["metadata"]["annotations"]["nodevitals.dev/repair"].as_str().context("no memory")?;
-        Ok(serde_json::from_str(text)?)
-    }
-
-    fn is_cordoned(&self) -> Result<bool> {
-        Ok(self.bench.node(SICK)?["spec"]["unschedulable"] == true)
-    }
-
-    fn pods_there(&self, namespace: &str) -> Result<Vec<String>> {
-        let path = format!("/api/v1/namespaces/{namespace}/pods?fieldSelector=spec.nodeName%3D{SICK}");
-        let pods = self.bench.list(&path)?;
-        Ok(pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect())
-    }
-
-    /// Runs this beside the DaemonSet's controller, which makes the pod anew, and the agent, which then finds nothing wrong.
-    fn with_a_controller<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let ended = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let controller = scope.spawn(|| -> Result<()> {
-                while !ended.load(Ordering::Relaxed) {
-                    if !self.pods_there("kube-system")?.iter().any(|pod| pod.starts_with("calico-node")) {
-                        self.bench.add_calico_node("calico-node-new", "kube-system", SICK, true)?;
-                        self.bench.tell(SICK, None, &now())?;
-                    }
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-                Ok(())
-            });
-            let worked = work();
-            ended.store(true, Ordering::Relaxed);
-            controller.join().expect("the controller does not panic")?;
-            worked
-        })
-    }
-}
-
-impl Drop for Plant {
-    /// Also after a failure: these outlast the nodes.
-    fn drop(&mut self) {
-        for path in [BUDGETS, INGRESSES] {
-            let _ = self.bench.admin(&format!("DELETE {path}"), &Value::Null);
-        }
-    }
-}
-
-impl Ended {
-    #[track_caller]
-    fn is(&self, code: i32, out: &[&str]) {
-        assert_eq!(self.code, Some(code), "{}\n{}", self.out, self.err);
-        for text in out {
-            assert!(self.out.contains(text), "{text}\n{}", self.out);
-        }
-    }
-}
+use crate::bench::{Bench, now};
+use crate::plant::{BGP, BUDGETS, CNI, INGRESSES, Plant, SICK};
 
 #[test]
 fn without_yes_everything_is_shown_and_nothing_done() -> Result<()> {
@@ -181,6 +59,8 @@ fn it_climbs_until_the_worker_is_cured_and_lets_pods_in_again() -> Result<()> {
         (&json!("delete-calico-node"), &json!("cured"))
     );
     assert_eq!((&memory["code"], &memory["cordoned"]), (&json!("CniConfigMissing"), &json!(false)));
+    // Also where people look.
+    assert_eq!(plant.events()?, ["RepairStepDone Normal", "RepairCured Normal", "RepairEnded Normal"]);
     // In this order, each with what is remembered of it, and nothing else of the Node was written.
     let writes = plant.bench.writes_on(SICK, "admin")?;
     let bodies: Vec<&Value> = writes
@@ -297,6 +177,7 @@ fn what_would_do_harm_is_refused() -> Result<()> {
         &[],
         &["Refused: A cordon would do harm now: evidence of this episode: none", "nodevitals gather"],
     )?;
+    assert_eq!(plant.events()?, ["RepairRefused Warning"]);
     refused(&plant, &["--evidence", "/nonexistent"], &["evidence of this episode: /nonexistent: "])?;
 
     let all = |unschedulable: Value| {

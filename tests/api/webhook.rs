@@ -2,6 +2,7 @@
 //! the webhook is gone.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -76,6 +77,14 @@ fn raised(agent: &Running) -> Result<String> {
     Ok(serde_json::to_string(&findings.iter().map(|finding| &finding["code"]).collect::<Vec<_>>())?)
 }
 
+/// The agent's bundle of what began with this code.
+fn kept(state: &Path, code: &str) -> Result<PathBuf> {
+    let names = fs::read_dir(state.join("evidence"))?.map(|entry| Ok(entry?.path()));
+    let all: Vec<PathBuf> = names.collect::<Result<_>>()?;
+    let found = all.iter().find(|path| path.to_string_lossy().ends_with(&format!("-{code}")));
+    found.cloned().with_context(|| format!("{all:?}"))
+}
+
 fn annotation(node: &Value, name: &str) -> Result<Value> {
     let text = node["metadata"]["annotations"][format!("nodevitals.dev/{name}")].as_str();
     Ok(serde_json::from_str(text.with_context(|| format!("no annotation {name}"))?)?)
@@ -102,6 +111,13 @@ fn a_webhook_that_never_answers_is_told_here_and_all_is_delivered_later() -> Res
     ensure!(said.contains("answers reads and takes no writes"), "{said}");
     let file = soon("the state file", || Ok(fs::read_to_string(state.join("state.json"))?));
     ensure!(file.contains(r#""code":"KubeProxyChainsUnhooked""#), "{file}");
+    // Incident 14: its own evidence says the same to whoever judges it elsewhere.
+    let bundle = eventually("evidence of it is kept", Duration::from_secs(90), || kept(&state, "ApiWriteBlocked"));
+    let judged = bench.nodevitals(&["check", "-o", "json", "--from", bundle.to_str().context("UTF-8")?])?;
+    let judged: Value = serde_json::from_slice(&judged.stdout).with_context(|| format!("{judged:?}"))?;
+    let codes = judged["verdict"]["findings"].to_string();
+    ensure!(codes.contains("ApiWriteBlocked") && codes.contains("KubeProxyChainsUnhooked"), "{codes}");
+    ensure!(codes.contains("answers reads and takes no writes"), "{codes}");
     // Nobody else can know, and the agent lives.
     packet_filter(&bench, "w1", "False", "PacketFilterHealthy")?;
     jump(&bench, "-A")?;

@@ -1,12 +1,12 @@
 //! `nodevitals repair` on real nodes, with a DaemonSet in the place of calico-node whose init container writes the CNI
 //! configuration, as Calico's does.
 
-use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::product::{Product, SOON, program};
+use crate::support::parts;
 use crate::support::wait::eventually;
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -56,6 +56,89 @@ fn lose_the_cni_configuration(product: &Product, node: &str) -> Result<()> {
     Ok(())
 }
 
+/// The walk as a terminal shows it: `cargo test --test cluster ladder -- --nocapture`.
+#[expect(clippy::print_stdout, reason = "for whoever asks for it")]
+fn shown(text: &str) {
+    println!("{text}");
+}
+
+/// What a person types at a terminal where the program and kubectl are in the `PATH`: exit status and all that is printed.
+fn typed(product: &Product, line: &str) -> Result<(i32, String)> {
+    let mut words = line.split_whitespace();
+    ensure!(words.next() == Some("nodevitals"), "{line}");
+    let kubectl = parts::program("kubectl")?;
+    let path = format!("{}:{}", kubectl.parent().context("a directory")?.display(), std::env::var("PATH")?);
+    let mut command = product.cluster.command_in(program());
+    command.args(words).env("PATH", path).env("KUBECONFIG", product.cluster.admin_kubeconfig()?);
+    let Output { status, stdout, stderr } = command.output()?;
+    let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    shown(&format!("$ {line}\n{text}"));
+    Ok((status.code().context("an exit status")?, text))
+}
+
+/// From the condition that alerts to evidence of the worker, each command being one that the text before it names; then
+/// judges that evidence elsewhere. Answers with the bundle.
+fn a_stranger_walks_from_the_alert_to_evidence(product: &Product, folder: &str) -> Result<String> {
+    let described = product.cluster.kubectl(&["describe", "node", "n1"])?;
+    let alert = described.lines().find(|line| line.contains("CNIProblem")).context("the condition")?;
+    shown(&format!("{alert}\n"));
+    assert!(alert.contains("True") && alert.contains("CniConfigMissing") && alert.contains("Next: "), "{alert}");
+    let named = |line: &str, code: i32, names: &[&str]| -> Result<String> {
+        let (ended, text) = typed(product, line)?;
+        assert_eq!(ended, code, "{line}: {text}");
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for name in names {
+            assert!(words.contains(name), "{line} does not name {name}: {text}");
+        }
+        Ok(text)
+    };
+    let order = ["nodevitals report", "nodevitals explain CODE", "nodevitals gather NODE", "nodevitals repair NODE"];
+    named("nodevitals --help", 0, &order)?;
+    eventually("the report knows it", SOON, || {
+        let report = product.report(&[])?;
+        ensure!(report.contains("CniConfigMissing"), "{report}");
+        Ok(())
+    });
+    named("nodevitals report", 0, &["nodevitals explain CniConfigMissing", "nodevitals repair n1"])?;
+    named("nodevitals explain CniConfigMissing", 0, &["nodevitals gather", "nodevitals repair NODE"])?;
+    // Nothing was asked to be done, and nothing is: there is no evidence.
+    named(
+        "nodevitals repair n1",
+        3,
+        &["evidence of this episode: none", "nodevitals gather NODE -o DIR", "kubectl cordon n1"],
+    )?;
+    refused(product, &["--yes"], "A cordon would do harm now: evidence of this episode: none")?;
+    let bundle = format!("{folder}/n1");
+    let next = format!("nodevitals repair n1 --evidence {bundle}");
+    named(&format!("nodevitals gather n1 -o {folder}"), 0, &[&next])?;
+    // What the node itself saw is in it.
+    let judged = named(&format!("nodevitals check --from {bundle}"), 2, &["CniConfigMissing", "this is n1"])?;
+    assert!(judged.contains("/etc/cni/net.d"), "{judged}");
+    let manifest = std::fs::read_to_string(format!("{bundle}/manifest.json"))?;
+    let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
+    let taken = |name: &str| {
+        let item = manifest["items"].as_array().into_iter().flatten().find(|item| item["name"] == name);
+        item.is_some_and(|item| item["failed"].is_null())
+    };
+    let pieces = [
+        "api/node.json",
+        "facts.json",
+        "network/probes.json",
+        "agent/metrics.txt",
+        "kernel/meminfo",
+        "filter/iptables-save.txt",
+    ];
+    for name in pieces {
+        assert!(taken(name), "{name}: {manifest:#}");
+    }
+    let lost = manifest["items"].as_array().into_iter().flatten().find(|item| item["name"] == "network/capture.txt");
+    assert!(lost.is_some_and(|item| item["failed"].as_str().is_some_and(|why| why.contains("tcpdump"))), "{lost:?}");
+    let boot = &product.cluster.node("n1")?.object(&product.cluster)?["status"]["nodeInfo"]["bootID"];
+    assert_eq!(&manifest["bootId"], boot);
+    named(&next, 2, &["evidence of this episode: taken at", "nodevitals repair n1 --yes"])?;
+    Ok(bundle)
+}
+
 #[test]
 fn the_ladder_of_calico_node_is_climbed_to_healthy_and_harm_is_refused() -> Result<()> {
     let product = Product::deployed_on(&[("n1", "zone-a"), ("n2", "zone-b"), ("n3", "zone-c")])?;
@@ -73,24 +156,28 @@ fn the_ladder_of_calico_node_is_climbed_to_healthy_and_harm_is_refused() -> Resu
 
     lose_the_cni_configuration(&product, "n1")?;
     let before = calico_node(&product, "n1")?;
-    refused(&product, &["--yes"], "A cordon would do harm now: evidence of this episode: none")?;
-    let bundle = product.cluster.workspace().directory().join("bundle");
-    let bundle = bundle.to_str().context("UTF-8")?;
-    let program = program();
-    product.cluster.node("n1")?.read(&[program.as_path(), Path::new("gather"), Path::new("-o"), Path::new(bundle)])?;
-    let evidence = ["--yes", "--evidence", bundle, "--wait", "180"];
+    let folder = product.cluster.workspace().directory().join("evidence");
+    let bundle = a_stranger_walks_from_the_alert_to_evidence(&product, folder.to_str().context("UTF-8")?)?;
+    let evidence = ["--yes", "--evidence", &*bundle, "--wait", "180"];
     product.cluster.kubectl(&["cordon", "n2", "n3"])?;
     refused(&product, &evidence, "not the last Ready worker: no other worker is Ready and takes pods")?;
     product.cluster.kubectl(&["uncordon", "n2", "n3"])?;
 
     let (code, text) = repair(&product, &evidence)?;
     assert!(code == 0 && text.contains("delete-calico-node: cured"), "{code}: {text}");
+    shown(&format!("$ nodevitals repair n1 {}\n{text}", evidence.join(" ")));
     product.wait_until_healthy("n1");
     let n1 = product.cluster.get("/api/v1/nodes/n1")?;
     assert!(n1["spec"]["unschedulable"].is_null(), "{}", n1["spec"]);
     let memory = n1["metadata"]["annotations"]["nodevitals.dev/repair"].as_str().context("what was done")?;
     assert!(memory.contains(r#""step":"delete-calico-node""#) && memory.contains(r#""ended""#), "{memory}");
     assert_ne!(calico_node(&product, "n1")?, before);
+    let described = product.cluster.kubectl(&["describe", "node", "n1"])?;
+    let told: Vec<&str> = described.lines().filter(|line| line.contains("nodevitals-repair")).collect();
+    for reason in ["RepairRefused", "RepairStepDone", "RepairCured", "RepairEnded"] {
+        assert!(told.iter().any(|line| line.contains(reason)), "{reason}: {told:#?}");
+    }
+    shown(&format!("$ kubectl describe node n1 | grep nodevitals-repair\n{}\n", told.join("\n")));
     product.cluster.kubectl(&["annotate", "node", "n1", "nodevitals.dev/repair-"])?;
 
     for node in NODES {

@@ -16,12 +16,13 @@ use jiff::{SignedDuration, Timestamp};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::Serialize;
 
+use super::pieces::PROBES;
 use super::{Depth, Gatherer};
-use crate::agent::observe::Blocking;
+use crate::agent::observe::{Blocking, Walk};
 use crate::agent::{HostRoot, Report};
-use crate::bundle::{Bundle, Episode, MANIFEST, Manifest, summary};
+use crate::bundle::{Bundle, Episode, Item, MANIFEST, Manifest, summary};
 use crate::checks::{Area, Severity};
-use crate::facts::{LookError, Reason};
+use crate::facts::{LookError, Reason, utc_in_names};
 use crate::verdict::{CURED_BY_A_NEW_MACHINE, NodeCondition, Raised, Status, Told, Verdict};
 
 /// So many bundles are kept (catalogue, section 5).
@@ -90,6 +91,8 @@ pub(crate) struct Keeper {
     /// The faults of which evidence was taken or refused and that have not gone since.
     known: BTreeSet<(String, String)>,
     last: Option<Instant>,
+    /// Something is bad of which evidence is taken once the breath is over.
+    owes: bool,
 }
 
 /// Whether evidence is taken of it: it counts, or would soon stop the worker.
@@ -109,6 +112,7 @@ impl Keeper {
             kept: Arc::default(),
             known: BTreeSet::new(),
             last: None,
+            owes: false,
         }
     }
 
@@ -129,23 +133,32 @@ impl Keeper {
         let key = |it: &Raised| (it.code.clone(), it.subject.clone());
         let now: BTreeSet<_> = is_bad(verdict).map(key).collect();
         self.known.retain(|it| now.contains(it));
-        let new = is_bad(verdict).find(|it| !self.known.contains(&key(it)))?;
+        let new = is_bad(verdict).find(|it| !self.known.contains(&key(it)));
+        self.owes = new.is_some();
+        let new = new?;
         let rests = self.last.is_some_and(|last| last.elapsed() < BREATH);
         if rests || self.kept.running.swap(true, Ordering::Relaxed) {
             return None;
         }
+        self.owes = false;
         self.known = now;
         self.last = Some(Instant::now());
         Some(Episode::from(new))
     }
 
+    /// When to ask again though nothing else has changed, if evidence is owed.
+    pub(crate) fn owes_in(&self) -> Option<Duration> {
+        let since = self.last.map_or(BREATH, |last| last.elapsed());
+        self.owes.then(|| BREATH.saturating_sub(since).max(Duration::from_secs(1)))
+    }
+
     /// Takes it, in the background.
-    pub(crate) fn take(&self, episode: Episode, report: Report) {
+    pub(crate) fn take(&self, episode: Episode, report: Report, walks: Vec<Walk>) {
         let (blocking, kept) = (self.blocking.clone(), Arc::clone(&self.kept));
         let (folder, host) = (self.folder.clone(), self.host.clone());
         let here = tokio::runtime::Handle::current();
         tokio::spawn(async move {
-            let write = move || here.block_on(write(&folder, &host, &episode, &report));
+            let write = move || here.block_on(write(&folder, &host, &episode, &report, &walks));
             match blocking.run("evidence", DEADLINE, write).await {
                 Ok(Some(bundles)) => {
                     kept.taken.fetch_add(1, Ordering::Relaxed);
@@ -183,6 +196,7 @@ async fn write(
     host: &HostRoot,
     episode: &Episode,
     report: &Report,
+    walks: &[Walk],
 ) -> Result<Option<Vec<Held>>, LookError> {
     let place = folder.display().to_string();
     let io = |error: io::Error| LookError::io(&place, &error);
@@ -202,8 +216,8 @@ async fn write(
     fs::remove_dir_all(&new)
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
         .map_err(io)?;
-    let done = fill(&new, host, episode, report).await.and_then(|()| {
-        let name = format!("{}-{}", report.verdict.at.strftime("%Y%m%dT%H%M%SZ"), episode.code);
+    let done = fill(&new, host, episode, report, walks).await.and_then(|()| {
+        let name = format!("{}-{}", utc_in_names(report.verdict.at), episode.code);
         fs::rename(&new, folder.join(name)).map_err(io)
     });
     if let Err(error) = done {
@@ -217,7 +231,13 @@ async fn write(
     Ok(Some(held.iter().map(Held::from).collect()))
 }
 
-async fn fill(new: &Path, host: &HostRoot, episode: &Episode, report: &Report) -> Result<(), LookError> {
+async fn fill(
+    new: &Path,
+    host: &HostRoot,
+    episode: &Episode,
+    report: &Report,
+    walks: &[Walk],
+) -> Result<(), LookError> {
     let failed = |why: String| LookError::new(new.display().to_string(), Reason::Failed, why);
     let identity = &report.snapshot.identity;
     let node = identity.node_name.as_ref().unwrap_or(&identity.hostname);
@@ -229,6 +249,10 @@ async fn fill(new: &Path, host: &HostRoot, episode: &Episode, report: &Report) -
     if let Some(why) = facts.failed {
         return Err(failed(why));
     }
+    let item =
+        Item { name: PROBES.to_owned(), key: "E27".to_owned(), of: "the last walks".to_owned(), ..Item::default() };
+    let walks = serde_json::to_vec(walks).map_err(|error| error.to_string());
+    gatherer.add(item, Instant::now(), walks, &mut bundle, &mut manifest);
     // What is only held down is evidence too.
     if !manifest.episodes.contains(episode) {
         manifest.episodes.push(episode.clone());

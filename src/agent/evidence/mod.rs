@@ -13,6 +13,7 @@ use jiff::Timestamp;
 pub(crate) use keep::{Held, Keeper, Kept};
 pub(crate) use pieces::Depth;
 use pieces::PIECES;
+pub(crate) use take::run as run_program;
 use take::{Raw, Take};
 
 use super::{HostRoot, Report};

@@ -22,6 +22,8 @@ pub(super) enum From {
     Log(&'static str, &'static str),
     /// What a program prints.
     Program(&'static [&'static str]),
+    /// A page of the agent that runs on this node.
+    Page(&'static str),
 }
 
 /// A piece of evidence.
@@ -48,6 +50,7 @@ impl Piece {
             From::File(path) | From::Files(path) | From::Listing(path) => path.to_owned(),
             From::Log(pod, container) => format!("log of {container} in {pod}*"),
             From::Program(argv) => argv.join(" "),
+            From::Page(path) => format!("the agent's page {path}"),
         }
     }
 }
@@ -58,6 +61,10 @@ const fn file(key: &'static str, name: &'static str, path: &'static str) -> Piec
 
 const fn program(key: &'static str, name: &'static str, argv: &'static [&'static str], kib: u64) -> Piece {
     Piece { key, name, from: From::Program(argv), kib, light: false }
+}
+
+const fn page(key: &'static str, name: &'static str, path: &'static str) -> Piece {
+    Piece { key, name, from: From::Page(path), kib: 2048, light: false }
 }
 
 const fn log(key: &'static str, name: &'static str, pod: &'static str, container: &'static str) -> Piece {
@@ -71,6 +78,9 @@ const fn files(key: &'static str, name: &'static str, path: &'static str) -> Pie
 const fn listing(key: &'static str, name: &'static str, path: &'static str) -> Piece {
     Piece { key, name, from: From::Listing(path), kib: 64, light: true }
 }
+
+/// The last walks to the control plane.
+pub(super) const PROBES: &str = "network/probes.json";
 
 /// All pieces beside the facts.
 pub(super) const PIECES: &[Piece] = &[
@@ -91,6 +101,33 @@ pub(super) const PIECES: &[Piece] = &[
     program("E21", "filter/nft.txt", &["nft", "list", "ruleset"], 8192),
     program("E21", "filter/ipset.txt", &["ipset", "list", "-t"], 1024),
     program("E21", "filter/conntrack.txt", &["conntrack", "-S"], 64),
+    // E16, how connections begin and end: three seconds of SYN, RST, ICMP, ARP and BGP, headers only.
+    program(
+        "E16",
+        "network/capture.txt",
+        &[
+            "timeout",
+            "--preserve-status",
+            "--signal=INT",
+            "3",
+            "tcpdump",
+            "-p",
+            "-n",
+            "-l",
+            "-i",
+            "any",
+            "-c",
+            "2000",
+            "-s",
+            "96",
+            "arp or icmp or icmp6 or tcp port 179 or tcp[tcpflags] & (tcp-syn|tcp-rst) != 0",
+        ],
+        512,
+    ),
+    // E27, the last walks to the control plane, and E11, what the agent believes and counts.
+    page("E27", PROBES, "/probes"),
+    page("E11", "agent/findings.json", "/findings"),
+    page("E11", "agent/metrics.txt", "/metrics"),
     // E22, CNI.
     listing("E22", "cni/net.d.txt", "/etc/cni/net.d"),
     files("E22", "cni/net.d", "/etc/cni/net.d"),
@@ -140,6 +177,7 @@ pub(super) const PIECES: &[Piece] = &[
     file("E32", "identity/product-uuid", "/sys/class/dmi/id/product_uuid"),
     // E11, what this product has seen before.
     file("E11", "journal.json", "/var/lib/nodevitals/state.json"),
+    listing("E11", "agent/evidence.txt", "/var/lib/nodevitals/evidence"),
     // E03 to E06 and E09, logs, which last longest.
     log("E03", "logs/calico-node", "calico-node-", "calico-node"),
     log("E04", "logs/install-cni", "calico-node-", "install-cni"),

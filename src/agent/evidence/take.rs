@@ -1,19 +1,23 @@
 //! Taking one piece: reading what could hang in a thread of its own, running what could not end with a deadline.
 
+use std::ffi::OsStr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::pieces::{From, Piece};
 use super::{DEADLINE, HostRoot};
 use crate::agent::observe::Blocking;
-use crate::facts::{LookError, Reason};
+use crate::facts::{LookError, Reason, utc};
 
+/// Where the agent of this node serves its pages, as it is deployed.
+const AGENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), crate::agent::PORT);
 /// Where the kubelet puts the logs of pods.
 const POD_LOGS: &str = "/var/log/pods";
 /// So many entries of a directory are listed.
@@ -24,10 +28,10 @@ const MOST_LOGS: usize = 4;
 
 /// What was read.
 #[derive(Debug)]
-pub(super) struct Raw {
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Raw {
+    pub(crate) bytes: Vec<u8>,
     /// What is missing.
-    pub(super) cut: Option<String>,
+    pub(crate) cut: Option<String>,
 }
 
 impl Raw {
@@ -76,7 +80,9 @@ impl Take {
                 };
                 Ok(logs.into_iter().map(|path| (name(&path), path)).collect())
             }
-            From::File(_) | From::Listing(_) | From::Program(_) => Ok(vec![(piece.name.to_owned(), piece.of())]),
+            From::File(_) | From::Listing(_) | From::Program(_) | From::Page(_) => {
+                Ok(vec![(piece.name.to_owned(), piece.of())])
+            }
         }
     }
 
@@ -99,10 +105,15 @@ impl Take {
                 Ok(Raw { bytes, cut })
             }
             From::Listing(_) => self.within(of, move |host| listing(host, &path)).await.map(Raw::whole),
-            From::Program(argv) => match timeout(DEADLINE, run(argv, limit)).await {
-                Ok(done) => done,
-                Err(_) => Err(format!("has not ended within {} s", DEADLINE.as_secs())),
-            },
+            From::Program(argv) => run(argv, limit, DEADLINE).await,
+            From::Page(path) => {
+                let longest = usize::try_from(limit).unwrap_or(usize::MAX);
+                let answer = crate::http::get(AGENT, path, longest, DEADLINE).await.map_err(|error| error.detail)?;
+                match answer.status {
+                    200 => Ok(Raw::whole(answer.body.into_bytes())),
+                    status => Err(format!("HTTP {status}")),
+                }
+            }
         }
     }
 
@@ -120,9 +131,10 @@ impl Take {
     }
 }
 
-/// What a program prints, at most so many bytes of it.
-async fn run(argv: &[&str], limit: u64) -> Result<Raw, String> {
-    let child = Command::new(argv[0])
+/// What a program prints, at most so many bytes of it, and what came of it where it does not end in time.
+pub(crate) async fn run<S: AsRef<OsStr>>(argv: &[S], limit: u64, deadline: Duration) -> Result<Raw, String> {
+    let name = argv[0].as_ref();
+    let child = Command::new(name)
         .args(&argv[1..])
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
@@ -131,31 +143,43 @@ async fn run(argv: &[&str], limit: u64) -> Result<Raw, String> {
         .kill_on_drop(true)
         .spawn();
     let mut child = child.map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!("{} is not installed here", argv[0]),
+        std::io::ErrorKind::NotFound => format!("{} is not installed here", name.display()),
         _ => error.to_string(),
     })?;
     let (mut bytes, mut said) = (Vec::new(), Vec::new());
     let (output, errors) = (child.stdout.take(), child.stderr.take());
-    let print = async {
-        if let Some(output) = output {
-            output.take(limit + 1).read_to_end(&mut bytes).await.ok();
-        }
+    let all = async {
+        // A program whose output nobody takes any more ends by that; one whose complaints are not read stands still.
+        let output = output.map(|output| output.take(limit + 1));
+        tokio::join!(print(output, usize::MAX, &mut bytes), print(errors, 4096, &mut said));
+        child.wait().await
     };
-    let complain = async {
-        if let Some(errors) = errors {
-            errors.take(4096).read_to_end(&mut said).await.ok();
-        }
-    };
-    tokio::join!(print, complain);
+    let ended = timeout(deadline, all).await;
+    let seconds = deadline.as_secs();
     if bytes.len() as u64 > limit {
         return Ok(Raw::head(bytes, limit));
     }
-    let status = child.wait().await.map_err(|error| error.to_string())?;
-    if !status.success() && bytes.is_empty() {
-        let said = String::from_utf8_lossy(&said);
-        return Err(format!("{status}: {}", said.lines().next().unwrap_or_default().trim()));
+    match ended {
+        Err(_) if bytes.is_empty() => Err(format!("has not ended within {seconds} s")),
+        Err(_) => Ok(Raw { bytes, cut: Some(format!("what came after {seconds} s")) }),
+        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok(status)) if !status.success() && bytes.is_empty() => {
+            let said = String::from_utf8_lossy(&said);
+            Err(format!("{status}: {}", said.lines().next().unwrap_or_default().trim()))
+        }
+        Ok(Ok(_)) => Ok(Raw::whole(bytes)),
     }
-    Ok(Raw::whole(bytes))
+}
+
+/// Keeps the beginning of what comes; the rest is read, so that nobody is held up by it, and thrown away.
+async fn print(from: Option<impl AsyncRead + Unpin>, limit: usize, to: &mut Vec<u8>) {
+    let Some(mut from) = from else { return };
+    let mut piece = [0; 4096];
+    // A read that is given up half way has taken nothing.
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        let room = limit - to.len();
+        to.extend_from_slice(&piece[..length.min(room)]);
+    }
 }
 
 /// The names in a directory, in order.
@@ -207,10 +231,7 @@ fn listing(host: &HostRoot, path: &str) -> Result<Vec<u8>, LookError> {
                 let modified = Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH);
                 let target = std::fs::read_link(&place).map(|to| format!(" -> {}", to.display())).unwrap_or_default();
                 let (mode, uid, gid, size) = (about.mode(), about.uid(), about.gid(), about.size());
-                format!(
-                    "{mode:06o} {uid}:{gid} {size:>10} {} {name}{target}\n",
-                    modified.strftime("%Y-%m-%dT%H:%M:%SZ")
-                )
+                format!("{mode:06o} {uid}:{gid} {size:>10} {} {name}{target}\n", utc(modified))
             }
             Err(error) => format!("{name}: {error}\n"),
         };

@@ -102,6 +102,23 @@ async fn a_second_run_takes_what_the_first_could_not_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn of_a_program_that_does_not_end_what_it_said_is_kept() {
+    let run = async |script: &str, limit| run_program(&["sh", "-c", script], limit, Duration::from_millis(700)).await;
+    let hung = run("echo one; exec sleep 60", 100).await.expect("it said something");
+    assert_eq!((&*hung.bytes, hung.cut.as_deref()), (&b"one\n"[..], Some("what came after 0 s")));
+    assert_eq!(run("exec sleep 60", 100).await.expect_err("silent"), "has not ended within 0 s");
+    // More than is taken ends it; more complaints than are kept do not.
+    let long = run("yes", 10).await.expect("the beginning");
+    assert_eq!((&*long.bytes, long.cut.as_deref()), (&b"y\ny\ny\ny\ny\n"[..], Some("after 10 bytes")));
+    let loud = run("yes | head -c 300000 >&2; echo end", 100).await.expect("it ends");
+    assert_eq!((&*loud.bytes, loud.cut), (&b"end\n"[..], None));
+    let failed = run("echo why >&2; exit 3", 100).await.expect_err("it failed");
+    assert_eq!(failed, "exit status: 3: why");
+    let missing = run_program(&["/nonexistent/tcpdump"], 1, DEADLINE).await.expect_err("there is none");
+    assert_eq!(missing, "/nonexistent/tcpdump is not installed here");
+}
+
+#[tokio::test]
 async fn a_bundle_that_is_full_says_so() {
     let (root, out) = (node(), tempfile::tempdir().expect("a temporary directory"));
     let manifest = gather(root.path(), out.path(), 64 << 10).await;

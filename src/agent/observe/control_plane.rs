@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use kube::Config;
 use kube::client::ConfigExt as _;
 use kube::config::{Cluster, Context, KubeConfigOptions, Kubeconfig, NamedCluster, NamedContext};
@@ -23,6 +24,7 @@ use super::host_root::{HostRoot, Stamp};
 use super::kubelet::kubeconfig;
 use super::peers::{self, PeerSource, Peers};
 use super::probe::{self, Depth, Target};
+use super::trail::{Trail, Walk};
 use crate::facts::{
     ClusterMap, ControlPlanePath, FaultKind, Kubelet, LookError, PathEnd, PathLeg, PathStep, Reason, Ruleset,
 };
@@ -100,6 +102,7 @@ pub(crate) struct ControlPlaneSource {
     known: BTreeMap<String, (PathLeg, Instant)>,
     turn: usize,
     peers: PeerSource,
+    trail: Trail,
 }
 
 /// How to know that a server is it, and what that was read from.
@@ -118,8 +121,8 @@ struct Kept {
 }
 
 impl ControlPlaneSource {
-    /// Nothing is asked yet.
-    pub(crate) fn new(host: HostRoot, blocking: Blocking) -> Self {
+    /// Nothing is asked yet; what is walked will be in `trail`.
+    pub(crate) fn new(host: HostRoot, blocking: Blocking, trail: Trail) -> Self {
         ControlPlaneSource {
             host,
             blocking,
@@ -128,6 +131,7 @@ impl ControlPlaneSource {
             known: BTreeMap::new(),
             turn: 0,
             peers: PeerSource::default(),
+            trail,
         }
     }
 
@@ -152,13 +156,14 @@ impl ControlPlaneSource {
             let depth = self.depth(target, ANSWER_EVERY[1]);
             depth.or_else(|| turn(target).then_some(Depth::Connection)).map(|depth| (target, depth))
         }));
-        self.walk(plan.collect(), &mut legs).await;
+        let mut round = self.walk(plan.collect(), &mut legs).await;
         if legs.get(&first.to()).is_some_and(|(leg, _)| leg.broken()) {
             // Where it is broken shows in what else is.
             let rest = others.iter().filter(|target| !legs.contains_key(&target.to()));
             let rest = rest.map(|&target| (target, Depth::Answer)).collect();
-            self.walk(rest, &mut legs).await;
+            round.extend(self.walk(rest, &mut legs).await);
         }
+        self.trail.note(round);
         for (to, known) in std::mem::take(&mut self.known) {
             if first.to() == to || others.iter().any(|target| target.to() == to) {
                 legs.entry(to).or_insert(known);
@@ -187,11 +192,16 @@ impl ControlPlaneSource {
     }
 
     /// Walks all of these at once. A connection that stands leaves the answer of before in force.
-    async fn walk(&self, plan: Vec<(&Target, Depth)>, legs: &mut BTreeMap<String, (PathLeg, Instant)>) {
+    async fn walk(&self, plan: Vec<(&Target, Depth)>, legs: &mut BTreeMap<String, (PathLeg, Instant)>) -> Vec<Walk> {
         let walks = plan.into_iter().map(|(target, depth)| async move {
-            (depth, Instant::now(), probe::walk(target, depth, &self.blocking).await)
+            let (began, at) = (Instant::now(), Timestamp::now());
+            let leg = probe::walk(target, depth, &self.blocking).await;
+            let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            (depth, began, Walk { at, to: leg.to.clone(), millis, end: leg.end.clone() }, leg)
         });
-        for (depth, at, mut leg) in join_all(walks).await {
+        let mut round = Vec::new();
+        for (depth, at, walk, mut leg) in join_all(walks).await {
+            round.push(walk);
             let stands = depth == Depth::Connection && leg.end == PathEnd::Connected;
             let known = self.known.get(&leg.to);
             // Clocks drift slowly: what was told stays in force while nobody tells.
@@ -199,6 +209,7 @@ impl ControlPlaneSource {
             let known = known.filter(|_| stands).cloned();
             legs.insert(leg.to.clone(), known.unwrap_or((leg, at)));
         }
+        round
     }
 
     /// The server of the kubelet's kubeconfig, and how it is reached. What has not changed is not read again.

@@ -43,6 +43,7 @@ mod store;
 mod strain;
 mod toml;
 mod traffic;
+mod trail;
 mod tunnels;
 mod update;
 mod xtables_lock;
@@ -56,6 +57,7 @@ pub(crate) use legacy::read_rule;
 pub(crate) use shutdown::look as how_it_ended;
 pub(crate) use sources::{Observer, kubelet_server, start};
 pub(crate) use stats::Stats;
+pub(crate) use trail::Walk;
 pub(crate) use update::Update;
 
 /// What the fuzz targets call.

@@ -150,7 +150,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
         RegistrySource::new(host.clone(), blocking.clone()),
         shared.clone(),
     ));
-    let source = ControlPlaneSource::new(host.clone(), blocking);
+    let source = ControlPlaneSource::new(host.clone(), blocking, out.stats.trail.clone());
     tasks.spawn(control_plane::control_plane(out.clone(), source, shared.clone(), wake.clone(), ways.subscribe()));
     tasks.spawn(network::traffic(out.clone(), host.clone(), shared.clone(), wake.clone()));
     let tunnels = watch::channel(None).0;

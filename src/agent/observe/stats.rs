@@ -6,9 +6,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::trail::Trail;
+
 /// Counters of all sources, shared with the metrics page.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Stats(Arc<Mutex<BTreeMap<&'static str, SourceStats>>>);
+pub(crate) struct Stats {
+    sources: Arc<Mutex<BTreeMap<&'static str, SourceStats>>>,
+    /// The last walks to the control plane.
+    pub(crate) trail: Trail,
+}
 
 /// Counters of one source.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,7 +32,7 @@ pub(crate) struct SourceStats {
 impl Stats {
     /// Counts one look.
     pub(crate) fn count(&self, source: &'static str, duration: Duration, success: bool) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let stats = all.entry(source).or_default();
         stats.looks += 1;
         stats.last_duration = duration;
@@ -39,6 +45,6 @@ impl Stats {
 
     /// All counters, by source.
     pub(crate) fn all(&self) -> BTreeMap<&'static str, SourceStats> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -282,8 +282,7 @@ fn tail(ln: &[f64], hit: usize, with: usize, failing: usize, total: usize) -> f6
 
 fn suspect(tried: &Tried<'_>, likely: f64, first: Timestamp) -> Suspect {
     let Tried { kind, text, hit, with, of: (failing, total), arrived, .. } = *tried;
-    let value =
-        if text.is_empty() { since(first).strftime("since %Y-%m-%dT%H:%M:%SZ").to_string() } else { text.into() };
+    let value = if text.is_empty() { format!("since {}", crate::facts::utc(since(first))) } else { text.into() };
     let joint = match kind {
         "pool" | "zone" | "subnet" => "in ",
         "created" | "rebooted" | "updated" => "",

@@ -21,8 +21,7 @@ pub(super) fn summary(view: &View, workers: &Counts) -> String {
     let deleting = if workers.deleting > 0 { format!("; {} being deleted", workers.deleting) } else { String::new() };
     if !view.complete {
         let why = view.why.as_deref().unwrap_or("unknown reason");
-        let since =
-            view.since.map_or(String::new(), |since| format!(" since {}", since.strftime("%Y-%m-%dT%H:%M:%SZ")));
+        let since = view.since.map_or(String::new(), |since| format!(" since {}", crate::facts::utc(since)));
         return format!("Cannot see the cluster{since}: {why}. Nothing is known about its {}.", named(workers.total));
     }
     let bad = workers.total - workers.normal;

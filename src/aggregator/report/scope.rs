@@ -103,7 +103,7 @@ fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, cluster: &Cluster) -> F
 /// What to do about something that is on more than a few workers. The remedies are opposites: what helps one worker makes
 /// an outage of forty.
 fn remedy(scope: Scope, shared: Option<&str>, first: Timestamp) -> Option<String> {
-    let first = first.strftime("%Y-%m-%dT%H:%M:%SZ");
+    let first = crate::facts::utc(first);
     match (scope, shared) {
         (Scope::None | Scope::Few, _) => None,
         (Scope::Subset, Some(shared)) => Some(format!(

@@ -61,7 +61,7 @@ fn judge(look: &Look<'_>, path: &str, config: &CniKubeconfig, calico: bool) -> O
         ),
         // Only Calico's is known to be written again while its owner runs.
         _ if calico && age > STALE => {
-            let written = config.modified.map_or_else(String::new, |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            let written = config.modified.map_or_else(String::new, crate::facts::utc);
             let what = format!("was last written at {written}: its token is not renewed and expires at {expires}");
             Some(finding(what).severity(Severity::Warning))
         }

@@ -206,6 +206,12 @@ fn words(book: &Book, text: &str, found: &mut Found) {
 
 /// States of workers, as `ibmcloud ks worker ls` and `worker get` print them.
 fn states(book: &Book, text: &str, found: &mut Found) {
+    let all = book.entries.iter().enumerate();
+    let all = all.flat_map(|(entry, known)| known.record.states.iter().map(move |state| (entry, *state)));
+    let mut known: HashMap<Vec<u8>, Vec<(usize, &'static str)>> = HashMap::new();
+    for (entry, state) in all {
+        known.entry(squeeze(state).text).or_default().push((entry, state));
+    }
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         let fields = line.trim();
@@ -214,12 +220,9 @@ fn states(book: &Book, text: &str, found: &mut Found) {
         if listed || value.is_some() {
             // Columns are apart by two blanks or more, words by one.
             let cells = value.unwrap_or(fields).split("  ").map(|cell| squeeze(cell).text);
-            for cell in cells.filter(|cell| !cell.is_empty()) {
-                for (entry, known) in book.entries.iter().enumerate() {
-                    let state = known.record.states.iter().find(|state| squeeze(state).text == cell);
-                    if let Some(pattern) = state {
-                        found.add(Match { entry, sure: Sure::Name, length: cell.len(), at, count: 1, pattern });
-                    }
+            for cell in cells {
+                for (entry, pattern) in known.get(&cell).into_iter().flatten().copied() {
+                    found.add(Match { entry, sure: Sure::Name, length: cell.len(), at, count: 1, pattern });
                 }
             }
         }

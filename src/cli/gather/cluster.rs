@@ -1,7 +1,7 @@
-//! Evidence of workers through the API server: what it has of each, and what the agent there says.
+//! Evidence of workers through the API server: what it has of each, and what the worker's own `nodevitals gather` hands out.
 //!
-//! The facts themselves are on the node: the agent's pages are open to whoever reaches the node's port, so they do not hand
-//! out what a bundle holds. The bundle says where on the node the agent keeps it.
+//! The agent's pages are open to whoever reaches the node's port, so they do not hand out what a bundle holds: the facts come
+//! by `kubectl exec`, with the caller's rights. Where that cannot be had, the bundle says why and what to do.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,14 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::Value;
 
-use super::{Options, progress};
+use super::exec::Agent;
+use super::{Options, clean_lines, kept, progress};
 use crate::agent::{Depth, Gatherer, HostRoot};
 use crate::api::{Api, chain};
 use crate::bundle::{Bundle, FACTS, Item, Manifest, summary};
 use crate::cli::terminal::{clean, note};
+use crate::config::Config;
+use crate::facts::utc_in_names;
 use crate::verdict::{WorkerState, annotation};
 
 /// Longest wait for one answer.
@@ -28,10 +31,10 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const LONGEST: usize = 8 << 20;
 /// Evidence of one worker is no larger, in bytes.
 const ROOM: u64 = 64 << 20;
+/// Objects of a list, as the paths below say.
+const PAGE_OF: usize = 500;
 /// What is read of a container's log.
 const LOG: &str = "tailLines=2000&limitBytes=262144";
-/// The agent's port, where its Pod names none.
-const PORT: u64 = 10580;
 
 /// What the API server has of a worker: key, file, and path with `@` for the worker's name.
 const OF_NODE: [(&str, &str, &str); 4] = [
@@ -46,9 +49,11 @@ const OF_NODE: [(&str, &str, &str); 4] = [
 ];
 /// The pods on a worker, of which the logs are known.
 const PODS: &str = "api/pods.json";
+/// What the worker's agent says.
+const PAGE: &str = "agent/findings.json";
 
-/// What it has of the cluster.
-const OF_CLUSTER: [(&str, &str, &str); 13] = [
+/// What it has of the cluster, with `~` for the namespace of this product.
+const OF_CLUSTER: &[(&str, &str, &str)] = &[
     ("E09", "api/deployments.json", "/apis/apps/v1/deployments?limit=500"),
     ("E17", "api/daemonsets.json", "/apis/apps/v1/daemonsets?limit=500"),
     ("E17", "api/bgpconfigurations.json", "/apis/crd.projectcalico.org/v1/bgpconfigurations"),
@@ -57,10 +62,26 @@ const OF_CLUSTER: [(&str, &str, &str); 13] = [
     ("E17", "api/ippools.json", "/apis/crd.projectcalico.org/v1/ippools"),
     ("E17", "api/hostendpoints.json", "/apis/crd.projectcalico.org/v1/hostendpoints?limit=500"),
     ("E17", "api/clusterinformations.json", "/apis/crd.projectcalico.org/v1/clusterinformations"),
+    ("E17", "api/installations.json", "/apis/operator.tigera.io/v1/installations"),
+    ("E17", "api/tigerastatuses.json", "/apis/operator.tigera.io/v1/tigerastatuses"),
+    ("E18", "api/pods-kube-system.json", "/api/v1/namespaces/kube-system/pods?limit=500"),
+    ("E18", "api/pods-calico-system.json", "/api/v1/namespaces/calico-system/pods?limit=500"),
+    ("E19", "api/caliconodestatuses.json", "/apis/crd.projectcalico.org/v1/caliconodestatuses?limit=500"),
+    ("E28", "api/ipamconfigs.json", "/apis/crd.projectcalico.org/v1/ipamconfigs"),
+    ("E28", "api/ipamhandles.json", "/apis/crd.projectcalico.org/v1/ipamhandles?limit=500"),
     ("E28", "api/ipamblocks.json", "/apis/crd.projectcalico.org/v1/ipamblocks?limit=500"),
     ("E28", "api/blockaffinities.json", "/apis/crd.projectcalico.org/v1/blockaffinities?limit=500"),
     ("E31", "api/validatingwebhooks.json", "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"),
     ("E31", "api/mutatingwebhooks.json", "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),
+    ("E31", "api/endpointslices.json", "/apis/discovery.k8s.io/v1/endpointslices?limit=500"),
+    ("E30", "api/leases.json", "/apis/coordination.k8s.io/v1/namespaces/~/leases"),
+    ("E12", "api/nodes.json", "/api/v1/nodes?limit=500"),
+    ("E14", "api/services.json", "/api/v1/services?limit=500"),
+    ("E15", "api/networkpolicies.json", "/apis/networking.k8s.io/v1/networkpolicies?limit=500"),
+    ("E15", "api/calico-networkpolicies.json", "/apis/crd.projectcalico.org/v1/networkpolicies?limit=500"),
+    ("E15", "api/globalnetworkpolicies.json", "/apis/crd.projectcalico.org/v1/globalnetworkpolicies?limit=500"),
+    ("E15", "api/globalnetworksets.json", "/apis/crd.projectcalico.org/v1/globalnetworksets?limit=500"),
+    ("E11", "agent/report.json", "/api/v1/namespaces/~/services/nodevitals-aggregator:http/proxy/api/v1/report"),
     ("E10", "api/warnings.json", "/api/v1/events?fieldSelector=type%3DWarning&limit=500"),
 ];
 
@@ -78,20 +99,24 @@ pub(super) async fn gather(options: &Options) -> anyhow::Result<()> {
     let api = options.server.connect().await?;
     let nodes = choose(&api, options).await?;
     let now = Timestamp::now();
-    let named = || PathBuf::from(format!("nodevitals-{}", now.strftime("%Y%m%dT%H%M%SZ")));
+    let named = || PathBuf::from(format!("nodevitals-{}", utc_in_names(now)));
     let folder = options.output.clone().unwrap_or_else(named);
     if folder == Path::new("-") {
         bail!("--output -: evidence of workers goes into a directory, one below it for each");
     }
+    let config = Config::load(options.config.as_deref())?;
     let all = nodes.len();
     let mut done = 0;
-    let cluster = one(&api, options, None, &folder).await?;
+    let cluster = one(&api, options, &config, None, &folder).await?;
     note(&format!("cluster: {cluster}"));
-    let each = nodes.iter().map(|node| of(&api, options, node, &folder));
+    let each = nodes.iter().map(|node| of(&api, options, &config, node, &folder));
     let mut each = stream::iter(each).buffer_unordered(options.parallel.into());
     while let Some((node, said)) = each.next().await {
         done += 1;
         note(&format!("[{done}/{all}] {node}: {}", said?));
+    }
+    if let [node, ..] = &nodes[..] {
+        note(&format!("then: nodevitals repair {node} --evidence {}", folder.join(node).display()));
     }
     crate::cli::terminal::print(&format!("{}\n", folder.display()));
     Ok(())
@@ -127,19 +152,33 @@ fn ranked(node: &Value) -> Option<(usize, String)> {
     Some((WORST_FIRST.iter().position(|it| *it == state)?, crate::aggregator::name(name).ok()?))
 }
 
-async fn of<'a>(api: &Api, options: &Options, node: &'a String, folder: &Path) -> (&'a String, anyhow::Result<String>) {
-    (node, one(api, options, Some(node), folder).await)
+async fn of<'a>(
+    api: &Api,
+    options: &Options,
+    config: &Config,
+    node: &'a String,
+    folder: &Path,
+) -> (&'a String, anyhow::Result<String>) {
+    (node, one(api, options, config, Some(node), folder).await)
 }
 
 /// Of one worker, or of the cluster; says how much was taken.
-async fn one(api: &Api, options: &Options, node: Option<&String>, folder: &Path) -> anyhow::Result<String> {
-    let (name, table) = node.map_or(("cluster", &OF_CLUSTER[..]), |node| (node.as_str(), &OF_NODE[..]));
+async fn one(
+    api: &Api,
+    options: &Options,
+    config: &Config,
+    node: Option<&String>,
+    folder: &Path,
+) -> anyhow::Result<String> {
+    let (name, table) = node.map_or(("cluster", OF_CLUSTER), |node| (node.as_str(), &OF_NODE[..]));
     let new = Manifest::new(name, "", "asked for through the API server", Timestamp::now());
     let place = folder.join(name);
     let (mut to, mut manifest) = Bundle::folder(&place, new)?;
     let mut gatherer = Gatherer::new(&HostRoot::new("/"), Depth::Light, ROOM);
-    let mut wanted: Vec<(&str, String, String)> =
-        table.iter().map(|(key, file, path)| (*key, (*file).to_owned(), path.replace('@', name))).collect();
+    let mut wanted: Vec<(&str, String, String)> = table
+        .iter()
+        .map(|(key, file, path)| (*key, (*file).to_owned(), path.replace('@', name).replace('~', &options.namespace)))
+        .collect();
     let mut at = 0;
     let mut agent = None;
     while let Some((key, file, path)) = wanted.get(at).cloned() {
@@ -155,40 +194,78 @@ async fn one(api: &Api, options: &Options, node: Option<&String>, folder: &Path)
         {
             let pods = serde_json::from_slice::<Value>(pods).unwrap_or_default();
             wanted.extend(logs(&pods));
-            agent = page(&pods, &options.namespace);
-            wanted.extend(agent.iter().map(|path| ("E11", "agent/findings.json".to_owned(), path.clone())));
+            agent = Agent::among(&pods, &options.namespace);
+            wanted.extend(agent.iter().map(|agent| ("E11", PAGE.to_owned(), agent.page())));
         }
         if !known {
+            let more = answer.as_ref().is_ok_and(|list| goes_on(list));
             let item = Item { name: file, key: key.to_owned(), of: path, ..Item::default() };
-            say(name, &gatherer.add(item, begun, answer, &mut to, &mut manifest));
+            let mut item = gatherer.add(item, begun, answer, &mut to, &mut manifest);
+            if more {
+                item.cut = Some(format!("after {PAGE_OF} objects"));
+                manifest.put(item.clone());
+            }
+            say(name, &item);
             to.mark(&manifest).with_context(|| place.display().to_string())?;
         }
     }
-    if node.is_some() {
-        let why = match agent {
-            Some(_) => {
-                "the agent hands out no facts over the network; agent/findings.json says where on the node it keeps its evidence, or run `nodevitals gather` there"
-            }
-            None => "no agent was found on this worker; run `nodevitals gather` there",
-        };
-        let item = Item {
-            name: FACTS.to_owned(),
-            key: "E20-E32".to_owned(),
-            of: "all that the checks see".to_owned(),
-            ..Item::default()
-        };
-        gatherer.add(item, Instant::now(), Err(why.to_owned()), &mut to, &mut manifest);
+    if node.is_some() && !manifest.has(FACTS) {
+        let begun = Instant::now();
+        if let Err(why) = itself(options, name, agent.as_ref(), &mut gatherer, &mut to, &mut manifest).await {
+            let item = Item { name: FACTS.to_owned(), key: "E20-E32".to_owned(), ..Item::default() };
+            let item = Item { of: "what the node itself sees".to_owned(), ..item };
+            say(name, &gatherer.add(item, begun, Err(why), &mut to, &mut manifest));
+        }
+    }
+    let seen = kept(&to, &manifest, config);
+    if let Some(seen) = &seen {
+        manifest.note(&seen.verdict);
+        manifest.boot_id.clone_from(&seen.snapshot.identity.boot_id);
     }
     manifest.ended_at = Some(Timestamp::now());
-    to.finish(&manifest, &summary(&manifest, None)).with_context(|| place.display().to_string())?;
+    let summary = summary(&manifest, seen.as_ref().map(|seen| &seen.verdict));
+    to.finish(&manifest, &clean_lines(&summary)).with_context(|| place.display().to_string())?;
     let missing = manifest.missing().count();
     Ok(format!("{} pieces, {missing} could not be taken", manifest.items.len() - missing))
+}
+
+/// What the node itself sees; an error says why it could not be had, and what to do.
+async fn itself(
+    options: &Options,
+    name: &str,
+    agent: Option<&Agent>,
+    gatherer: &mut Gatherer,
+    to: &mut Bundle,
+    manifest: &mut Manifest,
+) -> Result<(), String> {
+    let there = "run `nodevitals gather` on the node";
+    let Some(agent) = agent else {
+        return Err(format!("no agent was found on this worker in namespace {}; {there}", options.namespace));
+    };
+    let kept = format!("{there}; {PAGE} says where on it the agent keeps evidence of its own");
+    if options.api_only {
+        return Err(format!("nothing was to be run on the node (--api-only); {kept}"));
+    }
+    note(&format!("{name}: gathers in its pod {}, by kubectl exec ...", agent.name()));
+    let answer = agent.gather(&options.server, gatherer, to, manifest).await;
+    answer.map_err(|why| format!("kubectl exec into {}: {}; {kept}", agent.name(), clean(&why)))
 }
 
 fn say(node: &str, item: &Item) {
     if std::io::stderr().is_terminal() || item.failed.is_some() {
         progress(&Item { name: format!("{node}/{}", item.name), ..item.clone() });
     }
+}
+
+/// Whether this is a list of which there is more: its metadata stand before its objects or, of kinds of others, behind them.
+fn goes_on(list: &[u8]) -> bool {
+    const MORE: &[u8] = br#""continue":""#;
+    let (head, tail) = (&list[..list.len().min(1024)], &list[list.len().saturating_sub(1024)..]);
+    let more = |part: &[u8]| {
+        let at = part.windows(MORE.len()).position(|window| window == MORE);
+        at.is_some_and(|at| part.get(at + MORE.len()).is_some_and(|byte| *byte != b'"'))
+    };
+    more(head) || more(tail)
 }
 
 /// The logs of Calico's pods among these, of this run of the container and, where it was restarted, the one before.
@@ -214,20 +291,6 @@ fn logs(pods: &Value) -> Vec<(&'static str, String, String)> {
     logs
 }
 
-/// The agent's page of findings, by way of the API server.
-fn page(pods: &Value, namespace: &str) -> Option<String> {
-    let is_agent = |pod: &&Value| {
-        let labels = &pod["metadata"]["labels"];
-        pod["metadata"]["namespace"] == namespace
-            && labels["app.kubernetes.io/name"] == "nodevitals"
-            && labels["app.kubernetes.io/component"] == "agent"
-    };
-    let pod = pods["items"].as_array()?.iter().find(is_agent)?;
-    let port = pod.pointer("/spec/containers/0/ports/0/containerPort").and_then(Value::as_u64).unwrap_or(PORT);
-    let name = pod["metadata"]["name"].as_str()?;
-    Some(format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/findings"))
-}
-
 /// What the API server answers, if it is what was asked for.
 async fn ask(client: &Client, path: &str) -> Result<Vec<u8>, String> {
     let request = http::Request::get(path).body(Body::empty()).map_err(|error| error.to_string())?;
@@ -240,7 +303,8 @@ async fn ask(client: &Client, path: &str) -> Result<Vec<u8>, String> {
             return Ok(body.to_vec());
         }
         let said = serde_json::from_slice::<Value>(&body).unwrap_or_default();
-        Err(format!("{status}: {}", said["message"].as_str().unwrap_or_default()))
+        // What is no JSON is the API server's own page of a path that it does not have.
+        Err(format!("{status}: {}", said["message"].as_str().unwrap_or("this kind of object is not served here")))
     };
     let late = || Err(format!("no answer within {} s", DEADLINE.as_secs()));
     tokio::time::timeout(DEADLINE, answer).await.unwrap_or_else(|_| late())
@@ -267,13 +331,23 @@ mod tests {
     }
 
     #[test]
-    fn logs_and_the_agent_are_found_among_the_pods() {
+    fn a_list_of_which_there_is_more_is_known() {
+        for (list, more) in [
+            (r#"{"kind":"PodList","metadata":{"resourceVersion":"1","continue":"abc"},"items":[]}"#, true),
+            (r#"{"items":[],"kind":"X","metadata":{"continue":"abc","resourceVersion":"1"}}"#, true),
+            (r#"{"items":[],"kind":"X","metadata":{"continue":"","resourceVersion":"1"}}"#, false),
+            (r#"{"kind":"Node"}"#, false),
+        ] {
+            assert_eq!(goes_on(list.as_bytes()), more, "{list}");
+        }
+    }
+
+    #[test]
+    fn logs_are_found_among_the_pods() {
         let pods = json!({ "items": [
             { "metadata": { "namespace": "kube-system", "name": "calico-node-abcde" },
               "spec": { "containers": [{ "name": "calico-node" }], "initContainers": [{ "name": "install-cni" }] },
               "status": { "containerStatuses": [{ "name": "calico-node", "restartCount": 2 }] } },
-            { "metadata": { "namespace": "nodevitals", "name": "nodevitals-agent-x",
-                "labels": { "app.kubernetes.io/name": "nodevitals", "app.kubernetes.io/component": "agent" } } },
         ] });
         let names: Vec<String> = logs(&pods).into_iter().map(|(_, name, _)| name).collect();
         assert_eq!(
@@ -284,8 +358,5 @@ mod tests {
                 "logs/calico-node-abcde-install-cni.log",
             ]
         );
-        let page = page(&pods, "nodevitals");
-        assert_eq!(page.as_deref(), Some("/api/v1/namespaces/nodevitals/pods/nodevitals-agent-x:10580/proxy/findings"));
-        assert_eq!(super::page(&pods, "elsewhere"), None);
     }
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use crate::cli::terminal::time;
+use crate::bundle::Manifest;
+use crate::facts::utc as time;
 
 /// What is known of the evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +29,16 @@ pub(super) struct Bundle {
     pub(super) boot: String,
     /// When its first piece was taken.
     pub(super) at: Timestamp,
+    /// Whether it holds what the node itself saw.
+    pub(super) facts: bool,
 }
 
 /// What the bundle at `path`, a directory or an archive, says of itself.
 pub(super) fn read(path: &Path) -> Evidence {
     match crate::bundle::read(path) {
-        Ok((manifest, _)) => {
-            Evidence::Taken(Bundle { node: manifest.node, boot: manifest.boot_id, at: manifest.begun_at })
+        Ok((manifest, facts)) => {
+            let Manifest { node, boot_id: boot, begun_at: at, .. } = manifest;
+            Evidence::Taken(Bundle { node, boot, at, facts: facts.is_some() })
         }
         Err(why) => Evidence::Unusable(format!("{why:#}")),
     }
@@ -54,7 +58,8 @@ impl Evidence {
                 let late_enough = bundle.at.as_second() >= begun.as_second();
                 match (same, late_enough) {
                     (false, _) => (false, format!("it is of {}, not of {node}", bundle.node)),
-                    (true, true) => (true, format!("taken at {}", time(bundle.at))),
+                    (true, true) if bundle.facts => (true, format!("taken at {}", time(bundle.at))),
+                    (true, true) => (true, format!("taken at {}, without what the node itself sees", time(bundle.at))),
                     (true, false) => (
                         false,
                         format!(
@@ -77,7 +82,8 @@ mod tests {
     fn a_bundle_counts_for_its_node_or_boot_and_its_time() {
         let at: Timestamp = "2026-11-21T10:00:00.5Z".parse().expect("a time");
         let second = |seconds: i64| Timestamp::from_second(at.as_second() + seconds).expect("valid");
-        let taken = |node: &str, boot: &str| Evidence::Taken(Bundle { node: node.into(), boot: boot.into(), at });
+        let taken =
+            |node: &str, boot: &str| Evidence::Taken(Bundle { node: node.into(), boot: boot.into(), at, facts: true });
         assert!(taken("n1", "").of("n1", &["b"], second(0)).0);
         assert!(taken("host-7", "b").of("n1", &["a", "b"], second(-60)).0);
         let (there, why) = taken("n2", "").of("n1", &["", "b"], second(0));

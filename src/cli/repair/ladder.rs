@@ -178,7 +178,7 @@ fn evidence(situation: &Situation) -> Need {
     need(
         "evidence of this episode",
         situation.evidence(),
-        "gather it first (`nodevitals gather`) and name it with --evidence, or have the owner decline it (--no-evidence)",
+        "gather it first (`nodevitals gather NODE -o DIR`) and name it (--evidence DIR/NODE), or have the owner decline it (--no-evidence)",
     )
 }
 

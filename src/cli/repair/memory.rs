@@ -66,6 +66,15 @@ impl Outcome {
             Outcome::NotCured => "not cured",
         }
     }
+
+    /// Reason of the Event that tells of it, and whether it is a warning.
+    pub(super) fn event(self) -> (&'static str, bool) {
+        match self {
+            Outcome::Begun | Outcome::Done => ("RepairStepDone", false),
+            Outcome::Cured => ("RepairCured", false),
+            Outcome::NotCured => ("RepairNotCured", true),
+        }
+    }
 }
 
 impl Memory {

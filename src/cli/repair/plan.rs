@@ -10,7 +10,7 @@ use super::memory::Outcome;
 use super::situation::{Pod, Situation};
 use crate::aggregator::report::{AgentState, Scope};
 use crate::cli::explain::{Book, Item};
-use crate::cli::terminal::time;
+use crate::facts::utc as time;
 
 /// Findings about the cluster that are no single worker's, whatever else is on it.
 const WIDESPREAD: [&str; 4] =

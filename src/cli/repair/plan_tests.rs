@@ -11,7 +11,7 @@ fn at(seconds: i64) -> jiff::Timestamp {
 }
 
 fn taken(seconds: i64) -> Evidence {
-    Evidence::Taken(Bundle { node: "n1".into(), boot: String::new(), at: at(seconds) })
+    Evidence::Taken(Bundle { node: "n1".into(), boot: String::new(), at: at(seconds), facts: true })
 }
 
 fn calico(node: &str, ready: bool) -> Pod {

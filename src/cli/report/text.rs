@@ -8,7 +8,8 @@ use crate::aggregator::report::{
     AgentState, ChangeBefore, ClusterReport, Counts, FindingCount, Group, NodeReport, Scope,
 };
 use crate::checks::Severity;
-use crate::cli::terminal::{Ink, Paint, Table, age, escaped, time};
+use crate::cli::terminal::{Ink, Paint, Table, age, escaped};
+use crate::facts::utc as time;
 use crate::verdict::{Raised, Status, WorkerState, codes};
 
 /// Normal workers are listed when there are no more workers than this.
@@ -41,6 +42,9 @@ pub(super) fn render(report: &ClusterReport, only: Option<&str>, all: bool, pain
     groups(&mut out, "POOL", &report.pools, paint);
     nodes(&mut out, report, all, paint);
     details(&mut out, report, all, paint);
+    if let Some(worst) = report.nodes.iter().find(|node| !node.deleting) {
+        then(&mut out, worst, paint);
+    }
     out
 }
 
@@ -307,6 +311,19 @@ fn whole_node(out: &mut String, report: &ClusterReport, node: &NodeReport, paint
         }
     }
     around(out, report, paint);
+    then(out, node, paint);
+}
+
+/// The commands that come next.
+fn then(out: &mut String, node: &NodeReport, paint: Paint) {
+    let known = matches!(node.state, WorkerState::Critical | WorkerState::Warning);
+    let Some(reason) = node.reason.as_deref().filter(|_| known) else { return };
+    let (reason, name) = (escaped(reason), escaped(&node.name));
+    let line = format!(
+        "Then: `nodevitals explain {reason}` says what it means, `nodevitals repair {name}` what may be done now."
+    );
+    out.push('\n');
+    paint.paragraph(out, 0, &line);
 }
 
 /// What, where, since when; what to do about it is said once, of the root.

@@ -99,6 +99,12 @@ fn a_hung_and_a_killed_containerd() -> Result<()> {
 }
 
 #[test]
+fn a_killed_kubelet() -> Result<()> {
+    replays("09-kubelet-stopped", "during-3s", "n3", Some("KubeletDown"))?;
+    replays("09-kubelet-stopped", "during-unknown", "n3", Some("KubeletDown"))
+}
+
+#[test]
 fn the_route_of_a_pod_missing() -> Result<()> {
     replays("11-pod-route-missing", "during-b-felix-dead", "n1", Some("PodRouteMissing"))
 }

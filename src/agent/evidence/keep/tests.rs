@@ -44,7 +44,7 @@ async fn write_(dir: &Path, report: &Report) -> Result<usize, LookError> {
     let root = tempfile::tempdir().expect("a temporary directory");
     fs::create_dir_all(root.path().join("proc")).expect("mkdir");
     fs::write(root.path().join("proc/meminfo"), "MemTotal: 1 kB\n").expect("writes");
-    let written = write(dir, &HostRoot::new(root.path()), &of(report), report).await?;
+    let written = write(dir, &HostRoot::new(root.path()), &of(report), report, &[]).await?;
     Ok(written.map_or(0, |held| held.len()))
 }
 
@@ -112,7 +112,7 @@ async fn it_is_taken_once_when_something_becomes_bad_and_conditions_for_repair_w
     }
     assert!(keeper.holds(None, &tells), "it turns True, and the evidence is being taken");
     assert!(!keeper.holds(Some(&tells), &tells), "it is True already");
-    keeper.take(episode, pending);
+    keeper.take(episode, pending, Vec::new());
     for _ in 0..500 {
         if kept.counts() == (1, 0) && !keeper.holds(None, &tells) {
             break;
@@ -122,8 +122,10 @@ async fn it_is_taken_once_when_something_becomes_bad_and_conditions_for_repair_w
     assert_eq!((kept.counts(), kept.bundles().len()), ((1, 0), 1));
     assert!(!keeper.holds(None, &tells));
     assert_eq!(keeper.wants(&bad.verdict), None, "it is the same fault");
+    assert_eq!(keeper.owes_in(), None);
     assert_eq!(keeper.wants(&report(Vec::new(), 1).verdict), None);
     assert_eq!(keeper.wants(&bad.verdict), None, "it is too soon");
+    assert!(keeper.owes_in().is_some_and(|wait| wait <= BREATH), "and is taken when the breath is over");
     keeper.last = Instant::now().checked_sub(BREATH);
     assert_eq!(keeper.wants(&bad.verdict), Some(of(&bad)));
 }

@@ -31,13 +31,18 @@ impl Node {
              users: [{{name: u, user: {{token: very-secret}}}}]\n"
         );
         std::fs::write(dir.path().join("kubelet.conf"), text).expect("write");
-        let source = ControlPlaneSource::new(HostRoot::new(dir.path()), Blocking::default());
+        let source = ControlPlaneSource::new(HostRoot::new(dir.path()), Blocking::default(), Trail::default());
         Node { dir, source, ways: Ways::default() }
     }
 
     fn with_endpoints(mut self, service: Option<SocketAddr>, endpoints: &[SocketAddr]) -> Self {
         self.ways = Ways { service, cluster: endpoints.iter().copied().collect(), ..Ways::default() };
         self
+    }
+
+    /// Where the walks so far ended.
+    fn walked(&self) -> Vec<(String, PathEnd)> {
+        self.source.trail.walks().into_iter().map(|walk| (walk.to, walk.end)).collect()
     }
 
     async fn look(&mut self) -> ControlPlanePath {
@@ -110,6 +115,11 @@ async fn what_is_well_is_asked_seldom_and_what_is_broken_each_time() {
     for _ in 0..2 {
         assert_eq!(node.fault().await, (PathStep::Connect, FaultKind::Refused));
     }
+    // Whoever looks later sees when it began.
+    let walked = node.walked();
+    assert!(walked.len() == 7 && walked.iter().all(|(to, _)| *to == api.address.to_string()), "{walked:?}");
+    assert_eq!((&walked[0].1, &walked[1].1), (&PathEnd::Answered(401), &PathEnd::Connected));
+    assert!(walked[5..].iter().all(|(_, end)| matches!(end, PathEnd::Fault(_))), "{walked:?}");
 }
 
 #[tokio::test]
@@ -295,7 +305,7 @@ async fn a_kubeconfig_that_cannot_be_used() {
 
 #[tokio::test]
 async fn no_kubeconfig_no_path() {
-    let mut source = ControlPlaneSource::new(HostRoot::new(Path::new("/")), Blocking::default());
+    let mut source = ControlPlaneSource::new(HostRoot::new(Path::new("/")), Blocking::default(), Trail::default());
     assert_eq!(source.look(None, &Ways::default()).await.expect_err("none").reason, Reason::Missing);
     let error = source.look(Some(&kubelet("/no/such/file")), &Ways::default()).await.expect_err("none");
     assert_eq!(error.reason, Reason::Missing);

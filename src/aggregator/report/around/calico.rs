@@ -17,6 +17,7 @@ use crate::aggregator::surroundings::What;
 use crate::aggregator::workloads::Workload;
 use crate::checks::{Area, Severity};
 use crate::config::ClusterLimits;
+use crate::facts::utc;
 use crate::verdict::Status;
 
 /// That there is no Pod anywhere has to last so long: who restores them is quick.
@@ -202,7 +203,7 @@ impl<'a> Calico<'a> {
         let (count, total) = (failing.len(), self.workers.len());
         let detail = format!(
             "calico-node does not run as it should on {count} of {total} workers, on the first since {}: {example}",
-            first.strftime("%Y-%m-%dT%H:%M:%SZ")
+            utc(*first)
         );
         let (code, detail, next) = match Scope::of(count, total, self.limits()) {
             Scope::None | Scope::Few => ("CalicoNodeFailingOnNode", detail, LADDER.to_owned()),
@@ -245,11 +246,7 @@ impl<'a> Calico<'a> {
         };
         let all: Vec<(&str, Vec<i64>)> = self.cluster.memory.episodes(since).filter(there).collect();
         let (name, begun) = all.iter().max_by_key(|(_, begun)| begun.len())?;
-        let times: Vec<String> = begun
-            .iter()
-            .filter_map(|at| Timestamp::from_second(*at).ok())
-            .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
-            .collect();
+        let times: Vec<String> = begun.iter().filter_map(|at| Timestamp::from_second(*at).ok()).map(utc).collect();
         let detail = format!(
             "calico-node failed again and again within {days} days on {} workers, after it had been well; on {name} from {}",
             all.len(),
