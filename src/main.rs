@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     nodevitals::cli::main()
 }
 
-/// The shipped program has no tables for unwinding (`scripts/no-unwind.ld`): asked for a backtrace the unwinder of libgcc
+/// The shipped program has no tables for unwinding (`scripts/layout.ld`): asked for a backtrace the unwinder of libgcc
 /// would end it without a word. So it starts itself anew without the variables that ask for one.
 #[cfg(not(debug_assertions))]
 fn without_backtraces() {

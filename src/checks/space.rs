@@ -2,8 +2,18 @@
 
 use std::time::Duration;
 
-use super::{Finding, Limits, Look};
+use super::{Finding, Limits, Look, Outcome, findings_or_unknown, first_error, seen};
 use crate::facts::{EvictionThresholds, Filesystem, Quantity, Role};
+
+/// What `judge` finds on the file systems that are in use.
+pub(super) fn judged(look: &Look<'_>, judge: impl Fn(&Filesystem) -> Option<Finding>) -> Outcome {
+    let filesystems = seen!(look.now.filesystems, Outcome::NotApplicable("no file systems to look at".into()));
+    let in_use = || filesystems.iter().filter(|filesystem| !filesystem.roles.is_empty());
+    findings_or_unknown(
+        in_use().filter_map(judge).collect(),
+        first_error(in_use().map(|filesystem| filesystem.space.error())),
+    )
+}
 
 /// How much is left of one thing, against the point where it counts as full.
 #[derive(Debug, Clone, Copy)]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Look, Outcome, Severity, findings_or_unknown, first_error, seen, space};
+use super::super::{Area, Check, Look, Outcome, Severity, space};
 
 pub(super) const CHECK: Check = Check {
     code: "DiskPressureImminent",
@@ -19,34 +19,25 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
-    let filesystems = seen!(look.now.filesystems, Outcome::NotApplicable("no file systems to look at".into()));
-    let in_use = || filesystems.iter().filter(|filesystem| !filesystem.roles.is_empty());
-    let findings = in_use().filter_map(|filesystem| {
+    space::judged(look, |filesystem| {
         let what = format!("Space on {}", space::name(filesystem));
         let supply = space::bytes(look, filesystem)?;
         let mut finding = supply.warn(look.limits, &filesystem.mount_point, &what, space::human_bytes)?;
         finding.detail.push_str(&space::holders(filesystem));
         Some(finding)
-    });
-    findings_or_unknown(findings.collect(), first_error(in_use().map(|filesystem| filesystem.space.error())))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{self, Node};
+    use super::super::testing_space::{self, bytes_left};
     use super::*;
     use crate::facts::Seen;
 
-    fn left(percent: u64) -> Node {
-        Node::worker().filesystem(move |filesystem| {
-            let Seen::Yes(space) = &mut filesystem.space else { panic!("seen") };
-            space.bytes_available = space.bytes / 100 * percent;
-        })
-    }
-
     #[test]
     fn fires_by_the_kubelets_threshold() {
-        assert_eq!(testing::subjects(&run(&left(13).look())), ["/"]);
+        assert_eq!(testing::subjects(&run(&bytes_left(13).look())), ["/"]);
     }
 
     #[test]
@@ -72,15 +63,12 @@ mod tests {
 
     #[test]
     fn trap_a_machine_without_kubelet_has_its_own_limit() {
-        let node = left(9).edit(|now| now.kubelet = Seen::Absent);
+        let node = bytes_left(9).edit(|now| now.kubelet = Seen::Absent);
         assert_eq!(run(&node.look()), Outcome::Healthy);
     }
 
     #[test]
     fn unknown_when_a_file_system_does_not_answer() {
-        let node = Node::worker().filesystem(|filesystem| filesystem.space = testing::timed_out("statvfs /"));
-        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
-        let node = Node::worker().edit(|now| now.filesystems = testing::denied("mountinfo"));
-        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+        testing_space::unknown_when_a_file_system_does_not_answer(run);
     }
 }

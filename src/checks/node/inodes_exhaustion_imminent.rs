@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Look, Outcome, Severity, findings_or_unknown, first_error, seen, space};
+use super::super::{Area, Check, Look, Outcome, Severity, space};
 
 pub(super) const CHECK: Check = Check {
     code: "InodesExhaustionImminent",
@@ -19,31 +19,21 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
-    let filesystems = seen!(look.now.filesystems, Outcome::NotApplicable("no file systems to look at".into()));
-    let in_use = || filesystems.iter().filter(|filesystem| !filesystem.roles.is_empty());
-    let findings = in_use().filter_map(|filesystem| {
+    space::judged(look, |filesystem| {
         let what = format!("Inodes on {}", space::name(filesystem));
         space::inodes(look, filesystem)?.warn(look.limits, &filesystem.mount_point, &what, space::human_inodes)
-    });
-    findings_or_unknown(findings.collect(), first_error(in_use().map(|filesystem| filesystem.space.error())))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{self, Node};
+    use super::super::testing_space::{self, inodes_left};
     use super::*;
-    use crate::facts::Seen;
-
-    fn left(percent: u64) -> Node {
-        Node::worker().filesystem(move |filesystem| {
-            let Seen::Yes(space) = &mut filesystem.space else { panic!("seen") };
-            space.inodes_available = space.inodes / 100 * percent;
-        })
-    }
 
     #[test]
     fn fires_by_the_kubelets_threshold() {
-        assert_eq!(testing::subjects(&run(&left(8).look())), ["/"]);
+        assert_eq!(testing::subjects(&run(&inodes_left(8).look())), ["/"]);
     }
 
     #[test]
@@ -53,18 +43,12 @@ mod tests {
 
     #[test]
     fn trap_a_file_system_without_inode_numbers() {
-        let node = left(0).filesystem(|filesystem| {
-            let Seen::Yes(space) = &mut filesystem.space else { panic!("seen") };
-            space.inodes = 0;
-        });
+        let node = testing_space::with_space(|space| (space.inodes, space.inodes_available) = (0, 0));
         assert_eq!(run(&node.look()), Outcome::Healthy);
     }
 
     #[test]
     fn unknown_when_a_file_system_does_not_answer() {
-        let node = Node::worker().filesystem(|filesystem| filesystem.space = testing::timed_out("statvfs /"));
-        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
-        let node = Node::worker().edit(|now| now.filesystems = testing::denied("mountinfo"));
-        assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
+        testing_space::unknown_when_a_file_system_does_not_answer(run);
     }
 }
