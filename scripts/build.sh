@@ -4,16 +4,17 @@
 #
 # Statically linked, because the C library's pages are a tenth of the agent's memory otherwise; packed relocations,
 # because half a megabyte of them is not needed to say what eight bytes a page can. Where the compiler links with lld by
-# itself (x86_64), identical functions are folded and tables for unwinding left out, and the code generator shares what
-# many functions have in common (LLVM's machine outliner, twice). The program has a fixed address there, as Go's programs
-# have: nothing has to be relocated at its start, so its tables of pointers stay in the file instead of in its own memory.
+# itself (x86_64), identical functions are folded, tables for unwinding left out and seldom used functions kept apart
+# (layout.ld), and the code generator shares what many functions have in common (LLVM's machine outliner, twice). The
+# program has a fixed address there, as Go's programs have: nothing has to be relocated at its start, so its tables of
+# pointers stay in the file instead of in its own memory.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 manifest=$root/Cargo.toml
 lean=()
 if [[ $(uname -m) == x86_64 ]]; then
-  lean=(-C link-arg=-Wl,--icf=all -C "link-arg=-Wl,--no-eh-frame-hdr" -C "link-arg=-Wl,-T,$root/scripts/no-unwind.ld"
+  lean=(-C link-arg=-Wl,--icf=all -C "link-arg=-Wl,--no-eh-frame-hdr" -C "link-arg=-Wl,-T,$root/scripts/layout.ld"
     -C llvm-args=-enable-machine-outliner=always -C llvm-args=-machine-outliner-reruns=1 -C relocation-model=static)
 fi
 cargo rustc --release --locked --bin nodevitals --manifest-path "$manifest" "$@" -- \
