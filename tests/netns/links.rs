@@ -1,7 +1,4 @@
-//! Links: carriers that flap, and the kernel's switches of single links.
-//!
-//! The error counters of a link cannot be made to grow in a namespace; what the kernel sends for them is a test of the
-//! module that reads it.
+//! Links: carriers that flap, errors that are counted, and the kernel's switches of single links.
 
 use std::net::UdpSocket;
 use std::process::Stdio;
@@ -16,6 +13,8 @@ use crate::support::netns::NetNs;
 use crate::support::wait::eventually;
 
 const SOON: Duration = Duration::from_secs(60);
+/// The counters are read every ten seconds; what was seen is judged a moment later.
+const LOOK: Duration = Duration::from_secs(12);
 
 fn standalone(machine: &Machine) -> Result<Running> {
     standalone_with(machine, &[])
@@ -41,18 +40,22 @@ fn finding(machine: &Machine, code: &str) -> Result<Value> {
     Ok(findings.iter().find(|finding| finding["code"] == code).cloned().unwrap_or(Value::Null))
 }
 
+fn counters_are_known(machine: &Machine) {
+    eventually("the counters of the uplink are known", SOON, || {
+        let metrics = machine.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/metrics"])?;
+        ensure!(metrics.contains("nodevitals_tcp_sockets "), "not yet");
+        ensure!(page(machine)?["verdict"]["unknown"].to_string().find("LinkErrors").is_none(), "not yet");
+        Ok(())
+    });
+}
+
 #[test]
 fn an_uplink_flaps_and_links_to_pods_may() -> Result<()> {
     let machine = Machine::worker()?;
     machine.run(&["ip", "link", "add", "cali0123456789a", "type", "veth", "peer", "name", "pod"])?;
     machine.run(&["ip", "link", "set", "cali0123456789a", "up"])?;
     let _running = standalone(&machine)?;
-    eventually("the counters of the uplink are known", SOON, || {
-        let metrics = machine.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/metrics"])?;
-        ensure!(metrics.contains("nodevitals_tcp_sockets "), "not yet");
-        ensure!(page(&machine)?["verdict"]["unknown"].to_string().find("LinkErrors").is_none(), "not yet");
-        Ok(())
-    });
+    counters_are_known(&machine);
     let flap = |peer: &str| -> Result<()> {
         for state in ["down", "up", "down", "up"] {
             machine.run(&["ip", "link", "set", peer, state])?;
@@ -71,6 +74,47 @@ fn an_uplink_flaps_and_links_to_pods_may() -> Result<()> {
         Ok(())
     });
     machine.run(&["ip", "link", "set", "uplink", "down"])?;
+    eventually("a link that was brought down is nobody's fault", SOON, || {
+        ensure!(finding(&machine, "LinkErrors")?.is_null(), "still");
+        Ok(())
+    });
+    Ok(())
+}
+
+#[test]
+fn an_uplink_counts_errors() -> Result<()> {
+    let machine = Machine::worker()?;
+    // The kernel cannot send what goes into this tunnel, since no way leads to its other end: each packet is an error of the link.
+    let tunnel = "link add second type vxlan id 7 dstport 4789 remote 198.51.100.9";
+    for line in [
+        tunnel,
+        "link set second up",
+        "address add 203.0.113.5/24 dev second",
+        "neighbour add 203.0.113.1 lladdr 02:00:00:00:00:01 dev second nud permanent",
+        "route add default via 203.0.113.1 metric 500",
+    ] {
+        machine.run(&[&["ip"], &line.split(' ').collect::<Vec<_>>()[..]].concat())?;
+    }
+    let _running = standalone(&machine)?;
+    counters_are_known(&machine);
+    let send = |count: usize| {
+        machine.net().run(|| {
+            let socket = UdpSocket::bind("203.0.113.5:0")?;
+            (0..count).try_for_each(|_| socket.send_to(b"hello", "203.0.113.1:9").map(drop))
+        })
+    };
+    send(150)?;
+    std::thread::sleep(LOOK);
+    assert!(finding(&machine, "LinkErrors")?.is_null(), "there is a way to the other end: by the other uplink");
+    machine.run(&["ip", "route", "add", "unreachable", "198.51.100.9"])?;
+    eventually("the errors of the uplink are told", SOON, || {
+        send(40)?;
+        let finding = finding(&machine, "LinkErrors")?;
+        let detail = finding["detail"].to_string();
+        ensure!(finding["subject"] == "second" && detail.contains(" errors among "), "{finding}");
+        Ok(())
+    });
+    machine.run(&["ip", "link", "set", "second", "down"])?;
     eventually("a link that was brought down is nobody's fault", SOON, || {
         ensure!(finding(&machine, "LinkErrors")?.is_null(), "still");
         Ok(())
