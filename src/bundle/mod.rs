@@ -38,6 +38,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         0 => redact::check_redacted(bytes),
         1 => _ = tar::files(bytes),
         _ => {
+            read::fuzz(bytes);
             if let Ok(value) = serde_json::from_slice(bytes) {
                 _ = crate::facts::replay::<Facts>(&value);
             }

@@ -98,6 +98,16 @@ fn parse(manifest: &[u8], facts: Option<&[u8]>) -> anyhow::Result<(Manifest, Opt
     Ok((manifest, Some(facts)))
 }
 
+/// The fuzz target's door: a manifest, and after a zero the facts.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(data: &[u8]) {
+    let mut files = data.splitn(2, |byte| *byte == 0);
+    let manifest = files.next().unwrap_or_default();
+    if let Err(error) = parse(manifest, files.next()) {
+        assert!(error.to_string().contains(".json: "), "which file is damaged: {error}");
+    }
+}
+
 fn damaged(file: &str, error: &serde_json::Error) -> anyhow::Error {
     anyhow!("{file}: is damaged: {error}")
 }

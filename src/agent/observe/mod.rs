@@ -89,7 +89,10 @@ pub(crate) mod fuzzing {
         match which % 10 {
             0 => super::filesystems::fuzz_mounts(bytes),
             1 => super::filesystems::fuzz_fstab(&String::from_utf8_lossy(bytes)),
-            2 => super::net_sysctl::fuzz(&String::from_utf8_lossy(bytes)),
+            2 => {
+                super::net_sysctl::fuzz(&String::from_utf8_lossy(bytes));
+                super::xtables_lock::fuzz(&String::from_utf8_lossy(bytes));
+            }
             3 => super::memory::fuzz(&String::from_utf8_lossy(bytes)),
             4 => super::strain::fuzz(&String::from_utf8_lossy(bytes)),
             5 => super::debris::fuzz(&String::from_utf8_lossy(bytes)),
