@@ -146,10 +146,9 @@ impl RouteMemory {
         }
         self.update_remote(now, routing);
         self.update_ranges(now, routing);
-        for route in &self.remote {
-            if let Some(link) = routing.link(route.link).filter(|link| link.is_tunnel())
-                && !self.tunnels.contains(&link.name)
-            {
+        // There can be tens of thousands of routes, and rarely a tunnel that is new.
+        for link in routing.links.iter().filter(|link| link.is_tunnel()) {
+            if !self.tunnels.contains(&link.name) && self.remote.iter().any(|route| route.link == link.index) {
                 self.tunnels.insert(link.name.clone());
             }
         }

@@ -25,7 +25,7 @@ use super::tunnels::{Targets, targets};
 use super::{HostRoot, Stats, Update};
 use crate::facts::Kubelet;
 pub(crate) use control_plane::kubelet_server;
-use rhythm::{Outlet, Rhythm, rest, rhythm, within};
+use rhythm::{Outlet, Rhythm, rest, rhythm, through, within};
 
 /// A runtime that did not answer is asked again after this time.
 const HUNG_AGAIN: Duration = Duration::from_millis(500);
@@ -113,6 +113,7 @@ struct Wake {
     traffic: Arc<Notify>,
     store: Arc<Notify>,
     health: Arc<Notify>,
+    bgp: Arc<Notify>,
 }
 
 /// Starts all sources. Where nobody can be asked, nothing is known of the cluster.
@@ -141,7 +142,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     tasks.spawn(containers::debris(out.clone(), host.clone(), blocking.clone(), shared.clone()));
     tasks.spawn(machine::filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(machine::processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
-    tasks.spawn(network::bgp(out.clone(), host.clone(), blocking.clone(), shared.clone()));
+    tasks.spawn(network::bgp(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(control_plane::kubelet(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(control_plane::health(out.clone(), shared.clone(), wake.clone()));
     let ways = watch::channel(Ways::of_pod()).0;

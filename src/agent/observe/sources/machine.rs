@@ -148,9 +148,10 @@ pub(super) async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, s
         if let Ok(processes) = &seen {
             let now: Vec<_> = processes.found.iter().map(|process| (process.program, process.pid)).collect();
             if set(&mut running, now) {
-                // Somebody started or ended: the runtime may be one of them, or the owner of a health port.
+                // Somebody started or ended: the runtime may be one of them, a BIRD, or the owner of a health port.
                 wake.runtime.notify_one();
                 wake.health.notify_one();
+                wake.bgp.notify_one();
             }
         }
         out.tell(&PROCESSES, began, seen.is_ok(), Update::Processes(seen.into())).await;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{HUNG_AGAIN, Outlet, Rhythm, Shared, Wake, rest, rhythm, set, within};
+use super::{HUNG_AGAIN, Outlet, Rhythm, Shared, Wake, rest, rhythm, set, through, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::tunnels::{Targets, TunnelSource};
 use crate::agent::observe::{HostRoot, Update, bird, cni as files, net_sysctl, routing as routes, traffic as counters};
@@ -25,6 +25,8 @@ const CNI: Rhythm = rhythm("cni", 15, 5);
 const TRAFFIC: Rhythm = rhythm("traffic", 10, 5);
 // A BIRD that hangs has to be told within 10 s.
 const BGP: Rhythm = rhythm("bgp", 2, 15);
+/// Where there is none, whoever starts one wakes it.
+const NO_BGP: Duration = Duration::from_secs(10);
 const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);
 
 pub(super) async fn routing(out: Outlet, shared: Shared, wake: Wake) {
@@ -33,17 +35,8 @@ pub(super) async fn routing(out: Outlet, shared: Shared, wake: Wake) {
     loop {
         let began = Instant::now();
         let pods = shared.pods.borrow().clone();
-        let seen = within(&ROUTING, async {
-            if source.is_none() {
-                source = Some(routes::RoutingSource::open()?);
-            }
-            let source = source.as_ref().expect("just opened");
-            source.look(&pods).await
-        })
-        .await;
-        if seen.is_err() {
-            source = None;
-        }
+        let look = async |source: &mut routes::RoutingSource| source.look(&pods).await;
+        let seen = through(&ROUTING, &mut source, routes::RoutingSource::open, look).await;
         if let Ok(routing) = &seen {
             let moved = answers.iter().any(|(pod, old)| routing.pods.get(pod).is_some_and(|now| now != old));
             if moved && !confirmed(&shared, &wake, began, &pods).await {
@@ -83,7 +76,7 @@ fn bird_routes(routing: &Routing) -> [u32; 2] {
     })
 }
 
-pub(super) async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
+pub(super) async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
     let mut source = bird::BirdSource::new(host, blocking);
     loop {
         let began = Instant::now();
@@ -91,11 +84,12 @@ pub(super) async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared:
         let seen: Seen<Bgp> = within(&BGP, source.look(kernel)).await.into();
         let mut errors = seen.get().into_iter().flat_map(|bgp| &bgp.daemons).filter_map(|daemon| daemon.bird.error());
         let hangs = errors.any(|error| error.reason == Reason::TimedOut);
+        let every = if seen == Seen::Absent { NO_BGP } else { BGP.every };
         out.tell(&BGP, began, seen.error().is_none() && !hangs, Update::Bgp(seen)).await;
         if hangs {
             tokio::time::sleep(HUNG_AGAIN).await;
         } else {
-            rest(&BGP, began, None).await;
+            rest(&Rhythm { every, ..BGP }, began, Some(&wake.bgp)).await;
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::{Outlet, Rhythm, Wake, rest, rhythm, within};
+use super::{Outlet, Rhythm, Wake, rest, rhythm, through, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::changes::History;
 use crate::agent::observe::ipset::IpSetSource;
@@ -29,16 +29,7 @@ pub(super) async fn nftables(out: Outlet, wake: Wake, mut history: History) {
     let mut source = None;
     loop {
         let began = Instant::now();
-        let seen = within(&NFTABLES, async {
-            if source.is_none() {
-                source = Some(NftablesSource::open()?);
-            }
-            source.as_mut().expect("just opened").look().await
-        })
-        .await;
-        if seen.is_err() {
-            source = None;
-        }
+        let seen = through(&NFTABLES, &mut source, NftablesSource::open, NftablesSource::look).await;
         if let Ok(ruleset) = &seen {
             history.take(ruleset, Timestamp::now());
         }
@@ -70,17 +61,7 @@ pub(super) async fn ip_sets(out: Outlet) {
     let mut source = None;
     loop {
         let began = Instant::now();
-        let seen = within(&IP_SETS, async {
-            if source.is_none() {
-                source = Some(IpSetSource::open()?);
-            }
-            source.as_mut().expect("just opened").look().await
-        })
-        .await;
-        if seen.is_err() {
-            source = None;
-        }
-        let seen: Seen<_> = seen.into();
+        let seen: Seen<_> = through(&IP_SETS, &mut source, IpSetSource::open, IpSetSource::look).await.into();
         out.tell(&IP_SETS, began, seen.error().is_none(), Update::IpSets(seen)).await;
         rest(&IP_SETS, began, None).await;
     }

@@ -1,9 +1,11 @@
 //! How often a source looks, how long one look may take, and what is counted of it.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::agent::observe::{Stats, Update};
 use crate::facts::LookError;
@@ -38,21 +40,33 @@ impl Outlet {
     }
 }
 
-/// Waits for the next look: the period, spread by up to a tenth so that nodes do not march in step, or an event. An event
-/// waits for a breath first, longer after a look that took long, so that a storm of events does not become one of looks.
-/// Answers whether it was an event.
+/// Waits for the next look: the next beat, or an event. An event waits for a breath first, longer after a look that took long,
+/// so that a storm of events does not become one of looks. Answers whether it was an event.
 pub(super) async fn rest(rhythm: &Rhythm, began: Instant, wake: Option<&Notify>) -> bool {
-    if wake.is_some() {
-        let breath = (began.elapsed() * 20).clamp(Duration::from_millis(50), LONGEST_BREATH);
-        tokio::time::sleep(breath).await;
+    let beat = next_beat(rhythm.every);
+    let Some(wake) = wake else {
+        sleep(beat).await;
+        return false;
+    };
+    let breath = (began.elapsed() * 20).clamp(Duration::from_millis(50), LONGEST_BREATH);
+    let rested = Instant::now() + breath;
+    let told = timeout(beat.max(breath), wake.notified()).await.is_ok();
+    if told {
+        sleep(rested.saturating_duration_since(Instant::now())).await;
+        // What was told meanwhile is seen by the look that follows.
+        wake.notified().now_or_never();
     }
-    let tenths = (std::process::id() + u32::from(rhythm.name.as_bytes()[0])) % 100;
-    let period = rhythm.every.mul_f64(1.0 - f64::from(tenths) / 1000.0);
-    if let Some(wake) = wake {
-        return timeout(period, wake.notified()).await.is_ok();
-    }
-    tokio::time::sleep(period).await;
-    false
+    told
+}
+
+/// How long it is until the next multiple of `every` since the first beat. So sources of the same rhythm look together: the
+/// process wakes once for all of them, and one verdict tells of all. The measure is shorter by up to a tenth, other on each
+/// node, so that nodes do not march in step.
+fn next_beat(every: Duration) -> Duration {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let every = every.mul_f64(1.0 - f64::from(std::process::id() % 100) / 1000.0);
+    let past = FIRST.get_or_init(Instant::now).elapsed().as_secs_f64() % every.as_secs_f64();
+    every.saturating_sub(Duration::from_secs_f64(past))
 }
 
 /// One look with its deadline.
@@ -63,5 +77,61 @@ pub(super) async fn within<T>(
     match timeout(rhythm.deadline, look).await {
         Ok(result) => result,
         Err(_) => Err(LookError::timed_out(rhythm.name, rhythm.deadline.as_secs_f32())),
+    }
+}
+
+/// One look with its deadline through a source that holds a connection to the kernel: it is opened when there is none, and
+/// after a look that failed the next one has a new one.
+pub(super) async fn through<S, T>(
+    rhythm: &Rhythm,
+    source: &mut Option<S>,
+    open: impl FnOnce() -> Result<S, LookError>,
+    look: impl AsyncFnOnce(&mut S) -> Result<T, LookError>,
+) -> Result<T, LookError> {
+    let seen = within(rhythm, async {
+        let source = match &mut *source {
+            Some(source) => source,
+            none => none.insert(open()?),
+        };
+        look(source).await
+    })
+    .await;
+    if seen.is_err() {
+        *source = None;
+    }
+    seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_of_one_rhythm_look_together() {
+        let every = Duration::from_secs(10);
+        let ends = [0, 30, 60].map(|later| {
+            std::thread::sleep(Duration::from_millis(later));
+            Instant::now() + next_beat(every)
+        });
+        let measure = every.mul_f64(1.0 - f64::from(std::process::id() % 100) / 1000.0).as_secs_f64();
+        for end in ends {
+            // A whole measure where one has just begun.
+            let apart = end.saturating_duration_since(ends[0]).as_secs_f64() % measure;
+            assert!(apart < 0.02 || apart > measure - 0.02, "{apart} s apart");
+        }
+        assert!(next_beat(every) <= every && next_beat(Duration::from_nanos(1)) <= Duration::from_nanos(1));
+    }
+
+    #[tokio::test]
+    async fn an_event_is_waited_for_and_what_follows_within_a_breath_is_the_same_look() {
+        let (wake, began, seldom) = (Notify::new(), Instant::now(), rhythm("test", 3600, 1));
+        wake.notify_one();
+        let again = async {
+            sleep(Duration::from_millis(10)).await;
+            wake.notify_one();
+        };
+        tokio::join!(rest(&seldom, began, Some(&wake)), again);
+        assert!(began.elapsed() >= Duration::from_millis(50), "it takes a breath");
+        assert!(wake.notified().now_or_never().is_none(), "nothing is left to look for");
     }
 }
