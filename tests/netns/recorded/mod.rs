@@ -1,6 +1,7 @@
 //! Recorded nodes: what a real worker with real Calico held before, during and after real faults, put back into a real
 //! kernel, and the findings that it has to give: these, root first, and nothing else.
 
+mod api;
 mod bird;
 mod files;
 mod network;
@@ -9,6 +10,7 @@ mod over_time;
 mod ports;
 mod replayed;
 mod runtime;
+mod writes;
 
 use anyhow::{Context, Result, ensure};
 
@@ -239,6 +241,13 @@ fn incident_11_the_route_of_a_pod_missing() -> Result<()> {
     let phases =
         [("before", NOTHING), ("during-b-felix-dead", MISSING), ("during-d-link-down", MISSING), ("after", NOTHING)];
     walk("11-pod-route-missing", "n1", &phases)
+}
+
+#[test]
+fn incident_14_a_webhook_leaves_the_node_itself_as_it_was() -> Result<()> {
+    // One look writes nothing; `writes` shows what an agent meets.
+    let phases = [("before", NOTHING), ("during-a-ignore", NOTHING), ("during-b-fail", NOTHING), ("after", NOTHING)];
+    walk("14-slow-webhook", "n1", &phases)
 }
 
 #[test]

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::api::Api;
 use super::bird::Bird;
 use super::files::Recording;
 use super::ports::Ports;
@@ -33,12 +34,18 @@ mount -t sysfs sysfs $ROOT/sys
 /// The control plane's address, which is the gateway's too.
 pub(super) const MASTER: &str = "10.77.0.1";
 
+/// Port of the control plane as the kubelet reaches it.
+const KUBELETS_API: u16 = 6443;
+/// Port of the one to which the agent writes, where there is one.
+const API: u16 = 6444;
+
 const KUBELET_CONFIG: &str = r#"{"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
 "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock", "imageGCHighThresholdPercent": 100,
 "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"}}"#;
 
 /// A recorded worker.
 pub struct Node {
+    name: String,
     pub(super) host: Host,
     /// The other ends of its cables: pods, and the network that the uplink leads to.
     pub(super) far: NetNs,
@@ -89,7 +96,7 @@ impl Node {
         fs::write(at("etc/machine-id"), "b08dfa6083e7567a1921a715000001fb\n")?;
         fs::write(at("etc/containerd/config.toml"), "version = 2\n")?;
         fs::write(at("var/lib/kubelet/config.yaml"), KUBELET_CONFIG)?;
-        fs::write(at("etc/kubernetes/kubelet.conf"), kubeconfig())?;
+        fs::write(at("etc/kubernetes/kubelet.conf"), kubeconfig(KUBELETS_API))?;
         let fifo = at("programs/hold");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR)?;
 
@@ -98,9 +105,10 @@ impl Node {
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let containerd = ContainerRuntime::start(tokio.handle(), &at("run/containerd/containerd.sock"))?;
         let mut master = Ports::default();
-        let listener = far.run(|| TcpListener::bind(("0.0.0.0", 6443)))?;
+        let listener = far.run(|| TcpListener::bind(("0.0.0.0", KUBELETS_API)))?;
         master.serve(tokio.handle(), listener, BTreeMap::from([("/version".to_owned(), (200, "{}".to_owned()))]))?;
         Ok(Node {
+            name: name.to_owned(),
             host,
             far,
             root,
@@ -174,7 +182,9 @@ impl Node {
         sync(&self.path("opt/cni/bin"), &programs, 0o755)?;
         let configuration: BTreeMap<&str, String> = recording
             .directory("cni-net.d")
-            .map(|(name, text)| (name, if name == "calico-kubeconfig" { kubeconfig() } else { text.to_owned() }))
+            .map(|(name, text)| {
+                (name, if name == "calico-kubeconfig" { kubeconfig(KUBELETS_API) } else { text.to_owned() })
+            })
             .collect();
         sync(&self.path("etc/cni/net.d"), &configuration, 0o600)?;
         let files = recording.text("var-lib-calico.txt")?.lines().filter_map(|line| line.split_once(':'));
@@ -317,7 +327,26 @@ impl Node {
         })
     }
 
-    /// What `nodevitals standalone` believes now.
+    /// An API server with this Node, for [`Node::run_agent`].
+    pub fn api(&self) -> Result<Api> {
+        let listener = self.far.run(|| TcpListener::bind(("0.0.0.0", API)))?;
+        Api::serve(self.tokio.handle(), listener, &self.name)
+    }
+
+    /// Starts `nodevitals agent` on it, and waits for its first verdict.
+    pub fn run_agent(&self) -> Result<()> {
+        let (program, own) = (program(), self.path("logs/agent.kubeconfig"));
+        fs::write(&own, kubeconfig(API))?;
+        let state = self.path("logs/state");
+        fs::create_dir_all(&state)?;
+        let text = |path: &Path| text(path).map(str::to_owned);
+        let line = ["env", "NO_COLOR=1", &text(&program)?, "agent", "--listen", "127.0.0.1:10580", "--node-name"];
+        let options = [&self.name, "--host-root", &text(self.root.path())?, "--kubeconfig", &text(&own)?];
+        self.host.spawn("nodevitals", &[&line[..], &options[..], &["--state-dir", &text(&state)?]].concat())?;
+        within(Duration::from_secs(20), || self.verdict().map(drop))
+    }
+
+    /// What the agent believes now.
     pub fn verdict(&self) -> Result<Value> {
         let page = self.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/findings"])?;
         Ok(serde_json::from_str::<Value>(&page)?["verdict"].clone())
@@ -341,11 +370,11 @@ pub fn codes(findings: &Value) -> Vec<String> {
 }
 
 /// A kubeconfig without TLS: what is behind the port is not the point here, that it answers is.
-fn kubeconfig() -> String {
+fn kubeconfig(port: u16) -> String {
     serde_json::json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "x",
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
-        "clusters": [{"name": "x", "cluster": {"server": format!("http://{MASTER}:6443")}}],
+        "clusters": [{"name": "x", "cluster": {"server": format!("http://{MASTER}:{port}")}}],
         "users": [{"name": "x", "user": {"token": "none"}}],
     })
     .to_string()
