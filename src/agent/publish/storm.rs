@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, reason = "prints its figures")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -138,18 +139,20 @@ fn most_in_a_second(patches: &[Value]) -> Result<usize> {
     Ok(times.iter().enumerate().map(|(index, from)| within(from) - index).max().unwrap_or_default())
 }
 
-/// How long this machine, which does other work too, let what was due wait.
+/// How long this machine, which does other work too, and the API server on it let what was due wait.
 struct Stall(Arc<AtomicU64>);
 
 impl Stall {
-    fn watch() -> Self {
+    fn watch(client: &kube::Client) -> Self {
         const TICK: Duration = Duration::from_millis(20);
         let longest = Arc::new(AtomicU64::new(0));
-        let seen = Arc::downgrade(&longest);
+        let (seen, client) = (Arc::downgrade(&longest), client.clone());
         tokio::spawn(async move {
             while let Some(seen) = seen.upgrade() {
                 let began = Instant::now();
                 tokio::time::sleep(TICK).await;
+                let ask = http::Request::get(format!("/api/v1/nodes/{}", name(0))).body(Vec::new());
+                client.request_text(ask.expect("a request")).await.expect("the API server answers");
                 let late = began.elapsed().saturating_sub(TICK);
                 seen.fetch_max(u64::try_from(late.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
             }
@@ -160,6 +163,15 @@ impl Stall {
     fn longest(&self) -> Duration {
         Duration::from_millis(self.0.load(Ordering::Relaxed))
     }
+}
+
+/// How many were answered with which code.
+fn by_code(patches: &[Value]) -> BTreeMap<String, usize> {
+    let mut codes = BTreeMap::new();
+    for event in patches {
+        *codes.entry(event["responseStatus"]["code"].to_string()).or_default() += 1;
+    }
+    codes
 }
 
 fn taken(patches: &[Value]) -> Vec<&Value> {
@@ -175,9 +187,10 @@ async fn run(control_plane: &ControlPlane, admin: Api, agent: Api) -> Result<()>
     let agents = Agents::start(&agent);
     let took = agents.tell(true).await?;
     println!(
-        "first writes of {AGENTS} agents at once: {:.1} s, {} refused or failed",
+        "first writes of {AGENTS} agents at once: {:.1} s, {} refused or failed; answers to patches {:?}",
         took.as_secs_f64(),
-        agents.failed()
+        agents.failed(),
+        by_code(&patches(control_plane, 0)?)
     );
     tokio::time::sleep(Duration::from_secs(2)).await;
 
@@ -187,7 +200,7 @@ async fn run(control_plane: &ControlPlane, admin: Api, agent: Api) -> Result<()>
     println!("writes in a quiet minute: {quiet}");
 
     let failed = agents.failed();
-    let stall = Stall::watch();
+    let stall = Stall::watch(&admin.unary);
     let took = agents.tell(false).await?;
     let stalled = stall.longest();
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -201,7 +214,7 @@ async fn run(control_plane: &ControlPlane, admin: Api, agent: Api) -> Result<()>
         agents.failed() - failed
     );
     println!(
-        "came to the API server {} (most in a second {most}, limit {RATE}; this machine stood still for up to {} ms), refused {}; \
+        "came to the API server {} (most in a second {most}, limit {RATE}; an answer took up to {} ms), refused {}; \
          {:.3} patches for a transition; {bytes} bytes at most",
         storm.len(),
         stalled.as_millis(),
