@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::{Node, Recording, codes, exists};
 use crate::support::wait::within;
@@ -145,5 +146,56 @@ fn a_rolling_restart_of_calico_is_silent() -> Result<()> {
     }
     ensure!(node.ever_raised()?.is_empty(), "{:#?}", node.ever_raised()?);
     ensure!(node.verdict()?["state"] == "Normal", "{}", node.verdict()?);
+    Ok(())
+}
+
+/// Stops the process for longer than any hold-down here, while something is done; `NODEVITALS_PAUSE_SECONDS` makes it longer.
+fn paused(node: &mut Node, meanwhile: impl FnOnce(&mut Node) -> Result<()>) -> Result<()> {
+    let seconds = std::env::var("NODEVITALS_PAUSE_SECONDS").map_or(Ok(12), |text| text.parse())?;
+    node.host.signal("nodevitals", Signal::SIGSTOP)?;
+    meanwhile(node)?;
+    sleep(Duration::from_secs(seconds));
+    node.host.signal("nodevitals", Signal::SIGCONT)?;
+    Ok(())
+}
+
+/// A process that was stopped takes nothing for having lasted, or for being over, that it did not see.
+#[test]
+fn a_pause_is_no_transition() -> Result<()> {
+    let (incident, hangs) = ("02-bird-stopped", "during-stopped");
+    let (before, during) = (Recording::read(incident, "before", "n2")?, Recording::read(incident, hangs, "n2")?);
+    let mut node = Node::recorded(incident, "before", "n2")?;
+    node.watch()?;
+    paused(&mut node, |_| Ok(()))?;
+    // What was seen for a moment before the pause, and is gone after it.
+    node.become_(&during)?;
+    within(SOON, || {
+        ensure!(codes(&node.verdict()?["pending"]) == ["BgpDaemonDown"], "{}", node.verdict()?);
+        Ok(())
+    })
+    .context("it is seen")?;
+    paused(&mut node, |node| node.become_(&before))?;
+    within(SOON, || {
+        let verdict = node.verdict()?;
+        ensure!(codes(&verdict["pending"]).is_empty() && verdict["state"] == "Normal", "{verdict}");
+        Ok(())
+    })
+    .context("it is over")?;
+    // Longer than the hold-down of what would have been seen last.
+    sleep(Duration::from_secs(6));
+    ensure!(node.ever_raised()?.is_empty(), "{:#?}", node.ever_raised()?);
+    // What counts goes on counting, and is told as one.
+    node.become_(&during)?;
+    within(SOON, || {
+        ensure!(node.codes()? == ["BgpDaemonDown"], "{}", node.verdict()?);
+        Ok(())
+    })
+    .context("it is raised")?;
+    let since = node.verdict()?["findings"][0]["since"].clone();
+    paused(&mut node, |_| Ok(()))?;
+    sleep(Duration::from_secs(6));
+    let findings = node.verdict()?["findings"].clone();
+    ensure!(codes(&findings) == ["BgpDaemonDown"] && findings[0]["since"] == since, "{findings}");
+    ensure!(node.ever_raised()?.len() == 1, "{:#?}", node.ever_raised()?);
     Ok(())
 }
