@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::failed;
 use super::terminal::{self, clean, note};
@@ -59,6 +60,10 @@ pub(super) struct Options {
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
 
+    /// Print where it is and what is in it as JSON, on standard output
+    #[arg(long)]
+    json: bool,
+
     /// Where the node's root directory is
     #[arg(long, default_value = "/", value_name = "DIR")]
     host_root: PathBuf,
@@ -69,6 +74,9 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: &Options) -> ExitCode {
+    if options.json && options.output.as_deref() == Some(Path::new("-")) {
+        return failed(&anyhow::anyhow!("--json: standard output is taken by --output -; give a directory"));
+    }
     let of_cluster = !options.nodes.is_empty() || options.selector.is_some() || options.worst.is_some();
     let gathered = if of_cluster { cluster::gather(options).await } else { local(options).await };
     match gathered {
@@ -99,14 +107,31 @@ async fn local(options: &Options) -> anyhow::Result<()> {
         progress(&gatherer.facts(&report, &mut bundle, &mut manifest));
         report.verdict
     };
-    gatherer.pieces(&mut bundle, &mut manifest, progress).await.with_context(|| place.clone())?;
+    let written = gatherer.pieces(&mut bundle, &mut manifest, progress).await;
     let summary = summary(&manifest, Some(&verdict));
-    bundle.finish(&manifest, &summary).with_context(|| place.clone())?;
-    if place == STREAM {
+    let written = written.and_then(|()| bundle.finish(&manifest, &summary));
+    written.with_context(|| format!("{place} cannot be written; `--output -` needs no disk"))?;
+    if options.json {
+        print_json(&[Taken { path: place, manifest }])?;
+    } else if place == STREAM {
         note(&format!("{} pieces, {} could not be taken", manifest.items.len(), manifest.missing().count()));
     } else {
         terminal::print(&format!("{}\n{place}\n", clean_lines(&summary)));
     }
+    Ok(())
+}
+
+/// A bundle, for programs.
+#[derive(Debug, Serialize)]
+struct Taken {
+    path: String,
+    manifest: Manifest,
+}
+
+fn print_json(bundles: &[Taken]) -> anyhow::Result<()> {
+    let (version, kind) = (crate::aggregator::report::API_VERSION, "Evidence");
+    let all = serde_json::json!({"apiVersion": version, "kind": kind, "bundles": bundles});
+    terminal::print(&crate::yaml::write_json(&all)?);
     Ok(())
 }
 

@@ -28,6 +28,19 @@ fn failed(manifest: &Value, name: &str) -> Result<Option<String>> {
     Ok(item["failed"].as_str().map(str::to_owned))
 }
 
+fn nothing_is_run_on_the_node_where_that_is_not_wanted(bench: &Bench) -> Result<()> {
+    let alone = tempfile::tempdir()?;
+    let done = gather(bench, alone.path(), &["n1", "--api-only", "--json"])?;
+    let said: Value = serde_json::from_slice(&done.stdout)?;
+    let bundles: Vec<&Value> = said["bundles"].as_array().context("bundles")?.iter().collect();
+    ensure!(said["kind"] == "Evidence" && bundles.len() == 2, "{said:#}");
+    ensure!(bundles[1]["path"] == alone.path().join("n1").display().to_string(), "{said:#}");
+    ensure!(bundles[1]["manifest"]["node"] == "n1", "{said:#}");
+    let why = failed(&read(&alone.path().join("n1/manifest.json"))?, "facts.json")?.unwrap_or_default();
+    ensure!(done.status.success() && why.contains("--api-only"), "{why}");
+    Ok(())
+}
+
 #[test]
 fn what_the_api_server_has_is_taken_and_what_is_missing_is_said_and_unknown() -> Result<()> {
     let bench = Bench::take()?;
@@ -68,10 +81,7 @@ fn what_the_api_server_has_is_taken_and_what_is_missing_is_said_and_unknown() ->
     let said = String::from_utf8_lossy(&several.stderr).into_owned();
     ensure!(several.status.code() == Some(64) && said.contains("cluster, gone, n1"), "{said}");
 
-    let alone = tempfile::tempdir()?;
-    let done = gather(&bench, alone.path(), &["n1", "--api-only"])?;
-    let why = failed(&read(&alone.path().join("n1/manifest.json"))?, "facts.json")?.unwrap_or_default();
-    ensure!(done.status.success() && why.contains("--api-only"), "{why}");
+    nothing_is_run_on_the_node_where_that_is_not_wanted(&bench)?;
 
     // It goes on where it stopped: a worker that is there now.
     bench.add_node("gone", &json!({}))?;

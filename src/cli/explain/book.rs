@@ -11,6 +11,7 @@
 //! | `means:` `cause:` `not:` | what it is, where it comes from, what it is mistaken for |
 //! | `text:` | a message, compared squeezed; `*` is a gap |
 //! | `word:` | words that stand alone in a text, capitals and all |
+//! | `symptom:` | what somebody tells in own words: beginnings of words, of which all have to be there; a bar is an or, `no.` a whole word |
 //! | `state:` | the whole input, or a state in a list of workers |
 //! | `ask:` `if:` | the one fact that decides, and for each answer `answer => NAME` |
 //! | `gather:` `step:` | in this order; `@vpc` for one product |
@@ -61,6 +62,7 @@ pub(crate) struct Record {
     pub(crate) not: &'static str,
     pub(crate) texts: Vec<&'static str>,
     pub(crate) words: Vec<&'static str>,
+    pub(crate) symptoms: Vec<&'static str>,
     pub(crate) states: Vec<&'static str>,
     pub(crate) ask: &'static str,
     pub(crate) answers: Vec<(&'static str, &'static str)>,
@@ -227,6 +229,7 @@ impl Record {
             "not" => self.not = value,
             "text" => self.texts.push(value),
             "word" => self.words.push(value),
+            "symptom" => self.symptoms.push(value),
             "state" => self.states.push(value),
             "ask" => self.ask = value,
             "if" => self.answers.push(value.rsplit_once(" => ")?),

@@ -11,6 +11,8 @@ const GAP: usize = 240;
 const SHORTEST_START: usize = 16;
 /// A text of more bytes than this is not compared word by word: every word is somewhere in a long log.
 const FEW_WORDS: usize = 2048;
+/// What somebody tells in own words is no longer than that, squeezed; a log is.
+const A_SENTENCE: usize = 200;
 /// So much of a message's rare words must be there if it is worded in another way.
 const SIMILAR: f64 = 0.72;
 
@@ -55,6 +57,9 @@ pub(crate) fn search(book: &Book, text: &str) -> Vec<Match> {
         messages(book, &squeezed, &mut found);
         words(book, text, &mut found);
         states(book, text, &mut found);
+        if squeezed.text.len() <= A_SENTENCE {
+            symptoms(book, text, &mut found);
+        }
     }
     if found.best.is_empty() && text.len() <= FEW_WORDS {
         similar(book, text, &mut found);
@@ -227,6 +232,24 @@ fn states(book: &Book, text: &str, found: &mut Found) {
             }
         }
         at += line.len();
+    }
+}
+
+/// Symptoms in somebody's own words: for each of some words one that begins so or, with a full stop behind it, is it.
+fn symptoms(book: &Book, text: &str, found: &mut Found) {
+    let text: String = text.to_lowercase().replace(['\'', '’'], "");
+    let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let is = |word: &str, start: &str| match start.strip_suffix('.') {
+        Some(whole) => word == whole,
+        None => word.starts_with(start),
+    };
+    let begins = |starts: &str| starts.split('|').any(|start| words.iter().any(|word| is(word, start)));
+    for (entry, known) in book.entries.iter().enumerate() {
+        let all = known.record.symptoms.iter().copied();
+        for pattern in all.filter(|symptom| symptom.split(' ').all(begins)) {
+            let length = pattern.split(' ').count();
+            found.add(Match { entry, sure: Sure::Similar, length, at: 0, count: 1, pattern });
+        }
     }
 }
 

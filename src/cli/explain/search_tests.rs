@@ -2,6 +2,8 @@ use super::*;
 
 /// `NAME<TAB>TEXT`: every message that the provider's documents and runbooks quote, as they quote it.
 const VERBATIM: &str = include_str!("../../../tests/messages/verbatim.tsv");
+/// Symptoms that have no fixed wording, each as several people would tell it.
+const SYMPTOMS: &str = include_str!("../../../tests/messages/symptoms.tsv");
 /// What kubelet, containerd, kernel, Calico and others write all day.
 const ROUTINE: &str = include_str!("../../../tests/messages/routine.log");
 
@@ -169,6 +171,24 @@ fn reworded_messages_are_found_and_marked() {
         let found = search(&book, text);
         assert!(found.iter().any(|found| book.entries[found.entry].record.name == name), "{text}: {found:?}");
         assert!(found.iter().all(|found| found.sure == Sure::Similar), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn symptoms_are_found_however_they_are_told() {
+    let book = Book::open();
+    for line in SYMPTOMS.lines() {
+        let (name, text) = line.split_once('\t').expect("two columns");
+        let text = text.replace("\\n", "\n");
+        assert!(names(&book, &text).contains(&name), "{text}: {:?}", names(&book, &text));
+        // In a log they are not looked for.
+        let log = format!("{text}\n{ROUTINE}");
+        assert!(search(&book, &log).iter().all(|found| found.sure != Sure::Similar), "{text}");
+    }
+    for entry in &book.entries {
+        for symptom in &entry.record.symptoms {
+            assert!(symptom.split(' ').count() >= 3, "{}: {symptom} is likely to be anywhere", entry.record.name);
+        }
     }
 }
 

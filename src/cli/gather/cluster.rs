@@ -16,7 +16,7 @@ use kube::client::Body;
 use serde_json::Value;
 
 use super::exec::Agent;
-use super::{Options, clean_lines, kept, progress};
+use super::{Options, Taken, clean_lines, kept, print_json, progress};
 use crate::agent::{Depth, Gatherer, HostRoot};
 use crate::api::{Api, chain};
 use crate::bundle::{Bundle, FACTS, Item, Manifest, summary};
@@ -107,19 +107,29 @@ pub(super) async fn gather(options: &Options) -> anyhow::Result<()> {
     let config = Config::load(options.config.as_deref())?;
     let all = nodes.len();
     let mut done = 0;
-    let cluster = one(&api, options, &config, None, &folder).await?;
-    note(&format!("cluster: {cluster}"));
+    let mut bundles = vec![one(&api, options, &config, None, &folder).await?];
+    note(&format!("cluster: {}", count(&bundles[0].manifest)));
     let each = nodes.iter().map(|node| of(&api, options, &config, node, &folder));
     let mut each = stream::iter(each).buffer_unordered(options.parallel.into());
-    while let Some((node, said)) = each.next().await {
+    while let Some((node, taken)) = each.next().await {
         done += 1;
-        note(&format!("[{done}/{all}] {node}: {}", said?));
+        let taken = taken?;
+        note(&format!("[{done}/{all}] {node}: {}", count(&taken.manifest)));
+        bundles.push(taken);
+    }
+    if options.json {
+        return print_json(&bundles);
     }
     if let [node, ..] = &nodes[..] {
         note(&format!("then: nodevitals repair {node} --evidence {}", folder.join(node).display()));
     }
     crate::cli::terminal::print(&format!("{}\n", folder.display()));
     Ok(())
+}
+
+fn count(manifest: &Manifest) -> String {
+    let missing = manifest.missing().count();
+    format!("{} pieces, {missing} could not be taken", manifest.items.len() - missing)
 }
 
 /// The workers that are meant.
@@ -158,18 +168,18 @@ async fn of<'a>(
     config: &Config,
     node: &'a String,
     folder: &Path,
-) -> (&'a String, anyhow::Result<String>) {
+) -> (&'a String, anyhow::Result<Taken>) {
     (node, one(api, options, config, Some(node), folder).await)
 }
 
-/// Of one worker, or of the cluster; says how much was taken.
+/// Of one worker, or of the cluster.
 async fn one(
     api: &Api,
     options: &Options,
     config: &Config,
     node: Option<&String>,
     folder: &Path,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Taken> {
     let (name, table) = node.map_or(("cluster", OF_CLUSTER), |node| (node.as_str(), &OF_NODE[..]));
     let new = Manifest::new(name, "", "asked for through the API server", Timestamp::now());
     let place = folder.join(name);
@@ -225,8 +235,7 @@ async fn one(
     manifest.ended_at = Some(Timestamp::now());
     let summary = summary(&manifest, seen.as_ref().map(|seen| &seen.verdict));
     to.finish(&manifest, &clean_lines(&summary)).with_context(|| place.display().to_string())?;
-    let missing = manifest.missing().count();
-    Ok(format!("{} pieces, {missing} could not be taken", manifest.items.len() - missing))
+    Ok(Taken { path: place.display().to_string(), manifest })
 }
 
 /// What the node itself sees; an error says why it could not be had, and what to do.

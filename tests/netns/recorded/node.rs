@@ -311,6 +311,16 @@ impl Node {
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
+    /// The same as an archive on standard output.
+    pub fn gather_archive(&self) -> Result<Vec<u8>> {
+        let program = program();
+        let arguments = ["gather", "--output", "-", "--host-root"].map(OsStr::new);
+        let output =
+            self.host.exec(&[&[program.as_os_str()], &arguments[..], &[self.root.path().as_os_str()]].concat())?;
+        ensure!(output.status.success(), "{:?}", String::from_utf8_lossy(&output.stderr));
+        Ok(output.stdout)
+    }
+
     /// Starts `nodevitals standalone` on it, and waits for its first verdict.
     pub fn watch(&self) -> Result<()> {
         let program = program();

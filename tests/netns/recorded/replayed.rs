@@ -98,6 +98,27 @@ fn a_hung_and_a_killed_containerd() -> Result<()> {
     replays("08-containerd-hung", "during-b-killed", "n3", Some("ContainerdDown"))
 }
 
+/// Where the disk takes nothing any more, and the runtime hangs besides.
+#[test]
+fn without_a_disk_it_is_an_archive_that_replays_too() -> Result<()> {
+    let node = Node::recorded("08-containerd-hung", "during-a-hung-late", "n3")?;
+    let live = node.check()?;
+    let full = node.path("full");
+    std::fs::create_dir(&full)?;
+    let options = ["-t", "tmpfs", "-o", "size=16k", "none"];
+    node.run(&[&["mount"], &options[..], &[full.to_str().context("UTF-8")?]].concat())?;
+    let why = node.gather(&full.join("bundle")).expect_err("there is no room").to_string();
+    ensure!(why.contains("No space left on device") && why.contains("`--output -` needs no disk"), "{why}");
+    let dir = tempfile::tempdir()?;
+    let archive = dir.path().join("n3.tar");
+    std::fs::write(&archive, node.gather_archive()?)?;
+    drop(node);
+    let replayed = again(&archive)?;
+    ensure!(verdict(&replayed) == verdict(&live), "{:#}\nis not\n{:#}", verdict(&replayed), verdict(&live));
+    ensure!(replayed.codes().first() == Some(&"ContainerdUnresponsive"), "{:?}", replayed.codes());
+    Ok(())
+}
+
 #[test]
 fn a_killed_kubelet() -> Result<()> {
     replays("09-kubelet-stopped", "during-3s", "n3", Some("KubeletDown"))?;
