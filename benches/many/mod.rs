@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use nodevitals::checks::Area;
 use serde_json::{Value, json};
 
 use crate::support::control_plane::{ControlPlane, URL};
@@ -130,23 +131,14 @@ pub fn heartbeat() -> Value {
     json!({"status": {"conditions": kubelets(&jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string())}})
 }
 
-const AREAS: [&str; 7] = [
-    "ControlPlanePathProblem",
-    "RuntimeProblem",
-    "CNIProblem",
-    "PodRoutingProblem",
-    "PacketFilterProblem",
-    "CapacityProblem",
-    "NodeIntegrityProblem",
-];
-
 fn says(state: &str, findings: &Value, roll_up: &Value) -> Value {
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let healthy = |kind: &&str| {
+    let healthy = |area: Area| {
+        let kind = area.condition();
         json!({"type": kind, "status": "False", "reason": "NoProblem", "message": format!("No {kind} found."),
             "lastTransitionTime": "2026-01-01T00:00:00Z"})
     };
-    let mut conditions: Vec<Value> = AREAS.iter().map(healthy).collect();
+    let mut conditions: Vec<Value> = Area::ALL.into_iter().map(healthy).collect();
     conditions.push(roll_up.clone());
     json!({
         "metadata": {"annotations": {"nodevitals.dev/state": state, "nodevitals.dev/since": now, "nodevitals.dev/findings": findings.to_string()}},

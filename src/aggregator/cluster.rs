@@ -1,7 +1,7 @@
 //! What the aggregator knows: one pruned row for each Node, and the agent's Pods by node.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::memory::Memory;
 use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, ZONE_LABELS};
 use super::object::ObjectView;
 use super::password::Found;
-use super::row::{AgentPod, Condition, NETWORK, READY, Row, clipped, findings, kind_of, row_from_told};
+use super::row::{AgentPod, Condition, NETWORK, READY, Row, Words, clipped, findings, row_from_told};
 use super::sight::Sight;
 use super::surroundings::Surroundings;
 use super::traits::{Traits, Values};
@@ -34,10 +34,13 @@ const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
-    nodes: BTreeMap<Box<str>, Row>,
+    /// Rows are far larger than names, and nodes of a tree that grows at its end stay half empty.
+    nodes: BTreeMap<Box<str>, Box<Row>>,
     agents: BTreeMap<Box<str>, Vec<AgentPod>>,
-    /// Words that many rows share: zones, pools, reasons, messages of healthy conditions.
+    /// Words that many rows share: zones and pools.
     words: HashSet<Arc<str>>,
+    /// What healthy conditions say, by its hash.
+    said: HashMap<u64, Arc<Words>>,
     /// What workers may share.
     pub(crate) values: Values,
     /// What is around the nodes.
@@ -82,32 +85,39 @@ impl Cluster {
 
     /// The nodes, by name.
     pub(crate) fn nodes(&self) -> impl ExactSizeIterator<Item = (&str, &Row)> {
-        self.nodes.iter().map(|(name, row)| (&**name, row))
+        self.nodes.iter().map(|(name, row)| (&**name, &**row))
     }
 
     /// Node objects that are left over from before a worker was updated or reloaded (catalogue R027), with the one that
     /// is in its place: both have an address in common, or the same machine where one is named by an address; one is not
     /// Ready, the other is.
     pub(crate) fn duplicates(&self) -> HashMap<&str, &str> {
-        let mut at: HashMap<IpAddr, Vec<&str>> = HashMap::new();
-        let mut of: HashMap<u64, Vec<&str>> = HashMap::new();
         let quiet: Vec<(&str, &Row)> = self.nodes().filter(|(_, row)| !row.is_ready()).collect();
         if quiet.is_empty() {
             return HashMap::new();
         }
+        let addresses = |row: &'_ Row| row.addresses.iter().chain(&row.external).copied().collect::<Vec<_>>();
+        let own = |name: &str| name.parse::<IpAddr>().ok();
+        // Only what one of these has is looked for among all others. Who has it first, and how many have it.
+        let asked = quiet.iter().flat_map(|(name, row)| addresses(row).into_iter().chain(own(name)));
+        let mut at: HashMap<IpAddr, Option<&str>> = asked.map(|address| (address, None)).collect();
+        let mut of: HashMap<u64, (usize, &str)> = quiet.iter().map(|(_, row)| (row.machine, (0, ""))).collect();
         for (name, row) in self.nodes().filter(|(_, row)| row.is_ready()) {
             for address in row.addresses.iter().chain(&row.external) {
-                at.entry(*address).or_default().push(name);
+                if let Some(first) = at.get_mut(address) {
+                    first.get_or_insert(name);
+                }
             }
-            of.entry(row.machine).or_default().push(name);
+            if let Some((count, first)) = of.get_mut(&row.machine) {
+                (*count, *first) = (*count + 1, name);
+            }
         }
         let twin = |name: &str, row: &Row| {
-            let own = name.parse::<IpAddr>().ok();
-            let mut shared = row.addresses.iter().chain(&row.external).chain(own.as_ref());
-            let same_address = shared.find_map(|address| at.get(address)?.first().copied());
+            let mut shared = addresses(row).into_iter().chain(own(name));
+            let same_address = shared.find_map(|address| *at.get(&address)?);
             // Nodes that are containers of one machine have its number too.
-            let alone = |twins: &&Vec<&str>| row.machine != 0 && own.is_some() && twins.len() == 1;
-            same_address.or_else(|| of.get(&row.machine).filter(alone).and_then(|twins| twins.first().copied()))
+            let alone = |(count, _): &&(usize, &str)| row.machine != 0 && own(name).is_some() && *count == 1;
+            same_address.or_else(|| of.get(&row.machine).filter(alone).map(|(_, first)| *first))
         };
         quiet.into_iter().filter_map(|(name, row)| Some((name, twin(name, row)?))).collect()
     }
@@ -120,7 +130,7 @@ impl Cluster {
 
     /// One node.
     pub(crate) fn node(&self, name: &str) -> Option<&Row> {
-        self.nodes.get(name)
+        self.nodes.get(name).map(|row| &**row)
     }
 
     /// The agent's Pods on this node.
@@ -132,7 +142,7 @@ impl Cluster {
     pub(crate) fn apply_node(&mut self, node: &NodeView, now: Timestamp) {
         if !node.metadata.name.is_empty() {
             let mut row = self.row(node);
-            let before = self.nodes.get(node.metadata.name.as_str());
+            let before = self.nodes.get(node.metadata.name.as_str()).map(|row| &**row);
             if let Some(before) = before {
                 row.goes_on_from(before, now);
                 // Whoever works on a worker turns it as often as it takes.
@@ -148,26 +158,33 @@ impl Cluster {
             let (version, list) = (std::mem::take(&mut row.version), row.list);
             let same = before.is_some_and(|before| {
                 row.version.clone_from(&before.version);
-                row.list = before.list;
+                (row.list, row.stamp) = (before.list, before.stamp);
                 *before == row
             });
             (row.version, row.list) = (version, list);
-            self.revision += u64::from(!same);
+            if !same {
+                self.revision += 1;
+                row.stamp = self.revision;
+            }
             if before.is_none() {
                 self.memory.is_back(&node.metadata.name);
             }
             if row.unschedulable {
                 row.cordoned_since = row.cordoned_at.or(row.cordoned_since).or(Some(now));
             }
-            self.nodes.insert(node.metadata.name.as_str().into(), row);
+            match self.nodes.get_mut(node.metadata.name.as_str()) {
+                Some(before) => **before = row,
+                None => drop(self.nodes.insert(node.metadata.name.as_str().into(), row.into())),
+            }
         }
     }
 
     /// Takes in what an agent in this process says about its node.
     pub(crate) fn apply_told(&mut self, name: &str, told: &Told) {
         self.revision += 1;
-        let row = row_from_told(told, self.nodes.remove(name).unwrap_or_default());
-        self.nodes.insert(name.into(), row);
+        let mut row = row_from_told(told, self.nodes.remove(name).map_or_else(Row::default, |row| *row));
+        row.stamp = self.revision;
+        self.nodes.insert(name.into(), row.into());
     }
 
     /// Forgets a Node.
@@ -225,6 +242,7 @@ impl Cluster {
             self.remove_node(&name, now);
         }
         self.words.retain(|word| Arc::strong_count(word) > 1);
+        self.said.retain(|_, words| Arc::strong_count(words) > 1);
     }
 
     /// A list of the agent's Pods is complete: those that were not in it are gone.
@@ -266,32 +284,38 @@ impl Cluster {
             ..Row::default()
         };
         for seen in &node.status.conditions {
-            let Some(kind) = kind_of(&seen.kind) else { continue };
-            let condition = self.condition(kind, seen, &row.conditions);
-            if kind == READY {
-                row.ready.get_or_insert(condition);
-            } else if kind == NETWORK {
-                row.network.get_or_insert(condition);
-            } else if row.condition(kind).is_none() {
-                row.conditions.push(condition);
+            let Some(condition) = self.condition(seen, &row.conditions) else { continue };
+            match condition.kind() {
+                READY => drop(row.ready.get_or_insert(condition)),
+                NETWORK => drop(row.network.get_or_insert(condition)),
+                kind if row.condition(kind).is_none() => row.conditions.push(condition),
+                _ => {}
             }
         }
         row.conditions.shrink_to_fit();
         row
     }
 
-    fn condition(&mut self, kind: &'static str, seen: &ConditionView, before: &[Condition]) -> Condition {
+    fn condition(&mut self, seen: &ConditionView, before: &[Condition]) -> Option<Condition> {
         let status = Status::parse(&seen.status);
-        let text = clipped(&seen.message);
-        let same = before.iter().find(|condition| *condition.message == *text);
+        let (reason, message) = (clipped(&seen.reason), clipped(&seen.message));
         // What is said of healthy conditions is the same on every node; what is said of problems is not, but a node that
         // is marked says it eight times.
-        let message = match (status, same) {
-            (_, Some(same)) => Arc::clone(&same.message),
-            (Status::False, None) => self.word(text),
-            (Status::True | Status::Unknown, None) => text.into(),
-        };
-        Condition { kind, status, reason: self.word(clipped(&seen.reason)), message, since: seen.last_transition_time }
+        let same = before.iter().find_map(|condition| condition.shares(reason, message));
+        let words = same.unwrap_or_else(|| self.said(reason, message, status == Status::False));
+        Condition::new(&seen.kind, status, words, seen.last_transition_time)
+    }
+
+    fn said(&mut self, reason: &str, message: &str, often: bool) -> Arc<Words> {
+        let new = || Arc::new(Words { reason: reason.into(), message: message.into() });
+        if !often {
+            return new();
+        }
+        let mut hasher = DefaultHasher::new();
+        (reason, message).hash(&mut hasher);
+        let known = self.said.entry(hasher.finish()).or_insert_with(new);
+        // Two that have the same hash are kept apart by the rows themselves.
+        if *known.reason == *reason && *known.message == *message { Arc::clone(known) } else { new() }
     }
 
     fn word(&mut self, text: &str) -> Arc<str> {

@@ -13,7 +13,7 @@ use kube::Client;
 
 use super::model::ListPage;
 use super::object::ObjectView;
-use super::report::{ClusterReport, NodeReport, Scope};
+use super::report::{Judged, Overview, Scope};
 use super::store::Store;
 use super::watch::escaped;
 use crate::clock::{now, since_boot};
@@ -51,10 +51,10 @@ struct Wanted {
 
 impl Wanted {
     /// The worst failure of a large part of the workers, if there is one.
-    fn of(report: &ClusterReport) -> Option<Wanted> {
-        let code = &report.findings.iter().find(|finding| finding.scope == Scope::Subset)?.code;
-        let has = |node: &&NodeReport| node.findings.iter().any(|it| it.code == *code && it.caused_by.is_none());
-        let usual = report.nodes.iter().filter(|node| !node.cordoned && !node.deleting);
+    fn of(overview: &Overview<'_>) -> Option<Wanted> {
+        let code = &overview.report.findings.iter().find(|finding| finding.scope == Scope::Subset)?.code;
+        let has = |node: &&Judged<'_>| node.findings().iter().any(|it| it.code == *code && it.caused_by.is_none());
+        let usual = overview.workers.iter().filter(|node| !node.row.unschedulable && !node.row.deleting);
         let (failing, others): (Vec<_>, Vec<_>) = usual.partition(has);
         let well = others.into_iter().filter(|node| node.state == WorkerState::Normal).collect();
         let workers = some(failing, MOST.0).chain(some(well, MOST.1)).collect();
@@ -90,13 +90,13 @@ impl Hosted {
 }
 
 /// Some of these, whatever their names have in common.
-fn some(mut nodes: Vec<&NodeReport>, most: usize) -> impl Iterator<Item = String> {
+fn some<'a>(mut nodes: Vec<&'a Judged<'a>>, most: usize) -> impl Iterator<Item = String> + 'a {
     nodes.sort_by_cached_key(|node| {
         let mut hasher = DefaultHasher::new();
         hasher.write(node.name.as_bytes());
         hasher.finish()
     });
-    nodes.into_iter().take(most).map(|node| node.name.clone())
+    nodes.into_iter().take(most).map(|node| node.name.to_owned())
 }
 
 /// Looks for ever.
@@ -110,7 +110,7 @@ pub(super) async fn run(client: &Client, store: &Store, own: &str) -> std::conve
             continue;
         }
         revisions.mark_unchanged();
-        let wanted = Wanted::of(&store.report(None, now()));
+        let wanted = store.overview(now(), |overview| Wanted::of(&overview));
         // Workers that begin to fail meanwhile are looked at in the next round.
         if !again && looked.as_ref().map(|it| &it.code) == wanted.as_ref().map(|it| &it.code) {
             continue;
@@ -137,7 +137,7 @@ pub(super) async fn run(client: &Client, store: &Store, own: &str) -> std::conve
 }
 
 /// The metadata of the Pods of one worker; none without permission, and when nobody answered.
-async fn pods(client: &Client, worker: &str) -> Option<ListPage<ObjectView>> {
+pub(super) async fn pods(client: &Client, worker: &str) -> Option<ListPage<ObjectView>> {
     let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}&limit={MOST_PODS}", escaped(worker));
     let request = Request::get(path)
         .header(ACCEPT, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")

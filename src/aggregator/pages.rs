@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::page;
-use super::report::{API_VERSION, ClusterReport, NodeReport};
+use super::report::{API_VERSION, ClusterReport, Judged, Overview, Whole};
 use super::store::{Patches, Store};
 use crate::events::Counts;
 use crate::http::{Live, Page, Pages, Shared};
@@ -33,19 +33,23 @@ pub(crate) struct AggregatorPages {
     clock: fn() -> Now,
     /// Places for those who listen.
     listeners: Arc<Semaphore>,
-    last: Mutex<Option<Last>>,
+    last: Mutex<Last>,
 }
 
 /// The report of all workers as it was made last: making it takes longer the more workers there are, and many may ask.
+#[derive(Default)]
 struct Last {
     revision: u64,
-    at: Duration,
-    report: Shared,
+    /// When it was made, and how long that took.
+    made: Option<(Duration, Duration)>,
+    report: Whole,
 }
 
 /// A report counts as new for so long, if nothing has changed; and if something has. Whoever is told of a change, which
 /// takes twice as long as the latter, gets a report with it.
 const NEW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(250));
+/// While nothing changes, as many times as long as it took to make: of a hundred who ask, less than one waits for it.
+const WORTH: u32 = 128;
 
 impl AggregatorPages {
     /// Pages over this store. At most `listeners` are told of changes at once, so that those who fetch a page have
@@ -57,20 +61,19 @@ impl AggregatorPages {
     /// The report of all workers.
     fn whole(&self) -> Option<Shared> {
         let (now, revision) = ((self.clock)(), *self.store.revisions().borrow());
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = &*last {
-            let age = now.since_boot.saturating_sub(last.at);
-            if age < NEW.1 || (age < NEW.0 && last.revision == revision) {
-                return Some(last.report.clone());
-            }
+        let last = &mut *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = |(at, took): (Duration, Duration)| {
+            let age = now.since_boot.saturating_sub(at);
+            age < NEW.1 || (last.revision == revision && age < NEW.0.max(took * WORTH))
+        };
+        if !last.made.is_some_and(new) {
+            let begun = Instant::now();
+            let report = self.store.overview(now, |overview| Whole::write(&overview, &last.report))?;
+            *last = Last { revision, made: Some((now.since_boot, begun.elapsed())), report };
         }
-        // Only one is in memory.
-        *last = None;
-        let etag = format!("\"{revision:x}-{:x}\"", now.since_boot.as_nanos());
-        let body = serde_json::to_vec(&self.store.report(None, now)).ok()?;
-        let report = Shared { etag, head: Vec::new(), rest: body.into() };
-        *last = Some(Last { revision, at: now.since_boot, report: report.clone() });
-        Some(report)
+        let (at, _) = last.made?;
+        let etag = format!("\"{:x}-{:x}\"", last.revision, at.as_nanos());
+        Some(Shared { etag, head: Vec::new(), rest: last.report.body.clone() })
     }
 }
 
@@ -170,11 +173,13 @@ fn unescaped(text: &str) -> String {
 
 /// Metrics of a fresh registry for each scrape, so that what is gone is forgotten.
 fn metrics(store: &Store, now: Now) -> Page {
-    let report = store.report(None, now);
     let mut registry = Registry::default();
-    workers(&mut registry, &report);
-    findings(&mut registry, &report);
-    own(&mut registry, store, &report);
+    let complete = store.overview(now, |overview| {
+        workers(&mut registry, &overview);
+        findings(&mut registry, &overview.report);
+        overview.report.view.complete
+    });
+    own(&mut registry, store, complete);
     Page::metrics(&registry)
 }
 
@@ -195,7 +200,8 @@ fn set(family: &Gauges, labels: &Labels, value: usize) {
     family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
-fn workers(registry: &mut Registry, report: &ClusterReport) {
+fn workers(registry: &mut Registry, overview: &Overview<'_>) {
+    let (report, nodes) = (&overview.report, &overview.workers);
     let by_state = gauges(registry, "nodevitals_workers", "Workers by state");
     for state in WorkerState::ALL {
         set(&by_state, &vec![("state", state.as_str().to_owned())], report.workers.of(state));
@@ -204,10 +210,10 @@ fn workers(registry: &mut Registry, report: &ClusterReport) {
     number(registry, "nodevitals_workers_settling", help, report.workers.settling);
     let help = "Workers by zone, pool and state; what is beyond 200 pairs of zone and pool is counted as other";
     let by_group = gauges(registry, "nodevitals_workers_by", help);
-    let all: BTreeSet<(&str, &str)> = report.nodes.iter().map(group).collect();
+    let all: BTreeSet<(&str, &str)> = nodes.iter().map(group).collect();
     let kept: BTreeSet<(&str, &str)> = all.into_iter().take(MOST_GROUPS).collect();
     let mut counts: BTreeMap<(&str, &str, WorkerState), usize> = BTreeMap::new();
-    for node in report.nodes.iter().filter(|node| !node.deleting) {
+    for node in nodes.iter().filter(|node| !node.row.deleting) {
         let (zone, pool) = if kept.contains(&group(node)) { group(node) } else { ("other", "other") };
         for state in WorkerState::ALL {
             *counts.entry((zone, pool, state)).or_default() += usize::from(state == node.state);
@@ -219,8 +225,8 @@ fn workers(registry: &mut Registry, report: &ClusterReport) {
     }
 }
 
-fn group(node: &NodeReport) -> (&str, &str) {
-    (node.zone.as_deref().unwrap_or_default(), node.pool.as_deref().unwrap_or_default())
+fn group<'a>(node: &Judged<'a>) -> (&'a str, &'a str) {
+    (node.row.zone.as_deref().unwrap_or_default(), node.row.pool.as_deref().unwrap_or_default())
 }
 
 fn findings(registry: &mut Registry, report: &ClusterReport) {
@@ -241,10 +247,10 @@ fn findings(registry: &mut Registry, report: &ClusterReport) {
     }
 }
 
-fn own(registry: &mut Registry, store: &Store, report: &ClusterReport) {
+fn own(registry: &mut Registry, store: &Store, complete: bool) {
     let inner = store.lock();
     let help = "1 when the workers are seen, completely and currently";
-    number(registry, "nodevitals_aggregator_synced", help, usize::from(report.view.complete));
+    number(registry, "nodevitals_aggregator_synced", help, usize::from(complete));
     number(registry, "nodevitals_aggregator_leader", "1 on the replica that leads", usize::from(inner.leads));
     let restarts = Family::<Labels, Counter>::default();
     registry.register(

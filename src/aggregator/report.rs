@@ -4,7 +4,9 @@ mod around;
 mod build;
 mod contrast;
 mod count;
+mod judge;
 mod scope;
+mod whole;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,9 @@ use crate::verdict::{NodeCondition, Raised, Status, WorkerState};
 pub use super::journal::ChangeBefore;
 pub(super) use around::failing_calico;
 pub(crate) use build::{Agents, build, of_cluster};
+pub(super) use build::{Overview, overview};
+pub(super) use judge::Judged;
+pub(super) use whole::Whole;
 
 /// Version of the report's format.
 pub const API_VERSION: &str = "nodevitals.dev/v1";
@@ -328,8 +333,8 @@ impl Counts {
     }
 
     /// Counts one worker more.
-    pub(crate) fn add(&mut self, node: &NodeReport) {
-        if node.deleting {
+    fn add(&mut self, node: &Judged<'_>) {
+        if node.row.deleting {
             self.deleting += 1;
             return;
         }

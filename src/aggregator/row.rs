@@ -1,6 +1,7 @@
 //! What is kept of one Node, and of one Pod of the agent.
 
 use std::net::IpAddr;
+use std::num::NonZeroI64;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -81,21 +82,29 @@ pub(crate) struct Row {
     pub(crate) findings: Vec<Raised>,
     /// The list in which it was last seen.
     pub(super) list: u32,
+    /// Another number with every change that the report may show, and another one than that of any other row.
+    pub(super) stamp: u64,
 }
 
-/// A condition.
+/// A condition. There are ten of each node, so that it is small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Condition {
-    /// Type.
-    pub(crate) kind: &'static str,
+    words: Arc<Words>,
+    /// In seconds since the epoch, which is all that Kubernetes writes.
+    since: Option<NonZeroI64>,
+    /// Its place in the order of [`Condition::kind`].
+    kind: u8,
     /// Status.
     pub(crate) status: Status,
+}
+
+/// What a condition says, which many nodes have in common.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Words {
     /// Reason.
-    pub(crate) reason: Arc<str>,
+    pub(super) reason: Box<str>,
     /// Message.
-    pub(crate) message: Arc<str>,
-    /// When the status last changed.
-    pub(crate) since: Option<Timestamp>,
+    pub(super) message: Box<str>,
 }
 
 /// A Pod of the agent.
@@ -113,7 +122,7 @@ pub(crate) struct AgentPod {
 impl Row {
     /// Our condition of this type.
     pub(crate) fn condition(&self, kind: &str) -> Option<&Condition> {
-        self.conditions.iter().find(|condition| condition.kind == kind)
+        self.conditions.iter().find(|condition| condition.kind() == kind)
     }
 
     /// Whether the agent itself says this, and nobody has marked the node since.
@@ -165,7 +174,7 @@ impl Row {
     /// Whether the agent has not finished its first look.
     pub(crate) fn settling(&self) -> bool {
         self.condition(WORKER_PROBLEM)
-            .is_some_and(|roll_up| roll_up.status == Status::Unknown && *roll_up.reason == *SETTLING)
+            .is_some_and(|roll_up| roll_up.status == Status::Unknown && roll_up.reason() == SETTLING)
     }
 
     /// Whether the node's kubelet has stopped reporting, as the control plane sees it.
@@ -175,19 +184,61 @@ impl Row {
 }
 
 impl Condition {
+    /// One of this type, if it is one that is kept.
+    pub(super) fn new(kind: &str, status: Status, words: Arc<Words>, since: Option<Timestamp>) -> Option<Condition> {
+        let kind = match kind {
+            READY => 0,
+            NETWORK => 1,
+            WORKER_PROBLEM => 2,
+            area => 3 + Area::ALL.into_iter().position(|it| it.condition() == area)?,
+        };
+        let since = since.and_then(|since| NonZeroI64::new(since.as_second()));
+        Some(Condition { words, since, kind: u8::try_from(kind).ok()?, status })
+    }
+
+    /// Type.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.kind {
+            0 => READY,
+            1 => NETWORK,
+            2 => WORKER_PROBLEM,
+            area => Area::ALL[usize::from(area) - 3].condition(),
+        }
+    }
+
+    /// Reason.
+    pub(crate) fn reason(&self) -> &str {
+        &self.words.reason
+    }
+
+    /// Message.
+    pub(crate) fn message(&self) -> &str {
+        &self.words.message
+    }
+
+    /// When the status last changed.
+    pub(crate) fn since(&self) -> Option<Timestamp> {
+        Timestamp::from_second(self.since?.get()).ok()
+    }
+
+    /// What it says, if it is just this.
+    pub(super) fn shares(&self, reason: &str, message: &str) -> Option<Arc<Words>> {
+        (self.reason() == reason && self.message() == message).then(|| Arc::clone(&self.words))
+    }
+
     /// Whether it says that its agent is gone.
     pub(crate) fn is_stale(&self) -> bool {
-        self.status == Status::Unknown && *self.reason == *AGENT_STALE
+        self.status == Status::Unknown && self.reason() == AGENT_STALE
     }
 
     /// As it is on the Node.
     pub(crate) fn to_node_condition(&self) -> NodeCondition {
         NodeCondition {
-            kind: self.kind.to_owned(),
+            kind: self.kind().to_owned(),
             status: self.status,
-            reason: self.reason.to_string(),
-            message: self.message.to_string(),
-            last_transition_time: self.since,
+            reason: self.reason().to_owned(),
+            message: self.message().to_owned(),
+            last_transition_time: self.since(),
         }
     }
 }
@@ -197,24 +248,11 @@ pub(super) const READY: &str = "Ready";
 /// The network's.
 pub(super) const NETWORK: &str = "NetworkUnavailable";
 
-/// A condition's type, if it is one that is kept.
-pub(super) fn kind_of(kind: &str) -> Option<&'static str> {
-    [READY, NETWORK, WORKER_PROBLEM]
-        .into_iter()
-        .find(|known| *known == kind)
-        .or_else(|| Area::of_condition(kind).map(Area::condition))
-}
-
 /// The row of a node whose agent is in this process.
 pub(super) fn row_from_told(told: &Told, before: Row) -> Row {
     let conditions = told.conditions.iter().filter_map(|condition| {
-        Some(Condition {
-            kind: kind_of(&condition.kind)?,
-            status: condition.status,
-            reason: condition.reason.as_str().into(),
-            message: condition.message.as_str().into(),
-            since: condition.last_transition_time,
-        })
+        let words = Words { reason: condition.reason.as_str().into(), message: condition.message.as_str().into() };
+        Condition::new(&condition.kind, condition.status, words.into(), condition.last_transition_time)
     });
     Row {
         conditions: conditions.collect(),

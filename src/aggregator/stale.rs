@@ -9,14 +9,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::cluster::Cluster;
-use super::row::{AgentPod, Row};
+use super::row::{AgentPod, Condition, Row};
 use crate::verdict::Now;
 
 /// Findings by which the agent itself says that the kubelet is silent: it is alive, and knows more than we do.
 const AGENT_KNOWS: [&str; 2] = ["KubeletDown", "KubeletUnhealthy"];
 
 /// What is missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Missing {
     /// The node has no Ready agent.
     Agent,
@@ -25,7 +25,7 @@ pub(crate) enum Missing {
 }
 
 /// How an agent is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Agent {
     /// It is there.
     Fresh,
@@ -38,7 +38,7 @@ pub(crate) enum Agent {
 }
 
 /// What is gone since when.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Gone {
     /// What.
     pub(crate) what: Missing,
@@ -155,7 +155,7 @@ fn missing(row: &Row, agents: &[AgentPod]) -> Option<Missing> {
 fn gone(what: Missing, row: &Row, agents: &[AgentPod], noticed: Timestamp) -> Gone {
     let pod = agents.first();
     let reported = match what {
-        Missing::Kubelet => row.ready.as_ref().and_then(|ready| ready.since),
+        Missing::Kubelet => row.ready.as_ref().and_then(Condition::since),
         Missing::Agent => pod.and_then(|pod| pod.since),
     };
     // Other clocks may be ahead of ours; nothing went missing after it was noticed.

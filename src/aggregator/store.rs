@@ -12,7 +12,7 @@ use super::cluster::Cluster;
 use super::map::{LastMap, Written};
 use super::model::NodeView;
 use super::object::ObjectView;
-use super::report::{Agents, ClusterReport, Source, build};
+use super::report::{Agents, ClusterReport, Overview, Source, build, overview};
 use super::sight::Sight;
 use super::stale::Watchdog;
 use super::surroundings::What;
@@ -87,6 +87,12 @@ impl Store {
     pub(crate) fn report(&self, only: Option<&str>, now: Now) -> ClusterReport {
         let inner = self.lock();
         build(&inner.cluster, Agents::Watched(&inner.watchdog), self.source, only, now)
+    }
+
+    /// All workers as of now.
+    pub(super) fn overview<T>(&self, now: Now, read: impl FnOnce(Overview<'_>) -> T) -> T {
+        let inner = self.lock();
+        read(overview(&inner.cluster, Agents::Watched(&inner.watchdog), self.source, now))
     }
 
     /// The map of the cluster, or why there is none.

@@ -102,8 +102,8 @@ impl Known {
         let stale = stale(cluster);
         for name in stale.difference(&self.stale) {
             let Some(mark) = cluster.node(name).and_then(|row| row.condition(WORKER_PROBLEM)) else { continue };
-            let since = mark.since.unwrap_or(now);
-            happened.push(occurrence(Object::node(name), AGENT_STALE, true, mark.message.to_string(), since, now));
+            let since = mark.since().unwrap_or(now);
+            happened.push(occurrence(Object::node(name), AGENT_STALE, true, mark.message().to_owned(), since, now));
         }
         // A Node that is deleted has no agent that could be back.
         for name in self.stale.difference(&stale).filter(|name| cluster.node(name).is_some()) {

@@ -10,7 +10,7 @@ use kube::Client;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::row::Row;
+use super::row::{Condition, Row};
 use super::stale::{Gone, Missing};
 use super::store::Store;
 use super::watch::escaped;
@@ -124,7 +124,7 @@ fn job(name: &str, row: &Row, gone: &Gone, namespace: &str, now: Timestamp) -> J
         .map(|kind| {
             // The time of the last transition moves only when the status does.
             let unknown_since =
-                row.condition(kind).filter(|known| known.status == Status::Unknown).and_then(|known| known.since);
+                row.condition(kind).filter(|known| known.status == Status::Unknown).and_then(Condition::since);
             json!({
                 "type": kind,
                 "status": Status::Unknown.as_str(),

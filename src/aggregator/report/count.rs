@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Counts, Group, NodeReport, View};
+use super::judge::Judged;
+use super::{Counts, Group, View};
 
 /// Workers by one of their labels; empty when all are alike.
-pub(super) fn groups(nodes: &[NodeReport], key: fn(&NodeReport) -> Option<&str>) -> Vec<Group> {
+pub(super) fn groups<'a>(nodes: &[Judged<'a>], key: fn(&Judged<'a>) -> Option<&'a str>) -> Vec<Group> {
     let mut groups: BTreeMap<&str, Counts> = BTreeMap::new();
     for node in nodes {
         groups.entry(key(node).unwrap_or_default()).or_default().add(node);

@@ -1,11 +1,13 @@
 //! On how many workers something is, out of how many, and what follows from that (catalogue R115, R122). Pure.
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use jiff::Timestamp;
 
 use super::contrast::{Crowd, Member};
-use super::{FindingCount, NodeReport, Scope};
+use super::judge::Judged;
+use super::{FindingCount, Scope};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::row::Row;
 use crate::checks::{Area, Severity};
@@ -24,32 +26,31 @@ struct Count {
 
 /// What is wrong now, by code: the worst first, then what is on most workers. What an agent that is gone said last does
 /// not count, but that it is gone does.
-pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, nodes: &[NodeReport]) -> Vec<FindingCount> {
+pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, nodes: &[Judged<'_>]) -> Vec<FindingCount> {
     let calico = cluster.calico_versions();
-    let rows: Vec<&Row> = cluster.nodes().map(|(_, row)| row).collect();
-    let eligible = |node: &NodeReport| !node.deleting && !duplicates.contains_key(node.name.as_str());
+    let eligible = |node: &Judged<'_>| !node.row.deleting && !duplicates.contains_key(node.name);
     let mut by_code: BTreeMap<&str, Count> = BTreeMap::new();
-    for (at, (node, row)) in nodes.iter().zip(&rows).enumerate().filter(|(_, (node, _))| !node.deleting) {
-        for (code, severity, area, since, root) in told(node, row) {
+    for (at, node) in nodes.iter().enumerate().filter(|(_, node)| !node.row.deleting) {
+        for (code, severity, area, since, root) in told(node) {
             let new = || Count { severity, area, on: Vec::new(), counted: Vec::new(), first: since };
             let count = by_code.entry(code).or_insert_with(new);
             count.severity = count.severity.max(severity);
             if count.on.last() != Some(&at) {
                 count.on.push(at);
             }
-            if root && eligible(node) && !in_maintenance(row, since) && count.counted.last() != Some(&at) {
+            if root && eligible(node) && !in_maintenance(node.row, since) && count.counted.last() != Some(&at) {
                 count.first = if count.counted.is_empty() { since } else { count.first.min(since) };
                 count.counted.push(at);
             }
         }
     }
     let hosted = cluster.hosted.as_ref();
-    let looked_at = |node: &NodeReport| eligible(node) && node.state != WorkerState::Unknown;
-    let members = nodes.iter().zip(&rows).map(|(node, row)| Member {
-        row,
-        calico: calico.get(node.name.as_str()).copied(),
-        hosts: hosted.and_then(|it| Some(&**it.on.get(node.name.as_str())?)),
-        counts: looked_at(node) && !row.unschedulable,
+    let looked_at = |node: &Judged<'_>| eligible(node) && node.state != WorkerState::Unknown;
+    let members = nodes.iter().map(|node| Member {
+        row: node.row,
+        calico: calico.get(node.name).copied(),
+        hosts: hosted.and_then(|it| Some(&**it.on.get(node.name)?)),
+        counts: looked_at(node) && !node.row.unschedulable,
     });
     let crowd = Crowd::new(&cluster.values, hosted, members.collect());
     let mut list: Vec<FindingCount> =
@@ -61,10 +62,10 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, node
 type Told<'a> = (&'a str, Severity, Area, Timestamp, bool);
 
 /// What counts of what is told about a worker.
-fn told<'a>(node: &'a NodeReport, row: &'a Row) -> impl Iterator<Item = Told<'a>> {
+fn told<'a>(node: &Judged<'a>) -> impl Iterator<Item = Told<'a>> {
     let known = matches!(node.state, WorkerState::Critical | WorkerState::Warning);
-    let findings = row.findings.iter().filter(move |_| known);
-    let gone = node.reason.as_deref().filter(|reason| *reason == AGENT_STALE).and(node.since);
+    let findings = node.row.findings.iter().filter(move |_| known);
+    let gone = node.reason.filter(|reason| *reason == AGENT_STALE).and(node.since);
     findings
         .map(|finding| {
             (finding.code.as_str(), finding.severity, finding.area, finding.since, finding.caused_by.is_none())
@@ -119,17 +120,13 @@ fn remedy(scope: Scope, shared: Option<&str>, first: Timestamp) -> Option<String
 }
 
 /// A worker's own next step is for it alone; where many have the same, the next step is the cluster's.
-pub(super) fn choose_remedies(findings: &[FindingCount], nodes: &mut [NodeReport]) {
-    let wide: BTreeMap<&str, &FindingCount> = findings
-        .iter()
-        .filter(|finding| finding.next.is_some())
-        .map(|finding| (finding.code.as_str(), finding))
-        .collect();
+pub(super) fn choose_remedies(findings: &[FindingCount], nodes: &mut [Judged<'_>]) {
+    let wide = findings.iter().filter_map(|FindingCount { code, counted, eligible, next, .. }| {
+        Some((code.as_str(), format!("{counted} of {eligible} workers have this: {}", next.as_ref()?).into()))
+    });
+    let wide: BTreeMap<&str, Rc<str>> = wide.collect();
     for node in nodes {
-        let wide = node.reason.as_deref().and_then(|reason| wide.get(reason));
-        if let Some(FindingCount { counted, eligible, next: Some(next), .. }) = wide {
-            node.next = Some(format!("{counted} of {eligible} workers have this: {next}"));
-        }
+        node.remedy = node.reason.and_then(|reason| wide.get(reason)).map(Rc::clone);
     }
 }
 

@@ -345,7 +345,7 @@ impl<'a> Calico<'a> {
 
 /// What calico-node wrote there, if it was calico-node.
 fn by_calico(row: &Row) -> Option<(Status, Option<Timestamp>)> {
-    row.network.as_ref().filter(|condition| condition.reason.starts_with("Calico")).map(|it| (it.status, it.since))
+    row.network.as_ref().filter(|condition| condition.reason().starts_with("Calico")).map(|it| (it.status, it.since()))
 }
 
 /// Whether the agent has found something below Calico that explains it.
