@@ -13,7 +13,7 @@ use super::backends::Backends;
 use super::hosted::Hosted;
 use super::ipam::Ipam;
 use super::memory::Memory;
-use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, ZONE_LABELS};
+use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, REFILLED, ZONE_LABELS};
 use super::object::ObjectView;
 use super::password::Found;
 use super::row::{AgentPod, Condition, NETWORK, READY, Row, Words, clipped, findings, row_from_told};
@@ -28,6 +28,8 @@ const MOST_ADDRESSES: usize = 16;
 
 /// Annotation of a worker that is cordoned on purpose.
 const MAINTENANCE: &str = "nodevitals.dev/maintenance";
+/// Taint of a node that the autoscaler of Kubernetes is about to take away.
+const SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
 /// Taints of the control plane's nodes.
 const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 
@@ -189,9 +191,12 @@ impl Cluster {
 
     /// Forgets a Node.
     pub(crate) fn remove_node(&mut self, name: &str, now: Timestamp) {
+        // Nobody comes in the place of what was left over.
+        let left_over = |row: &Row| !row.is_ready() && self.duplicates().contains_key(name);
+        let refilled = self.node(name).is_some_and(|row| row.refilled && !left_over(row));
         if let Some(row) = self.nodes.remove(name) {
             self.surroundings.node_is_gone(name);
-            self.memory.bury(name, &row.addresses, now);
+            self.memory.bury(name, &row.addresses, row.pool.as_deref().filter(|_| refilled), now);
             self.revision += 1;
         }
         self.surroundings.changed();
@@ -264,6 +269,7 @@ impl Cluster {
             unschedulable: node.spec.unschedulable,
             zone: meta.labels.first_of(&ZONE_LABELS).map(|zone| self.word(zone)),
             pool: meta.labels.first_of(&POOL_LABELS).map(|pool| self.word(pool)),
+            refilled: meta.labels.get(REFILLED).is_some() && node.spec.taint(SCALED_DOWN).is_none(),
             state: meta.annotations.get(annotation::STATE).map(WorkerState::parse),
             since: meta.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
             findings: meta.annotations.get(annotation::FINDINGS).map(findings).unwrap_or_default(),

@@ -3,6 +3,8 @@
 //! A block is written anew for each Pod that comes or goes and has some 13 KB when it is full, so that they are not watched:
 //! they are read in pages now and then, the more seldom the more there are, and only sums are kept.
 
+mod leaks;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use super::store::Store;
 use super::surroundings::What;
 use super::watch::{Change, Kind, list};
 use crate::clock::since_boot;
+pub(crate) use leaks::{Leaked, Leaks};
 
 /// Whether it is time is found out this often.
 const TICK: Duration = Duration::from_secs(5);
@@ -46,6 +49,8 @@ pub(crate) struct Ipam {
     pub(crate) nodes: BTreeMap<Box<str>, [Given; 2]>,
     /// What is held by nodes that are not there.
     pub(crate) gone: BTreeMap<Box<str>, Left>,
+    /// Addresses of Pods that are not there, of nodes that are.
+    pub(crate) leaked: Leaks,
 }
 
 /// Blocks and addresses.
@@ -80,6 +85,8 @@ pub(super) struct BlockView {
     free: u32,
     /// Addresses by the node that has them, which need not be the block's; none for those of load balancers and the like.
     holders: Vec<(Box<str>, u32)>,
+    /// Of each address of a Pod: the place of its node among these, its own in the block, and what is known of the Pod.
+    pods: Vec<(u16, u16, u64)>,
 }
 
 impl BlockView {
@@ -89,17 +96,24 @@ impl BlockView {
         if spec["deleted"] == true || allocations.len() > LARGEST {
             return None;
         }
-        let taken = || allocations.iter().filter(|it| !it.is_null());
-        let mut holders: Vec<(Box<str>, u32)> = Vec::new();
-        for at in taken().filter_map(Value::as_u64).filter_map(|at| usize::try_from(at).ok()) {
-            let holder = spec["attributes"][at]["secondary"]["node"].as_str().filter(|node| !node.is_empty());
-            match holder.map(|node| (node, holders.iter_mut().find(|(known, _)| **known == *node))) {
-                Some((_, Some((_, count)))) => *count += 1,
-                Some((node, None)) => holders.push((node.into(), 1)),
-                None => {}
+        let (mut holders, mut pods): (Vec<(Box<str>, u32)>, _) = (Vec::new(), Vec::new());
+        for (ordinal, at) in allocations.iter().enumerate() {
+            let Some(at) = at.as_u64().and_then(|at| usize::try_from(at).ok()) else { continue };
+            let owner = &spec["attributes"][at]["secondary"];
+            let Some(node) = owner["node"].as_str().filter(|node| !node.is_empty()) else { continue };
+            let known = holders.iter().position(|(known, _)| **known == *node);
+            let holder = known.unwrap_or_else(|| {
+                holders.push((node.into(), 0));
+                holders.len() - 1
+            });
+            holders[holder].1 += 1;
+            let pod = leaks::pod_of(&owner["namespace"], &owner["pod"]);
+            if let (Some(pod), Ok(holder), Ok(ordinal)) = (pod, u16::try_from(holder), u16::try_from(ordinal)) {
+                pods.push((holder, ordinal, pod));
             }
         }
-        let used = u32::try_from(taken().count()).unwrap_or(u32::MAX);
+        let used = allocations.iter().filter(|it| !it.is_null()).count();
+        let used = u32::try_from(used).unwrap_or(u32::MAX);
         Some(Box::new(BlockView {
             cidr: spec["cidr"].as_str()?.parse().ok()?,
             // Blocks of load balancers are `virtual:`.
@@ -107,6 +121,7 @@ impl BlockView {
             used,
             free: u32::try_from(allocations.len()).unwrap_or(u32::MAX).saturating_sub(used),
             holders,
+            pods,
         }))
     }
 }
@@ -181,10 +196,10 @@ enum Unread {
 
 /// Reads for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
-    let mut at: Option<Duration> = None;
+    let (mut at, mut rounds): (Option<Duration>, _) = (None, leaks::Rounds::default());
     loop {
         tokio::time::sleep(TICK).await;
-        let (pools, again) = {
+        let (pools, before) = {
             let inner = store.lock();
             let around = &inner.cluster.surroundings;
             // Without Calico's pools there is no Calico, and without the Nodes all would seem to be gone.
@@ -195,15 +210,23 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
             let wanting = inner.cluster.nodes().any(|(_, row)| row.has("PodSandboxFailing"));
             let least = if wanting { SOON } else { AGAIN.0 };
             let blocks = inner.cluster.ipam.as_ref().map_or(0, Ipam::blocks);
-            (pools, EACH.saturating_mul(blocks).clamp(least, AGAIN.1))
+            let again = EACH.saturating_mul(blocks).clamp(least, AGAIN.1);
+            if pools.is_empty() || at.is_some_and(|at| since_boot().saturating_sub(at) < again) {
+                continue;
+            }
+            (pools, inner.cluster.ipam.clone())
         };
-        if pools.is_empty() || at.is_some_and(|at| since_boot().saturating_sub(at) < again) {
-            continue;
-        }
-        let read = read(client, store, &pools).await;
+        rounds.begin(before.as_ref(), since_boot());
+        let read = read(client, store, &pools, &mut rounds).await;
         at = Some(since_boot());
         let read = match read {
-            Ok(ipam) => Some(ipam),
+            Ok(mut ipam) => {
+                if let Some(before) = &before {
+                    ipam.goes_on_from(before);
+                }
+                rounds.end(client, before.as_ref(), &mut ipam).await;
+                Some(ipam)
+            }
             Err(Unread::Denied) => None,
             Err(Unread::Failed) => continue,
         };
@@ -218,7 +241,7 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
     }
 }
 
-async fn read(client: &Client, store: &Store, pools: &[IpNet]) -> Result<Ipam, Unread> {
+async fn read(client: &Client, store: &Store, pools: &[IpNet], rounds: &mut leaks::Rounds) -> Result<Ipam, Unread> {
     let now = Timestamp::now();
     let mut ipam = Ipam { at: now, most_blocks: USUAL_BLOCKS, ..Ipam::default() };
     each(client, "ipamconfigs", &mut |object| {
@@ -231,12 +254,10 @@ async fn read(client: &Client, store: &Store, pools: &[IpNet]) -> Result<Ipam, U
         if let Some(block) = &object.spec.block {
             let inner = store.lock();
             ipam.count(block, pools, |node| inner.cluster.node(node).is_some(), now);
+            rounds.take(block);
         }
     })
     .await?;
-    if let Some(before) = &store.lock().cluster.ipam {
-        ipam.goes_on_from(before);
-    }
     Ok(ipam)
 }
 

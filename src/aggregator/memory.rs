@@ -58,17 +58,20 @@ pub(crate) struct Gone {
     pub(crate) at: i64,
     /// What it could be reached at.
     pub(crate) addresses: Box<[IpAddr]>,
+    /// Its worker pool, if a new worker should take its place there.
+    pub(crate) pool: Option<Box<str>>,
 }
 
 impl Memory {
     /// A node went.
-    pub(super) fn bury(&mut self, node: &str, addresses: &[IpAddr], now: Timestamp) {
+    pub(super) fn bury(&mut self, node: &str, addresses: &[IpAddr], pool: Option<&str>, now: Timestamp) {
         if self.gone.len() >= MOST_GONE
             && let Some(oldest) = self.gone.iter().min_by_key(|(_, gone)| gone.at).map(|(name, _)| name.clone())
         {
             self.gone.remove(&oldest);
         }
-        self.gone.insert(node.into(), Gone { at: now.as_second(), addresses: addresses.into() });
+        self.gone
+            .insert(node.into(), Gone { at: now.as_second(), addresses: addresses.into(), pool: pool.map(Into::into) });
         self.turns.remove(node);
     }
 
@@ -85,6 +88,17 @@ impl Memory {
     /// How many nodes went since then.
     pub(crate) fn gone_since(&self, since: Timestamp) -> usize {
         self.gone.values().filter(|gone| gone.at >= since.as_second()).count()
+    }
+
+    /// Who went at or after that time, in seconds, and should have been replaced: by pool, with the time.
+    pub(crate) fn to_replace(&self, since: i64) -> BTreeMap<&str, Vec<(i64, &str)>> {
+        let mut pools: BTreeMap<&str, Vec<(i64, &str)>> = BTreeMap::new();
+        for (node, gone) in self.gone.iter().filter(|(_, gone)| gone.at >= since) {
+            if let Some(pool) = &gone.pool {
+                pools.entry(pool).or_default().push((gone.at, node));
+            }
+        }
+        pools
     }
 
     /// A kubelet turned Ready, or not.
@@ -151,7 +165,7 @@ impl Memory {
     }
 
     fn write(&self) -> Value {
-        let gone = self.gone.iter().map(|(name, gone)| json!([name, gone.at, gone.addresses]));
+        let gone = self.gone.iter().map(|(name, gone)| json!([name, gone.at, gone.addresses, gone.pool]));
         json!({ "gone": gone.collect::<Vec<_>>(), "calico": self.calico, "turns": self.turns })
     }
 
@@ -161,7 +175,8 @@ impl Memory {
             if let (Some(name), Some(at)) = (entry[0].as_str(), entry[1].as_i64()) {
                 let addresses = entry[2].as_array().into_iter().flatten();
                 let addresses = addresses.filter_map(|it| it.as_str()?.parse().ok()).collect();
-                self.gone.entry(name.into()).or_insert(Gone { at, addresses });
+                let pool = entry[3].as_str().map(Into::into);
+                self.gone.entry(name.into()).or_insert(Gone { at, addresses, pool });
             }
         }
         for (node, episodes) in written["calico"].as_object().into_iter().flatten().take(MOST_WORKERS) {

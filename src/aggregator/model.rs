@@ -9,7 +9,7 @@ use crate::verdict::ANNOTATION_PREFIX;
 
 /// Labels that name the worker pool; the first that a node has counts.
 pub(super) const POOL_LABELS: [&str; 8] = [
-    "ibm-cloud.kubernetes.io/worker-pool-name",
+    REFILLED,
     "eks.amazonaws.com/nodegroup",
     "cloud.google.com/gke-nodepool",
     "agentpool",
@@ -18,6 +18,9 @@ pub(super) const POOL_LABELS: [&str; 8] = [
     "karpenter.sh/nodepool",
     "node.kubernetes.io/pool",
 ];
+/// The first of them is of a provider whose pools put a new worker in the place of one that is replaced or updated, unless
+/// that was switched off unknowingly.
+pub(super) const REFILLED: &str = "ibm-cloud.kubernetes.io/worker-pool-name";
 /// Labels that name the zone; the first that a node has counts.
 pub(super) const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
 /// Labels that name the subnet or VLAN; without one, the network of the address that Calico announces.

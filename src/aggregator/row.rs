@@ -36,6 +36,8 @@ pub(crate) struct Row {
     pub(crate) zone: Option<Arc<str>>,
     /// Its worker pool.
     pub(crate) pool: Option<Arc<str>>,
+    /// Its pool puts a new worker in the place of one that goes, and no autoscaler takes this one away.
+    pub(crate) refilled: bool,
     /// `InternalIP`, and what Calico announces.
     pub(crate) addresses: Box<[IpAddr]>,
     /// Its ends of tunnels.

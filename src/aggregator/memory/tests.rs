@@ -10,7 +10,7 @@ fn address(text: &str) -> IpAddr {
 #[test]
 fn what_is_written_is_read_back_and_merged() {
     let mut memory = Memory::default();
-    memory.bury("n1", &[address("10.0.0.1")], at(0));
+    memory.bury("n1", &[address("10.0.0.1")], Some("red"), at(0));
     memory.note(&["n2"], at(0));
     memory.note(&[], at(100));
     // Several within a second are several.
@@ -77,7 +77,7 @@ fn turns_count_within_an_hour_and_nodes_that_are_back_are_not_gone() {
     }
     let turns = |node: &str, second| memory.turns(node, 3600, at(second));
     assert_eq!((turns("n1", 3_600), turns("n1", 3_601), turns("n2", 0)), (3, 2, 0));
-    memory.bury("n1", &[], at(10));
+    memory.bury("n1", &[], None, at(10));
     assert_eq!((memory.turns("n1", 3600, at(10)), memory.gone_since(at(10)), memory.gone_since(at(11))), (0, 1, 0));
     memory.is_back("n1");
     assert_eq!(memory.gone("n1"), None);
@@ -88,7 +88,7 @@ fn it_is_bounded_and_damage_costs_itself() {
     let mut memory = Memory::default();
     for number in 0..2_000 {
         let name = format!("n{number:04}");
-        memory.bury(&name, &[address("10.0.0.1"), address("fd00::1")], at(number));
+        memory.bury(&name, &[address("10.0.0.1"), address("fd00::1")], Some("red"), at(number));
         memory.turned(&name, at(number));
         memory.note(&[&name], at(number));
     }

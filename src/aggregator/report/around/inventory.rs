@@ -1,5 +1,5 @@
-//! Which Nodes there are: left over, with one address, too few; kubelets that are silent all at once; and webhooks that keep
-//! Pods of the system from being made (catalogue R020, R027, R029, R075, R111). Pure.
+//! Which Nodes there are: left over, with one address, too few, gone and not replaced; kubelets that are silent all at once; and webhooks that keep
+//! Pods of the system from being made (catalogue R020, R027, R029, R075, R076, R111). Pure.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -18,6 +18,11 @@ use crate::checks::Severity::{Critical, Info, Warning};
 const FEWEST: usize = 3;
 /// Kubelets are silent all at once for so long, in seconds, before it is told: an API server that restarts is back by then.
 const SILENT: i64 = 60;
+/// Of a worker that went longer ago, in seconds, it is known by now whether it was meant. One that came as long ago may be in
+/// its place already: drains take their time.
+const REMEMBERED: i64 = 24 * 3600;
+/// Workers that are named.
+const NAMED: usize = 5;
 
 /// What is wrong.
 pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Vec<Draft> {
@@ -29,6 +34,7 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now:
     all.extend(one_address(cluster, now));
     all.extend(too_few(&workers));
     all.extend(silent(cluster, &workers, now));
+    all.extend(not_refilled(cluster, &workers, now));
     all.extend(blocked(cluster, now));
     all
 }
@@ -110,6 +116,36 @@ fn too_few(workers: &[(&str, &Row)]) -> Vec<Draft> {
     )]
 }
 
+/// Workers went, and no new ones came in their place (R076). Of a pool that is empty now that was meant.
+fn not_refilled(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Vec<Draft> {
+    let begin = now.as_second() - REMEMBERED;
+    // A new one takes so long to come (H12).
+    let replaced = i64::from(cluster.limits().settling_seconds);
+    let mut all = Vec::new();
+    for (pool, mut gone) in cluster.memory.to_replace(begin) {
+        let here = || workers.iter().filter(|(_, row)| row.pool.as_deref() == Some(pool));
+        let new = here().filter(|(_, row)| row.created.is_some_and(|created| created.as_second() >= begin)).count();
+        gone.retain(|(at, _)| now.as_second() - at >= replaced);
+        gone.sort_unstable();
+        let missing = gone.len().saturating_sub(new);
+        if missing == 0 || here().next().is_none() {
+            continue;
+        }
+        let names: Vec<&str> = gone.iter().rev().take(NAMED).map(|(_, name)| *name).collect();
+        let detail = format!(
+            "{} workers of pool {pool} went within a day, and {new} new ones came: {missing} fewer than before; gone are {}",
+            gone.len(),
+            names.join(", ")
+        );
+        let next = "nothing, if the pool was made smaller on purpose. If they were replaced or updated, the pool no longer rebalances by itself: rebalance or resize it before another worker is replaced";
+        let mut draft = Draft::new("PoolNotRefilled", Warning, detail, next).about(pool.to_owned());
+        draft.area = Area::Capacity;
+        let since = gone.get(new).and_then(|(at, _)| Timestamp::from_second(*at).ok());
+        all.push(draft.since(since));
+    }
+    all
+}
+
 /// Nearly all kubelets are silent at once (R020): that is not the workers.
 fn silent(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Option<Draft> {
     let cut = |row: &Row| row.kubelet_silent() || row.has("MasterUnreachable");
@@ -119,7 +155,7 @@ fn silent(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Option
         return None;
     }
     // Since the first of them; those that were silent long before are no part of it.
-    let mut since: Vec<Timestamp> = silent.iter().filter_map(|(_, row)| row.ready.as_ref()?.since).collect();
+    let mut since: Vec<Timestamp> = silent.iter().filter_map(|(_, row)| row.ready.as_ref()?.since()).collect();
     since.sort_unstable();
     let since = since.get(since.len() / 2).copied();
     if !lasts(since, SILENT, now) {

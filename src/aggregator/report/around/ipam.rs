@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::calico::failing;
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
-use crate::aggregator::ipam::{Ipam, Left, family};
+use crate::aggregator::ipam::{Ipam, Leaked, Left, family};
 use crate::aggregator::row::Row;
 use crate::aggregator::surroundings::{HostEndpoint, What};
 use crate::checks::Area;
@@ -28,6 +28,7 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     let Some(ipam) = &cluster.ipam else { return all };
     all.extend(exhausted(cluster, ipam));
     all.extend(left(cluster, ipam, now));
+    all.extend(leaked(ipam, now));
     all
 }
 
@@ -145,6 +146,25 @@ fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
         all.push(draft("IpLeakSuspected", Warning, Area::Cni, detail, next).since(Some(since)));
     }
     all
+}
+
+/// Addresses of Pods that are not there, on nodes that are, which calico-kube-controllers should have freed.
+fn leaked(ipam: &Ipam, now: Timestamp) -> Option<Draft> {
+    let told = |leaked: &&Leaked| lasts(Some(leaked.since), CLEANED, now);
+    let counts = ipam.leaked.iter().map(|(node, all)| (all.iter().filter(told).count(), &**node));
+    let nodes: Vec<(usize, &str)> = counts.filter(|(count, _)| *count > 0).collect();
+    let (most, worst) = nodes.iter().max()?;
+    let all = || ipam.leaked.values().flatten().filter(told);
+    let examples: Vec<String> = ipam.leaked.get(*worst)?.iter().filter(told).map(|it| it.address.to_string()).collect();
+    let detail = format!(
+        "Calico holds {} addresses of Pods that are not there, on {} nodes that are, for more than half an hour, as far as nodes were looked at; {most} of them on {worst} ({})",
+        all().count(),
+        nodes.len(),
+        examples[..examples.len().min(NAMED)].join(", ")
+    );
+    let next = "see whose they were (`calicoctl ipam show --ip=ADDRESS`) and that exactly one calico-kube-controllers runs, which frees them; else `calicoctl ipam check`, and release what it reports while the datastore is locked, for twenty minutes at most; unlock it";
+    let draft = draft("IpLeakSuspected", Warning, Area::Cni, detail, next).about("Pods that are gone".to_owned());
+    Some(draft.since(all().map(|it| it.since).min()).on(nodes.into_iter().map(|(_, node)| node)))
 }
 
 /// The workers on which calico-node fails, if all workers came after Calico.

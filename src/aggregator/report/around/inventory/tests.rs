@@ -8,6 +8,9 @@ use crate::aggregator::surroundings::What;
 use crate::aggregator::testing::{apply, at, cluster, node, silent as mute};
 use crate::checks::Severity;
 
+/// As it is where nothing is set.
+const REPLACED: i64 = 600;
+
 fn worker(number: usize) -> Value {
     let mut node = node(&format!("n{number}"), if number < 3 { "a" } else { "b" }, "p", "Normal", &[]);
     node["status"]["addresses"] = json!([{"type": "InternalIP", "address": format!("10.0.0.{number}")}, {"type": "ExternalIP", "address": format!("169.0.0.{number}")}]);
@@ -103,6 +106,79 @@ fn the_last_worker_is_at_risk_unless_it_was_the_only_one() {
     assert!(findings(&zone, at(0))[0].detail.contains("a (1 of 3)"));
     let small = cluster(&[worker(0), worker(4)], &[]);
     assert!(codes(&small, 0).is_empty(), "one in each zone from the beginning");
+}
+
+/// Six workers of a provider whose pools refill themselves.
+fn refilled() -> Cluster {
+    planted(|_, mut node| {
+        node["metadata"]["labels"]["ibm-cloud.kubernetes.io/worker-pool-name"] = "red".into();
+        node
+    })
+}
+
+#[test]
+fn a_worker_that_went_and_was_not_replaced_is_told_for_a_day() {
+    let mut cluster = refilled();
+    cluster.remove_node("n4", at(0));
+    assert!(codes(&cluster, REPLACED - 1).is_empty(), "another one may be about to come");
+    assert_eq!(codes(&cluster, REPLACED), [("PoolNotRefilled", Warning, vec![])]);
+    let draft = findings(&cluster, at(REPLACED)).remove(0);
+    assert_eq!((&*draft.subject, draft.since), ("red", Some(at(0))));
+    assert!(
+        draft
+            .detail
+            .contains("1 workers of pool red went within a day, and 0 new ones came: 1 fewer than before; gone are n4"),
+        "{}",
+        draft.detail
+    );
+    // What is known outlives the process that saw it.
+    assert!(codes(&cluster, REMEMBERED + 1).is_empty(), "it was meant, or somebody else has noticed");
+    // A new one comes; then one more goes than come.
+    let mut new = worker(7);
+    new["metadata"]["labels"]["ibm-cloud.kubernetes.io/worker-pool-name"] = "red".into();
+    new["metadata"]["creationTimestamp"] = json!(at(900));
+    apply(&mut cluster, &new);
+    assert!(codes(&cluster, 900).is_empty(), "it is replaced");
+    cluster.remove_node("n5", at(1_000));
+    assert_eq!(findings(&cluster, at(2_000)).remove(0).since, Some(at(1_000)));
+    // One of the two comes back by its own name.
+    let mut back = worker(5);
+    back["metadata"]["labels"]["ibm-cloud.kubernetes.io/worker-pool-name"] = "red".into();
+    apply(&mut cluster, &back);
+    assert!(codes(&cluster, 2_000).is_empty());
+}
+
+#[test]
+fn workers_that_were_to_go_are_not_missed() {
+    let mut other = planted(|_, node| node);
+    other.remove_node("n4", at(0));
+    assert!(codes(&other, REPLACED).is_empty(), "pools of others are refilled by others, or by nobody");
+    let mut scaled = refilled();
+    let mut node = worker(4);
+    node["metadata"]["labels"]["ibm-cloud.kubernetes.io/worker-pool-name"] = "red".into();
+    node["spec"]["taints"] = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
+    apply(&mut scaled, &node);
+    scaled.remove_node("n4", at(0));
+    assert!(codes(&scaled, REPLACED).is_empty(), "the autoscaler took it");
+    // Updates of some providers bring the new one first, and drain the old one for hours.
+    let mut surged = refilled();
+    let mut new = worker(7);
+    new["metadata"]["labels"]["ibm-cloud.kubernetes.io/worker-pool-name"] = "red".into();
+    new["metadata"]["creationTimestamp"] = json!(at(-7_200));
+    apply(&mut surged, &new);
+    surged.remove_node("n4", at(0));
+    assert!(codes(&surged, REPLACED).is_empty());
+    // What was left over of a worker that has another Node by now.
+    let mut twice = refilled();
+    let mut old = not_ready(worker(5));
+    old["metadata"]["name"] = "169.0.0.5".into();
+    old["metadata"]["labels"]["ibm-cloud.kubernetes.io/worker-pool-name"] = "red".into();
+    apply(&mut twice, &old);
+    twice.remove_node("169.0.0.5", at(0));
+    assert!(codes(&twice, REPLACED).is_empty());
+    let mut empty = refilled();
+    (0..6).for_each(|number| empty.remove_node(&format!("n{number}"), at(0)));
+    assert!(codes(&empty, REPLACED).is_empty(), "the pool was removed");
 }
 
 #[test]

@@ -119,14 +119,38 @@ fn what_nodes_that_are_gone_hold_is_a_leak_once_it_should_have_been_freed() {
     assert!(codes(&cluster, CLEANED).is_empty(), "it clears");
     // When it went is known of nodes that were seen, also after a restart.
     gone(&mut cluster, "n9", CLEANED - 10);
-    cluster.memory.bury("n9", &[], at(0));
+    cluster.memory.bury("n9", &[], None, at(0));
     assert_eq!(codes(&cluster, CLEANED), [("IpLeakSuspected", Warning, vec![])]);
+}
+
+#[test]
+fn addresses_of_pods_that_are_gone_are_a_leak_once_they_should_have_been_freed() {
+    let mut cluster = planted([(1, 9); 4], true);
+    let leaked = |address: &str, since: i64| Leaked::new(address.parse().expect("an address"), at(since));
+    let leaks = &mut cluster.ipam.as_mut().expect("it is there").leaked;
+    leaks.insert("n1".into(), vec![leaked("172.30.0.70", 0)]);
+    leaks.insert("n2".into(), vec![leaked("172.30.0.130", 0), leaked("172.30.0.131", 0), leaked("172.30.0.132", 900)]);
+    assert!(codes(&cluster, CLEANED - 1).is_empty(), "calico-kube-controllers waits for a quarter of an hour itself");
+    assert_eq!(codes(&cluster, CLEANED), [("IpLeakSuspected", Warning, names(&[1, 2]))]);
+    let draft = findings(&cluster, at(CLEANED)).remove(0);
+    assert!(
+        draft.detail.contains("3 addresses of Pods that are not there, on 2 nodes")
+            && draft.detail.contains("2 of them on n2 (172.30.0.130, 172.30.0.131)"),
+        "{}",
+        draft.detail
+    );
+    assert_eq!((draft.since, &*draft.subject), (Some(at(0)), "Pods that are gone"));
+    let leaks = &mut cluster.ipam.as_mut().expect("it is there").leaked;
+    leaks.clear();
+    assert!(codes(&cluster, CLEANED).is_empty(), "it clears");
+    cluster.ipam = None;
+    assert!(codes(&cluster, CLEANED).is_empty(), "nothing could be read");
 }
 
 #[test]
 fn an_address_that_another_node_has_by_now_is_reused_while_something_is_left() {
     let mut cluster = planted([(1, 9); 4], true);
-    cluster.memory.bury("n9", &["10.0.0.2".parse().expect("an address")], at(0));
+    cluster.memory.bury("n9", &["10.0.0.2".parse().expect("an address")], None, at(0));
     assert!(codes(&cluster, 700).is_empty(), "reuse alone is harmless");
     gone(&mut cluster, "n9", 0);
     assert!(codes(&cluster, 599).is_empty());
@@ -200,7 +224,7 @@ fn host_endpoints_belong_to_every_worker_or_are_nobodys_business() {
     more.push(endpoint("firewall-7", "192.0.2.7"));
     let mut cluster = with(&more);
     assert!(codes(&cluster, 86_400).is_empty(), "it may never have been one of the cluster's");
-    cluster.memory.bury("firewall-7", &[], at(0));
+    cluster.memory.bury("firewall-7", &[], None, at(0));
     assert!(codes(&cluster, CLEANED - 1).is_empty());
     assert_eq!(codes(&cluster, CLEANED), [("HostEndpointStale", Warning, vec!["firewall-7".to_owned()])]);
     let mut open = all.clone();

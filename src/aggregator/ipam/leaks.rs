@@ -1,0 +1,207 @@
+//! Addresses that Calico holds for Pods which are not there, on nodes that are (catalogue R073). Whose they are stands in the
+//! blocks, which are read anyway; the Pods of a few nodes are asked for beside them, by their metadata, in each round of
+//! others: those on which most addresses are taken first, since there a leak matters.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use serde_json::Value;
+
+use super::{BlockView, Ipam};
+use crate::aggregator::hosted;
+use crate::aggregator::object::ObjectView;
+
+/// Nodes that are looked at in one round.
+const AT_ONCE: usize = 8;
+/// A node is looked at again after this time; and sooner where something was missing, since a Pod that went between the
+/// two questions is none that is missed.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(600));
+/// Addresses of one node that are remembered.
+const MOST: usize = 256;
+/// Pods of virtual machines, whose addresses outlive them on purpose.
+const MACHINES: &str = "virt-launcher-";
+
+/// An address of a Pod that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leaked {
+    /// The address.
+    pub(crate) address: IpAddr,
+    /// Hash of its Pod's name.
+    pod: u64,
+    /// Since when this is seen.
+    pub(crate) since: Timestamp,
+}
+
+#[cfg(test)]
+impl Leaked {
+    /// An address of some Pod.
+    pub(crate) fn new(address: IpAddr, since: Timestamp) -> Leaked {
+        Leaked { address, pod: 0, since }
+    }
+}
+
+/// By node.
+pub(crate) type Leaks = BTreeMap<Box<str>, Vec<Leaked>>;
+
+/// Which nodes were looked at when, and what Calico holds there of those that are looked at now.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    looked: BTreeMap<Box<str>, Duration>,
+    held: BTreeMap<Box<str>, Vec<(IpAddr, u64)>>,
+}
+
+impl Rounds {
+    /// Chooses the nodes of this round by how it was in the last one.
+    pub(super) fn begin(&mut self, before: Option<&Ipam>, now: Duration) {
+        self.held.clear();
+        let Some(before) = before else { return };
+        self.looked.retain(|node, _| before.nodes.contains_key(node));
+        let suspected = |node: &str| before.leaked.contains_key(node);
+        let waits = |node: &str, at: Duration| now.saturating_sub(at) < if suspected(node) { AGAIN.1 } else { AGAIN.0 };
+        let due = before.nodes.iter().filter(|(node, _)| !self.looked.get(*node).is_some_and(|at| waits(node, *at)));
+        let used = due.map(|(node, given)| (suspected(node), given[0].used + given[1].used, node));
+        let mut used: Vec<(bool, u64, &Box<str>)> = used.filter(|(_, used, _)| *used > 0).collect();
+        used.sort_unstable_by(|a, b| b.cmp(a));
+        for (.., node) in used.into_iter().take(AT_ONCE) {
+            self.looked.insert(node.clone(), now);
+            self.held.insert(node.clone(), Vec::new());
+        }
+    }
+
+    /// Takes in whose addresses a block has.
+    pub(super) fn take(&mut self, block: &BlockView) {
+        for (holder, ordinal, pod) in &block.pods {
+            let Some((node, _)) = block.holders.get(usize::from(*holder)) else { continue };
+            if let Some(held) = self.held.get_mut(node)
+                && let Some(address) = nth(block, *ordinal)
+            {
+                held.push((address, *pod));
+            }
+        }
+    }
+
+    /// Asks for the Pods, and says of which addresses there is none. What could not be asked is as it was.
+    pub(super) async fn end(&mut self, client: &Client, before: Option<&Ipam>, ipam: &mut Ipam) {
+        if let Some(before) = before {
+            let kept = before.leaked.iter().filter(|(node, _)| ipam.nodes.contains_key(*node));
+            ipam.leaked = kept.map(|(node, leaked)| (node.clone(), leaked.clone())).collect();
+        }
+        for (node, held) in std::mem::take(&mut self.held) {
+            let Some(pods) = hosted::pods(client, &node).await.filter(|pods| pods.metadata.next.is_empty()) else {
+                continue;
+            };
+            let known = ipam.leaked.remove(&node).unwrap_or_default();
+            let leaked = missing(held, &pods.items, &known, ipam.at);
+            if !leaked.is_empty() {
+                ipam.leaked.insert(node, leaked);
+            }
+        }
+    }
+}
+
+/// The addresses of which there is no Pod, each since it was first seen so.
+fn missing(held: Vec<(IpAddr, u64)>, pods: &[ObjectView], known: &[Leaked], now: Timestamp) -> Vec<Leaked> {
+    let there: HashSet<u64> = pods.iter().map(|pod| hash(&pod.metadata.namespace, &pod.metadata.name)).collect();
+    let gone = held.into_iter().filter(|(_, pod)| !there.contains(pod)).map(|(address, pod)| {
+        let since = known.iter().find(|it| (it.address, it.pod) == (address, pod)).map_or(now, |it| it.since);
+        Leaked { address, pod, since }
+    });
+    gone.take(MOST).collect()
+}
+
+/// What is remembered of a Pod's name; none of one whose address may be there without it.
+pub(super) fn pod_of(namespace: &Value, name: &Value) -> Option<u64> {
+    let (namespace, name) = (namespace.as_str()?, name.as_str()?);
+    (!name.is_empty() && !namespace.is_empty() && !name.starts_with(MACHINES)).then(|| hash(namespace, name))
+}
+
+fn hash(namespace: &str, name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(namespace.as_bytes());
+    hasher.write_u8(b'/');
+    hasher.write(name.as_bytes());
+    hasher.finish()
+}
+
+/// The address at this place of a block.
+fn nth(block: &BlockView, ordinal: u16) -> Option<IpAddr> {
+    Some(match block.cidr.network() {
+        IpAddr::V4(first) => IpAddr::V4(u32::from(first).checked_add(ordinal.into())?.into()),
+        IpAddr::V6(first) => IpAddr::V6(u128::from(first).checked_add(ordinal.into())?.into()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::aggregator::ipam::Given;
+    use crate::aggregator::testing::at;
+
+    fn block(cidr: &str, all: &[(&str, &str)]) -> BlockView {
+        let attributes: Vec<Value> = all
+            .iter()
+            .map(|(node, pod)| json!({"handle_id": "k8s-pod-network.1", "secondary": {"node": node, "pod": pod, "namespace": "shop"}}))
+            .collect();
+        let spec = json!({"cidr": cidr, "affinity": "host:n1", "attributes": attributes,
+            "allocations": (0..all.len()).map(Value::from).chain([Value::Null]).collect::<Vec<_>>()});
+        *BlockView::read(&spec).expect("a block")
+    }
+
+    fn pods(names: &[&str]) -> Vec<ObjectView> {
+        let pod = |name: &&str| json!({"metadata": {"name": name, "namespace": "shop"}});
+        names.iter().map(|name| serde_json::from_value(pod(name)).expect("an object")).collect()
+    }
+
+    fn ipam(used: &[(&str, u64)]) -> Ipam {
+        let given = |used| [Given { blocks: 1, used, free: 0 }, Given::default()];
+        Ipam { nodes: used.iter().map(|(node, used)| ((*node).into(), given(*used))).collect(), ..Ipam::default() }
+    }
+
+    #[test]
+    fn addresses_of_pods_that_are_not_there_are_known_since_they_were_seen_first() {
+        let mut rounds = Rounds::default();
+        rounds.begin(Some(&ipam(&[("n1", 4)])), Duration::ZERO);
+        rounds.take(&block("172.30.0.0/29", &[("n1", "a"), ("n1", "b"), ("n2", "c"), ("n1", "virt-launcher-x")]));
+        rounds.take(&block("fd00::40/125", &[("n1", "b"), ("n1", "")]));
+        let held = rounds.held.remove("n1").expect("it was chosen");
+        let addresses: Vec<String> = held.iter().map(|(address, _)| address.to_string()).collect();
+        assert_eq!(addresses, ["172.30.0.0", "172.30.0.1", "fd00::40"], "its own, tunnels and machines left out");
+        let first = missing(held.clone(), &pods(&["a"]), &[], at(0));
+        assert_eq!(first.len(), 2, "of both families");
+        let again = missing(held.clone(), &pods(&["x"]), &first, at(700));
+        let since: Vec<Timestamp> = again.iter().map(|leaked| leaked.since).collect();
+        assert_eq!(since, [at(700), at(0), at(0)]);
+        // The address was given out anew meanwhile: another Pod's that is gone as well is another leak.
+        let other = block("172.30.0.0/29", &[("n1", "a"), ("n1", "new")]);
+        let mut next = Rounds { held: BTreeMap::from([("n1".into(), Vec::new())]), ..Rounds::default() };
+        next.take(&other);
+        let next = missing(next.held.remove("n1").expect("chosen"), &pods(&["a"]), &again, at(900));
+        assert_eq!(next.iter().map(|leaked| leaked.since).collect::<Vec<_>>(), [at(900)]);
+        assert!(missing(held, &pods(&["a", "b"]), &again, at(900)).is_empty(), "it clears");
+    }
+
+    #[test]
+    fn where_most_is_taken_is_looked_at_first_and_where_something_is_missing_sooner_again() {
+        let nodes: Vec<String> = (0..20).map(|number| format!("n{number:02}")).collect();
+        let mut known = ipam(&nodes.iter().zip(0..).map(|(node, used)| (node.as_str(), used)).collect::<Vec<_>>());
+        let mut rounds = Rounds::default();
+        let mut round = |known: &Ipam, minute: u64| {
+            rounds.begin(Some(known), Duration::from_secs(60 * minute));
+            rounds.held.keys().map(|node| node[1..].parse().expect("a number")).collect::<Vec<u32>>()
+        };
+        assert_eq!(round(&known, 0), (12..20).collect::<Vec<_>>());
+        assert_eq!(round(&known, 1), (4..12).collect::<Vec<_>>());
+        assert_eq!(round(&known, 2), [1, 2, 3], "on the first of them nothing is taken");
+        assert!(round(&known, 3).is_empty());
+        known.leaked.insert("n05".into(), Vec::new());
+        assert!(round(&known, 10).is_empty());
+        assert_eq!(round(&known, 11), [5]);
+        assert_eq!(round(&known, 60).len(), AT_ONCE);
+    }
+}
