@@ -7,6 +7,7 @@ mod support;
 
 mod bench;
 mod browser;
+mod objects;
 
 mod agent;
 mod aggregator;
@@ -23,5 +24,6 @@ mod policy;
 mod reliability;
 mod repair;
 mod scope;
+mod trees;
 mod usage;
 mod webhook;
