@@ -32,8 +32,11 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now:
         .collect();
     let mut all: Vec<Draft> = left_over(duplicates).into_iter().collect();
     all.extend(one_address(cluster, now));
-    all.extend(too_few(&workers));
-    all.extend(silent(cluster, &workers, now));
+    // Of workers whose kubelets nobody hears, none is at fault and none is missing.
+    match silent(cluster, &workers, now) {
+        Some(silent) => all.push(silent),
+        None => all.extend(too_few(&workers)),
+    }
     all.extend(not_refilled(cluster, &workers, now));
     all.extend(blocked(cluster, now));
     all

@@ -193,6 +193,7 @@ fn when_nearly_all_are_silent_it_is_the_control_plane() {
             .collect::<Vec<_>>()
     };
     assert_eq!((told(&cut(5), 0), told(&cut(6), 0)), (vec![5], vec![6]));
+    assert_eq!(codes(&cut(6), 0).len(), 1, "that none is Ready follows from it");
     assert!(told(&cut(4), 0).is_empty(), "two thirds");
     assert!(told(&cut(6), -61).is_empty(), "it may be back at once");
     assert_eq!(told(&cut(6), -60), [6]);
