@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{Method, Request};
 use jiff::Timestamp;
 use kube::Client;
-use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// Name of the Lease.
 pub(super) const NAME: &str = "nodevitals-aggregator";
@@ -21,43 +21,11 @@ const LEADS_FOR: Duration = Duration::from_secs(10);
 /// A request has to be answered within this time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
-/// A Lease, as much as is used of it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Lease {
-    api_version: String,
-    kind: String,
-    metadata: Meta,
-    spec: Spec,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Meta {
-    name: String,
-    namespace: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    resource_version: String,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Spec {
-    holder_identity: Option<String>,
-    lease_duration_seconds: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    acquire_time: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    renew_time: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lease_transitions: Option<i32>,
-}
-
 /// What to do about the Lease.
 #[derive(Debug, PartialEq)]
 enum Step {
-    Create(Lease),
-    Replace(Lease),
+    Create(Value),
+    Replace(Value),
     Wait,
 }
 
@@ -112,48 +80,52 @@ impl Elector {
             return;
         }
         let Ok(Some(mut lease)) = self.get(client).await else { return };
-        if lease.spec.holder_identity.as_deref() == Some(&self.identity) {
-            lease.spec.holder_identity = Some(String::new());
+        if holder(&lease) == self.identity {
+            lease["spec"]["holderIdentity"] = "".into();
             // Losing this costs the others a wait, and nothing else.
             self.put(client, Method::PUT, &lease, clock()).await.ok();
             self.leads_until = None;
         }
     }
 
-    fn decide(&mut self, lease: Option<Lease>, now: Duration, wall: Timestamp) -> Step {
+    fn decide(&mut self, lease: Option<Value>, now: Duration, wall: Timestamp) -> Step {
         let Some(lease) = lease else {
-            return Step::Create(self.mine(Lease::default(), wall));
+            return Step::Create(self.mine(&Value::Null, wall));
         };
-        let version = &lease.metadata.resource_version;
+        let (version, holder) = (version(&lease), holder(&lease));
         if self.observed.as_ref().is_none_or(|(known, _)| known != version) {
-            self.observed = Some((version.clone(), now));
+            self.observed = Some((version.to_owned(), now));
         }
-        let holder = lease.spec.holder_identity.as_deref().unwrap_or_default();
         let unchanged_for = self.observed.as_ref().map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since));
-        let seconds = lease.spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0);
+        let seconds = lease["spec"]["leaseDurationSeconds"].as_u64().unwrap_or(0);
         let lasts = LASTS.max(Duration::from_secs(seconds.min(60)));
         if holder == self.identity || holder.is_empty() || unchanged_for >= lasts {
-            return Step::Replace(self.mine(lease, wall));
+            return Step::Replace(self.mine(&lease, wall));
         }
         Step::Wait
     }
 
-    fn mine(&self, mut lease: Lease, wall: Timestamp) -> Lease {
+    /// This Lease, held by this process.
+    fn mine(&self, lease: &Value, wall: Timestamp) -> Value {
         let now = wall.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
-        let spec = &mut lease.spec;
-        if spec.holder_identity.as_deref() != Some(&self.identity) {
-            spec.lease_transitions = Some(spec.lease_transitions.map_or(0, |count| count.saturating_add(1)));
-            spec.acquire_time = Some(now.clone());
+        let mut spec = lease["spec"].clone();
+        if holder(lease) != self.identity {
+            spec["leaseTransitions"] =
+                spec["leaseTransitions"].as_u64().map_or(0, |count| count.saturating_add(1)).into();
+            spec["acquireTime"] = now.as_str().into();
         }
-        spec.holder_identity = Some(self.identity.clone());
-        spec.lease_duration_seconds = i32::try_from(LASTS.as_secs()).ok();
-        spec.renew_time = Some(now);
-        NAME.clone_into(&mut lease.metadata.name);
-        lease.metadata.namespace.clone_from(&self.namespace);
-        Lease { api_version: "coordination.k8s.io/v1".into(), kind: "Lease".into(), ..lease }
+        spec["holderIdentity"] = self.identity.as_str().into();
+        spec["leaseDurationSeconds"] = LASTS.as_secs().into();
+        spec["renewTime"] = now.into();
+        let mut metadata = json!({ "name": NAME, "namespace": self.namespace });
+        // With the version that was seen: of two that take it at once, one is refused.
+        if !version(lease).is_empty() {
+            metadata["resourceVersion"] = version(lease).into();
+        }
+        json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec })
     }
 
-    async fn get(&self, client: &Client) -> Result<Option<Lease>, Failure> {
+    async fn get(&self, client: &Client) -> Result<Option<Value>, Failure> {
         let uri = format!("{}/{NAME}", self.path());
         match send(client, Request::get(uri).body(Vec::new())).await {
             Ok(lease) => Ok(Some(lease)),
@@ -162,13 +134,13 @@ impl Elector {
         }
     }
 
-    async fn put(&mut self, client: &Client, method: Method, lease: &Lease, begun: Duration) -> Result<(), Failure> {
+    async fn put(&mut self, client: &Client, method: Method, lease: &Value, begun: Duration) -> Result<(), Failure> {
         let uri = if method == Method::POST { self.path() } else { format!("{}/{NAME}", self.path()) };
-        let body = serde_json::to_vec(lease).map_err(|error| Failure::Refused(error.to_string()))?;
+        let body = lease.to_string().into_bytes();
         let request = Request::builder().method(method).uri(uri).header("Content-Type", "application/json").body(body);
         match send(client, request).await {
             Ok(stored) => {
-                self.observed = Some((stored.metadata.resource_version, begun));
+                self.observed = Some((version(&stored).to_owned(), begun));
                 self.leads_until = Some(begun + LEADS_FOR);
                 Ok(())
             }
@@ -186,7 +158,15 @@ impl Elector {
     }
 }
 
-type Answer = Result<Lease, (Option<u16>, String)>;
+fn holder(lease: &Value) -> &str {
+    lease["spec"]["holderIdentity"].as_str().unwrap_or_default()
+}
+
+fn version(lease: &Value) -> &str {
+    lease["metadata"]["resourceVersion"].as_str().unwrap_or_default()
+}
+
+type Answer = Result<Value, (Option<u16>, String)>;
 
 async fn send(client: &Client, request: Result<Request<Vec<u8>>, http::Error>) -> Answer {
     let request = request.map_err(|error| (None, error.to_string()))?;
