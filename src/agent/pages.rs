@@ -103,7 +103,7 @@ impl Pages for AgentPages {
     }
 }
 
-/// For the aggregator: which blocks of pod addresses of a family this node routes, of the parts that it asks for.
+/// For the aggregator: which blocks of pod addresses of a family this node routes, of the parts that it asks for; and MTUs.
 fn blocks(now: &Snapshot, query: &str) -> Page {
     let value = |key: &str| query.split('&').find_map(|part| part.strip_prefix(key)?.strip_prefix('='));
     let family = match value("family") {
@@ -121,7 +121,7 @@ fn blocks(now: &Snapshot, query: &str) -> Page {
     match now.routed_blocks(family) {
         Some(mut blocks) => {
             blocks.retain(|block| parts & (1 << part_of(*block)) != 0);
-            Page::json(200, &serde_json::json!({ "blocks": blocks }))
+            Page::json(200, &serde_json::json!({ "blocks": blocks, "mtu": now.mtus() }))
         }
         None => Page::text(503, "it is not known which blocks are routed: no map, no Calico, or too many routes\n"),
     }

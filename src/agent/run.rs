@@ -18,7 +18,7 @@ use super::{AgentPages, Judge, Options, Tell, Watched, past, watch_node};
 use crate::api::{self, Api};
 use crate::clock::now;
 use crate::config::{self, Config};
-use crate::facts::{BlockSums, Family, Identity};
+use crate::facts::{Family, Identity};
 
 /// The first verdict waits this long for sources that have not answered yet; theirs is then unknown.
 pub(super) const FIRST_LOOK: Duration = Duration::from_millis(600);
@@ -109,13 +109,14 @@ fn asked(options: &Options, ways: &[Api], own: Own) -> observe::Asked {
     }
 }
 
-/// What the aggregator compares with what other nodes say: sums over the blocks that this node routes, by family.
+/// What the aggregator compares with what other nodes say: sums over the blocks that this node routes, by family, and MTUs.
 fn block_sums(watched: &Watched) -> String {
     let sums = [(Family::V4, "v4"), (Family::V6, "v6")].into_iter().filter_map(|(family, key)| {
-        let blocks = watched.read(|judge, _| judge.snapshot().routed_blocks(family))?;
-        (!blocks.is_empty()).then(|| format!("&{key}={}", BlockSums::of(blocks)))
+        let sums = watched.read(|judge, _| judge.snapshot().block_sums(family))?;
+        Some(format!("&{key}={sums}"))
     });
-    sums.collect()
+    let mtus = watched.read(|judge, _| judge.snapshot().mtus()).map(|mtus| format!("&mtu={mtus}"));
+    sums.chain(mtus).collect()
 }
 
 /// Ways to the API server, best first.

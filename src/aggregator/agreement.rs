@@ -333,7 +333,7 @@ fn agrees(most: &[Option<(u32, Duration)>; PARTS], sums: &BlockSums) -> bool {
 }
 
 /// What more than half of them say: the vote of Boyer and Moore leaves one who may, and then it is counted.
-fn majority(votes: impl Iterator<Item = u32> + Clone, count: usize) -> Option<u32> {
+pub(super) fn majority(votes: impl Iterator<Item = u32> + Clone, count: usize) -> Option<u32> {
     let (mut leads, mut by) = (None, 0_usize);
     for vote in votes.clone() {
         if by == 0 {

@@ -14,6 +14,7 @@ use super::hosted::Hosted;
 use super::ipam::Ipam;
 use super::memory::Memory;
 use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, REFILLED, ZONE_LABELS};
+use super::mtus::{Mtus, Odds};
 use super::object::ObjectView;
 use super::password::Found;
 use super::row::{AgentPod, Condition, NETWORK, READY, Row, Words, clipped, findings, row_from_told};
@@ -59,6 +60,8 @@ pub(crate) struct Cluster {
     pub(crate) backends: Backends,
     /// Who routes other blocks of pod addresses than most.
     pub(crate) agreement: Agreement,
+    /// Whose links have another MTU than those of most.
+    pub(crate) odd_mtus: Odds,
     /// Moves when the report is another one.
     pub(crate) revision: u64,
     /// How the Nodes are seen.
@@ -187,6 +190,13 @@ impl Cluster {
         let mut row = row_from_told(told, self.nodes.remove(name).map_or_else(Row::default, |row| *row));
         row.stamp = self.revision;
         self.nodes.insert(name.into(), row.into());
+    }
+
+    /// Takes in what somebody says of the MTUs of a node.
+    pub(crate) fn mtus_told(&mut self, node: &str, mtus: Mtus, now: Timestamp) {
+        if let Some(row) = self.nodes.get_mut(node).filter(|row| row.mtus != mtus) {
+            (row.mtus, row.mtus_since) = (mtus, Some(now));
+        }
     }
 
     /// Forgets a Node.

@@ -17,6 +17,7 @@ mod lenient;
 mod map;
 mod memory;
 mod model;
+mod mtus;
 mod object;
 mod offline;
 mod page;
@@ -139,6 +140,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = Box::pin(hosted::run(&api.unary, &store, &options.namespace)) => match never {},
         never = backends::run(&api.unary, &store) => match never {},
         never = Box::pin(agreement::run(&store, options.agent_port)) => match never {},
+        never = Box::pin(mtus::run(&store, options.agent_port)) => match never {},
         never = elect(&api, &store, &mut elector, options.read_only) => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::mtus::Mtus;
 use super::traits::Traits;
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::verdict::{
@@ -70,6 +71,10 @@ pub(crate) struct Row {
     pub(crate) since: Option<Timestamp>,
     /// `NetworkUnavailable`, which calico-node writes, or another network.
     pub(crate) network: Option<Condition>,
+    /// What its agent says of its MTUs.
+    pub(crate) mtus: Mtus,
+    /// Since when it says just that.
+    pub(crate) mtus_since: Option<Timestamp>,
     /// It carries the taint that belongs to that condition.
     pub(crate) network_taint: bool,
     /// When that taint came or went, as far as it is known.
@@ -144,6 +149,7 @@ impl Row {
         let updated = before.traits.is_known() && self.traits.is_known() && !self.traits.same_software(&before.traits);
         self.updated = if updated { Some(now) } else { before.updated };
         self.cordoned_since = before.cordoned_since;
+        (self.mtus, self.mtus_since) = (before.mtus, before.mtus_since);
         let kept = self.network_taint_since.or(before.network_taint_since);
         self.network_taint_since = if self.network_taint == before.network_taint { kept } else { Some(now) };
         // Calico writes the time anew with each write, whether the status has changed or not.

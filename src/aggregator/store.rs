@@ -11,6 +11,7 @@ use super::agreement::{Question, told};
 use super::cluster::Cluster;
 use super::map::{LastMap, Written};
 use super::model::NodeView;
+use super::mtus;
 use super::object::ObjectView;
 use super::report::{Agents, ClusterReport, Overview, Source, build, overview};
 use super::sight::Sight;
@@ -101,11 +102,14 @@ impl Store {
         inner.map.get(&inner.cluster, now.since_boot)
     }
 
-    /// Takes in what is said of a node's blocks in the query of a question for the map.
+    /// Takes in what is said of a node's blocks and MTUs in the query of a question for the map.
     pub(super) fn blocks_told(&self, node: &str, query: &str, now: Now) {
         let cluster = &mut self.lock().cluster;
         if cluster.node(node).is_some() {
             told(query).for_each(|(family, sums)| cluster.agreement.says(node, family, sums, now.since_boot));
+            if let Some(said) = mtus::told(query) {
+                cluster.mtus_told(node, said, now.wall);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::{Family, RouteKind, Snapshot};
+use super::{Family, Link, RouteKind, Snapshot};
 
 /// Parts that blocks are spread over. A block that comes or goes moves the sum of one part, so that the others can still be
 /// compared while nodes join and leave.
@@ -22,14 +22,23 @@ pub(crate) struct BlockSums([u32; PARTS]);
 impl BlockSums {
     /// The sums over these blocks, each of which is there once.
     pub(crate) fn of(blocks: impl IntoIterator<Item = IpNet>) -> Self {
-        let mut sums = [0_u32; PARTS];
-        for block in blocks {
-            let hash = hash(block);
-            let sum = &mut sums[part(hash)];
-            // The low half; the part is chosen by the high one. It is never 0, which would be no block at all.
-            *sum = sum.wrapping_add(u32::try_from(hash & 0xffff_ffff).unwrap_or_default() | 1);
-        }
-        BlockSums(sums)
+        let mut sums = BlockSums::default();
+        blocks.into_iter().for_each(|block| sums.add(block));
+        sums
+    }
+
+    /// One block more.
+    pub(crate) fn add(&mut self, block: IpNet) {
+        let hash = hash(block);
+        let sum = &mut self.0[part(hash)];
+        // The low half; the part is chosen by the high one. It is never 0, which would be no block at all.
+        *sum = sum.wrapping_add(u32::try_from(hash & 0xffff_ffff).unwrap_or_default() | 1);
+    }
+
+    /// The sums over other blocks besides.
+    fn with(mut self, others: &BlockSums) -> Self {
+        self.0.iter_mut().zip(others.0).for_each(|(sum, other)| *sum = sum.wrapping_add(other));
+        self
     }
 
     /// The sum of one part.
@@ -94,19 +103,41 @@ fn mix(mut word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
+/// Whether it has the length of a block.
+pub(crate) fn is_block(net: IpNet) -> bool {
+    let (shortest, longest) = BLOCKS[usize::from(matches!(net, IpNet::V6(_)))];
+    (shortest..=longest).contains(&net.prefix_len())
+}
+
 impl Snapshot {
+    /// The sums over the blocks that this node routes, also where there are more than are kept: the rest were summed while
+    /// they were read, before it was known whether Calico's pools hold them. None where it routes none.
+    pub(crate) fn block_sums(&self, family: Family) -> Option<BlockSums> {
+        let rest = &self.routing.get()?.routes.sums()[usize::from(family == Family::V6)];
+        Some(BlockSums::of(self.kept_blocks(family)?).with(rest)).filter(|sums| *sums != BlockSums::default())
+    }
+
+    /// The MTU of the tunnel that routes to other nodes use, and of the pod's link that was made last, which has what pods
+    /// get now: `1450.1450`, 0 where there is none. None where neither is there.
+    pub(crate) fn mtus(&self) -> Option<String> {
+        let routing = self.routing.get()?;
+        let used = |link: &&Link| link.up && routing.remote_routes().any(|route| route.link == link.index);
+        let tunnel = routing.links.iter().filter(|link| link.is_tunnel()).filter(used).map(|link| link.mtu).min();
+        let pods = routing.links.iter().filter(|link| link.name.starts_with("cali")).max_by_key(|link| link.index);
+        let (tunnel, pods) = (tunnel.unwrap_or(0), pods.map_or(0, |link| link.mtu));
+        (tunnel + pods > 0).then(|| format!("{tunnel}.{pods}"))
+    }
+
     /// The blocks of Calico's pools that this node routes, its own (a blackhole) and those of other nodes, sorted, each
     /// once. None without Calico, and where routes or pools could not be seen completely.
     pub(crate) fn routed_blocks(&self, family: Family) -> Option<Vec<IpNet>> {
-        let (routing, map) = (self.routing.get()?, self.cluster.get()?);
-        if routing.routes.beyond > 0 || map.pools.is_empty() {
-            return None;
-        }
+        self.kept_blocks(family).filter(|_| self.routing.get().is_some_and(|routing| routing.routes.beyond == 0))
+    }
+
+    fn kept_blocks(&self, family: Family) -> Option<Vec<IpNet>> {
+        let (routing, map) = (self.routing.get()?, self.cluster.get().filter(|map| !map.pools.is_empty())?);
         let block = |net: IpNet| {
-            let (shortest, longest) = BLOCKS[usize::from(family == Family::V6)];
-            Family::of(net.addr()) == family
-                && (shortest..=longest).contains(&net.prefix_len())
-                && map.pools.iter().any(|pool| pool.cidr.contains(&net))
+            Family::of(net.addr()) == family && is_block(net) && map.pools.iter().any(|pool| pool.cidr.contains(&net))
         };
         let remote = routing.remote_routes().filter(|route| route.kind == RouteKind::Unicast).map(|route| route.to);
         let mut blocks: Vec<IpNet> = routing.blackholes().chain(remote).filter(|net| block(*net)).collect();

@@ -36,7 +36,7 @@ mod writes;
 mod xtables_lock;
 
 pub use bgp::{Bgp, BgpPeer, BgpState, BgpTcp, Bird, BirdDaemon, KernelProtocol, TunnelPeer};
-pub(crate) use block_sums::{BlockSums, PARTS, part_of};
+pub(crate) use block_sums::{BlockSums, PARTS, is_block, part_of};
 pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::{Family, RouteKind, Routing};
+use super::{BlockSums, Family, RouteKind, Routing};
 
 /// The tables `main` and `local`, and `default`, which is empty (`linux/rtnetlink.h`).
 const MAIN: u32 = 254;
@@ -51,6 +51,9 @@ pub struct RouteList {
     few: Arc<Few>,
     /// How many more there were than are kept.
     pub beyond: u32,
+    /// Sums over Calico's blocks among these, by family.
+    #[serde(skip)]
+    sums: Arc<[BlockSums; 2]>,
 }
 
 /// What is looked for at each verdict and is hardly ever many: found once, where a list may have tens of thousands of routes.
@@ -186,7 +189,17 @@ impl RouteList {
                 few.others.push(at);
             }
         }
-        RouteList { list: Arc::new(list), few: Arc::new(few), beyond }
+        RouteList { list: Arc::new(list), few: Arc::new(few), beyond, sums: Arc::default() }
+    }
+
+    /// The same, with the sums over Calico's blocks that are not kept.
+    pub(crate) fn with_sums(self, sums: [BlockSums; 2]) -> Self {
+        RouteList { sums: Arc::new(sums), ..self }
+    }
+
+    /// The sums over Calico's blocks that are not kept.
+    pub(crate) fn sums(&self) -> &[BlockSums; 2] {
+        &self.sums
     }
 
     /// All that are kept.

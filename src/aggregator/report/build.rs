@@ -76,7 +76,9 @@ fn overview_for<'a>(
     choose_remedies(&counted, &mut nodes);
     nodes.sort_by(|a, b| rank(a).cmp(&rank(b)));
     let mut workers = Counts::default();
-    nodes.iter().for_each(|node| workers.add(node));
+    for node in &nodes {
+        workers.add(node);
+    }
     // What was known of the cluster is no longer known either while it cannot be seen.
     let around = if view.complete { around::findings(cluster, &duplicates, only, now.wall) } else { Vec::new() };
     let report = ClusterReport {

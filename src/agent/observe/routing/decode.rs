@@ -11,7 +11,9 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::{RouteFlags, RouteMessage, RouteType};
 
 use crate::agent::observe::netlink::{Attributes, Malformed, find, text};
-use crate::facts::{Family, IpsecPolicy, Link, Neighbour, NeighbourState, Route, RouteKind, RouteList, TableRoute};
+use crate::facts::{
+    BlockSums, Family, IpsecPolicy, Link, Neighbour, NeighbourState, Route, RouteKind, RouteList, TableRoute, is_block,
+};
 use typed::default_route;
 pub(super) use typed::{address, answer, lookup, rule};
 
@@ -116,6 +118,8 @@ pub(super) struct Routes {
     kept: Vec<TableRoute>,
     calicos: usize,
     beyond: u32,
+    /// Over Calico's blocks beyond what is kept, for the comparison with other nodes.
+    sums: [BlockSums; 2],
 }
 
 impl Routes {
@@ -149,6 +153,10 @@ impl Routes {
         let full = if calicos { self.calicos >= CALICOS } else { self.kept.len() - self.calicos >= OTHERS };
         if full {
             self.beyond = self.beyond.saturating_add(1);
+            let routed = matches!(route.kind, RouteKind::Unicast | RouteKind::Blackhole);
+            if calicos && routed && route.table == u32::from(MAIN) && is_block(route.to) {
+                self.sums[usize::from(Family::of(route.to.addr()) == Family::V6)].add(route.to);
+            }
         } else {
             self.calicos += usize::from(calicos);
             self.kept.push(route);
@@ -158,7 +166,7 @@ impl Routes {
     /// Default routes, the counts, and the routes that are kept.
     pub(super) fn finish(self) -> (Vec<Route>, Counts, RouteList) {
         let counts = self.counts.into_iter().map(|((family, protocol), count)| (family, protocol, count)).collect();
-        (self.defaults, counts, RouteList::new(self.kept, self.beyond))
+        (self.defaults, counts, RouteList::new(self.kept, self.beyond).with_sums(self.sums))
     }
 }
 

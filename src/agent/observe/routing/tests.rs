@@ -1,8 +1,10 @@
 //! Against the real kernel, in network namespaces of their own.
 
+use ipnet::IpNet;
+
 use super::*;
 use crate::agent::observe::netns::NetNs;
-use crate::facts::{Family, NeighbourState, RouteAnswer, RouteKind};
+use crate::facts::{BlockSums, Family, NeighbourState, RouteAnswer, RouteKind, is_block};
 
 mod faults;
 
@@ -213,6 +215,31 @@ fn thousands_of_routes_are_counted_and_not_kept() {
     node.command_with_input("ip", &["-batch", "-"], &batch);
     let routing = look(&node, &[]);
     assert!(routing.by_protocol.contains(&(Family::V4, 12, 5002)), "{:?}", routing.by_protocol);
+}
+
+#[test]
+fn blocks_beyond_what_is_kept_are_summed() {
+    use std::fmt::Write as _;
+    let node = node();
+    // As many as are kept, and a hundred more, in blocks of 64 addresses.
+    let block = |number: u32| -> IpNet {
+        let address = IpAddr::from((0x0b00_0000_u32 + number * 64).to_be_bytes());
+        IpNet::new(address, 26).expect("a length")
+    };
+    let mut batch = String::new();
+    for number in 0..12_388 {
+        let _ = writeln!(batch, "route add {} via 192.0.2.1 proto 12", block(number));
+    }
+    node.command_with_input("ip", &["-batch", "-"], &batch);
+    let routes = look(&node, &[]).routes;
+    // The node has four routes of Calico's besides, one of which is a block: its own.
+    assert_eq!(routes.beyond, 104);
+    let mut sums = routes.sums()[0].clone();
+    let kept = routes.main().iter().filter(|route| route.is_calicos() && is_block(route.to));
+    kept.filter(|route| Family::of(route.to.addr()) == Family::V4).for_each(|route| sums.add(route.to));
+    let own = "10.1.0.64/26".parse().expect("a block");
+    assert_eq!(sums, BlockSums::of((0..12_388).map(block).chain([own])));
+    assert_eq!(routes.sums()[1], BlockSums::default());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Nodes that route other blocks of pod addresses than the rest of their mesh (catalogue R082). Pure.
+//! Nodes that route other blocks of pod addresses than the rest of their mesh, or have another MTU (catalogue R082, R085). Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use super::Draft;
 use crate::aggregator::agreement::{Blocks, Difference, Differs};
 use crate::aggregator::cluster::Cluster;
+use crate::aggregator::mtus::{LINKS, Odd};
 use crate::checks::Severity::{Info, Warning};
 use crate::facts::Family;
 
@@ -26,7 +27,33 @@ pub(super) fn findings(cluster: &Cluster) -> Vec<Draft> {
     let mut drafts: Vec<Draft> =
         groups.into_iter().filter_map(|((_, missing, extra), nodes)| different(missing, extra, &nodes)).collect();
     drafts.extend(not_asked(&silent));
+    drafts.extend((0..LINKS.len()).flat_map(|link| [true, false].map(|longer| mtus(cluster, link, longer))).flatten());
     drafts
+}
+
+/// Longer than elsewhere, packets are lost; shorter, they are only more.
+fn mtus(cluster: &Cluster, link: usize, longer: bool) -> Option<Draft> {
+    let of_it = |odd: &&Odd| odd.link == link && odd.confirmed.is_some_and(|(own, others)| (own > others) == longer);
+    let all: Vec<(&str, &Odd)> =
+        cluster.odd_mtus.iter().filter(|(_, odd)| of_it(odd)).map(|(node, odd)| (&**node, odd)).collect();
+    let (node, odd) = all.first()?;
+    let (own, others) = odd.confirmed?;
+    let harm = if longer {
+        "long packets from there may be lost on their way: connections open and then hang"
+    } else {
+        "which is harmless, and slower"
+    };
+    let what = LINKS[link];
+    let detail = format!(
+        "the MTU of the {what} of {} workers is another one than on most of their zone: {own} on {node}, {others} on {}; {harm}",
+        all.len(),
+        odd.against
+    );
+    let next = "compare `ip link` on both; set Calico's MTU for all (FelixConfiguration `vxlanMTU`, `ipipMTU`, `mtuIfacePattern`, or `veth_mtu` of the ConfigMap calico-config), or the uplink's on that worker; then restart calico-node there, and the Pods that were made before";
+    let severity = if longer { Warning } else { Info };
+    let direction = if longer { "longer" } else { "shorter" };
+    let draft = Draft::new("MtuMismatch", severity, detail, next).about(format!("{what} {direction}"));
+    Some(draft.since(all.iter().map(|(_, odd)| odd.since).min()).on(all.iter().map(|(node, _)| *node)))
 }
 
 fn different(missing: &Blocks, extra: &Blocks, nodes: &[(Differs<'_>, &Difference)]) -> Option<Draft> {

@@ -66,3 +66,22 @@ fn who_could_not_be_asked_is_said_with_the_reason() {
     assert!(not_asked(&[]).is_none());
     assert!(findings(&Cluster::watched()).is_empty());
 }
+
+#[test]
+fn a_longer_mtu_is_a_warning_and_a_shorter_one_is_not() {
+    let mut cluster = Cluster::watched();
+    let odd = |link, confirmed| Odd::new(link, at(5), confirmed, "n9");
+    cluster.odd_mtus.insert("n1".into(), odd(0, Some((1480, 1450))));
+    cluster.odd_mtus.insert("n2".into(), odd(1, Some((1400, 1450))));
+    cluster.odd_mtus.insert("n3".into(), odd(0, None));
+    let drafts = findings(&cluster);
+    let told: Vec<_> = drafts.iter().map(|it| (it.code, it.severity, &*it.subject, &*it.on, it.since)).collect();
+    assert_eq!(
+        told,
+        [
+            ("MtuMismatch", Warning, "tunnel longer", &["n1".to_owned()][..], Some(at(5))),
+            ("MtuMismatch", Info, "Pods' links shorter", &["n2".to_owned()][..], Some(at(5))),
+        ]
+    );
+    assert!(drafts[0].detail.contains("1480 on n1, 1450 on n9; long packets"), "{}", drafts[0].detail);
+}
