@@ -140,6 +140,30 @@ fn ports_are_counted_for_each_destination_with_time_wait() {
 }
 
 #[test]
+fn a_peer_that_drops_what_opens_a_connection_is_counted() {
+    let net = NetNs::new();
+    for line in [
+        "link add uplink type veth peer name far",
+        "link set far up",
+        "link set uplink up",
+        "address add 192.0.2.5/24 dev uplink",
+        // Nobody has this address; what goes there is lost without a word.
+        "neighbour add 192.0.2.9 lladdr 02:00:00:00:00:09 dev uplink nud permanent",
+    ] {
+        net.command("ip", &line.split(' ').collect::<Vec<_>>());
+    }
+    let again = net.block_on(|| async {
+        let mut source = TrafficSource::new(HostRoot::new("/"));
+        let before = source.look(&[]).await;
+        // The kernel sends it again after a second.
+        let address = (Ipv4Addr::new(192, 0, 2, 9), 443).into();
+        TcpStream::connect_timeout(&address, Duration::from_millis(1500)).expect_err("nobody answers");
+        [before, source.look(&[]).await].map(|seen| seen.sockets.get().map(|sockets| sockets.syn_retransmits_since))
+    });
+    assert_eq!(again, [Some(0), Some(1)]);
+}
+
+#[test]
 fn a_line_of_a_megabyte_costs_itself() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     write(dir.path(), "proc/thread-self/net/netstat", &format!("TcpExt: {}\n", "a ".repeat(1 << 20)));
