@@ -257,6 +257,13 @@ impl Bench {
         self.start(&[&arguments[..], more].concat())
     }
 
+    /// Starts the agent of a node whose files are below this root, started by these words.
+    pub(crate) fn agent_at(&self, by: &[&str], root: &Path, node: &str, more: &[&str]) -> Result<Running<'_>> {
+        let kubeconfig = self.kubeconfig_of("agent", &format!("agent-{node}"))?;
+        let arguments = ["agent", "--node-name", node, "--host-root", path(root)?, "--kubeconfig", path(&kubeconfig)?];
+        self.start_by(by, &[&arguments[..], more].concat())
+    }
+
     /// Starts an aggregator by this name.
     pub(crate) fn aggregator(&self, name: &str) -> Result<Running<'_>> {
         self.aggregator_with(name, &[])
@@ -270,12 +277,16 @@ impl Bench {
 
     /// Starts the program; it listens on a port of its own.
     fn start(&self, arguments: &[&str]) -> Result<Running<'_>> {
+        self.start_by(&[], arguments)
+    }
+
+    fn start_by(&self, by: &[&str], arguments: &[&str]) -> Result<Running<'_>> {
         let number = self.shared.started.fetch_add(1, Ordering::Relaxed);
         let port = 10_600 + number;
         let name = format!("{}-{number}", arguments[0]);
         let program = program();
         let listen = format!("0.0.0.0:{port}");
-        self.host().spawn(&name, &[&[path(&program)?], arguments, &["--listen", &listen]].concat())?;
+        self.host().spawn(&name, &[by, &[path(&program)?], arguments, &["--listen", &listen]].concat())?;
         Ok(Running { bench: self, name, port })
     }
 

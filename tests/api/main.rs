@@ -14,6 +14,7 @@ mod aggregator;
 mod agreement;
 mod events;
 mod gather;
+mod integrity;
 mod inventory;
 mod map;
 mod native_proxy;

@@ -1,0 +1,135 @@
+//! What happened to a node between two lives of its agent, from its files to what its Node says.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, Running, condition_of};
+use crate::support::wait::eventually;
+
+/// A damaged file counts after 25 s, and is looked at each 20 s.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// From a crash nothing is to be feared an hour later, if nothing showed; in seconds.
+const UP_FOR: u64 = 300;
+const BOOTS: [&str; 2] = ["11111111-2222-4333-8444-555555555555", "66666666-7777-4888-9999-aaaaaaaaaaaa"];
+const MACHINES: [&str; 2] = ["0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"];
+const CHECKPOINT: &str = "var/lib/kubelet/cpu_manager_state";
+
+/// A worker's files, beside this machine's `/proc` with a boot id of its own.
+struct Worker<'a> {
+    bench: &'a Bench,
+    directory: PathBuf,
+}
+
+impl<'a> Worker<'a> {
+    fn new(bench: &'a Bench) -> Result<Self> {
+        let worker = Self { bench, directory: bench.workspace().directory().join("integrity") };
+        worker.write("proc/x", "")?;
+        let (proc, boot) = (worker.root().join("proc"), worker.directory.join("boot_id"));
+        fs::write(&boot, BOOTS[0])?;
+        let mount = |arguments: &[&Path]| bench.host().read(&[&["mount".as_ref()], arguments].concat());
+        mount(&["--rbind".as_ref(), "/proc".as_ref(), &proc])?;
+        mount(&["--make-rprivate".as_ref(), &proc])?;
+        mount(&["--bind".as_ref(), &boot, &proc.join("sys/kernel/random/boot_id")])?;
+        worker.write("etc/machine-id", MACHINES[0])?;
+        worker.write("run/x", "")?;
+        worker.write("var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\nhealthzPort: 0\n")?;
+        worker.write(CHECKPOINT, r#"{"policyName":"none","defaultCpuSet":"","checksum":1}"#)?;
+        Ok(worker)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.directory.join("root")
+    }
+
+    fn write(&self, file: &str, content: impl AsRef<[u8]>) -> Result<()> {
+        let path = self.root().join(file);
+        fs::create_dir_all(path.parent().context("a parent")?)?;
+        Ok(fs::write(path, content)?)
+    }
+
+    /// The machine stops without a word and comes up again: another boot, and the journal of the one before left open.
+    fn crash(&self) -> Result<()> {
+        let boot = u128::from_str_radix(&BOOTS[0].replace('-', ""), 16)?;
+        let mut header = [0; 72];
+        header[..8].copy_from_slice(b"LPKSHHRH");
+        header[16] = 1;
+        header[56..].copy_from_slice(&boot.to_be_bytes());
+        self.write(&format!("var/log/journal/{}/system@1-2.journal~", MACHINES[0]), header)?;
+        Ok(fs::write(self.directory.join("boot_id"), BOOTS[1])?)
+    }
+
+    /// Its agent, which knows what the one before it kept, some minutes after the machine came up by the agent's clock.
+    fn agent(&self) -> Result<Running<'_>> {
+        let uptime = fs::read_to_string("/proc/uptime")?;
+        let up: u64 = uptime.split('.').next().context("seconds")?.parse()?;
+        let later = format!("-{}", up.saturating_sub(UP_FOR));
+        let state = self.directory.join("state");
+        let state = state.to_str().context("a path in UTF-8")?;
+        self.bench.agent_at(&["unshare", "--time", "--boottime", &later], &self.root(), "i1", &["--state-dir", state])
+    }
+}
+
+/// What the Node says of its integrity: status and reason, and the codes of all findings.
+fn integrity(bench: &Bench) -> Result<(String, String)> {
+    let node = bench.node("i1")?;
+    let condition = condition_of(&node, "NodeIntegrityProblem")?;
+    let findings = node["metadata"]["annotations"]["nodevitals.dev/findings"].as_str().unwrap_or_default();
+    let text = |key: &str| condition[key].as_str().map(str::to_owned).with_context(|| condition.to_string());
+    Ok((format!("{} {}", text("status")?, text("reason")?), format!("{findings} {}", text("message")?)))
+}
+
+#[test]
+fn a_crash_damaged_files_and_another_machine_are_told_on_the_node() -> Result<()> {
+    let bench = Bench::take()?;
+    bench.add_node("i1", &json!({}))?;
+    bench.add_agent_pod("i1")?;
+    let worker = Worker::new(&bench)?;
+    let agent = worker.agent()?;
+    eventually("the integrity is well", PATIENCE, || {
+        let (condition, _) = integrity(&bench)?;
+        ensure!(condition.starts_with("False "), "{condition}");
+        Ok(())
+    });
+    agent.end()?;
+    drop(agent);
+
+    worker.crash()?;
+    worker.write(CHECKPOINT, "")?;
+    let agent = worker.agent()?;
+    let told = eventually("the crash and its damage are told", PATIENCE, || {
+        let (condition, said) = integrity(&bench)?;
+        let all = ["UncleanReboot", "NodeFilesDamaged", "cpu_manager_state", "its journal was not closed"];
+        ensure!(condition.starts_with("True ") && all.iter().all(|it| said.contains(it)), "{condition} {said}");
+        Ok(condition)
+    });
+    assert_eq!(told, "True UncleanReboot", "the root first");
+    agent.end()?;
+    drop(agent);
+
+    worker.write(CHECKPOINT, r#"{"policyName":"none","defaultCpuSet":"","checksum":1}"#)?;
+    worker.write("etc/machine-id", MACHINES[1])?;
+    let agent = worker.agent()?;
+    eventually("the files are whole and the machine is another", PATIENCE, || {
+        let (condition, said) = integrity(&bench)?;
+        let told = condition.starts_with("True ") && said.contains("MachineIdentityChanged");
+        ensure!(told && !said.contains("NodeFilesDamaged"), "{condition} {said}");
+        Ok(())
+    });
+    let node: Value = bench.node("i1")?;
+    assert_eq!(node["metadata"]["annotations"]["nodevitals.dev/machine-id"], MACHINES[1]);
+    agent.end()?;
+    drop(agent);
+
+    worker.write("etc/machine-id", MACHINES[0])?;
+    let _agent = worker.agent()?;
+    eventually("it is the old machine again", PATIENCE, || {
+        let (condition, said) = integrity(&bench)?;
+        ensure!(!said.contains("MachineIdentityChanged"), "{condition} {said}");
+        Ok(())
+    });
+    Ok(())
+}
