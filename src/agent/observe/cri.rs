@@ -1,7 +1,6 @@
 //! The container runtime, asked over its CRI v1 socket.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,17 +9,19 @@ use tokio::time::timeout;
 use self::attempts::Attempts;
 use self::connection::Connection;
 use self::latency::{Latencies, Meter};
+use self::networks::Network;
+use self::verbose::{Verbose, read_info};
 use super::host_root::HostRoot;
 use super::processes;
-use crate::facts::{
-    HungProcess, LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, SandboxFailures, Seen,
-};
+use crate::facts::{LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, SandboxFailures, Seen};
 
 mod attempts;
 pub(super) mod connection;
 mod image_hosts;
 mod latency;
 mod messages;
+mod networks;
+mod verbose;
 
 /// Sockets of containerd, CRI-O, k3s and RKE2, and cri-dockerd (facts.md G.1).
 const SOCKETS: [&str; 5] = [
@@ -42,7 +43,6 @@ const CALLS: usize = 10;
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const STATUS: &str = "/runtime.v1.RuntimeService/Status";
 const LIST: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
-const SANDBOX: &str = "/runtime.v1.RuntimeService/PodSandboxStatus";
 /// The registries of images are asked for this often: the list is long, and they hardly change.
 const IMAGE_HOSTS: Duration = Duration::from_secs(600);
 
@@ -91,29 +91,6 @@ pub(super) fn digest(name: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     hasher.finish()
-}
-
-/// What only the verbose status tells.
-#[derive(Debug, Clone)]
-struct Verbose {
-    at: Instant,
-    cni_dirs: Option<(String, Vec<String>)>,
-    cni_loopback: bool,
-    cni_load: Option<String>,
-}
-
-#[derive(Debug, Default)]
-struct Network {
-    host: Option<bool>,
-    addresses: Vec<IpAddr>,
-    /// How often it was asked for; those asked least are asked first.
-    asked: u32,
-}
-
-impl Network {
-    fn is_known(&self) -> bool {
-        self.host == Some(true) || !self.addresses.is_empty()
-    }
 }
 
 impl CriSource {
@@ -167,7 +144,7 @@ impl CriSource {
         let hangs = runtime.status.error().is_some_and(timed_out) || runtime.sandboxes.error().is_some_and(timed_out);
         self.latencies.look(Instant::now(), &self.meter.take(), !hangs);
         runtime.latency = self.latencies.told();
-        runtime.hung = self.pid.filter(|_| hangs).and_then(|pid| threads(&self.host, pid));
+        runtime.hung = self.pid.filter(|_| hangs).and_then(|pid| processes::threads(&self.host, pid));
         runtime
     }
 
@@ -347,34 +324,6 @@ impl CriSource {
         self.inventory = Some((Instant::now(), Some(Arc::new(inventory))));
     }
 
-    /// Asks for the networks of the sandboxes that are not known yet, the least asked first.
-    async fn learn(&mut self, connection: &Connection, items: &[messages::PodSandbox]) {
-        let asked = |id: &str| match self.networks.get(id) {
-            Some(network) if network.is_known() => None,
-            Some(network) => Some(network.asked),
-            None => Some(0),
-        };
-        let mut unknown: Vec<(u32, &str)> =
-            items.iter().filter_map(|item| Some((asked(&item.id)?, item.id.as_str()))).collect();
-        unknown.sort_unstable();
-        for (asked, id) in unknown.into_iter().take(CALLS.saturating_sub(self.meter.count())) {
-            self.networks.entry(id.to_owned()).or_default().asked = asked.saturating_add(1);
-            let request = messages::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned() };
-            match connection.call::<_, messages::PodSandboxStatusResponse>(SANDBOX, request).await {
-                Ok(answer) => {
-                    let (host, addresses) = answer.status.map(read_network).unwrap_or_default();
-                    self.networks.insert(id.to_owned(), Network { host, addresses, asked: asked.saturating_add(1) });
-                }
-                // A sandbox may end between the list and the question.
-                Err(error) if error.reason == Reason::Missing => {}
-                Err(error) => {
-                    tracing::debug!(%error, sandbox = id, "the network of a sandbox is not told");
-                    return;
-                }
-            }
-        }
-    }
-
     fn sandbox(&self, item: messages::PodSandbox) -> Sandbox {
         let metadata = item.metadata.unwrap_or_default();
         let network = self.networks.get(&item.id);
@@ -387,20 +336,6 @@ impl CriSource {
             id: item.id,
         }
     }
-}
-
-/// The threads of the process that does not answer. So many are looked at at most: each costs a file.
-fn threads(host: &HostRoot, pid: i32) -> Option<HungProcess> {
-    const MOST: usize = 2048;
-    let tasks = std::fs::read_dir(host.path(&format!("/proc/{pid}/task"))).ok()?;
-    let mut process = HungProcess { pid, threads: 0, stopped: 0, stuck: 0 };
-    for task in tasks.flatten().take(MOST) {
-        let Some(state) = processes::state(&task.path()) else { continue };
-        process.threads += 1;
-        process.stopped += u32::from(matches!(state, 'T' | 't'));
-        process.stuck += u32::from(state == 'D');
-    }
-    Some(process)
 }
 
 async fn version(connection: &Connection) -> Result<messages::VersionResponse, LookError> {
@@ -416,39 +351,6 @@ impl From<messages::Condition> for RuntimeCondition {
     fn from(told: messages::Condition) -> Self {
         RuntimeCondition { kind: told.kind, status: told.status, reason: told.reason, message: told.message }
     }
-}
-
-/// What containerd tells in its verbose status (facts.md F.2); other runtimes tell other things, which are ignored.
-fn read_info(info: &HashMap<String, String>) -> Verbose {
-    let cni: Option<serde_json::Value> = info.get("cniconfig").and_then(|text| serde_json::from_str(text).ok());
-    let cni_loopback = cni.as_ref().is_some_and(runs_loopback);
-    let cni_dirs = cni.and_then(|cni| {
-        let conf_dir = cni.get("PluginConfDir")?.as_str().filter(|path| !path.is_empty())?.to_owned();
-        let bin_dirs = cni.get("PluginDirs")?.as_array()?.iter().filter_map(|path| path.as_str().map(str::to_owned));
-        Some((conf_dir, bin_dirs.collect()))
-    });
-    let load = info.get("lastCNILoadStatus").or_else(|| info.get("lastCNILoadStatus.default"));
-    let cni_load = load.map(|text| text.trim_matches('"').to_owned());
-    Verbose { at: Instant::now(), cni_dirs, cni_loopback, cni_load }
-}
-
-/// Whether one of the networks that it joins every pod to is made by the plugin `loopback` (go-cni `WithLoNetwork`).
-fn runs_loopback(cni: &serde_json::Value) -> bool {
-    let list =
-        |value: &serde_json::Value, key: &str| value.get(key).and_then(|it| it.as_array().cloned()).unwrap_or_default();
-    let plugins = list(cni, "Networks").into_iter().flat_map(|network| list(&network["Config"], "Plugins"));
-    plugins.into_iter().any(|plugin| plugin["Network"]["type"] == "loopback")
-}
-
-/// Whether the sandbox uses the node's network, and its addresses.
-fn read_network(status: messages::PodSandboxStatus) -> (Option<bool>, Vec<IpAddr>) {
-    let options = status.linux.and_then(|linux| linux.namespaces).and_then(|namespaces| namespaces.options);
-    let host = options.map(|options| options.network == messages::NODE);
-    let network = status.network.unwrap_or_default();
-    let all = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|other| other.ip));
-    // CRI-O tells the node's own addresses for a sandbox in the node's network.
-    let addresses = if host == Some(true) { Vec::new() } else { all.filter_map(|ip| ip.parse().ok()).collect() };
-    (host, addresses)
 }
 
 /// The fuzz target's door.
@@ -473,7 +375,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         3 => drop(messages::ImageFsInfoResponse::decode(bytes)),
         _ => {
             if let Ok(answer) = messages::PodSandboxStatusResponse::decode(bytes) {
-                let (host, addresses) = answer.status.map(read_network).unwrap_or_default();
+                let (host, addresses) = answer.status.map(networks::read_network).unwrap_or_default();
                 assert!(host != Some(true) || addresses.is_empty());
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use self::stat::{LINE, Stat, parse, short_name};
-pub(super) use self::stat::{state, usage};
+pub(super) use self::stat::{state, threads, usage};
 use self::table::{Listed, Listing, Table};
 use super::host_root::HostRoot;
 use crate::facts::{LookError, Process, Processes, Program};

@@ -162,7 +162,7 @@ async fn a_ready_runtime_tells_its_state_and_directories() {
     for other in
         [r#"{"Networks":null}"#, r#"{"Networks":[{"Config":{"Plugins":[{"Network":{"type":"calico"}}]}}]}"#, "7"]
     {
-        assert!(!runs_loopback(&serde_json::from_str(other).expect("JSON")), "{other}");
+        assert!(!verbose::runs_loopback(&serde_json::from_str(other).expect("JSON")), "{other}");
     }
     assert_eq!(runtime.sandboxes, Seen::Yes(Vec::new()));
     assert_eq!(fake.calls(STATUS), 1);
@@ -189,10 +189,10 @@ async fn addresses_are_learned_a_few_at_a_time_and_forgotten_with_their_sandbox(
     assert_eq!(known(&second), Some((12, 12)));
     let first = &second.sandboxes.get().expect("a list")[0];
     assert_eq!((first.namespace.as_str(), first.name.as_str(), first.host_network), ("default", "pod-0", Some(false)));
-    assert_eq!(fake.calls(SANDBOX), 12);
+    assert_eq!(fake.calls(networks::SANDBOX), 12);
     fake.tell(|told| told.sandboxes.truncate(3));
     source.look(None, true).await;
-    assert_eq!((fake.calls(SANDBOX), source.networks.len()), (0, 3));
+    assert_eq!((fake.calls(networks::SANDBOX), source.networks.len()), (0, 3));
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn a_sandbox_in_the_nodes_network_has_no_address_of_its_own() {
     let sandbox = &runtime.sandboxes.get().expect("a list")[0];
     assert_eq!((sandbox.host_network, sandbox.addresses.len()), (Some(true), 0));
     source.look(None, true).await;
-    assert_eq!(fake.calls(SANDBOX), 1);
+    assert_eq!(fake.calls(networks::SANDBOX), 1);
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::super::host_root::open_at_once;
+use super::super::host_root::{HostRoot, open_at_once};
+use crate::facts::HungProcess;
 
 /// Longer than any line of `/proc/PID/stat`: 52 numbers and a name. Where there is room for all of it one read hands it out whole.
 pub(super) const LINE: usize = 2048;
@@ -47,6 +48,20 @@ fn asked(what: SysconfVar, usual: u64) -> u64 {
 /// The state letter of a process or thread, by its directory `/proc/PID` or below `/proc/PID/task`.
 pub(in super::super) fn state(task: &Path) -> Option<char> {
     read(task).map(|stat| stat.state)
+}
+
+/// The threads of the process that does not answer. So many are looked at at most: each costs a file.
+pub(in super::super) fn threads(host: &HostRoot, pid: i32) -> Option<HungProcess> {
+    const MOST: usize = 2048;
+    let tasks = std::fs::read_dir(host.path(&format!("/proc/{pid}/task"))).ok()?;
+    let mut process = HungProcess { pid, threads: 0, stopped: 0, stuck: 0 };
+    for task in tasks.flatten().take(MOST) {
+        let Some(state) = state(&task.path()) else { continue };
+        process.threads += 1;
+        process.stopped += u32::from(matches!(state, 'T' | 't'));
+        process.stuck += u32::from(state == 'D');
+    }
+    Some(process)
 }
 
 /// The line of a process or thread.
