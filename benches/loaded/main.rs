@@ -46,9 +46,9 @@ use support::wait::eventually;
 /// For what takes some looks.
 const SOON: Duration = Duration::from_secs(60);
 /// How long the quiet node is watched, in seconds: every source has looked at least once. Large legacy tables are read once in
-/// some minutes.
+/// about twelve minutes.
 const QUIET: u64 = 61;
-const QUIET_LEGACY: u64 = 600;
+const QUIET_LEGACY: u64 = 900;
 /// How often something is changed, for medians.
 const ROUNDS: usize = 20;
 /// How often kube-proxy writes in the busy minute: more often than it does, for the mean.
