@@ -27,8 +27,8 @@ const LONGEST: u64 = 1 << 20;
 pub struct Config {
     /// Thresholds of the checks.
     pub limits: Limits,
-    /// Thresholds of what only the aggregator sees.
-    pub cluster: ClusterLimits,
+    /// Thresholds of what only the aggregator sees, by their keys: those that differ from [`ClusterLimits::default`].
+    pub cluster: BTreeMap<String, u32>,
     /// Hold-downs that differ from a check's own, in seconds by finding code. They hold also where the owner of the thing
     /// would repair it by itself.
     pub hold_down_seconds: BTreeMap<String, f64>,
@@ -79,7 +79,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             limits: Limits::default(),
-            cluster: ClusterLimits::default(),
+            cluster: BTreeMap::new(),
             hold_down_seconds: BTreeMap::new(),
             clear_seconds: BTreeMap::new(),
             settling_seconds: Patience::default().settling.as_secs_f64(),
@@ -133,16 +133,25 @@ impl Config {
 
     /// Thresholds of what only the aggregator sees, with those that it has in common with the agents.
     pub fn cluster(&self) -> ClusterLimits {
-        ClusterLimits {
+        let mut limits = ClusterLimits {
             recurrence_days: self.limits.recurrence_days,
             status_write_seconds: self.limits.status_write_seconds,
             settling_seconds: Duration::from_secs_f64(self.settling_seconds).as_secs().try_into().unwrap_or(u32::MAX),
-            ..self.cluster.clone()
+            ..ClusterLimits::default()
+        };
+        for (key, value) in &self.cluster {
+            if let Some(threshold) = limits.threshold(key) {
+                *threshold = *value;
+            }
         }
+        limits
     }
 
     fn validate(&self) -> anyhow::Result<()> {
-        let (limits, cluster) = (&self.limits, &self.cluster);
+        let (limits, mut cluster) = (&self.limits, self.cluster());
+        if let Some(unknown) = self.cluster.keys().find(|key| cluster.threshold(key).is_none()) {
+            bail!("cluster: there is no key {unknown}; the README lists them");
+        }
         let (near, full) = (limits.conntrack_near_full_percent, limits.conntrack_full_percent);
         for (low, high, lower, higher) in [
             ("limits.conntrackNearFullPercent", "limits.conntrackFullPercent", near.into(), full.into()),
@@ -164,6 +173,18 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Config {
+    /// Every number that can be set, with what it is by default.
+    pub(crate) fn defaults() -> serde_json::Value {
+        let mut all = Config::default();
+        let keys = ranges::RANGES.iter().filter_map(|(key, ..)| key.strip_prefix("cluster."));
+        let mut limits = ClusterLimits::default();
+        all.cluster = keys.filter_map(|key| Some((key.to_owned(), *limits.threshold(key)?))).collect();
+        serde_json::to_value(all).expect("plain numbers")
     }
 }
 
@@ -217,6 +238,7 @@ mod tests {
             "events: {perMinute: 1}",
             "cluster: {routineSeconds: 600}",
             "cluster: {recurrenceDays: 3}",
+            "cluster: {routineSeconds: 90.5}",
         ] {
             assert!(Config::parse(text).is_err(), "{text}");
         }
@@ -240,7 +262,7 @@ mod tests {
 
     #[test]
     fn every_number_has_a_range_that_its_default_is_in() {
-        let defaults = serde_json::to_value(Config::default()).expect("plain numbers");
+        let defaults = Config::defaults();
         for (key, least, most) in ranges::RANGES {
             let value = ranges::number(&defaults, key).unwrap_or_else(|| panic!("{key} is no key"));
             assert!((*least..=*most).contains(&value), "{key}");
@@ -259,6 +281,11 @@ mod tests {
         assert_eq!((cluster.recurrence_days, cluster.status_write_seconds, cluster.settling_seconds), (3, 4, 60));
         assert_eq!(config.patience().recurs_within, SignedDuration::from_hours(72));
         assert_eq!(Config::default().cluster(), ClusterLimits::default());
+        let config = Config::parse("cluster: {fewWorkers: 3, mostPercent: 60}").expect("valid");
+        let expected = ClusterLimits { few_workers: 3, most_percent: 60, ..ClusterLimits::default() };
+        assert_eq!(config.cluster(), expected);
+        let error = Config::parse("cluster: {fewWorker: 3}").expect_err("unknown").to_string();
+        assert!(error.contains("there is no key fewWorker"), "{error}");
     }
 
     #[test]

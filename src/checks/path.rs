@@ -111,6 +111,11 @@ pub(super) fn own_rule(look: &Look<'_>, leg: &PathLeg) -> Option<String> {
     })
 }
 
+/// The same as the end of a sentence; nothing where there is none.
+pub(super) fn by_own_rule(look: &Look<'_>, leg: &PathLeg) -> String {
+    own_rule(look, leg).map(|rule| format!("; it is this node itself that drops it, by {rule}")).unwrap_or_default()
+}
+
 /// The rule of this node's own that surely drops or rejects new connections there, described.
 pub(super) fn dropping_rule(look: &Look<'_>, leg: &PathLeg) -> Option<String> {
     let to = leg.address?;

@@ -1,11 +1,7 @@
 //! Thresholds of what only the aggregator sees.
 
-use serde::Deserialize;
-
 /// From when on something is wrong with the cluster. All can be set in the configuration file under `cluster`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[cfg_attr(test, derive(serde::Serialize))]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterLimits {
     /// `NetworkUnavailable` may be True, and a Pod of Calico not Ready, for so many seconds in a routine update (catalogue H1).
     pub routine_seconds: u32,
@@ -37,13 +33,10 @@ pub struct ClusterLimits {
     /// So many percent are most (H15).
     pub most_percent: u32,
     /// ... within so many days: `limits.recurrenceDays` (H13).
-    #[serde(skip)]
     pub recurrence_days: u32,
     /// Clients of Node status give up after so many seconds: `limits.statusWriteSeconds` (H11).
-    #[serde(skip)]
     pub status_write_seconds: u32,
     /// A new node is left so many seconds: `settlingSeconds` (H12).
-    #[serde(skip)]
     pub settling_seconds: u32,
 }
 
@@ -72,6 +65,27 @@ impl Default for ClusterLimits {
 }
 
 impl ClusterLimits {
+    /// The threshold of a key of `cluster`: a table of names is a fraction of the code of a derived reader.
+    pub(crate) fn threshold(&mut self, key: &str) -> Option<&mut u32> {
+        Some(match key {
+            "routineSeconds" => &mut self.routine_seconds,
+            "criticalSeconds" => &mut self.critical_seconds,
+            "calicoRestarts" => &mut self.calico_restarts,
+            "calicoRestartMinutes" => &mut self.calico_restart_minutes,
+            "kubeletGraceSeconds" => &mut self.kubelet_grace_seconds,
+            "agentGraceSeconds" => &mut self.agent_grace_seconds,
+            "readyTurns" => &mut self.ready_turns,
+            "readyTurnMinutes" => &mut self.ready_turn_minutes,
+            "staleMinutes" => &mut self.stale_minutes,
+            "controllersAbsentMinutes" => &mut self.controllers_absent_minutes,
+            "recurrences" => &mut self.recurrences,
+            "fewWorkers" => &mut self.few_workers,
+            "fewPercent" => &mut self.few_percent,
+            "mostPercent" => &mut self.most_percent,
+            _ => return None,
+        })
+    }
+
     /// A routine update, in seconds.
     pub(crate) fn routine(&self) -> i64 {
         self.routine_seconds.into()

@@ -43,12 +43,8 @@ fn run(look: &Look<'_>) -> Outcome {
         _ => return Outcome::Healthy,
     };
     let why = path::why(service, None).unwrap_or_default();
-    let rule = path::own_rule(look, service).map(|rule| format!("; it is this node itself that drops it, by {rule}"));
-    let detail = format!(
-        "The control plane's Service address {} leads nowhere, while {rest}: {why}{}",
-        service.to,
-        rule.unwrap_or_default()
-    );
+    let rule = path::by_own_rule(look, service);
+    let detail = format!("The control plane's Service address {} leads nowhere, while {rest}: {why}{rule}", service.to);
     let finding = Finding::new(service.to.clone(), detail);
     Outcome::from_findings(vec![match next {
         Some(next) => finding.next(next),

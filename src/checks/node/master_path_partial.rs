@@ -36,8 +36,7 @@ fn run(look: &Look<'_>) -> Outcome {
     let findings = broken.into_iter().map(|leg| {
         let well = path.endpoints.iter().filter(|leg| !leg.broken()).count();
         let why = path::why(leg, path::local(leg, &path.endpoints)).unwrap_or_default();
-        let rule = path::own_rule(look, leg).map(|rule| format!("; it is this node itself that drops it, by {rule}"));
-        let (rule, all) = (rule.unwrap_or_default(), path.endpoints.len());
+        let (rule, all) = (path::by_own_rule(look, leg), path.endpoints.len());
         let detail = format!("The API server {} cannot be reached, while {well} of {all} can: {why}{rule}", leg.to);
         Finding::new(leg.to.clone(), detail)
     });

@@ -26,15 +26,13 @@ fn run(look: &Look<'_>) -> Outcome {
     let path = seen!(look.now.control_plane, path::nowhere());
     let local = path::local(&path.kubelet, &path.endpoints);
     let Some(why) = path::why(&path.kubelet, local) else { return Outcome::Healthy };
-    let rule = path::own_rule(look, &path.kubelet);
+    let rule = path::by_own_rule(look, &path.kubelet);
     let mut detail = format!("The control plane at {} cannot be reached: {why}", path.server);
     detail.push_str(&others(path, local));
     detail.push_str(&peers(path));
-    if let Some(rule) = &rule {
-        detail.extend(["; it is this node itself that drops it, by ", rule]);
-    }
+    detail.push_str(&rule);
     let finding = Finding::new(path.server.clone(), detail);
-    Outcome::from_findings(vec![match next(path, local, rule.is_some()) {
+    Outcome::from_findings(vec![match next(path, local, !rule.is_empty()) {
         Some(next) => finding.next(next),
         None => finding,
     }])
