@@ -43,6 +43,9 @@ const KUBELET_CONFIG: &str = r#"{"kind": "KubeletConfiguration", "apiVersion": "
 "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock", "imageGCHighThresholdPercent": 100,
 "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"}}"#;
 
+/// The worker's disk is the machine's, which others fill and empty meanwhile.
+const CONFIG: &str = "limits: {imminentPoints: 0, imminentMinutes: 0}\n";
+
 /// A recorded worker.
 pub struct Node {
     name: String,
@@ -97,6 +100,7 @@ impl Node {
         fs::write(at("etc/containerd/config.toml"), "version = 2\n")?;
         fs::write(at("var/lib/kubelet/config.yaml"), KUBELET_CONFIG)?;
         fs::write(at("etc/kubernetes/kubelet.conf"), kubeconfig(KUBELETS_API))?;
+        fs::write(at("logs/nodevitals.yaml"), CONFIG)?;
         let fifo = at("programs/hold");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR)?;
 
@@ -324,12 +328,9 @@ impl Node {
     /// Starts `nodevitals standalone` on it, and waits for its first verdict.
     pub fn watch(&self) -> Result<()> {
         let program = program();
-        let start = ["env", "NO_COLOR=1"].map(OsStr::new);
-        let arguments = ["standalone", "--host-root"].map(OsStr::new);
-        self.host.spawn(
-            "nodevitals",
-            &[&start[..], &[program.as_os_str()], &arguments[..], &[self.root.path().as_os_str()]].concat(),
-        )?;
+        let line = ["env", "NO_COLOR=1", text(&program)?, "standalone", "--host-root", text(self.root.path())?];
+        self.host
+            .spawn("nodevitals", &[&line[..], &["--config", text(&self.path("logs/nodevitals.yaml"))?]].concat())?;
         within(Duration::from_secs(20), || {
             let settling = self.verdict()?["settling"].clone();
             ensure!(settling == false, "settling: {settling}");
@@ -345,14 +346,14 @@ impl Node {
 
     /// Starts `nodevitals agent` on it, and waits for its first verdict.
     pub fn run_agent(&self) -> Result<()> {
-        let (program, own) = (program(), self.path("logs/agent.kubeconfig"));
+        let (program, own, state) = (program(), self.path("logs/agent.kubeconfig"), self.path("logs/state"));
         fs::write(&own, kubeconfig(API))?;
-        let state = self.path("logs/state");
         fs::create_dir_all(&state)?;
-        let text = |path: &Path| text(path).map(str::to_owned);
-        let line = ["env", "NO_COLOR=1", &text(&program)?, "agent", "--listen", "127.0.0.1:10580", "--node-name"];
-        let options = [&self.name, "--host-root", &text(self.root.path())?, "--kubeconfig", &text(&own)?];
-        self.host.spawn("nodevitals", &[&line[..], &options[..], &["--state-dir", &text(&state)?]].concat())?;
+        let line = ["env", "NO_COLOR=1", text(&program)?, "agent", "--listen", "127.0.0.1:10580", "--node-name"];
+        let options = [&self.name, "--host-root", text(self.root.path())?, "--kubeconfig", text(&own)?];
+        let config = self.path("logs/nodevitals.yaml");
+        let files = ["--state-dir", text(&state)?, "--config", text(&config)?];
+        self.host.spawn("nodevitals", &[&line[..], &options[..], &files[..]].concat())?;
         within(Duration::from_secs(20), || self.verdict().map(drop))
     }
 
