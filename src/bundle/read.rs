@@ -51,7 +51,14 @@ fn from_archive(path: &Path) -> anyhow::Result<(Manifest, Option<Facts>)> {
     };
     let places: Vec<String> =
         of(MANIFEST).map(|(path, _)| path[..path.len() - MANIFEST.len()].trim_end_matches('/').to_owned()).collect();
-    let [place] = &places[..] else { return Err(no_manifest(&places)) };
+    // A bundle may hold others: those that the agent kept before.
+    let around = places.iter().min_by_key(|place| place.len());
+    let is_inside = |it: &String, outer: &String| outer.is_empty() || it.starts_with(&format!("{outer}/"));
+    let around = around.filter(|outer| {
+        let (own, others): (Vec<&String>, Vec<&String>) = places.iter().partition(|it| it == outer);
+        own.len() == 1 && others.iter().all(|it| is_inside(it, outer))
+    });
+    let Some(place) = around else { return Err(no_manifest(&places)) };
     let one = |name: &'static str| {
         let own = of(name).find(|(path, _)| path[..path.len() - name.len()].trim_end_matches('/') == place);
         own.map(|(_, content)| *content)

@@ -76,44 +76,26 @@ fn typed(product: &Product, line: &str) -> Result<(i32, String)> {
     Ok((status.code().context("an exit status")?, text))
 }
 
-/// From the condition that alerts to evidence of the worker, each command being one that the text before it names; then
-/// judges that evidence elsewhere. Answers with the bundle.
-fn a_stranger_walks_from_the_alert_to_evidence(product: &Product, folder: &str) -> Result<String> {
-    let described = product.cluster.kubectl(&["describe", "node", "n1"])?;
-    let alert = described.lines().find(|line| line.contains("CNIProblem")).context("the condition")?;
-    shown(&format!("{alert}\n"));
-    assert!(alert.contains("True") && alert.contains("CniConfigMissing") && alert.contains("Next: "), "{alert}");
-    let named = |line: &str, code: i32, names: &[&str]| -> Result<String> {
-        let (ended, text) = typed(product, line)?;
-        assert_eq!(ended, code, "{line}: {text}");
-        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        for name in names {
-            assert!(words.contains(name), "{line} does not name {name}: {text}");
-        }
-        Ok(text)
-    };
-    let order = ["nodevitals report", "nodevitals explain CODE", "nodevitals gather NODE", "nodevitals repair NODE"];
-    named("nodevitals --help", 0, &order)?;
-    eventually("the report knows it", SOON, || {
-        let report = product.report(&[])?;
-        ensure!(report.contains("CniConfigMissing"), "{report}");
-        Ok(())
-    });
-    named("nodevitals report", 0, &["nodevitals explain CniConfigMissing", "nodevitals repair n1"])?;
-    named("nodevitals explain CniConfigMissing", 0, &["nodevitals gather", "nodevitals repair NODE"])?;
-    // Nothing was asked to be done, and nothing is: there is no evidence.
-    named(
-        "nodevitals repair n1",
-        3,
-        &["evidence of this episode: none", "nodevitals gather NODE -o DIR", "kubectl cordon n1"],
-    )?;
-    refused(product, &["--yes"], "A cordon would do harm now: evidence of this episode: none")?;
-    let bundle = format!("{folder}/n1");
-    let next = format!("nodevitals repair n1 --evidence {bundle}");
-    named(&format!("nodevitals gather n1 -o {folder}"), 0, &[&next])?;
-    // What the node itself saw is in it.
-    let judged = named(&format!("nodevitals check --from {bundle}"), 2, &["CniConfigMissing", "this is n1"])?;
+/// Types this, and holds that it ends so and that what it prints names all of these.
+fn named(product: &Product, line: &str, code: i32, names: &[&str]) -> Result<String> {
+    let (ended, text) = typed(product, line)?;
+    assert_eq!(ended, code, "{line}: {text}");
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for name in names {
+        assert!(words.contains(name), "{line} does not name {name}: {text}");
+    }
+    Ok(text)
+}
+
+/// What the node itself saw is in a bundle that was taken from afar.
+fn it_holds_what_the_node_saw(product: &Product, bundle: &str) -> Result<()> {
+    let judged = named(product, &format!("nodevitals check --from {bundle}"), 2, &["CniConfigMissing", "this is n1"])?;
     assert!(judged.contains("/etc/cni/net.d"), "{judged}");
+    // And what its agent saw when it began.
+    let all: Vec<_> = std::fs::read_dir(format!("{bundle}/kept"))?.flatten().map(|entry| entry.path()).collect();
+    let kept = all.iter().map(|path| path.display().to_string()).find(|path| path.ends_with("-CniConfigMissing"));
+    let kept = kept.with_context(|| format!("{all:?}"))?;
+    named(product, &format!("nodevitals check --from {kept}"), 2, &["CniConfigMissing", "this is n1"])?;
     let manifest = std::fs::read_to_string(format!("{bundle}/manifest.json"))?;
     let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
     let taken = |name: &str| {
@@ -135,7 +117,43 @@ fn a_stranger_walks_from_the_alert_to_evidence(product: &Product, folder: &str) 
     assert!(lost.is_some_and(|item| item["failed"].as_str().is_some_and(|why| why.contains("tcpdump"))), "{lost:?}");
     let boot = &product.cluster.node("n1")?.object(&product.cluster)?["status"]["nodeInfo"]["bootID"];
     assert_eq!(&manifest["bootId"], boot);
-    named(&next, 2, &["evidence of this episode: taken at", "nodevitals repair n1 --yes"])?;
+    Ok(())
+}
+
+/// From the condition that alerts to evidence of the worker, each command being one that the text before it names; then
+/// judges that evidence elsewhere. Answers with the bundle.
+fn a_stranger_walks_from_the_alert_to_evidence(product: &Product, folder: &str) -> Result<String> {
+    let described = product.cluster.kubectl(&["describe", "node", "n1"])?;
+    let alert = described.lines().find(|line| line.contains("CNIProblem")).context("the condition")?;
+    shown(&format!("{alert}\n"));
+    assert!(alert.contains("True") && alert.contains("CniConfigMissing") && alert.contains("Next: "), "{alert}");
+    let order = ["nodevitals report", "nodevitals explain CODE", "nodevitals gather NODE", "nodevitals repair NODE"];
+    named(product, "nodevitals --help", 0, &order)?;
+    eventually("the report knows it", SOON, || {
+        let report = product.report(&[])?;
+        ensure!(report.contains("CniConfigMissing"), "{report}");
+        Ok(())
+    });
+    named(product, "nodevitals report", 0, &["nodevitals explain CniConfigMissing", "nodevitals repair n1"])?;
+    named(product, "nodevitals explain CniConfigMissing", 0, &["nodevitals gather", "nodevitals repair NODE"])?;
+    // Nothing was asked to be done, and nothing is: there is no evidence.
+    named(
+        product,
+        "nodevitals repair n1",
+        3,
+        &["evidence of this episode: none", "nodevitals gather NODE -o DIR", "kubectl cordon n1"],
+    )?;
+    refused(product, &["--yes"], "A cordon would do harm now: evidence of this episode: none")?;
+    eventually("the agent has kept evidence", SOON, || {
+        let kept = product.cluster.node("n1")?.read(&["ls", "/var/lib/nodevitals/evidence"])?;
+        ensure!(kept.contains("-CniConfigMissing") && !kept.contains(".new"), "{kept}");
+        Ok(())
+    });
+    let bundle = format!("{folder}/n1");
+    let next = format!("nodevitals repair n1 --evidence {bundle}");
+    named(product, &format!("nodevitals gather n1 -o {folder}"), 0, &[&next])?;
+    it_holds_what_the_node_saw(product, &bundle)?;
+    named(product, &next, 2, &["evidence of this episode: taken at", "nodevitals repair n1 --yes"])?;
     Ok(bundle)
 }
 

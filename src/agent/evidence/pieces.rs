@@ -22,6 +22,8 @@ pub(super) enum From {
     Log(&'static str, &'static str),
     /// What a program prints.
     Program(&'static [&'static str]),
+    /// Facts, manifest and summary of each bundle in a directory.
+    Bundles(&'static str),
     /// A page of the agent that runs on this node.
     Page(&'static str),
 }
@@ -47,7 +49,7 @@ impl Piece {
     /// What it is of, for the manifest.
     pub(super) fn of(&self) -> String {
         match self.from {
-            From::File(path) | From::Files(path) | From::Listing(path) => path.to_owned(),
+            From::File(path) | From::Files(path) | From::Listing(path) | From::Bundles(path) => path.to_owned(),
             From::Log(pod, container) => format!("log of {container} in {pod}*"),
             From::Program(argv) => argv.join(" "),
             From::Page(path) => format!("the agent's page {path}"),
@@ -177,7 +179,14 @@ pub(super) const PIECES: &[Piece] = &[
     file("E32", "identity/product-uuid", "/sys/class/dmi/id/product_uuid"),
     // E11, what this product has seen before.
     file("E11", "journal.json", "/var/lib/nodevitals/state.json"),
-    listing("E11", "agent/evidence.txt", "/var/lib/nodevitals/evidence"),
+    // What the agent kept when it began, whole enough to be judged again.
+    Piece {
+        key: "E20-E32",
+        name: "kept",
+        from: From::Bundles("/var/lib/nodevitals/evidence"),
+        kib: 6144,
+        light: false,
+    },
     // E03 to E06 and E09, logs, which last longest.
     log("E03", "logs/calico-node", "calico-node-", "calico-node"),
     log("E04", "logs/install-cni", "calico-node-", "install-cni"),

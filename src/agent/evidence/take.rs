@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::pieces::{From, Piece};
 use super::{DEADLINE, HostRoot};
 use crate::agent::observe::Blocking;
+use crate::bundle::{FACTS, MANIFEST, SUMMARY};
 use crate::facts::{LookError, Reason, utc};
 
 /// Where the agent of this node serves its pages, as it is deployed.
@@ -71,6 +72,15 @@ impl Take {
                     .map(|name| (format!("{}/{name}", piece.name), format!("{path}/{name}")))
                     .collect())
             }
+            From::Bundles(path) => {
+                let folders = self.within(path, move |host| entries(host, path)).await?;
+                let inside = |folder: &String| {
+                    [MANIFEST, SUMMARY, FACTS]
+                        .map(|file| (format!("{}/{folder}/{file}", piece.name), format!("{path}/{folder}/{file}")))
+                };
+                let all = folders.iter().flat_map(inside);
+                Ok(all.filter(|(_, file)| is_file(&self.host, file)).take(MOST_FILES).collect())
+            }
             From::Log(pod, container) => {
                 let logs = self.within(POD_LOGS, move |host| logs(host, pod, container)).await?;
                 let name = |path: &String| {
@@ -91,7 +101,7 @@ impl Take {
         let limit = piece.kib << 10;
         let path = of.to_owned();
         match piece.from {
-            From::File(_) | From::Files(_) => {
+            From::File(_) | From::Files(_) | From::Bundles(_) => {
                 self.within(of, move |host| host.head(&path, limit + 1)).await.map(|bytes| Raw::head(bytes, limit))
             }
             From::Log(..) => {

@@ -102,6 +102,22 @@ async fn a_second_run_takes_what_the_first_could_not_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn what_the_agent_kept_before_is_taken_whole_enough_to_be_judged() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    for file in ["manifest.json", "facts.json", "SUMMARY.txt", "kernel/meminfo"] {
+        plant(root.path(), &format!("var/lib/nodevitals/evidence/20260101T000000Z-DiskFull/{file}"), file);
+    }
+    plant(root.path(), "var/lib/nodevitals/evidence/.new/kernel/meminfo", "half of one");
+    let piece = PIECES.iter().find(|piece| piece.name == "kept").expect("the piece");
+    let take = Take::new(HostRoot::new(root.path()));
+    let all = take.expand(piece).await.expect("it is listed");
+    let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+    let of = |file: &str| format!("kept/20260101T000000Z-DiskFull/{file}");
+    assert_eq!(names, [of("manifest.json"), of("SUMMARY.txt"), of("facts.json")]);
+    assert_eq!(take.take(piece, &all[2].1).await.expect("it is read").bytes, b"facts.json");
+}
+
+#[tokio::test]
 async fn of_a_program_that_does_not_end_what_it_said_is_kept() {
     let run = async |script: &str, limit| run_program(&["sh", "-c", script], limit, Duration::from_millis(700)).await;
     let hung = run("echo one; exec sleep 60", 100).await.expect("it said something");

@@ -38,6 +38,12 @@ fn why(path: &Path) -> String {
 #[test]
 fn a_directory_and_its_archive_read_the_same() {
     let (dir, path) = written(&manifest(), Some(&facts()));
+    // With one inside that the agent kept before.
+    std::fs::create_dir_all(path.join("kept/x")).expect("it is made");
+    let before = Manifest { node: "before".into(), ..manifest() };
+    let before = serde_json::to_vec(&before).expect("plain");
+    std::fs::write(path.join("kept/x/manifest.json"), before).expect("writes");
+    std::fs::write(path.join("kept/x/facts.json"), facts()).expect("writes");
     let archive = dir.path().join("n1.tar");
     let tar = std::process::Command::new("tar").arg("cf").arg(&archive).arg("-C").arg(dir.path()).arg("n1").status();
     assert!(tar.expect("tar").success());

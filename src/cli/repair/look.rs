@@ -138,7 +138,7 @@ fn root(report: &NodeReport, cluster: &ClusterReport, bgp: Option<&BgpPassword>)
             detail: finding.detail.clone(),
             scope: count.map_or(Scope::None, |count| count.scope),
             counted: count.map_or(1, |count| count.counted),
-            eligible: count.map_or(1, |count| count.eligible),
+            eligible: count.map_or(cluster.workers.total, |count| count.eligible),
             next: count.and_then(|count| count.next.clone()),
         }
     });
