@@ -94,6 +94,13 @@ impl Product {
         shell::read(&mut command)
     }
 
+    /// `nodevitals uninstall` of one node.
+    pub fn uninstall(&self, node: &str) -> Result<String> {
+        let mut command = self.cluster.command_in(program());
+        command.args(["uninstall", node, "--kubeconfig"]).arg(self.cluster.admin_kubeconfig()?);
+        shell::read(&mut command)
+    }
+
     /// The report as JSON.
     pub fn report_json(&self) -> Result<Value> {
         Ok(serde_json::from_str(&self.report(&["-o", "json"])?)?)

@@ -234,11 +234,10 @@ fn a_killed_kubelet(product: &Product) -> Result<()> {
     Ok(())
 }
 
+/// The label keeps the agent off n2: it is gone for good, and nobody knows what the Node still says, until that is taken off.
 fn an_agent_that_is_gone(product: &Product) -> Result<()> {
     product.wait_until_healthy("n2");
-    // The DaemonSet keeps off n2, so its agent is gone for good.
-    let keep_off = r#"{"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": "n1"}}}}}"#;
-    product.cluster.kubectl(&["patch", "daemonset", "-n", "nodevitals", "nodevitals-agent", "-p", keep_off])?;
+    product.cluster.kubectl(&["label", "node", "n2", "nodevitals.dev/opt-out="])?;
     eventually("the conditions of n2 are Unknown", SOON * 3, || {
         let (status, reason, message) = product.condition("n2", "WorkerProblem")?;
         ensure!(status == "Unknown" && reason == "AgentStale", "{status} {reason} {message}");
@@ -246,10 +245,21 @@ fn an_agent_that_is_gone(product: &Product) -> Result<()> {
     });
     let (status, ..) = product.condition("n2", "Ready")?;
     assert_eq!(status, "True", "the kubelet's condition is not ours to change");
+    ensure!(product.agent_pod("n2").is_err() && product.agent_pod("n1").is_ok(), "an agent on n2, or none on n1");
     let report = product.report(&[])?;
     assert!(report.contains("AgentStale"), "{report}");
-    let come_back = r#"{"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": null}}}}}"#;
-    product.cluster.kubectl(&["patch", "daemonset", "-n", "nodevitals", "nodevitals-agent", "-p", come_back])?;
+    product.uninstall("n2")?;
+    // Long enough for the aggregator to write it again, if it did.
+    std::thread::sleep(Duration::from_secs(5));
+    let traces = |node: &str| -> Result<usize> {
+        let object = product.cluster.node(node)?.object(&product.cluster)?;
+        let annotations = object["metadata"]["annotations"].as_object().context("annotations")?.keys();
+        let conditions = object["status"]["conditions"].as_array().context("conditions")?.iter();
+        let ours = conditions.filter(|it| it["type"].as_str().is_some_and(|kind| kind.ends_with("Problem")));
+        Ok(ours.count() + annotations.filter(|key| key.starts_with("nodevitals.dev/")).count())
+    };
+    ensure!(traces("n2")? == 0 && traces("n1")? > 8, "{} on n2, {} on n1", traces("n2")?, traces("n1")?);
+    product.cluster.kubectl(&["label", "node", "n2", "nodevitals.dev/opt-out-"])?;
     eventually("n2 is healthy again", SOON * 3, || {
         let (status, reason, message) = product.condition("n2", "WorkerProblem")?;
         ensure!(status == "False", "{status} {reason} {message}");
