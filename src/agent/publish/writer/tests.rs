@@ -211,3 +211,31 @@ async fn an_hour_without_an_api_server_loses_no_transition_and_grows_nothing() {
     assert_eq!(episodes[4]["since"], json!(at(600).wall));
     serving.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_of_many_waits_for_its_turn_and_writes_the_latest_truth_once() {
+    let node = json!({"metadata": {"resourceVersion": "1", "annotations": {}}, "status": {"conditions": []}});
+    let server: Shared = Arc::new(Mutex::new(Server { node, answers: true, patches: 0, version: 1 }));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address")).parse().expect("a URL");
+    let serving = tokio::spawn(serve(listener, Arc::clone(&server)));
+    let way = Api::from_config(kube::Config::new(url)).expect("a client");
+    let (tell, told) = watch::channel(None);
+    // More than an hour for all, so that hardly any turn comes within the first seconds.
+    let pace = Pace { nodes: Arc::new(|| 1_000_000), per_second: 200 };
+    tokio::spawn(Writer::new(vec![way], "n1".into(), told, Arc::default(), 0).among(pace).run());
+    // It begins before there is a verdict.
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let mut worker = Worker { beliefs: Beliefs::default(), tell, keep: watch::channel(None).0 };
+    for second in 0..20 {
+        worker.second(second, second >= 5);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(locked(&server).patches, 0, "its turn has not come");
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(700)).await;
+    }
+    let server = locked(&server);
+    assert_eq!((server.patches, server.condition("CapacityProblem")["status"].clone()), (1, json!("True")));
+    serving.abort();
+}
