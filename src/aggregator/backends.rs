@@ -10,16 +10,14 @@ use http::Request;
 use jiff::Timestamp;
 use kube::Client;
 
+use super::looked::{self, Looked};
 use super::model::ListPage;
 use super::object::ObjectView;
 use super::store::Store;
 use super::surroundings::Surroundings;
-use crate::clock::since_boot;
 
-/// Whether something else has to be looked at is found out this often.
-const TICK: Duration = Duration::from_secs(5);
-/// The same Services are looked at again after this time, while each has somebody and while one has not.
-const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15));
+/// While each has somebody, the same Services are looked at again after this time.
+const AGAIN: Duration = Duration::from_secs(60);
 /// One question.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Services that are looked at.
@@ -74,15 +72,14 @@ fn wanted(around: &Surroundings) -> Vec<Service> {
 
 /// Looks for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
-    let (mut looked, mut at) = (Vec::new(), Duration::ZERO);
+    let mut last = Looked::new();
     loop {
-        tokio::time::sleep(TICK).await;
+        looked::tick().await;
         let (wanted, before) = {
             let inner = store.lock();
             (wanted(&inner.cluster.surroundings), inner.cluster.backends.clone())
         };
-        let again = if before.values().any(|it| it.nobody_since.is_some()) { AGAIN.1 } else { AGAIN.0 };
-        if wanted == looked && since_boot().saturating_sub(at) < again {
+        if !last.is_due(&wanted, before.values().any(|it| it.nobody_since.is_some()), AGAIN) {
             continue;
         }
         let mut found = Backends::new();
@@ -98,7 +95,7 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
             cluster.revision += u64::from(cluster.backends != found);
             cluster.backends = found;
         });
-        (looked, at) = (wanted, since_boot());
+        last.at(wanted);
     }
 }
 

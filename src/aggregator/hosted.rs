@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::Request;
 use http::header::ACCEPT;
 use jiff::Timestamp;
@@ -136,8 +137,13 @@ pub(super) async fn run(client: &Client, store: &Store, own: &str) -> std::conve
     }
 }
 
-/// The metadata of the Pods of one worker; none without permission, and when nobody answered.
-pub(super) async fn pods(client: &Client, worker: &str) -> Option<ListPage<ObjectView>> {
+/// The metadata of the Pods of one worker; none without permission, and when nobody answered. Boxed, so that its code is
+/// in the program once.
+pub(super) fn pods<'a>(client: &'a Client, worker: &'a str) -> BoxFuture<'a, Option<ListPage<ObjectView>>> {
+    Box::pin(list(client, worker))
+}
+
+async fn list(client: &Client, worker: &str) -> Option<ListPage<ObjectView>> {
     let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}&limit={MOST_PODS}", escaped(worker));
     let request = Request::get(path)
         .header(ACCEPT, "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")

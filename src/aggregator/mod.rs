@@ -14,6 +14,7 @@ mod ipam;
 mod journal;
 mod lease;
 mod lenient;
+mod looked;
 mod map;
 mod memory;
 mod model;

@@ -20,8 +20,9 @@ use crate::verdict::Now;
 
 /// What is compared: in this order agents say it, 0 where there is none.
 pub(crate) const LINKS: [&str; 2] = ["tunnel", "Pods' links"];
-/// A new MTU reaches nodes one by one, as calico-node restarts on them, in seconds.
-const HOLD: i64 = 1800;
+/// So many times as long as for blocks, which is half an hour: a new MTU reaches nodes one by one, as calico-node restarts
+/// on them.
+const HOLDS: u32 = 6;
 /// Zones are looked over this often.
 const TICK: Duration = Duration::from_secs(30);
 /// Who was asked is asked again after this time.
@@ -71,7 +72,8 @@ fn differing(cluster: &Cluster, now: Timestamp) -> Vec<(&str, &Row, usize, &str)
     for (name, row) in cluster.nodes().filter(|(_, row)| row.mtus != Mtus::default() && speaks(row)) {
         zones.entry(row.zone.as_deref().unwrap_or_default()).or_default().push((name, row));
     }
-    let long = |row: &Row| row.mtus_since.is_some_and(|since| now.as_second() - since.as_second() >= HOLD);
+    let hold = i64::try_from(cluster.agreement.hold.saturating_mul(HOLDS).as_secs()).unwrap_or(i64::MAX);
+    let long = |row: &Row| row.mtus_since.is_some_and(|since| now.as_second() - since.as_second() >= hold);
     let mut all = Vec::new();
     for (link, nodes) in (0..LINKS.len()).flat_map(|link| zones.values().map(move |nodes| (link, nodes))) {
         let voices = nodes.iter().filter(|(_, row)| row.mtus[link] > 0);
@@ -129,8 +131,9 @@ fn answered(cluster: &mut Cluster, [(node, _), (other, _)]: &Question, answers: 
 
 /// Compares and asks for ever.
 pub(super) async fn run(store: &Store, port: u16) -> Infallible {
+    let tick = TICK.min(store.lock().cluster.agreement.hold / 3).max(Duration::from_secs(1));
     loop {
-        tokio::time::sleep(TICK).await;
+        tokio::time::sleep(tick).await;
         let mut questions = Vec::new();
         store.change(|cluster| {
             let mut odds = std::mem::take(&mut cluster.odd_mtus);
@@ -173,6 +176,9 @@ mod tests {
 
     use super::*;
     use crate::aggregator::testing::{apply, at, cluster, moment, node};
+
+    /// As it is where nothing is set.
+    const HOLD: i64 = 1800;
 
     fn name(number: usize) -> String {
         format!("n{number}")

@@ -10,14 +10,12 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
+use super::looked::{self, Looked};
 use super::store::Store;
 use super::surroundings::Surroundings;
-use crate::clock::since_boot;
 
-/// Whether something else has to be looked at is found out this often.
-const TICK: Duration = Duration::from_secs(5);
-/// The same thing is looked at again after this time, while all is well and while it is not.
-const AGAIN: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(15));
+/// While all is well, the same is looked at again after this time.
+const AGAIN: Duration = Duration::from_secs(300);
 /// One question.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Namespaces in which calico-node is: one, or two while it moves.
@@ -73,15 +71,14 @@ fn ways(around: &Surroundings) -> Vec<Way> {
 
 /// Looks for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
-    let (mut looked, mut at) = (Vec::new(), Duration::ZERO);
+    let mut last = Looked::new();
     loop {
-        tokio::time::sleep(TICK).await;
+        looked::tick().await;
         let (ways, before) = {
             let inner = store.lock();
             (ways(&inner.cluster.surroundings), inner.cluster.password.clone())
         };
-        let again = if before.iter().any(Found::is_wrong) { AGAIN.1 } else { AGAIN.0 };
-        if ways == looked && since_boot().saturating_sub(at) < again {
+        if !last.is_due(&ways, before.iter().any(Found::is_wrong), AGAIN) {
             continue;
         }
         let mut found = Vec::new();
@@ -101,7 +98,7 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
             cluster.revision += u64::from(cluster.password != found);
             cluster.password = found;
         });
-        (looked, at) = (ways, since_boot());
+        last.at(ways);
     }
 }
 

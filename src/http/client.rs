@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::header::{CONNECTION, HOST, USER_AGENT};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -23,7 +24,9 @@ pub(crate) async fn get(
     deadline: Duration,
 ) -> Result<HttpAnswer, LookError> {
     let what = format!("http://{address}{path}");
-    match timeout(deadline, exchange(address, path, longest, &what)).await {
+    // Behind a pointer, so that the client's code is in the program once, and not in everyone who asks.
+    let answer: BoxFuture<'_, _> = Box::pin(exchange(address, path, longest, &what));
+    match timeout(deadline, answer).await {
         Ok(result) => result,
         Err(_) => Err(LookError::timed_out(what, deadline.as_secs_f32())),
     }

@@ -1,0 +1,58 @@
+//! When to look again at what the watches do not bring: soon where something is wrong, and at once at something else.
+
+use std::time::Duration;
+
+use crate::clock::since_boot;
+
+/// Whether something else has to be looked at is found out this often.
+const TICK: Duration = Duration::from_secs(5);
+/// While something is wrong, the same is looked at again after this time.
+const SOON: Duration = Duration::from_secs(15);
+
+/// What was looked at last, and when.
+#[derive(Debug)]
+pub(super) struct Looked<T> {
+    what: Vec<T>,
+    at: Duration,
+}
+
+/// Waits until it is time to find out what is to be looked at.
+pub(super) async fn tick() {
+    tokio::time::sleep(TICK).await;
+}
+
+impl<T: PartialEq> Looked<T> {
+    /// Nothing yet.
+    pub(super) fn new() -> Self {
+        Looked { what: Vec::new(), at: Duration::ZERO }
+    }
+
+    /// Whether this is due: it is another thing than before, or long enough ago, by whether something is wrong with it.
+    pub(super) fn is_due(&self, wanted: &[T], wrong: bool, well: Duration) -> bool {
+        let again = if wrong { SOON } else { well };
+        self.what != wanted || since_boot().saturating_sub(self.at) >= again
+    }
+
+    /// It was looked at just now.
+    pub(super) fn at(&mut self, what: Vec<T>) {
+        (self.what, self.at) = (what, since_boot());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_looked_at_sooner_and_something_else_at_once() {
+        let mut looked = Looked::new();
+        let (well, now) = (SOON * 4, since_boot());
+        assert!(!looked.is_due(&[], false, now + well), "nothing is nothing else");
+        assert!(looked.is_due(&["a"], false, now + well));
+        looked.at(vec!["a"]);
+        assert!(!looked.is_due(&["a"], true, well) && !looked.is_due(&["a"], false, well));
+        assert!(looked.is_due(&["b"], false, well) && looked.is_due(&[], false, well));
+        looked.at = now.saturating_sub(SOON);
+        assert!(looked.is_due(&["a"], true, well) && !looked.is_due(&["a"], false, well));
+    }
+}
