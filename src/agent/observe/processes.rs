@@ -366,7 +366,7 @@ fn is_nested(status: &str) -> bool {
 
 /// Start time on the wall clock: now, less the age of the process on the boot clock.
 fn started_at(now: Timestamp, since_boot: Duration, start: u64) -> Timestamp {
-    let ticks = stat::ticks_per_second();
+    let ticks = procfs::ticks_per_second();
     let start = Duration::from_millis(start.saturating_mul(1000) / ticks);
     let age = SignedDuration::try_from(since_boot.saturating_sub(start)).unwrap_or(SignedDuration::ZERO);
     now.saturating_sub(age).unwrap_or(now)

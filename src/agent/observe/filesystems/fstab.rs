@@ -21,7 +21,7 @@ pub(super) fn read(host: &HostRoot) -> Vec<Entry> {
 
 fn parse(line: &str) -> Option<Entry> {
     let mut fields = line.split('#').next()?.split_whitespace().skip(1);
-    let (point, kind) = (unescape(fields.next()?).into_owned(), fields.next()?.to_owned());
+    let (point, kind) = (unescape(fields.next()?), fields.next()?.to_owned());
     let read_only = fields.next().unwrap_or("defaults").split(',').any(|option| option == "ro");
     Some(Entry { point, kind, read_only })
 }

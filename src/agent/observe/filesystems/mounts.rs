@@ -1,16 +1,16 @@
 //! The node's mount table.
 
-use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
+
+use procfs::FromRead;
+use procfs::process::{MountInfo, MountInfos};
 
 use super::super::host_root::HostRoot;
 use crate::facts::{LookError, Reason, Role};
 
 /// A worker with a thousand pods has some thousand mounts of some hundred bytes; in bytes.
 const LIMIT: u64 = 16 << 20;
-/// So much of a line that is none is shown.
-const SHOWN: usize = 100;
 /// It is read this often when nothing is told.
 const AGAIN: Duration = Duration::from_secs(30);
 /// Disks of this machine. `vfat` is not among them: it is the boot loader's and is often read-only.
@@ -42,18 +42,14 @@ pub(super) struct Mount {
 
 impl Mount {
     fn is_above(&self, path: &str) -> bool {
-        is_above(&self.point, path)
+        let rest = path.strip_prefix(self.point.trim_end_matches('/'));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// Whether it is on a disk of this machine that can go read-only.
     pub(super) fn is_local_disk(&self) -> bool {
         LOCAL.contains(&self.kind.as_str())
     }
-}
-
-fn is_above(point: &str, path: &str) -> bool {
-    let rest = path.strip_prefix(point.trim_end_matches('/'));
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The node's mount table, as far as it matters: a worker has some hundred mounts of volumes in memory and the like. It is
@@ -110,23 +106,15 @@ impl Table {
             self.read = Some(Instant::now());
             return Ok(());
         }
-        let (table, in_pod) = (String::from_utf8_lossy(&bytes), first.is_some());
-        let (mut any, mut found) = (false, Vec::new());
-        for line in table.lines() {
-            let row = Row::parse(line).ok_or_else(|| {
-                let line: String = line.chars().take(SHOWN).collect();
-                LookError::new(path, Reason::Malformed, format!("holds the line {line:?}, which is no mount"))
-            })?;
-            let Some(row) = (if in_pod { row.without_root(root) } else { Some(row) }) else { continue };
-            any = true;
-            if LOCAL.contains(&row.kind) || paths.iter().any(|(_, path)| is_above(&row.point, path)) {
-                found.push(row.mount());
-            }
-        }
-        if let Some(error) = first.filter(|_| !any) {
+        let infos = parse(&bytes, path)?.into_iter();
+        let in_pod = first.is_some();
+        let mounts = infos.filter_map(|info| if in_pod { from_pod(info, root) } else { Some(from_node(info)) });
+        let mut mounts = mounts.peekable();
+        if let Some(error) = first.filter(|_| mounts.peek().is_none()) {
             return Err(error);
         }
-        self.mounts = found;
+        let matters = |mount: &Mount| mount.is_local_disk() || paths.iter().any(|(_, path)| mount.is_above(path));
+        self.mounts = mounts.filter(matters).collect();
         (self.read, self.hashes) = (Some(Instant::now()), hashes);
         Ok(())
     }
@@ -138,55 +126,30 @@ fn hash(of: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// One line, of which hundreds are of no interest.
-struct Row<'a> {
-    device: &'a str,
-    root: &'a str,
-    point: Cow<'a, str>,
-    options: &'a str,
-    kind: &'a str,
-    source: &'a str,
-    super_options: &'a str,
+fn parse(bytes: &[u8], path: &str) -> Result<Vec<MountInfo>, LookError> {
+    let mounts = MountInfos::from_read(bytes);
+    mounts.map(|mounts| mounts.0).map_err(|error| LookError::new(path, Reason::Malformed, error.to_string()))
 }
 
-impl<'a> Row<'a> {
-    /// `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw,errors=continue` (proc_pid_mountinfo(5)): what is between
-    /// the options and the dash is optional.
-    fn parse(line: &'a str) -> Option<Self> {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let (mut mount, mut filesystem) = (mount.split(' ').skip(2), filesystem.split(' '));
-        Some(Row {
-            device: mount.next().filter(|device| device.contains(':'))?,
-            root: mount.next()?,
-            point: unescape(mount.next()?),
-            options: mount.next()?,
-            kind: filesystem.next()?,
-            source: filesystem.next()?,
-            super_options: filesystem.next().unwrap_or_default(),
-        })
+fn from_node(info: MountInfo) -> Mount {
+    let has = |option: &str| info.super_options.contains_key(option);
+    Mount {
+        point: unescape(&info.mount_point.to_string_lossy()),
+        source: unescape(info.mount_source.as_deref().unwrap_or("none")),
+        read_only: READ_ONLY.iter().any(|option| has(option)),
+        bound_read_only: info.mount_options.contains_key("ro"),
+        no_upper: info.fs_type == "overlay" && !has("upperdir"),
+        whole: info.root == "/",
+        device: info.majmin,
+        kind: info.fs_type,
     }
+}
 
-    /// In a pod's own table: without the root, and read-only only where the file system is.
-    fn without_root(mut self, root: &str) -> Option<Self> {
-        let inside = self.point.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
-        self.point = Cow::Owned(if inside.is_empty() { "/".to_owned() } else { inside.to_owned() });
-        self.options = "";
-        Some(self)
-    }
-
-    fn mount(self) -> Mount {
-        let has = |options: &str, option: &str| options.split(',').any(|it| it.split('=').next() == Some(option));
-        Mount {
-            read_only: READ_ONLY.iter().any(|option| has(self.super_options, option)),
-            bound_read_only: has(self.options, "ro"),
-            no_upper: self.kind == "overlay" && !has(self.super_options, "upperdir"),
-            whole: self.root == "/",
-            point: self.point.into_owned(),
-            source: unescape(self.source).into_owned(),
-            device: self.device.to_owned(),
-            kind: self.kind.to_owned(),
-        }
-    }
+fn from_pod(info: MountInfo, root: &str) -> Option<Mount> {
+    let mount = from_node(info);
+    let inside = mount.point.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+    let point = if inside.is_empty() { "/".to_owned() } else { inside.to_owned() };
+    Some(Mount { point, bound_read_only: false, ..mount })
 }
 
 /// The mount that holds a path: the longest mount point above it, and of several on one point the last, which covers
@@ -196,9 +159,9 @@ pub(super) fn holding<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> 
 }
 
 /// Turns `\040` and its like back into the bytes that they stand for.
-pub(super) fn unescape(text: &str) -> Cow<'_, str> {
+pub(super) fn unescape(text: &str) -> String {
     if !text.contains('\\') {
-        return Cow::Borrowed(text);
+        return text.to_owned();
     }
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
@@ -212,17 +175,16 @@ pub(super) fn unescape(text: &str) -> Cow<'_, str> {
             at += 1;
         }
     }
-    Cow::Owned(String::from_utf8_lossy(&out).into_owned())
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// The fuzz target's door.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(bytes: &[u8]) {
-    let text = String::from_utf8_lossy(bytes);
-    let rows = || text.lines().filter_map(Row::parse);
-    let mut in_pod = rows().filter_map(|row| row.without_root("/host")).map(Row::mount);
-    assert!(in_pod.all(|mount| mount.point.starts_with('/')));
-    let mounts: Vec<_> = rows().map(Row::mount).collect();
+    let Ok(infos) = parse(bytes, "/proc/1/mountinfo") else { return };
+    let in_pod: Vec<_> = infos.iter().cloned().filter_map(|info| from_pod(info, "/host")).collect();
+    assert!(in_pod.iter().all(|mount| mount.point.starts_with('/')));
+    let mounts: Vec<_> = infos.into_iter().map(from_node).collect();
     for mount in &mounts {
         let _ = mount.is_local_disk();
         if mount.point.starts_with('/') {
@@ -235,20 +197,21 @@ pub(super) fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn rows(table: &str) -> impl Iterator<Item = Row<'_>> {
-        table.lines().map(|line| Row::parse(line).expect("a mount"))
+    fn infos(table: &str) -> Vec<MountInfo> {
+        parse(table.as_bytes(), "/proc/1/mountinfo").expect("a table")
     }
 
     #[test]
     fn lines_of_the_kernel() {
-        let own = std::fs::read_to_string("/proc/self/mountinfo").expect("every Linux has it");
-        assert!(rows(&own).any(|row| row.point == "/") && rows(&own).all(|row| row.point.starts_with('/')));
+        let own = infos(&std::fs::read_to_string("/proc/self/mountinfo").expect("every Linux has it"));
+        let own: Vec<_> = own.into_iter().map(from_node).collect();
+        assert!(own.iter().any(|mount| mount.point == "/") && own.iter().all(|mount| mount.point.starts_with('/')));
         // Optional fields, a source that is empty, and values.
         let line =
             "36 35 98:0 /mnt\\0401 /a\\040b ro,noatime shared:1 master:2 - overlay  rw,lowerdir=/ro,upperdir=/u=x";
         let expected = Mount {
             point: "/a b".into(),
-            source: String::new(),
+            source: "none".into(),
             kind: "overlay".into(),
             device: "98:0".into(),
             whole: false,
@@ -256,9 +219,9 @@ mod tests {
             bound_read_only: true,
             no_upper: false,
         };
-        assert_eq!(Row::parse(line).map(Row::mount), Some(expected));
+        assert_eq!(infos(line).into_iter().map(from_node).collect::<Vec<_>>(), [expected]);
         for cut in [5, 12, 30, 60] {
-            assert!(Row::parse(&line[..cut]).is_none(), "{}", &line[..cut]);
+            assert!(parse(&line.as_bytes()[..cut], "/proc/1/mountinfo").is_err(), "{}", &line[..cut]);
         }
     }
 
@@ -272,7 +235,7 @@ mod tests {
     #[test]
     fn the_longest_point_and_the_last_on_it_hold_a_path() {
         let table = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 8:2 / /var/lib rw - xfs /dev/sda2 rw\n3 1 8:3 / /var/lib rw - xfs /dev/sda3 rw\n";
-        let mounts: Vec<_> = rows(table).map(Row::mount).collect();
+        let mounts: Vec<_> = infos(table).into_iter().map(from_node).collect();
         let source = |path| holding(&mounts, path).map(|mount| mount.source.as_str());
         assert_eq!(source("/var/lib/kubelet"), Some("/dev/sda3"));
         assert_eq!(source("/var/lib"), Some("/dev/sda3"));
@@ -283,7 +246,7 @@ mod tests {
     #[test]
     fn a_pods_own_table_loses_its_root_and_what_the_pod_made_read_only() {
         let table = "1 0 0:9 / / rw - overlay overlay rw\n2 1 8:1 / /host ro - ext4 /dev/sda1 rw\n3 2 8:2 / /host/var rw - xfs /dev/sda2 ro\n4 1 8:1 /x /hosts rw - ext4 /dev/sda1 rw\n";
-        let mounts: Vec<_> = rows(table).filter_map(|row| row.without_root("/host")).map(Row::mount).collect();
+        let mounts: Vec<_> = infos(table).into_iter().filter_map(|info| from_pod(info, "/host")).collect();
         let short: Vec<_> = mounts.iter().map(|it| (it.point.as_str(), it.read_only, it.bound_read_only)).collect();
         assert_eq!(short, [("/", false, false), ("/var", true, false)]);
     }
@@ -292,7 +255,9 @@ mod tests {
         #[test]
         fn no_text_makes_it_panic(text: String) {
             let _ = unescape(&text);
-            text.lines().filter_map(Row::parse).map(Row::mount).for_each(drop);
+            if let Ok(infos) = parse(text.as_bytes(), "/proc/1/mountinfo") {
+                infos.into_iter().map(from_node).for_each(drop);
+            }
         }
     }
 }

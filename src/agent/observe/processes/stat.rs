@@ -3,8 +3,6 @@
 use std::io::Read as _;
 use std::path::Path;
 
-use nix::unistd::{SysconfVar, sysconf};
-
 use super::super::host_root::{HostRoot, open_at_once};
 use crate::facts::HungProcess;
 
@@ -33,16 +31,7 @@ impl Stat {
 /// Threads and resident bytes of a process.
 pub(in super::super) fn usage(process: &Path) -> Option<(u64, u64)> {
     let stat = read(process)?;
-    Some((stat.threads, stat.pages * asked(SysconfVar::PAGE_SIZE, 4096)))
-}
-
-/// In which the kernel counts the time of processes (`USER_HZ`).
-pub(super) fn ticks_per_second() -> u64 {
-    asked(SysconfVar::CLK_TCK, 100)
-}
-
-fn asked(what: SysconfVar, usual: u64) -> u64 {
-    sysconf(what).ok().flatten().and_then(|number| u64::try_from(number).ok()).filter(|it| *it > 0).unwrap_or(usual)
+    Some((stat.threads, stat.pages * procfs::page_size()))
 }
 
 /// The state letter of a process or thread, by its directory `/proc/PID` or below `/proc/PID/task`.

@@ -50,7 +50,7 @@ fn finds_what_runs_and_since_when() {
     let arguments = source.kubelet_arguments().expect("it runs");
     assert_eq!(arguments, ["/usr/bin/kubelet", "--config=/a", "--kubeconfig", "/b"]);
     let start = source.known[0].process.started_at;
-    assert_eq!(start.as_second(), BOOT + 500 / i64::try_from(stat::ticks_per_second()).expect("small"));
+    assert_eq!(start.as_second(), BOOT + 500 / i64::try_from(procfs::ticks_per_second()).expect("small"));
 }
 
 #[test]
