@@ -154,3 +154,32 @@ pub(crate) fn from_pod(kubelet_server: Option<&str>) -> anyhow::Result<Vec<Api>>
     ways.push(Api::from_config(config)?);
     Ok(ways)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_token_of_a_login_command_is_where_the_kubeconfig_says() {
+        let said = |key: &str| {
+            let answer = r#"{"credential":{"a.token":["x",{"of":"T"}]}}"#;
+            let command = json!({"cmd-path": "/bin/echo", "cmd-args": answer, "token-key": key});
+            let mut config = Config::new("http://127.0.0.1:1".parse().expect("an address"));
+            config.auth_info = serde_json::from_value(json!({"auth-provider": {"name": "gcp", "config": command}}))
+                .expect("a user of a kubeconfig");
+            Api::from_config(config).map_or_else(|error| format!("{error:#}"), |_| "a token".into())
+        };
+        assert_eq!(said("{.credential['a.token'][1].of}"), "a token");
+        for (key, why) in [
+            ("{.credential['a.token'][1]}", "is not a string"),
+            ("{.credential.token}", "not found"),
+            ("{.credential['a.token'][7]}", "not found"),
+            ("{.credential[*]}", "neither a name nor a number"),
+            ("{.credential['a.token}", "neither a name nor a number"),
+        ] {
+            assert!(said(key).contains(why), "{key}: {}", said(key));
+        }
+    }
+}
