@@ -47,12 +47,7 @@ pub(super) async fn run(options: &Options) -> ExitCode {
         Ok(report) => report,
         Err(error) => return failed(&error),
     };
-    let text = match options.output {
-        Output::Table => Ok(table(&report, Paint::stdout())),
-        Output::Json => crate::yaml::write_json(&report),
-        Output::Yaml => crate::yaml::write(&report),
-    };
-    match text {
+    match options.output.write(|| &report, || table(&report, Paint::stdout())) {
         Ok(text) => super::terminal::print(&text),
         Err(error) => return failed(&error.context("cannot write the report")),
     }

@@ -82,10 +82,8 @@ pub(super) fn names() -> Vec<String> {
 pub(super) fn run(options: &Options) -> ExitCode {
     let book = Book::open();
     if options.list {
-        return written(match options.output {
-            Output::Table => Ok(print::list(&book, Paint::stdout())),
-            output => document(&print::all(&book, options.product), output),
-        });
+        let list = || print::list(&book, Paint::stdout());
+        return written(options.output.write(|| print::all(&book, options.product), list));
     }
     let text = match input(&options.text) {
         Ok(text) => text,
@@ -94,18 +92,9 @@ pub(super) fn run(options: &Options) -> ExitCode {
     let matches = search::search(&book, &text);
     let known = !matches.is_empty();
     let answer = print::Answer { book: &book, text: &text, matches: &matches, product: options.product };
-    let printed = written(match options.output {
-        Output::Table => Ok(answer.table(options.all, Paint::stdout())),
-        output => document(&answer.document(), output),
-    });
+    let table = || answer.table(options.all, Paint::stdout());
+    let printed = written(options.output.write(|| answer.document(), table));
     if known { printed } else { ExitCode::from(UNKNOWN) }
-}
-
-fn document(what: &impl serde::Serialize, output: Output) -> anyhow::Result<String> {
-    match output {
-        Output::Yaml => crate::yaml::write(what),
-        _ => crate::yaml::write_json(what),
-    }
 }
 
 fn written(text: anyhow::Result<String>) -> ExitCode {

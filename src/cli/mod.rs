@@ -129,6 +129,21 @@ enum Output {
     Yaml,
 }
 
+impl Output {
+    /// The whole document for programs, or the table for people.
+    fn write<D: serde::Serialize>(
+        self,
+        document: impl FnOnce() -> D,
+        table: impl FnOnce() -> String,
+    ) -> anyhow::Result<String> {
+        match self {
+            Output::Table => Ok(table()),
+            Output::Json => crate::yaml::write_json(&document()),
+            Output::Yaml => crate::yaml::write(&document()),
+        }
+    }
+}
+
 #[cfg(fuzzing)]
 pub(crate) use explain::fuzz as fuzz_explain;
 

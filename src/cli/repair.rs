@@ -212,12 +212,7 @@ fn end(options: &Options, look: &Look, plan: &Plan, done: &[String]) -> u8 {
         plan,
         done,
     };
-    let written = match options.output {
-        Output::Json => crate::yaml::write_json(&document()),
-        Output::Yaml => crate::yaml::write(&document()),
-        Output::Table => Ok(text::render(situation, plan, done, Paint::stdout())),
-    };
-    match written {
+    match options.output.write(document, || text::render(situation, plan, done, Paint::stdout())) {
         Ok(text) => terminal::print(&text),
         Err(error) => {
             note(&format!("cannot write the plan: {error:#}"));

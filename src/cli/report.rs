@@ -97,12 +97,8 @@ async fn report(options: &Options) -> Result<String, Failed> {
     {
         return Err(no_such_node(node));
     }
-    match options.output {
-        Output::Json => crate::yaml::write_json(&report).context("cannot write JSON"),
-        Output::Yaml => crate::yaml::write(&report).context("cannot write YAML"),
-        Output::Table => Ok(text::render(&report, options.node.as_deref(), options.all, Paint::stdout())),
-    }
-    .map_err(Failed::other)
+    let table = || text::render(&report, options.node.as_deref(), options.all, Paint::stdout());
+    options.output.write(|| &report, table).context("cannot write the report").map_err(Failed::other)
 }
 
 async fn fetch(api: &Api, options: &Options) -> Result<ClusterReport, Failed> {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow, bail};
 use serde_json::Value;
 
-use super::{failed, terminal};
+use super::{Output, failed, terminal};
 use crate::agent::{Cleaned, clean_node};
 use crate::aggregator::name;
 use crate::api::{ANSWER_WITHIN, Api, Server, chain, list, said};
@@ -17,6 +17,10 @@ pub(super) struct Options {
     #[arg(value_name = "NODE", value_parser = name)]
     nodes: Vec<String>,
 
+    /// How to print what was done
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+
     #[command(flatten)]
     server: Server,
 
@@ -26,7 +30,8 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: &Options) -> ExitCode {
-    match uninstall(options).await {
+    let said = uninstall(options).await.and_then(|done| options.output.write(|| &done, || done.text()));
+    match said {
         Ok(text) => {
             terminal::print(&text);
             ExitCode::SUCCESS
@@ -35,8 +40,24 @@ pub(super) async fn run(options: &Options) -> ExitCode {
     }
 }
 
-async fn uninstall(options: &Options) -> anyhow::Result<String> {
-    let Options { server, namespace, nodes } = options;
+/// What was done, by the names of the Nodes.
+#[derive(Debug, Default, serde::Serialize)]
+struct Done {
+    /// They had conditions or annotations of this product.
+    cleaned: Vec<String>,
+    /// They had none.
+    clean: Vec<String>,
+}
+
+impl Done {
+    fn text(&self) -> String {
+        let (cleaned, all) = (self.cleaned.len(), self.cleaned.len() + self.clean.len());
+        format!("{cleaned} of {all} nodes had conditions or annotations of NodeVitals; none has any more\n")
+    }
+}
+
+async fn uninstall(options: &Options) -> anyhow::Result<Done> {
+    let Options { server, namespace, nodes, .. } = options;
     let api = server.connect().await?;
     let agents = agents(&api, namespace).await?;
     let writes = |node: &String| agents.iter().find(|(on, _)| on == node);
@@ -48,17 +69,20 @@ async fn uninstall(options: &Options) -> anyhow::Result<String> {
              the Node nodevitals.dev/opt-out, and wait until its Pod is gone"
         );
     }
-    let mut cleaned = 0;
-    for node in &nodes {
-        let done = tokio::time::timeout(ANSWER_WITHIN, clean_node(&api.unary, node)).await;
+    let mut all = Done::default();
+    for node in nodes {
+        let done = tokio::time::timeout(ANSWER_WITHIN, clean_node(&api.unary, &node)).await;
         let done = done.with_context(|| format!("node {node}: no answer within {} s", ANSWER_WITHIN.as_secs()))?;
         match done {
-            Ok(Cleaned::Now) => cleaned += 1,
-            Ok(Cleaned::Before) => {}
-            Err(error) => bail!("node {node}: {}; {cleaned} were cleaned, call it again for the rest", chain(&error)),
+            Ok(Cleaned::Now) => all.cleaned.push(node),
+            Ok(Cleaned::Before) => all.clean.push(node),
+            Err(error) => {
+                let cleaned = all.cleaned.len();
+                bail!("node {node}: {}; {cleaned} were cleaned, call it again for the rest", chain(&error))
+            }
         }
     }
-    Ok(format!("{cleaned} of {} nodes had conditions or annotations of NodeVitals; none has any more\n", nodes.len()))
+    Ok(all)
 }
 
 async fn nodes(api: &Api) -> anyhow::Result<Vec<String>> {

@@ -197,6 +197,11 @@ fn uninstall_leaves_no_trace() -> Result<()> {
         let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
         ensure!(done.status.success() && said.contains(expected), "{said}");
     }
+    let done = bench.nodevitals(&[&uninstall[..], &["-o", "json"]].concat())?;
+    ensure!(
+        serde_json::from_slice::<Value>(&done.stdout)? == json!({"cleaned": [], "clean": ["u1", "u2"]}),
+        "{done:?}"
+    );
     for (node, before) in [("u1", &before.0), ("u2", &before.1)] {
         let now = bench.node(node)?;
         ensure!(now["status"] == before["status"], "{node}: {}", now["status"]);

@@ -106,6 +106,7 @@ fn where_the_facts_could_not_be_taken_nothing_is_known() {
 }
 
 #[tokio::test]
+#[ignore = "daemons of other tests come and go on the same machine: scripts/test.sh runs it by itself"]
 async fn what_this_machine_shows_is_judged_the_same_again() {
     let report = crate::agent::look_once(&HostRoot::new("/"), &Config::default()).await;
     let (_dir, path) = written(&manifest(), Some(&serde_json::to_vec(&FactsOut::of(&report)).expect("plain")));
