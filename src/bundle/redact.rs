@@ -45,8 +45,8 @@ const NAMED_WITHIN: usize = 512;
 pub(crate) fn redact(text: &[u8]) -> (Vec<u8>, u32) {
     let json = is_json(text);
     let mut scan = Scan { text, json, at: 0, out: Vec::with_capacity(text.len()), count: 0, named_until: 0, fresh: 0 };
-    if let Some(end) = end_of_key(text) {
-        scan.take(0, end);
+    if !json {
+        scan.ends_of_keys();
     }
     while scan.at < text.len() {
         scan.step();
@@ -102,7 +102,12 @@ impl Scan<'_> {
         if rest.starts_with(b"-----BEGIN ")
             && let Some(end) = private_key(rest)
         {
-            return self.take(0, end);
+            self.take(0, end);
+            return self.ends_of_keys();
+        }
+        if self.json && rest[0] == b'"' {
+            self.keep(1);
+            return self.ends_of_keys();
         }
         if rest.starts_with(b"://")
             && let Some((from, end)) = user_info(rest)
@@ -123,6 +128,16 @@ impl Scan<'_> {
             return self.take(0, core.len());
         }
         self.word(word);
+    }
+
+    /// Takes out what comes before the ends of private keys whose beginnings were cut off; of JSON in this string alone.
+    fn ends_of_keys(&mut self) {
+        let rest = &self.text[self.at..];
+        let until = if self.json { end_of_string(rest) } else { rest.len() };
+        let until = self.at + until;
+        while let Some(end) = end_of_key(&self.text[self.at..until]) {
+            self.take(0, end);
+        }
     }
 
     /// Keeps so many bytes.
@@ -324,6 +339,15 @@ fn private_key(text: &[u8]) -> Option<usize> {
         while_(text, label, |byte| byte == b'-')
     };
     Some(end.map_or(all, after))
+}
+
+/// Where the string of JSON ends that this is in.
+fn end_of_string(text: &[u8]) -> usize {
+    let mut at = 0;
+    while at < text.len() && text[at] != b'"' {
+        at += if text[at] == b'\\' { 2 } else { 1 };
+    }
+    at.min(text.len())
 }
 
 /// Where a private key ends whose beginning was cut off.

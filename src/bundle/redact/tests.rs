@@ -66,6 +66,12 @@ fn private_keys_go_and_certificates_stay() {
     }
     assert_eq!(redacted("-----BEGIN PRIVATE KEY-----\nMIIEpAIBAAKC"), "[redacted]", "cut in the middle");
     assert_eq!(redacted("pAIBAAKC\n-----END RSA PRIVATE KEY-----\nafter"), "[redacted]\nafter", "the other half");
+    let halves = format!("{}pAIBAAKC\n-----END PRIVATE KEY-----\nafter", pem("PRIVATE KEY"));
+    assert_eq!(redacted(&halves), "[redacted][redacted]\nafter", "one, and the other half of another");
+    let json = serde_json::json!({ "file": "pAIBAAKC\n-----END PRIVATE KEY-----\nafter", "next": 1 }).to_string();
+    assert_eq!(redacted(&json), r#"{"file":"[redacted]\nafter","next":1}"#);
+    // What fuzzing found: a second end behind what is no text.
+    check_redacted(b"-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----\n\xff\0\n-----END RSA PRIVATE KEY----\xff@h");
 }
 
 #[test]
