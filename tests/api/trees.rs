@@ -130,7 +130,7 @@ const BRANCHES: &[Branch] = &[
         plant: |trees, bad| trees.unavailable(2, bad, &now()),
         cluster: &[("NetworkUnavailableBrief", "info")],
         on: &[2],
-        says: ["for less than two minutes", "wait; tell alerts on this condition to wait"],
+        says: ["for less than 120 s", "wait; tell alerts on this condition to wait"],
         ..QUIET
     },
     Branch {
@@ -193,7 +193,7 @@ const BRANCHES: &[Branch] = &[
         of: "4.4 away for a moment",
         plant: |trees, bad| trees.ready("kc-0", !bad, &now()),
         cluster: &[("CalicoKubeControllersDown", "info")],
-        says: ["is not Ready", "wait a quarter of an hour"],
+        says: ["is not Ready", "wait 15 minutes"],
         ..QUIET
     },
     Branch {
@@ -213,7 +213,7 @@ const BRANCHES: &[Branch] = &[
             trees.ready("kc-0", !bad, &ago(300))
         },
         cluster: &[("CalicoKubeControllersDown", "warning")],
-        says: ["1 nodes were deleted meanwhile, whose addresses and data stay", "wait a quarter of an hour"],
+        says: ["1 nodes were deleted meanwhile, whose addresses and data stay", "wait 15 minutes"],
         ..QUIET
     },
     Branch {
@@ -340,7 +340,7 @@ const BRANCHES: &[Branch] = &[
         cluster: &[("NodeReadyFlapping", "warning")],
         on: &[1, 10],
         says: [
-            "turned Ready or not at least 3 times within an hour",
+            "turned Ready or not at least 3 times within 60 minutes",
             "leave Calico alone; see whether the kubelet restarts",
         ],
         ..QUIET
@@ -583,7 +583,7 @@ fn every_branch_of_the_trees_is_told_for_what_it_is() -> Result<()> {
         of: "4.1 it comes back every few days",
         cluster: &[("CalicoFailureRecurring", "warning")],
         on: &[3],
-        says: ["failed again and again within a week on 1 workers", "do not reload them once more: look at Typha"],
+        says: ["failed again and again within 7 days on 1 workers", "do not reload them once more: look at Typha"],
         ..QUIET
     };
     soon(recurring.of, || told(&recurring, &report(&aggregator)?));
