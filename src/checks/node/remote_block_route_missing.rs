@@ -258,14 +258,8 @@ mod tests {
 
     #[test]
     fn a_map_that_knows_no_pool_leaves_calicos_routes_to_memory() {
-        let poolless = |node: Node| {
-            node.with_map(|map| {
-                map.pools.clear();
-                map.nodes.iter_mut().for_each(|node| node.blocks.clear());
-            })
-        };
-        assert_eq!(only(&poolless(gone().without(Program::Bird))).subject, "10.0.0.6");
-        assert_eq!(run(&poolless(Node::calico_worker()).look()), Outcome::Healthy);
+        assert_eq!(only(&gone().without(Program::Bird).without_pools()).subject, "10.0.0.6");
+        assert_eq!(run(&Node::calico_worker().without_pools().look()), Outcome::Healthy);
     }
 
     #[test]

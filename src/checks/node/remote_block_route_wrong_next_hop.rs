@@ -210,10 +210,7 @@ mod tests {
 
     #[test]
     fn a_map_that_knows_no_pool_leaves_calicos_routes_to_memory() {
-        let node = via("10.244.1.0/26 10.0.0.6 9 12").with_map(|map| {
-            map.pools.clear();
-            map.nodes.iter_mut().for_each(|node| node.blocks.clear());
-        });
+        let node = via("10.244.1.0/26 10.0.0.6 9 12").without_pools();
         assert_eq!(testing::subjects(&run(&node.look())), ["10.244.1.0/26"]);
     }
 

@@ -294,6 +294,17 @@ impl Node {
         node.remember(|before| before.routes.update(&now))
     }
 
+    /// The aggregator sees no pool of Calico's: the map has the nodes' `podCIDRs` alone, to which there are routes too.
+    pub(in crate::checks::node) fn without_pools(self) -> Self {
+        let node = self.with_map(|map| {
+            map.pools.clear();
+            for (number, node) in map.nodes.iter_mut().enumerate() {
+                node.blocks = vec![format!("10.200.{number}.0/24").parse().expect("a range")];
+            }
+        });
+        node.routes(|list| list.extend(["10.200.1.0/24 10.0.0.6 2 3", "10.200.2.0/24 10.0.0.8 2 3"].map(table_route)))
+    }
+
     /// Changes the routes that are kept.
     pub(in crate::checks::node) fn routes(self, change: impl FnOnce(&mut Vec<TableRoute>)) -> Self {
         self.routing(|routing| {
