@@ -1,5 +1,5 @@
-//! What the aggregator costs with 500, 5,000 and 15,000 Nodes of real size on a real API server, each with its agent's Pod:
-//! `scripts/bench.sh scale [NODES...]`. Prints figures beside their limits.
+//! What the aggregator costs with 500, 5,000 and 15,000 Nodes of real size on a real API server, each with its agent's Pod
+//! and what Calico has in such a cluster: `scripts/bench.sh scale [NODES...]`. Prints figures beside their limits.
 //!
 //! Needs root; the script installs what is missing and builds the program that is measured.
 
@@ -22,8 +22,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use figures::{cpu_seconds, figure, inside, kib};
-use many::{Sender, agent_pod, is_ready, name, worker};
+use many::{Sender, agent_pod, calico, is_ready, name, worker};
 use support::control_plane::{ControlPlane, Parts};
+use support::wait::within;
 
 /// Most of what is listed and changed takes a while on a machine that is busy with something else.
 const LONG: Duration = Duration::from_secs(240);
@@ -42,17 +43,28 @@ fn main() -> Result<()> {
     for object in [
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "nodevitals"}}),
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "nodevitals"}}),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "kube-system"}}),
     ] {
         control_plane.apply(&object.to_string())?;
     }
+    for kind in calico::kinds() {
+        control_plane.apply(&kind.to_string())?;
+    }
+    within(LONG, || control_plane.raw("/apis/crd.projectcalico.org/v1/ipamblocks"))
+        .context("Calico's kinds are served")?;
     let mut there = 0;
     for size in sizes {
         let sender = Sender::new(&control_plane)?;
+        if there == 0 {
+            sender.send("POST", calico::once().into_iter())?;
+        }
         let pods = "/api/v1/namespaces/nodevitals/pods";
         sender.send("POST", (there..size).map(|index| ("/api/v1/nodes".to_owned(), worker(index))))?;
         sender.send("POST", (there..size).map(|index| (pods.to_owned(), agent_pod(index))))?;
         sender
             .send("PATCH", (there..size).map(|index| (format!("{pods}/agent-{}/status", name(index)), is_ready())))?;
+        sender.send("POST", calico::of(there..size).into_iter())?;
+        sender.send("PATCH", calico::run(there..size).into_iter())?;
         there = size;
         measure(&control_plane, &program.clone().into(), size)?;
     }
@@ -77,12 +89,18 @@ fn measure(control_plane: &ControlPlane, program: &PathBuf, size: usize) -> Resu
         command.arg(control_plane.admin_kubeconfig()?).env("MALLOC_ARENA_MAX", "1").stdout(Stdio::null()).spawn()?,
     );
     let fetch = |page: &str| control_plane.exec_in_ns(&["curl", "-sf", &format!("{PAGE}{page}")]);
-    until("the report counts all workers", || {
+    within(LONG, || {
         fetch("/readyz")?;
         let report: Value = serde_json::from_str(&fetch("/api/v1/report")?)?;
-        ensure!(report["workers"]["total"] == size, "{}", report["workers"]);
+        ensure!(
+            report["workers"]["total"] == size && report["cluster"].get(0).is_none(),
+            "{} {}",
+            report["workers"],
+            report["cluster"]
+        );
         Ok(())
-    })?;
+    })
+    .context("the report counts all workers, and all is well")?;
     let show =
         |what: &str, value: f64, unit: &str, limit: f64| figure(&format!("{size} Nodes: {what}"), value, unit, limit);
     show("start to a served report", started.elapsed().as_secs_f64(), "s", first);
@@ -194,28 +212,18 @@ impl Drop for Page<'_> {
     }
 }
 
-fn until(what: &str, mut look: impl FnMut() -> Result<()>) -> Result<()> {
-    let end = Instant::now() + LONG;
-    loop {
-        match look() {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > end => return Err(error.context(what.to_owned())),
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
 /// CPU seconds of a process once it needs no more: what it was sent is taken in.
 fn settled(pid: u32) -> Result<f64> {
     let mut before = cpu_seconds(pid)?;
-    until("the program is at rest", || {
+    within(LONG, || {
         std::thread::sleep(Duration::from_millis(400));
         let (last, now) = (before, cpu_seconds(pid)?);
         before = now;
         // A tick of the clock is as much as its own rounds need meanwhile.
         ensure!(now - last < 0.015, "it still works");
         Ok(())
-    })?;
+    })
+    .context("the program is at rest")?;
     Ok(before)
 }
 

@@ -8,6 +8,9 @@
 # (layout.ld), and the code generator shares what many functions have in common (LLVM's machine outliner, twice). The
 # program has a fixed address there, as Go's programs have: nothing has to be relocated at its start, so its tables of
 # pointers stay in the file instead of in its own memory.
+#
+# Names are mangled by RFC 2603 in all crates, for layout.ld: the older names do not say which types a generic function
+# was made for.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,6 +20,7 @@ if [[ $(uname -m) == x86_64 ]]; then
   lean=(-C link-arg=-Wl,--icf=all -C "link-arg=-Wl,--no-eh-frame-hdr" -C "link-arg=-Wl,-T,$root/scripts/layout.ld"
     -C llvm-args=-enable-machine-outliner=always -C llvm-args=-machine-outliner-reruns=1 -C relocation-model=static)
 fi
+export RUSTFLAGS="${RUSTFLAGS-} -C symbol-mangling-version=v0"
 cargo rustc --release --locked --bin nodevitals --manifest-path "$manifest" "$@" -- \
   -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs "${lean[@]}"
 target=$(cargo metadata --format-version 1 --no-deps --manifest-path "$manifest" |

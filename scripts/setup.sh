@@ -7,7 +7,8 @@
 # The test parts are kept in ${NODEVITALS_CACHE:-~/.cache/nodevitals}: a Kubernetes control plane built from
 # tests/control-plane/go.mod (set KUBEBUILDER_ASSETS to use another one), containerd 2 from tests/containerd/go.mod beside
 # containerd 1.6 of the distribution, a small Debian root for container images,
-# two tiny images, `pause` and `busybox`, and BIRD 1.6, whose package cannot be installed beside that of BIRD 2.
+# two tiny images, `pause` and `busybox`, BIRD 1.6, whose package cannot be installed beside that of BIRD 2, and the kernel of
+# the virtual machine.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,6 +21,7 @@ test_packages=(
   iptables nftables ipset conntrack bird2 prometheus strace
   buildah debootstrap musl-tools busybox-static
   chromium chromium-driver
+  qemu-system-x86
   iproute2 util-linux procps psmisc curl openssl tar systemd
 )
 
@@ -142,6 +144,26 @@ bird_1() {
   cd "$root"
 }
 
+# Debian's kernel for virtual machines, and the two modules that the tests load into it.
+kernel() {
+  local to=$cache/kernel-$suite building package
+  [ -e "$to" ] && return
+  say "fetching the kernel of the virtual machine"
+  building=$(mktemp -d "$cache/building.XXXXXX")
+  if ! { apt-get update -q && cd "$building" &&
+      package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2 }') &&
+      apt-get download -q "$package" && dpkg-deb -x linux-image-*.deb root && mkdir kernel &&
+      cp root/boot/vmlinuz-* kernel/vmlinuz && cp root/lib/modules/*/kernel/drivers/{net/dummy,block/brd}.ko kernel/; } \
+      >"$building/log" 2>&1; then
+    tail -n 20 "$building/log" >&2
+    rm -rf "$building"
+    die "the package linux-image-cloud-amd64 cannot be fetched"
+  fi
+  mv -T "$building/kernel" "$to"
+  rm -rf "$building"
+  cd "$root"
+}
+
 # one_layer_image NAME DIRECTORY ENTRYPOINT ARCHIVE: an archive that `ctr images import` takes.
 one_layer_image() {
   local name=$1 from=$2 entrypoint=$3 to=$4 building layer config
@@ -199,6 +221,7 @@ test_parts() {
   pause_image
   busybox_image
   bird_1
+  kernel
 }
 
 case ${1:-run} in

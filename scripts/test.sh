@@ -35,8 +35,8 @@ targets=("$@")
 if [ ${#targets[@]} -eq 0 ]; then
   say "unit tests and examples in the documentation"
   cargo test --lib --bins
-  # What the whole machine notices.
-  cargo test --lib -- --ignored --test-threads=1
+  # What the whole machine notices; what 5,000 agents do is a bench: scripts/bench.sh storm.
+  cargo test --lib -- --ignored --test-threads=1 --skip five_thousand_agents
   cargo test --doc
   for target in tests/*.rs tests/*/main.rs; do
     [ -e "$target" ] || continue

@@ -132,9 +132,26 @@ impl Api {
         let server = config.cluster_url.to_string();
         let mut watching = config.clone();
         watching.read_timeout = None;
-        let unary = Client::try_from(config).with_context(|| format!("API server {server}"))?;
-        let watch = Client::try_from(watching).with_context(|| format!("API server {server}"))?;
+        let unary = client(config).with_context(|| format!("API server {server}"))?;
+        let watch = client(watching).with_context(|| format!("API server {server}"))?;
         Ok(Api { unary, watch, server })
+    }
+}
+
+/// A client. Where neither the configuration nor this machine has a CA it trusts nobody, and says so: that costs what is behind
+/// https, and nothing else.
+fn client(mut config: Config) -> kube::Result<Client> {
+    let nobody = config.root_cert.is_none() && !config.accept_invalid_certs;
+    match Client::try_from(config.clone()) {
+        Err(error) if nobody => {
+            let server = config.cluster_url.to_string();
+            config.root_cert = Some(Vec::new());
+            let client = Client::try_from(config)?;
+            let advice = "give certificate-authority in the kubeconfig, or install the machine's CA certificates";
+            tracing::warn!(server, error = chain(&error), advice, "no certificate of a server can be trusted");
+            Ok(client)
+        }
+        other => other,
     }
 }
 

@@ -36,8 +36,8 @@ pub(crate) fn jitter(time: Duration) -> Duration {
 
 /// Between none and all of `time`. The standard library's hash keys are the only randomness that is linked anyway.
 pub(crate) fn part(time: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0) % 1000;
-    time.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 1000.0)
+    let random = u32::try_from(RandomState::new().hash_one(0) >> 32).unwrap_or(0);
+    time.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

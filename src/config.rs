@@ -183,7 +183,7 @@ impl Config {
         let mut all = Config::default();
         let keys = ranges::RANGES.iter().filter_map(|(key, ..)| key.strip_prefix("cluster."));
         let mut limits = ClusterLimits::default();
-        all.cluster = keys.filter_map(|key| Some((key.to_owned(), *limits.threshold(key)?))).collect();
+        all.cluster.extend(keys.filter_map(|key| Some((key.to_owned(), *limits.threshold(key)?))));
         serde_json::to_value(all).expect("plain numbers")
     }
 }

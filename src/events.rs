@@ -27,6 +27,8 @@ const DEADLINE: Duration = Duration::from_secs(35);
 const UID_KEPT: Duration = Duration::from_secs(600);
 /// Asks for an object without what it is about.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+/// The same of a list.
+const METADATA_OF_ALL: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 
 /// Writes Events.
 #[derive(Debug)]
@@ -169,11 +171,15 @@ fn fate(error: kube::Error) -> Fate {
 
 /// The object with its UID, by which `kubectl describe` finds what is told about it.
 async fn identify(way: &Api, mut object: Object) -> Result<Object, Fate> {
-    let request = Request::get(object.path()).header(ACCEPT, METADATA).body(Vec::new());
+    let path = object.path();
+    let accept = if path.contains('?') { METADATA_OF_ALL } else { METADATA };
+    let request = Request::get(path).header(ACCEPT, accept).body(Vec::new());
     let answer = send(way, request).await.map_err(fate)?;
     let found: Value = serde_json::from_str(&answer).map_err(|error| Fate::Refused(error.to_string()))?;
-    found["metadata"]["uid"].as_str().unwrap_or_default().clone_into(&mut object.uid);
-    Ok(object)
+    let one = found.get("items").map_or(&found, |items| &items[0]);
+    one["metadata"]["uid"].as_str().unwrap_or_default().clone_into(&mut object.uid);
+    // Of what is gone nobody needs to be told; `Expired` would be tried again.
+    if object.uid.is_empty() { Err(Fate::Refused("what it is about is gone".to_owned())) } else { Ok(object) }
 }
 
 async fn send(way: &Api, request: Result<Request<Vec<u8>>, http::Error>) -> Result<String, kube::Error> {

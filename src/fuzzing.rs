@@ -1,5 +1,5 @@
 //! What the fuzz targets in `fuzz/` call: one function for each, which takes any bytes and must come back. Only there
-//! with `--cfg fuzzing`.
+//! with `--cfg fuzzing`, and in tests: there each gets the seeds of its corpus, damaged.
 
 macro_rules! targets {
     ($($(#[$about:meta])* $name:ident => $door:path;)*) => {$(
@@ -7,8 +7,22 @@ macro_rules! targets {
         pub fn $name(data: &[u8]) {
             $door(data);
         }
-    )*};
+    )*
+
+        #[cfg(test)]
+        mod tests {
+            $(
+                #[test]
+                fn $name() {
+                    super::damaged::come_back(stringify!($name), super::$name);
+                }
+            )*
+        }
+    };
 }
+
+#[cfg(test)]
+mod damaged;
 
 targets! {
     /// Bundles that somebody gives us, and the texts out of which secrets are taken.

@@ -34,7 +34,7 @@ mod kubeconfig;
 mod telemetry;
 mod yaml;
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 
 #[cfg(test)]

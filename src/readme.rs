@@ -103,6 +103,19 @@ const MEANINGS: &[(&str, &str)] = &[
     ("cluster.readyTurnMinutes", "`NodeReadyFlapping`: within this time"),
     ("cluster.staleMinutes", "`NodeIpReused`, `IpamBlocksForDeletedNodes`: what may still be cleaned up"),
     ("cluster.controllersAbsentMinutes", "`CalicoKubeControllersDown` is a warning from then on"),
+    (
+        "cluster.cleanupMinutes",
+        "`IpLeakSuspected`, `HostEndpointStale`: what calico-kube-controllers may still clean up",
+    ),
+    ("cluster.migrationMinutes", "`CalicoMigrationStalled`: no worker more has been moved for so long"),
+    (
+        "cluster.masterUpdateMinutes",
+        "`MasterUpdateInProgress`: after the API server's version changed; `MasterUnreachableClusterwide` is critical only then",
+    ),
+    (
+        "cluster.transitMinutes",
+        "`WorkerStuckInTransition`: a worker that is rebooted, reloaded or new is not Ready for so long",
+    ),
     ("cluster.recurrences", "`CalicoFailureRecurring`: episodes within `limits.recurrenceDays`"),
     ("cluster.fewWorkers", "scope `few`: at most so many workers"),
     ("cluster.fewPercent", "scope `few`: or so many of them"),

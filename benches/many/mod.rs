@@ -1,5 +1,7 @@
 //! Thousands of objects of real size, and what changes them, sent over a few connections.
 
+pub mod calico;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -84,6 +86,11 @@ pub fn name(index: usize) -> String {
     format!("worker-{index:05}")
 }
 
+/// Its address.
+pub fn address(index: usize) -> String {
+    format!("10.{}.{}.{}", 9 + index / 62_500, index / 250 % 250, index % 250)
+}
+
 /// A Node object of real size: about 15 KB, most of it the images.
 pub fn worker(index: usize) -> Value {
     let images: Vec<Value> = (0..50)
@@ -92,7 +99,7 @@ pub fn worker(index: usize) -> Value {
             json!({"names": [digest, format!("registry.example/team/app-{image}:1.{index}")], "sizeBytes": 123_456_789})
         })
         .collect();
-    let address = format!("10.{}.{}.{}", 9 + index / 62_500, index / 250 % 250, index % 250);
+    let address = address(index);
     let mut worker = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": name(index),
@@ -113,6 +120,8 @@ pub fn worker(index: usize) -> Value {
         .extend(patch["metadata"]["annotations"].as_object().expect("an object").clone());
     let mut conditions = patch["status"]["conditions"].as_array().expect("conditions").clone();
     conditions.extend(kubelets("2026-01-01T00:00:00Z"));
+    conditions.push(json!({"type": "NetworkUnavailable", "status": "False", "reason": "CalicoIsUp", "message": "Calico is running on this node",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}));
     worker["status"]["conditions"] = conditions.into();
     worker
 }

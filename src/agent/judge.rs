@@ -83,6 +83,7 @@ impl Judge {
 
     /// Takes in what is known from before.
     pub(crate) fn take_past(&mut self, past: Past) {
+        self.remembered.kubelet_starts.clone_from(&past.learned.kubelet_starts);
         self.snapshot.past = Seen::Yes(past);
     }
 
@@ -148,6 +149,10 @@ impl Judge {
         {
             // Damage that comes later has another cause.
             past.boot = None;
+        }
+        let Snapshot { past, registries, runtime, debris, .. } = &mut self.snapshot;
+        if let Seen::Yes(past) = past {
+            past.learned.update(registries, runtime, debris, &self.remembered.kubelet_starts);
         }
         verdict
     }

@@ -155,6 +155,10 @@ fn snapshot_metrics(registry: &mut Registry, snapshot: &Snapshot) {
             [(vec![], conntrack.max as f64)],
         );
     }
+    if let Some(log) = snapshot.kernel_log.get() {
+        let help = "Lines of the kernel's log that were overwritten before they were read, to two digits";
+        registry.register("kernel_log_lines_lost", help, ConstCounter::new(log.lost));
+    }
     socket_metrics(registry, snapshot);
     capacity_metrics(registry, snapshot);
     if let Some(sandboxes) = snapshot.runtime.sandboxes.get() {

@@ -17,7 +17,7 @@ mod watchdog;
 
 pub(crate) use evidence::{Depth, Gatherer, run_program};
 pub(crate) use judge::{Judge, Report};
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use observe::fuzzing;
 #[cfg(test)]
 pub(crate) use observe::read_rule;

@@ -10,6 +10,7 @@ use super::{Judge, Report};
 use crate::bundle::Facts;
 use crate::clock::now;
 use crate::config::Config;
+use crate::facts::Learned;
 use crate::verdict::{Episodes, Now};
 
 /// One look of `nodevitals check` takes this long at most.
@@ -17,7 +18,7 @@ const ONE_LOOK: Duration = Duration::from_secs(8);
 
 /// One look at this machine. There is no history in it, so whatever it sees counts at once.
 pub(crate) async fn look_once(host: &HostRoot, config: &Config) -> Report {
-    let mut observer = observe::start(host, None);
+    let mut observer = observe::start(host, None, Learned::default());
     let mut judge = Judge::new(observe::identity(host), config, now());
     let end = Instant::now() + ONE_LOOK;
     while !judge.complete() {

@@ -30,7 +30,7 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
 
     /// Address for /metrics, /findings, /livez and /readyz
-    #[arg(long, default_value = "0.0.0.0:10580", value_name = "ADDRESS")]
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], PORT)), value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
     /// Kubeconfig to use instead of the pod's ServiceAccount

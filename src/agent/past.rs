@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::observe::{self, Blocking, HostRoot};
 use super::publish::{Kept, NodeNow};
 use crate::clock::now;
-use crate::facts::{End, Identity, Machine, Past};
+use crate::facts::{End, Identity, Learned, Machine, Past};
 use crate::verdict::annotation;
 
 /// Longest wait for the few files that tell.
@@ -33,6 +33,12 @@ pub(crate) async fn recall(host: &HostRoot, identity: &Identity, kept: Option<&K
         boot.end = blocking.run("records of shutdowns", DEADLINE, look).await.unwrap_or(End::Untold);
     }
     past
+}
+
+/// What earlier processes have learned of this node, as far as it holds in this boot.
+pub(crate) fn learned(kept: Option<&Kept>, boot_id: &str) -> Learned {
+    let learned = kept.map(|kept| kept.past.learned.clone()).unwrap_or_default();
+    if kept.is_some_and(|kept| kept.boot_id == boot_id) { learned } else { learned.after_boot() }
 }
 
 /// What the annotations say. When they were written nobody knows, but not before the Node was there.
@@ -106,6 +112,16 @@ mod tests {
         let same = Identity { boot_id: "b1".into(), ..identity() };
         assert_eq!(recall(&host, &same, Some(&kept(false)), Some(&old)).await.boot, None);
         assert_eq!(recall(&host, &identity(), None, None).await.boot, None, "the first boot");
+    }
+
+    #[test]
+    fn what_was_learned_in_another_boot_holds_in_part() {
+        let mut before = kept(false);
+        before.past.learned.registries.insert("icr.io".into());
+        before.past.learned.debris.0.insert("mounts".into(), vec![1]);
+        assert_eq!(learned(Some(&before), "b1"), before.past.learned);
+        assert_eq!(learned(Some(&before), "b2"), before.past.learned.clone().after_boot());
+        assert_eq!(learned(None, "b1"), Learned::default());
     }
 
     #[tokio::test]

@@ -46,8 +46,9 @@ pub(super) fn restore(judge: &mut Judge, node: Option<&NodeNow>, kept: Option<Ke
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::observe::Update;
     use crate::config::Config;
-    use crate::facts::{Identity, Past};
+    use crate::facts::{Identity, Past, Process, Processes, Program, Seen};
     use crate::verdict::{Episodes, Verdict, annotation, told};
     use jiff::Timestamp;
 
@@ -123,6 +124,40 @@ mod tests {
             condition.last_transition_time = Some(at(40));
         }
         assert_eq!(since(Some(&marked), Some(kept(20, 25))), Some((at(20), at(20))));
+    }
+
+    /// A process of the agent that goes on from what another kept and sees a kubelet that has been up for so many seconds;
+    /// the codes that it believes, and what it keeps.
+    fn sees_kubelet(kept: Option<&Kept>, process: i32, up: i64) -> (Vec<String>, Kept) {
+        let mut judge = judge();
+        judge.take_past(kept.map(|kept| kept.past.clone()).unwrap_or_default());
+        restore(&mut judge, None, kept.cloned());
+        let started_at = Timestamp::now() - jiff::SignedDuration::from_secs(up);
+        let kubelet = Process { program: Program::Kubelet, pid: process, state: 'S', started_at };
+        judge.take(Update::Processes(Seen::Yes(Processes { found: vec![kubelet], ..Processes::default() })));
+        let verdict = judge.judge(now());
+        let told = told(&verdict, &judge.snapshot().identity, judge.episodes());
+        let past = judge.snapshot().past.get().cloned().expect("one is known");
+        let kept = Kept::new(&verdict, told.conditions, "b", judge.episodes().clone(), past);
+        (verdict.findings.into_iter().map(|it| it.code).filter(|code| code == "KubeletRestarting").collect(), kept)
+    }
+
+    #[test]
+    fn a_kubelet_that_restarts_beside_the_agent_is_counted_once_each_time() {
+        let (codes, kept) = sees_kubelet(None, 7, 900);
+        assert!(codes.is_empty(), "the first start that was ever seen");
+        let (codes, kept) = sees_kubelet(Some(&kept), 7, 900);
+        assert!(codes.is_empty(), "only the agent was restarted");
+        let (codes, kept) = sees_kubelet(Some(&kept), 8, 300);
+        assert!(codes.is_empty(), "an update of both");
+        let (codes, kept) = sees_kubelet(Some(&kept), 9, 60);
+        assert_eq!(codes, ["KubeletRestarting"]);
+        let (codes, again) = sees_kubelet(Some(&kept), 9, 60);
+        assert_eq!(codes, ["KubeletRestarting"], "it goes on");
+        assert_eq!(again.past.learned, kept.past.learned, "nothing new for the disk");
+        let back: Kept = serde_json::from_value(serde_json::to_value(&kept).expect("plain")).expect("as it is written");
+        assert_eq!(back.past.learned, kept.past.learned);
+        assert!(sees_kubelet(None, 9, 60).0.is_empty(), "nothing is known");
     }
 
     #[test]

@@ -49,19 +49,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (tell, told) = watch::channel(None);
     let doubt = Arc::new(Notify::new());
     let own = Own::default();
-    let pace = pace(Arc::clone(&own), config.writes);
+    let pace = pace(Arc::clone(&own), &options.namespace, config.writes);
     let asked = (options.map_interval > 0).then(|| asked(&options, &ways, Arc::clone(&own)));
     let events_by = ways.clone();
     let mut writer = Writer::new(ways, options.node_name.clone(), told, Arc::clone(&doubt), options.heartbeat)
         .among(pace)
         .with_patience(config.limits.status_write_seconds);
-    let observer = observe::start(&host, asked);
     let identity = Identity { node_name: Some(options.node_name.clone()), ..observe::identity(&host) };
-    let mut judge = Judge::new(identity, &config, now());
     let kept = match &options.state_dir {
         Some(directory) => state_file::load(directory).await,
         None => None,
     };
+    let observer = observe::start(&host, asked, past::learned(kept.as_ref(), &identity.boot_id));
+    let mut judge = Judge::new(identity, &config, now());
     let node = timeout(FIRST_LOOK, writer.read()).await.ok().flatten();
     let announcer = Announcer::new(&options.node_name, config.events, &told_before(node.as_ref(), kept.as_ref()));
     judge.take_past(past::recall(&host, &judge.snapshot().identity, kept.as_ref(), node.as_ref()).await);
@@ -92,10 +92,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 /// The node, once it is watched.
 type Own = Arc<OnceLock<Arc<Watched>>>;
 
-/// How fast this node may write, as one of those that the map shows.
-fn pace(own: Own, writes: config::Writes) -> Pace {
+/// How fast this node may write, as one of those that the map shows, or of those that have an agent.
+fn pace(own: Own, namespace: &str, writes: config::Writes) -> Pace {
     let nodes = move || own.get().map_or(0, |watched| watched.nodes());
-    Pace { nodes: Arc::new(nodes), per_second: writes.cluster_per_second }
+    let set = format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/nodevitals-agent");
+    Pace::new(Arc::new(nodes), set, writes.cluster_per_second)
 }
 
 /// Whom to ask about the cluster, and what to say of this node with that.
@@ -109,14 +110,18 @@ fn asked(options: &Options, ways: &[Api], own: Own) -> observe::Asked {
     }
 }
 
-/// What the aggregator compares with what other nodes say: sums over the blocks that this node routes, by family, and MTUs.
+/// What the aggregator compares with what other nodes say: sums over the blocks that this node routes, by family, MTUs, its CNI
+/// configuration, and when it booted.
 fn block_sums(watched: &Watched) -> String {
     let sums = [(Family::V4, "v4"), (Family::V6, "v6")].into_iter().filter_map(|(family, key)| {
         let sums = watched.read(|judge, _| judge.snapshot().block_sums(family))?;
         Some(format!("&{key}={sums}"))
     });
     let mtus = watched.read(|judge, _| judge.snapshot().mtus()).map(|mtus| format!("&mtu={mtus}"));
-    sums.chain(mtus).collect()
+    let cni = watched.read(|judge, _| judge.snapshot().cni.hash()).map(|hash| format!("&cni={hash:08x}"));
+    let now = crate::clock::now();
+    let booted = now.wall.as_second().saturating_sub_unsigned(now.since_boot.as_secs());
+    sums.chain(mtus).chain(cni).chain([format!("&boot={booted}")]).collect()
 }
 
 /// Ways to the API server, best first.

@@ -13,19 +13,21 @@ use super::observe::{self, HostRoot, Observer};
 use super::publish::Kept;
 use super::run::FIRST_LOOK;
 use super::watchdog::Heart;
-use crate::clock::{now, since_boot};
+use crate::clock::{awake, now, since_boot};
 use crate::config::Config;
-use crate::facts::{Seen, Writes};
+use crate::facts::{Learned, Seen, Writes};
 use crate::verdict::{Raised, Told, Verdict, told};
 
 /// After a change the loop waits this long for more: events come in bursts, and one verdict tells of all.
 const BURST: Duration = Duration::from_millis(20);
 /// While the Node waits for evidence, it is looked after this often.
 const SHORTLY: Duration = Duration::from_millis(100);
-/// A loop that was away for longer was paused or suspended: what the Node says has to be read again.
+/// A loop that was away for longer was paused: sources tell of their looks every few seconds.
 const PAUSED: Duration = Duration::from_secs(30);
 /// So much later than asked for nobody judges unless the process was stopped.
 const LATE: Duration = Duration::from_secs(5);
+/// The clocks that count suspended time and those that do not differ by more only where there was some.
+const SLEPT: Duration = Duration::from_millis(500);
 
 /// A node that is being watched: the judge and its last verdict, shared with the pages.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ impl Watched {
 
 /// A watched node with its sources started, for the process that holds agent and aggregator together.
 pub(crate) fn start(host: &HostRoot, config: &Config) -> (Arc<Watched>, Observer) {
-    let observer = observe::start(host, None);
+    let observer = observe::start(host, None, Learned::default());
     let judge = Judge::new(observe::identity(host), config, now());
     (Arc::new(Watched::new(judge, observer.stats().clone())), observer)
 }
@@ -83,10 +85,18 @@ pub(crate) async fn watch_node(
     tell: &mut Tell,
     heart: &Heart,
 ) {
-    let first_look = Instant::now() + FIRST_LOOK;
+    let (first_look, doubt) = (Instant::now() + FIRST_LOOK, Arc::clone(&tell.doubt));
     let mut judge_at = Some(first_look);
-    let mut last_round = since_boot();
-    let mut due = None;
+    let (mut last, mut due) = (Clocks::now(), None);
+    // Before anything is judged: what was waited for while nobody looked proves nothing.
+    let mut notice_absence = |due| {
+        let before = std::mem::replace(&mut last, Clocks::now());
+        if let Some(absence) = last.absence(before, due) {
+            tracing::info!(seconds = absence.as_secs(), "was paused or suspended");
+            watched.change(|judge| judge.was_away(now()));
+            doubt.notify_one();
+        }
+    };
     loop {
         let wake = async {
             match judge_at {
@@ -109,9 +119,7 @@ pub(crate) async fn watch_node(
                 judge_at = Some(Instant::now() + BURST);
             }
             () = wake => {
-                if due.is_some_and(|due| since_boot().saturating_sub(due) > LATE) {
-                    watched.change(|judge| judge.was_away(now()));
-                }
+                notice_absence(due);
                 let (before, verdict) = watched.judge();
                 log(before.as_ref(), &verdict);
                 due = verdict.look_again_in.map(|wait| since_boot() + wait);
@@ -126,12 +134,29 @@ pub(crate) async fn watch_node(
             }
         }
         heart.beat();
-        let round = since_boot();
-        if round.saturating_sub(last_round) > PAUSED {
-            tracing::info!(seconds = round.saturating_sub(last_round).as_secs(), "was paused");
-            tell.doubt.notify_one();
-        }
-        last_round = round;
+        notice_absence(due);
+    }
+}
+
+/// The clocks of one round of the loop.
+#[derive(Debug, Clone, Copy)]
+struct Clocks {
+    since_boot: Duration,
+    /// Without the time in which the machine was suspended.
+    awake: Duration,
+}
+
+impl Clocks {
+    fn now() -> Self {
+        Clocks { since_boot: since_boot(), awake: awake() }
+    }
+
+    /// For how long nobody looked between the round before and this one, which was `due` then; none where all went on.
+    fn absence(self, before: Clocks, due: Option<Duration>) -> Option<Duration> {
+        let went_by = self.since_boot.saturating_sub(before.since_boot);
+        let slept = went_by.saturating_sub(self.awake.saturating_sub(before.awake));
+        let late = due.is_some_and(|due| self.since_boot.saturating_sub(due) > LATE);
+        (went_by > PAUSED || slept > SLEPT || late).then_some(went_by)
     }
 }
 
@@ -228,5 +253,38 @@ fn log(before: Option<&Verdict>, now: &Verdict) {
     }
     if before.is_none_or(|before| before.state != now.state) {
         tracing::info!(state = now.state.as_str(), settling = now.settling, "worker state");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_did_not_look_for_a_while_was_paused_or_suspended() {
+        let at = |since_boot, awake| Clocks {
+            since_boot: Duration::from_millis(since_boot),
+            awake: Duration::from_millis(awake),
+        };
+        let before = at(1_000_000, 900_000);
+        let cases = [
+            // The next source tells; one that is slow to; nobody for long, stopped or suspended.
+            (at(1_002_000, 902_000), None, false),
+            (at(1_020_000, 920_000), None, false),
+            (at(1_031_000, 931_000), None, true),
+            (at(1_180_000, 900_010), None, true),
+            // Suspended for seconds, with and without something that waits; the clock is set by some milliseconds.
+            (at(1_008_000, 901_000), Some(1_060_000), true),
+            (at(1_008_000, 901_000), None, true),
+            (at(1_002_400, 902_000), None, false),
+            // Stopped for seconds, in which something was to be judged; the machine has much to do.
+            (at(1_008_000, 908_000), Some(1_002_000), true),
+            (at(1_006_000, 906_000), Some(1_002_000), false),
+            (at(1_008_000, 908_000), Some(1_060_000), false),
+        ];
+        for (now, due, away) in cases {
+            let absence = now.absence(before, due.map(Duration::from_millis));
+            assert_eq!(absence.is_some(), away, "{now:?} {due:?}");
+        }
     }
 }

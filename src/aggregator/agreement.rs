@@ -24,7 +24,7 @@ use super::row::Row;
 use crate::facts::{BlockSums, Family, PARTS};
 use crate::verdict::{Now, Status};
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use ask::fuzz;
 pub(super) use ask::{run, told};
 
@@ -267,7 +267,7 @@ impl Mesh {
             .filter(|(_, _, parts)| *parts != 0)
             .collect();
         // Who waits longest comes first.
-        due.sort_by_key(|(_, asked, _)| *asked);
+        due.sort_unstable_by_key(|(node, asked, _)| (*asked, *node));
         due.truncate(ASKED);
         due.into_iter().filter_map(|(node, _, parts)| self.question(family, cluster, node, parts)).collect()
     }

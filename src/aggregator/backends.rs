@@ -10,7 +10,7 @@ use http::Request;
 use jiff::Timestamp;
 use kube::Client;
 
-use super::looked::{self, Looked};
+use super::looked::{self, Look, Looked};
 use super::model::ListPage;
 use super::object::ObjectView;
 use super::store::Store;
@@ -72,46 +72,52 @@ fn wanted(around: &Surroundings) -> Vec<Service> {
 
 /// Looks for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
-    let mut last = Looked::new();
+    let (mut last, mut failed) = (Looked::new(), false);
     loop {
         looked::tick().await;
         let (wanted, before) = {
             let inner = store.lock();
             (wanted(&inner.cluster.surroundings), inner.cluster.backends.clone())
         };
-        if !last.is_due(&wanted, before.values().any(|it| it.nobody_since.is_some()), AGAIN) {
+        if !last.is_due(&wanted, failed || before.values().any(|it| it.nobody_since.is_some()), AGAIN) {
             continue;
         }
-        let mut found = Backends::new();
+        let (mut found, mut error) = (Backends::new(), None);
         for service in &wanted {
             let known = before.get(service);
-            // What could not be asked just now is as it was.
-            let Some(mut backend) = look(client, service).await.or_else(|| known.cloned()) else { continue };
+            let looked = look(client, service).await.unwrap_or_else(|why| {
+                error = Some(why);
+                // For a short time it is as it was.
+                known.cloned()
+            });
+            let Some(mut backend) = looked else { continue };
             backend.nobody_since = (backend.ready() == 0)
                 .then(|| known.and_then(|known| known.nobody_since).unwrap_or_else(Timestamp::now));
             found.insert(service.clone(), backend);
         }
+        failed = error.is_some();
         store.change(|cluster| {
             cluster.revision += u64::from(cluster.backends != found);
             cluster.backends = found;
+            cluster.looked(Look::Backends, error, Timestamp::now());
         });
         last.at(wanted);
     }
 }
 
-/// None when nobody answered, without permission, and where the Service leads out of the cluster.
-async fn look(client: &Client, (namespace, name): &Service) -> Option<Backend> {
+/// None where the Service leads out of the cluster; why not, when nobody answered and without permission.
+async fn look(client: &Client, (namespace, name): &Service) -> Result<Option<Backend>, String> {
     let core = format!("/api/v1/namespaces/{namespace}/services/{name}");
     let service: Option<ObjectView> = get(client, &core).await?;
-    let Some(service) = service else { return Some(Backend { missing: true, ..Backend::default() }) };
+    let Some(service) = service else { return Ok(Some(Backend { missing: true, ..Backend::default() })) };
     if service.spec.kind == "ExternalName" {
-        return None;
+        return Ok(None);
     }
     let slices = format!(
         "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{name}"
     );
-    let slices: ListPage<ObjectView> = get(client, &slices).await??;
-    Some(Backend { endpoints: endpoints(&slices.items), ..Backend::default() })
+    let slices: Option<ListPage<ObjectView>> = get(client, &slices).await?;
+    Ok(slices.map(|slices| Backend { endpoints: endpoints(&slices.items), ..Backend::default() }))
 }
 
 fn endpoints(slices: &[ObjectView]) -> Vec<Endpoint> {
@@ -127,16 +133,14 @@ fn endpoints(slices: &[ObjectView]) -> Vec<Endpoint> {
     all
 }
 
-/// Some(None) where there is no such thing.
-async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Option<Option<T>> {
-    let request = Request::get(path).body(Vec::new()).ok()?;
-    match tokio::time::timeout(DEADLINE, client.request(request)).await.ok()? {
-        Ok(object) => Some(Some(object)),
-        Err(kube::Error::Api(status)) if status.code == 404 => Some(None),
-        Err(error) => {
-            tracing::debug!(path, error = crate::api::chain(&error), "cannot see who answers for a webhook");
-            None
-        }
+/// None where there is no such thing.
+async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Result<Option<T>, String> {
+    let request = Request::get(path).body(Vec::new()).map_err(|error| error.to_string())?;
+    let answer = tokio::time::timeout(DEADLINE, client.request(request)).await;
+    match answer.map_err(|_| format!("no answer within {} s", DEADLINE.as_secs()))? {
+        Ok(object) => Ok(Some(object)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(crate::api::chain(&error)),
     }
 }
 

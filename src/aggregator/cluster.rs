@@ -1,9 +1,10 @@
 //! What the aggregator knows: one pruned row for each Node, and the agent's Pods by node.
 
+mod said;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -12,17 +13,22 @@ use super::agreement::Agreement;
 use super::backends::Backends;
 use super::hosted::Hosted;
 use super::ipam::Ipam;
+use super::looked::Look;
 use super::memory::Memory;
-use super::model::{CALICO_ADDRESSES, ConditionView, MIGRATION, NodeView, POOL_LABELS, REFILLED, ZONE_LABELS};
+use super::model::{ConditionView, MIGRATION, NodeView, POOL_LABELS, REFILLED, ZONE_LABELS};
 use super::mtus::{Mtus, Odds};
 use super::object::ObjectView;
 use super::password::Found;
-use super::row::{AgentPod, Condition, NETWORK, READY, Row, Words, clipped, findings, row_from_told};
+use super::row::{
+    AgentPod, Condition, Episode, NETWORK, READY, Row, Words, clipped, episodes, findings, more, row_from_told,
+};
+use super::scrapes::Scrapes;
 use super::sight::Sight;
 use super::surroundings::Surroundings;
 use super::traits::{Traits, Values};
 use crate::config::ClusterLimits;
 use crate::verdict::{Status, Told, WorkerState, annotation};
+use said::{addresses, calico_addresses, hash, of_kind};
 
 /// Addresses of one kind, or ranges of Pod addresses, that are kept of one node.
 const MOST_ADDRESSES: usize = 16;
@@ -58,10 +64,16 @@ pub(crate) struct Cluster {
     pub(crate) hosted: Option<Hosted>,
     /// Who answers for webhooks.
     pub(crate) backends: Backends,
+    /// How the last looks went at what is not watched.
+    pub(crate) looks: BTreeMap<Look, Sight>,
     /// Who routes other blocks of pod addresses than most.
     pub(crate) agreement: Agreement,
     /// Whose links have another MTU than those of most.
     pub(crate) odd_mtus: Odds,
+    /// When findings were noticed that tell no time themselves, by code and subject.
+    pub(crate) noticed: BTreeMap<(String, String), Timestamp>,
+    /// Who comes for the metrics.
+    pub(crate) scrapes: Scrapes,
     /// Moves when the report is another one.
     pub(crate) revision: u64,
     /// How the Nodes are seen.
@@ -133,6 +145,16 @@ impl Cluster {
         pods.map(|pod| (&*pod.node, &*pod.version)).collect()
     }
 
+    /// One of these was looked at, or could not be: why.
+    pub(crate) fn looked(&mut self, look: Look, error: Option<String>, now: Timestamp) {
+        let sight = self.looks.entry(look).or_default();
+        self.revision += u64::from(sight.is_lost().is_some() != error.is_some());
+        match error {
+            None => sight.found(),
+            Some(why) => sight.lost(now, why),
+        }
+    }
+
     /// One node.
     pub(crate) fn node(&self, name: &str) -> Option<&Row> {
         self.nodes.get(name).map(|row| &**row)
@@ -147,12 +169,17 @@ impl Cluster {
     pub(crate) fn apply_node(&mut self, node: &NodeView, now: Timestamp) {
         if !node.metadata.name.is_empty() {
             let mut row = self.row(node);
+            // One that was made anew is another, whose end was missed: nothing goes on.
+            let made = |row: &Row| row.created.is_some_and(|created| Some(created) < node.metadata.creation_timestamp);
+            if self.node(&node.metadata.name).is_some_and(made) {
+                self.remove_node(&node.metadata.name, now);
+            }
             let before = self.nodes.get(node.metadata.name.as_str()).map(|row| &**row);
             if let Some(before) = before {
                 row.goes_on_from(before, now);
                 // Whoever works on a worker turns it as often as it takes.
                 if before.is_ready() != row.is_ready() && !row.unschedulable {
-                    self.memory.turned(&node.metadata.name, now);
+                    self.memory.turned(&node.metadata.name, row.is_ready(), now);
                 }
                 self.surroundings.journal.worker(&node.metadata.name, before, &row, &self.values, now);
             }
@@ -201,11 +228,19 @@ impl Cluster {
 
     /// Forgets a Node.
     pub(crate) fn remove_node(&mut self, name: &str, now: Timestamp) {
-        // Nobody comes in the place of what was left over.
-        let left_over = |row: &Row| !row.is_ready() && self.duplicates().contains_key(name);
-        let refilled = self.node(name).is_some_and(|row| row.refilled && !left_over(row));
+        let twin =
+            self.node(name).is_some_and(|row| row.refilled && !row.is_ready()) && self.duplicates().contains_key(name);
+        self.forget_node(name, twin, now);
+    }
+
+    /// Forgets a Node, or one of which there is another by now: nobody comes in the place of what was left over.
+    fn forget_node(&mut self, name: &str, twin: bool, now: Timestamp) {
+        let refilled = self.node(name).is_some_and(|row| row.refilled && (row.is_ready() || !twin));
         if let Some(row) = self.nodes.remove(name) {
             self.surroundings.node_is_gone(name);
+            if !row.control_plane {
+                self.memory.worker_went(now);
+            }
             self.memory.bury(name, &row.addresses, row.pool.as_deref().filter(|_| refilled), now);
             self.revision += 1;
         }
@@ -253,8 +288,10 @@ impl Cluster {
         let list = self.nodes_sight.list();
         let gone: Vec<Box<str>> =
             self.nodes.iter().filter(|(_, row)| row.list != list).map(|(name, _)| name.clone()).collect();
+        let twins: HashSet<Box<str>> =
+            if gone.is_empty() { HashSet::new() } else { self.duplicates().into_keys().map(Into::into).collect() };
         for name in gone {
-            self.remove_node(&name, now);
+            self.forget_node(&name, twins.contains(&name), now);
         }
         self.words.retain(|word| Arc::strong_count(word) > 1);
         self.said.retain(|_, words| Arc::strong_count(words) > 1);
@@ -283,17 +320,20 @@ impl Cluster {
             state: meta.annotations.get(annotation::STATE).map(WorkerState::parse),
             since: meta.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
             findings: meta.annotations.get(annotation::FINDINGS).map(findings).unwrap_or_default(),
+            more: meta.annotations.get(annotation::FINDINGS).and_then(more),
+            episodes: self.episodes(meta.annotations.get(annotation::EPISODES)),
             addresses: addresses(node),
             external: of_kind(node, "ExternalIP"),
             traits: Traits::read(node, &mut self.values),
             boot: hash(node, "bootID"),
             machine: hash(node, "systemUUID"),
+            installed: hash(node, "machineID"),
             cordoned_at: node.spec.taint("node.kubernetes.io/unschedulable").and_then(|taint| taint.time_added),
             tunnels: calico_addresses(node, |kind| kind != "Address").collect(),
             pod_cidrs: node.spec.pod_cidrs.iter().take(MOST_ADDRESSES).filter_map(|cidr| cidr.parse().ok()).collect(),
             network_taint: network_taint.is_some(),
             network_taint_since: network_taint.and_then(|taint| taint.time_added),
-            maintained: meta.annotations.get(MAINTENANCE).is_some(),
+            maintained: meta.annotations.get(MAINTENANCE).is_some() || node.spec.taint(SCALED_DOWN).is_some(),
             migration: meta.labels.get(MIGRATION).map(|stage| self.word(stage)),
             control_plane: CONTROL_PLANE.iter().any(|key| node.spec.taint(key).is_some()),
             list: self.nodes_sight.list(),
@@ -317,8 +357,11 @@ impl Cluster {
         let (reason, message) = (clipped(&seen.reason), clipped(&seen.message));
         // What is said of healthy conditions is the same on every node; what is said of problems is not, but a node that
         // is marked says it eight times.
-        let same = before.iter().find_map(|condition| condition.shares(reason, message));
-        let words = same.unwrap_or_else(|| self.said(reason, message, status == Status::False));
+        let often = status == if seen.kind == READY { Status::True } else { Status::False };
+        let words = || {
+            let same = before.iter().find_map(|condition| condition.shares(reason, message));
+            same.unwrap_or_else(|| self.said(reason, message, often))
+        };
         Condition::new(&seen.kind, status, words, seen.last_transition_time)
     }
 
@@ -334,6 +377,10 @@ impl Cluster {
         if *known.reason == *reason && *known.message == *message { Arc::clone(known) } else { new() }
     }
 
+    fn episodes(&mut self, json: Option<&str>) -> Box<[Episode]> {
+        json.map(|json| episodes(json, &mut |code| self.word(code))).unwrap_or_default()
+    }
+
     fn word(&mut self, text: &str) -> Arc<str> {
         if let Some(word) = self.words.get(text) {
             return Arc::clone(word);
@@ -342,42 +389,4 @@ impl Cluster {
         self.words.insert(Arc::clone(&word));
         word
     }
-}
-
-/// Addresses of this type.
-fn of_kind(node: &NodeView, kind: &str) -> Box<[IpAddr]> {
-    let all = node.status.addresses.iter().filter(|address| address.kind == kind);
-    all.filter_map(|address| address.address.parse().ok()).take(MOST_ADDRESSES).collect()
-}
-
-/// What is compared and never shown.
-fn hash(node: &NodeView, key: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    node.status.node_info.get(key).map_or(0, |text| {
-        hasher.write(text.as_bytes());
-        hasher.finish()
-    })
-}
-
-/// Addresses that other nodes reach it at.
-fn addresses(node: &NodeView) -> Box<[IpAddr]> {
-    let mut all = of_kind(node, "InternalIP").into_vec();
-    for announced in calico_addresses(node, |kind| kind == "Address") {
-        if !all.contains(&announced) {
-            all.push(announced);
-        }
-    }
-    all.into()
-}
-
-/// The addresses in Calico's annotations: what follows the family in their names says of which kind they are.
-fn calico_addresses(node: &NodeView, wanted: fn(&str) -> bool) -> impl Iterator<Item = IpAddr> {
-    let all = node.metadata.annotations.0.iter();
-    all.filter_map(move |(key, value)| {
-        let kind = key.strip_prefix(CALICO_ADDRESSES)?.get(1..)?;
-        let known = ["Address", "VXLANTunnelAddr", "IPIPTunnelAddr", "WireguardInterfaceAddr"].contains(&kind);
-        // The address has the length of its subnet behind it.
-        let address = value.split_once('/').map_or(value.as_str(), |(address, _)| address);
-        (known && wanted(kind)).then(|| IpAddr::from_str(address).ok())?
-    })
 }

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use kube::Client;
 use serde_json::Value;
 
+use super::looked::Look;
 use super::object::{ObjectView, text};
 use super::store::Store;
 use super::surroundings::What;
@@ -190,16 +191,16 @@ pub(crate) fn family(cidr: &IpNet) -> usize {
 enum Unread {
     /// There is no permission: what was known before no longer counts.
     Denied,
-    /// Nobody answered: it is as it was.
-    Failed,
+    /// Nobody answered.
+    Failed(String),
 }
 
 /// Reads for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
-    let (mut at, mut rounds): (Option<Duration>, _) = (None, leaks::Rounds::default());
+    let (mut at, mut failed, mut rounds): (Option<Duration>, _, _) = (None, false, leaks::Rounds::default());
     loop {
         tokio::time::sleep(TICK).await;
-        let (pools, before) = {
+        let (pools, before, cleanup) = {
             let inner = store.lock();
             let around = &inner.cluster.surroundings;
             // Without Calico's pools there is no Calico, and without the Nodes all would seem to be gone.
@@ -208,27 +209,31 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
             }
             let pools: Vec<IpNet> = around.pools().iter().map(|pool| pool.cidr).collect();
             let wanting = inner.cluster.nodes().any(|(_, row)| row.has("PodSandboxFailing"));
-            let least = if wanting { SOON } else { AGAIN.0 };
+            let least = if wanting || failed { SOON } else { AGAIN.0 };
             let blocks = inner.cluster.ipam.as_ref().map_or(0, Ipam::blocks);
             let again = EACH.saturating_mul(blocks).clamp(least, AGAIN.1);
             if pools.is_empty() || at.is_some_and(|at| since_boot().saturating_sub(at) < again) {
                 continue;
             }
-            (pools, inner.cluster.ipam.clone())
+            (pools, inner.cluster.ipam.clone(), inner.cluster.limits().cleanup())
         };
-        rounds.begin(before.as_ref(), since_boot());
+        let cleanup = Duration::from_secs(cleanup.unsigned_abs());
+        rounds.begin(before.as_ref(), cleanup, since_boot());
         let read = read(client, store, &pools, &mut rounds).await;
         at = Some(since_boot());
-        let read = match read {
+        // What is denied is not asked for any sooner.
+        failed = matches!(read, Err(Unread::Failed(_)));
+        let (read, error) = match read {
             Ok(mut ipam) => {
                 if let Some(before) = &before {
                     ipam.goes_on_from(before);
                 }
                 rounds.end(client, before.as_ref(), &mut ipam).await;
-                Some(ipam)
+                (Some(ipam), None)
             }
-            Err(Unread::Denied) => None,
-            Err(Unread::Failed) => continue,
+            Err(Unread::Denied) => (None, Some("no permission to list it".to_owned())),
+            // For a short time it is as it was.
+            Err(Unread::Failed(why)) => (before, Some(why)),
         };
         store.change(|cluster| {
             let same = match (&cluster.ipam, &read) {
@@ -237,6 +242,7 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
             };
             cluster.revision += u64::from(!same);
             cluster.ipam = read;
+            cluster.looked(Look::Blocks, error, Timestamp::now());
         });
     }
 }
@@ -275,8 +281,9 @@ async fn each(client: &Client, name: &'static str, take: &mut dyn FnMut(ObjectVi
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(kube::Error::Api(status)) if status.code == 403 => return Err(Unread::Denied),
             Err(error) => {
-                tracing::debug!(name, error = crate::api::chain(&error), "cannot read how addresses are given out");
-                return Err(Unread::Failed);
+                let why = crate::api::chain(&error);
+                tracing::debug!(name, error = why, "cannot read how addresses are given out");
+                return Err(Unread::Failed(why));
             }
         }
     }

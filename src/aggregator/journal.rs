@@ -17,7 +17,7 @@ const MOST: usize = 300;
 /// Changes of one object that are kept.
 const MOST_OF_ONE: usize = 3;
 /// Workers to which the same happens within this time, in seconds, are one change.
-const TOGETHER: i64 = 6 * 3600;
+const TOGETHER: u64 = 6 * 3600;
 /// A change that is longer before a failure, in seconds, is not shown with it.
 const BEFORE: i64 = 24 * 3600;
 /// What happened so shortly after, in seconds, may still be the cause: clocks differ, and a failure is dated back.
@@ -89,6 +89,9 @@ impl Journal {
         if row.rebooted == Some(now) {
             self.happened("booted anew".to_owned(), name, now);
         }
+        if row.reloaded == Some(now) {
+            self.happened("reloaded".to_owned(), name, now);
+        }
         if row.updated == Some(now) {
             let old: BTreeMap<_, _> = before.traits.numbers().filter_map(|number| values.get(number)).collect();
             for (kind, text) in row.traits.numbers().filter_map(|number| values.get(number)) {
@@ -99,8 +102,10 @@ impl Journal {
         }
     }
 
-    fn happened(&mut self, what: String, worker: &str, now: Timestamp) {
-        let same = |entry: &&mut Entry| *entry.about == *what && now.as_second() - entry.at.as_second() <= TOGETHER;
+    /// Something happened to a worker: `booted anew`.
+    pub(super) fn happened(&mut self, what: String, worker: &str, now: Timestamp) {
+        let same =
+            |entry: &&mut Entry| *entry.about == *what && now.as_second().abs_diff(entry.at.as_second()) <= TOGETHER;
         if let Some(Entry { change: Change::Workers(count, last), .. }) = self.entries.iter_mut().find(same) {
             *count += 1;
             *last = worker.into();

@@ -1,4 +1,5 @@
-//! When to look again at what the watches do not bring: soon where something is wrong, and at once at something else.
+//! What the watches do not bring and is asked for: which it is, and when to look again: soon where something is wrong, and at
+//! once at something else.
 
 use std::time::Duration;
 
@@ -8,6 +9,28 @@ use crate::clock::since_boot;
 const TICK: Duration = Duration::from_secs(5);
 /// While something is wrong, the same is looked at again after this time.
 const SOON: Duration = Duration::from_secs(15);
+
+/// What is asked for now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Look {
+    /// How Calico gives out addresses.
+    Blocks,
+    /// Who answers for webhooks.
+    Backends,
+    /// Whether calico-node may read the password of BGP's peers.
+    Password,
+}
+
+impl Look {
+    /// Its name beside those of the kinds that are watched.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Look::Blocks => "ipamblocks",
+            Look::Backends => "services of webhooks",
+            Look::Password => "access to the BGP password",
+        }
+    }
+}
 
 /// What was looked at last, and when.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
 //! What has to outlive this process: nodes that are gone, on which workers calico-node failed and when, and how often
-//! kubelets turned Ready and back (catalogue R012, R043, R177).
+//! kubelets turned Ready and back (catalogue R012, R043, R177). Where most turn alike at a time, the control plane was away,
+//! and it counts for none of them.
 //!
 //! It is kept in one ConfigMap beside the aggregator. The replica that leads writes it, and only when it is another than what
 //! was written, at most once a minute: in a quiet cluster never. The others see the same by their own watches.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use http::Request;
@@ -13,8 +15,12 @@ use jiff::Timestamp;
 use kube::Client;
 use serde_json::{Value, json};
 
-use super::report::failing_calico;
+use super::cluster::Cluster;
+use super::master::Master;
+use super::report::{Scope, failing_calico, of_cluster, place};
+use super::row::Row;
 use super::store::Store;
+use crate::clock::since_boot;
 
 /// Name of the ConfigMap.
 const NAME: &str = "nodevitals-aggregator";
@@ -35,6 +41,11 @@ const LONGEST: i64 = 14 * 24 * 3600;
 /// Turns of a kubelet are remembered for so long, in seconds, which is the longest time that they can count together
 /// (catalogue H4, [`LONGEST_TURNS`](crate::config::ranges::LONGEST_TURNS)).
 const TURNS: i64 = 24 * 3600;
+/// Turns of several kubelets within this time, in seconds, may have one cause: leases expire and are renewed within a minute,
+/// and a kubelet that was refused for long tries again more seldom.
+const TOGETHER: i64 = 180;
+/// A turn is told of after this time, in seconds: by then it has been noted whether others turned with it.
+pub(crate) const SIFTED: i64 = 30;
 /// What two replicas note within this time, in seconds, is the same: each has a clock and a rhythm of its own.
 const APART: u64 = 30;
 /// What begins again so soon, in seconds, has not ended.
@@ -45,10 +56,16 @@ const SAME: i64 = 600;
 pub(crate) struct Memory {
     /// Nodes that are gone.
     gone: BTreeMap<Box<str>, Gone>,
-    /// When calico-node failed, by worker: from, and to unless it still does. In seconds since the epoch.
+    /// When calico-node failed, by pool and address of the worker: from, and to unless it still does. In seconds since the epoch.
     calico: BTreeMap<Box<str>, Vec<(i64, Option<i64>)>>,
     /// When kubelets turned Ready or not.
     turns: BTreeMap<Box<str>, Vec<i64>>,
+    /// Of which version the API servers are.
+    pub(crate) master: Master,
+    /// When the last worker went, in seconds since the epoch.
+    worker_gone: Option<i64>,
+    /// Those that turned just now, with the last time: not Ready, and Ready. Not written down.
+    young: [BTreeMap<Box<str>, i64>; 2],
 }
 
 /// A node that is gone.
@@ -73,6 +90,9 @@ impl Memory {
         self.gone
             .insert(node.into(), Gone { at: now.as_second(), addresses: addresses.into(), pool: pool.map(Into::into) });
         self.turns.remove(node);
+        for young in &mut self.young {
+            young.remove(node);
+        }
     }
 
     /// A node is there.
@@ -90,6 +110,16 @@ impl Memory {
         self.gone.values().filter(|gone| gone.at >= since.as_second()).count()
     }
 
+    /// A worker went.
+    pub(super) fn worker_went(&mut self, now: Timestamp) {
+        self.worker_gone = self.worker_gone.max(Some(now.as_second()));
+    }
+
+    /// When the last worker went.
+    pub(crate) fn last_gone(&self) -> Option<Timestamp> {
+        Timestamp::from_second(self.worker_gone?).ok()
+    }
+
     /// Who went at or after that time, in seconds, and should have been replaced: by pool, with the time.
     pub(crate) fn to_replace(&self, since: i64) -> BTreeMap<&str, Vec<(i64, &str)>> {
         let mut pools: BTreeMap<&str, Vec<(i64, &str)>> = BTreeMap::new();
@@ -102,7 +132,8 @@ impl Memory {
     }
 
     /// A kubelet turned Ready, or not.
-    pub(super) fn turned(&mut self, node: &str, now: Timestamp) {
+    pub(super) fn turned(&mut self, node: &str, ready: bool, now: Timestamp) {
+        self.young[usize::from(ready)].insert(node.into(), now.as_second());
         if self.turns.len() < MOST_WORKERS || self.turns.contains_key(node) {
             let turns = self.turns.entry(node.into()).or_default();
             turns.push(now.as_second());
@@ -112,13 +143,12 @@ impl Memory {
         }
     }
 
-    /// How often it turned within this time, in seconds.
-    pub(crate) fn turns(&self, node: &str, within: i64, now: Timestamp) -> usize {
-        let young = |at: &&i64| now.as_second() - **at <= within;
-        self.turns.get(node).map_or(0, |turns| turns.iter().filter(young).count())
+    /// How often it turned at these times, in seconds since the epoch.
+    pub(crate) fn turns(&self, node: &str, at: RangeInclusive<i64>) -> usize {
+        self.turns.get(node).map_or(0, |turns| turns.iter().filter(|turn| at.contains(turn)).count())
     }
 
-    /// On these workers calico-node fails.
+    /// In these places (pool and address of a worker) calico-node fails.
     pub(crate) fn note(&mut self, failing: &[&str], now: Timestamp) {
         let now = now.as_second();
         for (node, episodes) in &mut self.calico {
@@ -166,11 +196,13 @@ impl Memory {
 
     fn write(&self) -> Value {
         let gone = self.gone.iter().map(|(name, gone)| json!([name, gone.at, gone.addresses, gone.pool]));
-        json!({ "gone": gone.collect::<Vec<_>>(), "calico": self.calico, "turns": self.turns })
+        json!({ "gone": gone.collect::<Vec<_>>(), "calico": self.calico, "turns": self.turns, "master": self.master.write(), "worker": self.worker_gone })
     }
 
     /// Takes in what was written, beside what has been seen since. What is damaged costs itself.
     fn read(&mut self, written: &Value) {
+        self.master.read(&written["master"]);
+        self.worker_gone = self.worker_gone.max(written["worker"].as_i64());
         for entry in written["gone"].as_array().into_iter().flatten().take(MOST_GONE) {
             if let (Some(name), Some(at)) = (entry[0].as_str(), entry[1].as_i64()) {
                 let addresses = entry[2].as_array().into_iter().flatten();
@@ -237,12 +269,56 @@ pub(super) async fn run(client: &Client, store: &Store, namespace: &str) -> std:
     }
 }
 
+/// Leaves out the turns that are not the kubelets' own. No kubelet can renew its lease while the control plane is away: most of
+/// those that can turn then do so alike, within [`TOGETHER`].
+pub(super) fn sift(cluster: &mut Cluster, now: Timestamp) {
+    let mut memory = std::mem::take(&mut cluster.memory);
+    for young in &mut memory.young {
+        young.retain(|_, at| now.as_second() - *at <= TOGETHER);
+    }
+    let [away, back] = &memory.young;
+    if !(away.is_empty() && back.is_empty()) {
+        let just_turned = |name: &str| away.contains_key(name) || back.contains_key(name);
+        let can = |(name, row): &(&str, &Row)| !row.unschedulable && (row.is_ready() || just_turned(name));
+        let all = cluster.nodes().filter(can).count();
+        let most = |young: &&BTreeMap<_, _>| Scope::of(young.len(), all, cluster.limits()) >= Scope::Most;
+        let mut sifted = 0;
+        for (node, at) in memory.young.iter().filter(most).flatten() {
+            if let Some(turns) = memory.turns.get_mut(node) {
+                let before = turns.len();
+                turns.retain(|turn| turn != at);
+                sifted += u64::from(turns.len() < before);
+            }
+        }
+        cluster.revision += sifted;
+        memory.turns.retain(|_, turns| !turns.is_empty());
+    }
+    cluster.memory = memory;
+}
+
+/// Remembers when findings were noticed that tell no time themselves. Of what is unknown it is not known whether it is over.
+pub(super) fn notice(cluster: &mut Cluster, now: Timestamp) {
+    let Some((findings, unknown)) = of_cluster(cluster, now) else { return };
+    let mut before = std::mem::take(&mut cluster.noticed);
+    let there = findings.into_iter().filter(|finding| finding.noticed).map(|finding| (finding.code, finding.subject));
+    let mut noticed: BTreeMap<_, _> =
+        there.map(|key| (before.remove(&key).unwrap_or(now), key)).map(|(at, key)| (key, at)).collect();
+    before.retain(|(code, _), _| unknown.iter().any(|cannot| cannot.codes.contains(code)));
+    noticed.append(&mut before);
+    cluster.noticed = noticed;
+}
+
 /// Whether this process leads.
 fn note(store: &Store) -> bool {
     let now = Timestamp::now();
     store.change(|cluster| {
+        sift(cluster, now);
+        cluster.revision += u64::from(cluster.scrapes.look(since_boot()));
+        notice(cluster, now);
         if let Some(failing) = failing_calico(cluster, now) {
-            let failing: Vec<&str> = failing.iter().map(String::as_str).collect();
+            let places = failing.iter().filter_map(|name| Some(place(name, cluster.node(name)?)));
+            let places: Vec<String> = places.collect();
+            let failing: Vec<&str> = places.iter().map(String::as_str).collect();
             let before = cluster.memory.calico.clone();
             cluster.memory.note(&failing, now);
             cluster.revision += u64::from(before != cluster.memory.calico);

@@ -16,6 +16,7 @@ mod lease;
 mod lenient;
 mod looked;
 mod map;
+mod master;
 mod memory;
 mod model;
 mod mtus;
@@ -27,6 +28,7 @@ mod password;
 mod pods;
 pub mod report;
 mod row;
+mod scrapes;
 mod sight;
 mod stale;
 mod store;
@@ -57,16 +59,16 @@ use lease::{Elector, Failure};
 use surroundings::What;
 use watch::Kind;
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use agreement::fuzz as fuzz_blocks;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use model::fuzz;
 #[cfg(test)]
 pub(crate) use offline::report_once;
 pub(crate) use offline::{Peer, from_node_objects, look};
 pub(crate) use pages::AggregatorPages;
 pub(crate) use store::Store;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use surroundings::fuzz as fuzz_surroundings;
 
 /// Connections that the pages are served on at once.
@@ -96,7 +98,7 @@ pub struct Options {
     server: Server,
 
     /// Port of the agents' pages on the nodes: who routes other pod blocks than most of the mesh is asked there which
-    #[arg(long, value_name = "PORT", default_value_t = 10580)]
+    #[arg(long, value_name = "PORT", default_value_t = crate::agent::PORT)]
     agent_port: u16,
 
     /// So long a node has to route other pod blocks than most of its mesh before it is told, in seconds; BGP needs up to
@@ -139,6 +141,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = memory::run(&api.unary, &store, &options.namespace) => match never {},
         never = Box::pin(ipam::run(&api.unary, &store)) => match never {},
         never = Box::pin(hosted::run(&api.unary, &store, &options.namespace)) => match never {},
+        never = master::run(&api.unary, &store) => match never {},
         never = backends::run(&api.unary, &store) => match never {},
         never = Box::pin(agreement::run(&store, options.agent_port)) => match never {},
         never = Box::pin(mtus::run(&store, options.agent_port)) => match never {},

@@ -234,7 +234,7 @@ pub(super) struct ListMeta {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     use super::cluster::Cluster;
     let Some((which, json)) = data.split_first() else { return };

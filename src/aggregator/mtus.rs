@@ -4,7 +4,7 @@
 //! for a hold-down is only a reason to ask: it, and one of the others, are asked by their own pages, and what they answer is
 //! told. So whoever lies about a node costs two questions and no alarm, and is set right by the answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -90,8 +90,11 @@ fn differing(cluster: &Cluster, now: Timestamp) -> Vec<(&str, &Row, usize, &str)
 
 /// Whom to ask now. Who no longer differs is forgotten.
 fn look(cluster: &Cluster, odds: &mut Odds, now: Now) -> Vec<Question> {
-    let differing = differing(cluster, now.wall);
-    odds.retain(|node, odd| differing.iter().any(|(name, _, link, _)| **name == **node && *link == odd.link));
+    let mut differing = differing(cluster, now.wall);
+    let still: HashSet<(&str, usize)> = differing.iter().map(|(name, _, link, _)| (*name, *link)).collect();
+    odds.retain(|node, odd| still.contains(&(&**node, odd.link)));
+    // Who waits longest comes first.
+    differing.sort_unstable_by_key(|(name, ..)| (odds.get(*name).and_then(|odd| odd.asked), *name));
     let mut questions = Vec::new();
     for (name, row, link, other) in differing {
         let new = || Odd {
@@ -106,7 +109,6 @@ fn look(cluster: &Cluster, odds: &mut Odds, now: Now) -> Vec<Question> {
         let address = |node: &str| cluster.node(node)?.addresses.first().copied();
         if let (false, Some(own), Some(theirs)) = (waits || questions.len() >= ASKED, address(name), address(other)) {
             odd.asked = Some(now.since_boot);
-            other.clone_into(&mut odd.against);
             questions.push([(name.to_owned(), own), (other.to_owned(), theirs)]);
         }
     }
@@ -124,8 +126,9 @@ fn answered(cluster: &mut Cluster, [(node, _), (other, _)]: &Question, answers: 
     if let Some(odd) = cluster.odd_mtus.get_mut(node.as_str()) {
         let (own, theirs) = (own[odd.link], theirs[odd.link]);
         let confirmed = (own != theirs && own > 0 && theirs > 0).then_some((own, theirs));
-        cluster.revision += u64::from(odd.confirmed != confirmed);
+        cluster.revision += u64::from(odd.confirmed != confirmed || odd.against != *other);
         odd.confirmed = confirmed;
+        odd.against.clone_from(other);
     }
 }
 
@@ -156,7 +159,13 @@ async fn ask(address: IpAddr, port: u16) -> Option<Mtus> {
     let page = SocketAddr::new(address, port);
     let answer = crate::http::get(page, "/blocks?family=4&parts=0000", LONGEST, DEADLINE).await.ok()?;
     let body: serde_json::Value = serde_json::from_str(&answer.body).ok().filter(|_| answer.status == 200)?;
-    parse(body["mtu"].as_str()?)
+    said(&body)
+}
+
+/// What an agent answers. One without such links says so.
+fn said(body: &serde_json::Value) -> Option<Mtus> {
+    let mtu = &body["mtu"];
+    if mtu.is_null() { Some(Mtus::default()) } else { parse(mtu.as_str()?) }
 }
 
 /// What an agent says in the query of its question for the map, if it does.
@@ -228,8 +237,49 @@ mod tests {
         answered(&mut cluster, &questions[0], [Some([1480, 1450]), Some([1450, 1450])], at(2_000));
         assert_eq!(confirmed(&cluster), [("n2", (1480, 1450))]);
         assert_eq!(cluster.odd_mtus["n2"].since, at(100));
+        // Another one is asked for comparison: until it has answered, it has said nothing.
+        let mut away = node("n0", "a", "p", "Normal", &[]);
+        away["status"]["conditions"][0]["status"] = "False".into();
+        apply(&mut cluster, &away);
+        let next = round(&mut cluster, 800 + HOLD);
+        assert_eq!((next[0][1].0.as_str(), cluster.odd_mtus["n2"].against.as_str()), ("n1", "n0"));
+        answered(&mut cluster, &next[0], [Some([1480, 1450]), Some([1450, 1450])], at(2_600));
+        assert_eq!(cluster.odd_mtus["n2"].against, "n1");
         cluster.mtus_told("n2", [1450, 1450], at(2_100));
         assert!(round(&mut cluster, 2_110).is_empty() && confirmed(&cluster).is_empty(), "it clears");
+    }
+
+    #[test]
+    fn links_that_are_gone_differ_from_nothing() {
+        let mut cluster = planted();
+        cluster.mtus_told("n2", [1480, 1450], at(0));
+        let questions = round(&mut cluster, HOLD);
+        answered(&mut cluster, &questions[0], [Some([1480, 1450]), Some([1450, 1450])], at(HOLD));
+        assert_eq!(confirmed(&cluster), [("n2", (1480, 1450))]);
+        answered(&mut cluster, &questions[0], [said(&json!({"mtu": null})), Some([1450, 1450])], at(HOLD + 600));
+        assert!(round(&mut cluster, HOLD + 630).is_empty() && confirmed(&cluster).is_empty());
+        assert_eq!((said(&json!({"mtu": "1450.0"})), said(&json!({"mtu": 7}))), (Some([1450, 0]), None));
+    }
+
+    #[test]
+    fn of_many_that_differ_those_are_asked_that_wait_longest() {
+        let worker = |number: usize| {
+            let mut worker = node(&format!("n{number:02}"), "a", "p", "Normal", &[]);
+            worker["status"]["addresses"] = json!([{"type": "InternalIP", "address": format!("10.0.0.{number}")}]);
+            worker
+        };
+        let mut cluster = crate::aggregator::testing::cluster(&(0..21).map(worker).collect::<Vec<Value>>(), &[]);
+        for number in 0..21 {
+            cluster.mtus_told(&format!("n{number:02}"), [if number < 10 { 1400 } else { 1450 }, 0], at(0));
+        }
+        let mut asked: BTreeMap<String, usize> = BTreeMap::new();
+        // As often as who was asked is asked again.
+        for turn in 0..5 {
+            for [(name, _), _] in round(&mut cluster, HOLD + 600 * turn) {
+                *asked.entry(name).or_default() += 1;
+            }
+        }
+        assert_eq!(asked.into_values().collect::<Vec<_>>(), [3, 3, 2, 2, 2, 2, 2, 2, 1, 1], "among equals by name");
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub(super) struct Spec {
     pub(super) ports: Vec<PortView>,
     /// Deployment.
     pub(super) replicas: Option<u32>,
+    /// DaemonSet: on how many nodes it may be away at once while it is updated: a number, or a share (`10%`).
+    pub(super) max_unavailable: Option<Box<str>>,
     /// IPPool: the prefix length of its blocks.
     pub(super) block_size: Option<u8>,
     /// IPPool; `Manual` where only who asks for it gets an address.
@@ -252,6 +254,11 @@ fn specified(spec: &Value) -> Spec {
         cluster_ips: each(&spec["clusterIPs"], text),
         ports: each(&spec["ports"], port),
         replicas: count(&spec["replicas"]),
+        max_unavailable: match &spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"] {
+            Value::String(share) => Some(share.as_str().into()),
+            Value::Number(number) => Some(number.to_string().into()),
+            _ => None,
+        },
         block_size: count(&spec["blockSize"]).and_then(|size| size.try_into().ok()),
         allowed_uses: if manual { vec!["Manual".to_owned()] } else { each(&spec["allowedUses"], text) },
         strict_affinity: spec["strictAffinity"].as_bool(),

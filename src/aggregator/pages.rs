@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -40,16 +40,14 @@ pub(crate) struct AggregatorPages {
 #[derive(Default)]
 struct Last {
     revision: u64,
-    /// When it was made, and how long that took.
-    made: Option<(Duration, Duration)>,
+    /// When it was made.
+    made: Option<Duration>,
     report: Whole,
 }
 
-/// A report counts as new for so long, if nothing has changed; and if something has. Whoever is told of a change, which
-/// takes twice as long as the latter, gets a report with it.
-const NEW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(250));
-/// While nothing changes, as many times as long as it took to make: of a hundred who ask, less than one waits for it.
-const WORTH: u32 = 128;
+/// A report counts as new for so long, if nothing has changed but the time; and if something has. Whoever is told of a change,
+/// which takes twice as long as the latter, gets a report with it.
+const NEW: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(250));
 
 impl AggregatorPages {
     /// Pages over this store. At most `listeners` are told of changes at once, so that those who fetch a page have
@@ -62,16 +60,15 @@ impl AggregatorPages {
     fn whole(&self) -> Option<Shared> {
         let (now, revision) = ((self.clock)(), *self.store.revisions().borrow());
         let last = &mut *self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = |(at, took): (Duration, Duration)| {
+        let new = |at: Duration| {
             let age = now.since_boot.saturating_sub(at);
-            age < NEW.1 || (last.revision == revision && age < NEW.0.max(took * WORTH))
+            age < NEW.1 || (last.revision == revision && age < NEW.0)
         };
         if !last.made.is_some_and(new) {
-            let begun = Instant::now();
             let report = self.store.overview(now, |overview| Whole::write(&overview, &last.report))?;
-            *last = Last { revision, made: Some((now.since_boot, begun.elapsed())), report };
+            *last = Last { revision, made: Some(now.since_boot), report };
         }
-        let (at, _) = last.made?;
+        let at = last.made?;
         let etag = format!("\"{:x}-{:x}\"", last.revision, at.as_nanos());
         Some(Shared { etag, head: Vec::new(), rest: last.report.body.clone() })
     }
@@ -173,6 +170,7 @@ fn unescaped(text: &str) -> String {
 
 /// Metrics of a fresh registry for each scrape, so that what is gone is forgotten.
 fn metrics(store: &Store, now: Now) -> Page {
+    store.lock().cluster.scrapes.came(now);
     let mut registry = Registry::default();
     let complete = store.overview(now, |overview| {
         workers(&mut registry, &overview);
@@ -230,7 +228,11 @@ fn group<'a>(node: &Judged<'a>) -> (&'a str, &'a str) {
 }
 
 fn findings(registry: &mut Registry, report: &ClusterReport) {
-    let family = gauges(registry, "nodevitals_cluster_finding", "Workers that have this finding");
+    let family = gauges(
+        registry,
+        "nodevitals_cluster_finding",
+        "Workers that have this finding; 1 of the cluster's own that names none",
+    );
     for finding in report.findings.iter().take(MOST_CODES) {
         let labels = vec![("code", finding.code.clone()), ("severity", finding.severity.as_str().to_owned())];
         set(&family, &labels, finding.nodes);
@@ -241,9 +243,17 @@ fn findings(registry: &mut Registry, report: &ClusterReport) {
         let labels = vec![("code", finding.code.clone()), ("scope", finding.scope.as_str().to_owned())];
         set(&scopes, &labels, finding.eligible);
     }
+    let help = "1 while nothing is known of this finding about the cluster, as what it is made of cannot be looked at";
+    let unknown = gauges(registry, "nodevitals_cluster_finding_unknown", help);
+    let help = "1 while this kind cannot be looked at: its watch is lost or denied";
+    let blind = gauges(registry, "nodevitals_aggregator_cannot_look", help);
+    for cannot in &report.view.cannot_look {
+        cannot.codes.iter().for_each(|code| set(&unknown, &vec![("code", code.clone())], 1));
+        cannot.what.iter().for_each(|what| set(&blind, &vec![("resource", what.clone())], 1));
+    }
     for finding in &report.cluster {
         let labels = vec![("code", finding.code.clone()), ("severity", finding.severity.as_str().to_owned())];
-        family.get_or_create(&labels).inc_by(i64::try_from(finding.nodes).unwrap_or(i64::MAX));
+        family.get_or_create(&labels).inc_by(i64::try_from(finding.nodes.max(1)).unwrap_or(i64::MAX));
     }
 }
 

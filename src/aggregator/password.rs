@@ -10,7 +10,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-use super::looked::{self, Looked};
+use super::looked::{self, Look, Looked};
 use super::store::Store;
 use super::surroundings::Surroundings;
 
@@ -71,22 +71,24 @@ fn ways(around: &Surroundings) -> Vec<Way> {
 
 /// Looks for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
-    let mut last = Looked::new();
+    let (mut last, mut answered) = (Looked::new(), true);
     loop {
         looked::tick().await;
         let (ways, before) = {
             let inner = store.lock();
             (ways(&inner.cluster.surroundings), inner.cluster.password.clone())
         };
-        if !last.is_due(&ways, before.iter().any(Found::is_wrong), AGAIN) {
+        if !last.is_due(&ways, !answered || before.iter().any(Found::is_wrong), AGAIN) {
             continue;
         }
         let mut found = Vec::new();
+        answered = true;
         for way in &ways {
             let known = before.iter().find(|known| known.way == *way);
-            // What could not be asked just now is as it was.
-            let exists = exists(client, way).await.unwrap_or_else(|| known.and_then(|known| known.exists));
-            let refused = refused(client, way).await;
+            // For a short time it is as it was.
+            let (exists, refused) = (exists(client, way).await, refused(client, way).await);
+            answered &= exists.is_some() && refused.is_some();
+            let exists = exists.unwrap_or_else(|| known.and_then(|known| known.exists));
             let refused = refused.unwrap_or_else(|| known.map(|known| known.refused.clone()).unwrap_or_default());
             let mut this = Found { way: way.clone(), exists, refused, since: None };
             if this.is_wrong() {
@@ -97,6 +99,8 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
         store.change(|cluster| {
             cluster.revision += u64::from(cluster.password != found);
             cluster.password = found;
+            let error = (!answered).then(|| "the API server does not say whether it is there and permitted".to_owned());
+            cluster.looked(Look::Password, error, Timestamp::now());
         });
         last.at(ways);
     }
@@ -145,8 +149,12 @@ async fn may(client: &Client, way: &Way, verb: &str) -> Option<bool> {
         .ok()?;
     let answer = tokio::time::timeout(DEADLINE, client.request_text(request)).await.ok()?.ok()?;
     let answer: Value = serde_json::from_str(&answer).ok()?;
-    // An authorizer that failed has not refused.
     let status = &answer["status"];
+    // Roles that are bound and gone are an error beside what others grant.
+    if status["allowed"] == true {
+        return Some(true);
+    }
+    // An authorizer that failed has not refused.
     if status["evaluationError"].as_str().is_some_and(|error| !error.is_empty()) {
         return None;
     }

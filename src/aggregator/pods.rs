@@ -127,6 +127,17 @@ impl CalicoPod {
         !self.ready && (self.looping && self.restarts >= limits.calico_restarts || self.rise.is_some_and(risen))
     }
 
+    /// Whether it is started again and again, or not Ready for longer than in an update.
+    pub(crate) fn is_bad(&self, limits: &ClusterLimits, now: Timestamp) -> bool {
+        self.keeps_failing(limits, now) || self.unready_for(limits.routine(), now)
+    }
+
+    /// Whether it is one of calico-kube-controllers that was well until now: Ready for longer than one that ends anew is.
+    pub(super) fn well_until(&self, limits: &ClusterLimits, now: Timestamp) -> bool {
+        let long = |since: Timestamp| now.as_second() - since.as_second() >= limits.routine();
+        self.app == App::Controllers && self.ready && self.since.is_some_and(long)
+    }
+
     /// Whether it has not been Ready for this many seconds.
     pub(crate) fn unready_for(&self, seconds: i64, now: Timestamp) -> bool {
         !self.ready && self.since.is_none_or(|since| now.as_second() - since.as_second() >= seconds)

@@ -7,20 +7,22 @@ mod count;
 mod judge;
 mod scope;
 mod whole;
+mod worker;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::checks::{Area, Severity};
 use crate::config::ClusterLimits;
-use crate::verdict::{NodeCondition, Raised, Status, WorkerState};
+use crate::verdict::WorkerState;
 
 pub use super::journal::ChangeBefore;
-pub(super) use around::failing_calico;
+pub(super) use around::{failing_calico, place};
 pub(crate) use build::{Agents, build, of_cluster};
 pub(super) use build::{Overview, overview};
 pub(super) use judge::Judged;
 pub(super) use whole::Whole;
+pub use worker::{AgentReport, AgentState, Ended, NodeReport, Ready};
 
 /// Version of the report's format.
 pub const API_VERSION: &str = "nodevitals.dev/v1";
@@ -56,6 +58,9 @@ pub struct ClusterReport {
     /// What is wrong with the cluster rather than with one worker; in the report of one worker, what concerns it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cluster: Vec<ClusterFinding>,
+    /// How many more of these there are, the least of all: there is a limit to what is listed.
+    #[serde(default)]
+    pub cluster_more: usize,
     /// The workers, worst first.
     pub nodes: Vec<NodeReport>,
 }
@@ -84,6 +89,23 @@ pub struct View {
     /// Since when not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// What else could not be looked at: what was seen there before is told no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cannot_look: Vec<CannotLook>,
+}
+
+/// What else could not be looked at, while the workers are seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CannotLook {
+    /// The kinds: `ippools`, `pods`, ...
+    pub what: Vec<String>,
+    /// Why not.
+    pub why: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// The findings of which nothing is known for that; others are made of these kinds only in part, or not at all.
+    pub codes: Vec<String>,
 }
 
 /// How many workers are in which state.
@@ -209,6 +231,9 @@ pub struct ClusterFinding {
     pub area: Area,
     /// What it is about, the same for as long as it lasts.
     pub subject: String,
+    /// The object that it is about, if there is one: `DaemonSet kube-system/calico-node`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub object: String,
     /// What is wrong and where.
     pub detail: String,
     /// What to do next.
@@ -216,6 +241,9 @@ pub struct ClusterFinding {
     /// Since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
+    /// Nothing tells since when: it was noticed then, and may be older.
+    #[serde(default)]
+    pub noticed: bool,
     /// What changed before, the nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<ChangeBefore>,
@@ -225,100 +253,11 @@ pub struct ClusterFinding {
     pub workers: Vec<String>,
 }
 
-/// One worker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeReport {
-    /// Its name.
-    pub name: String,
-    /// Its state.
-    pub state: WorkerState,
-    /// The first look is not complete yet.
-    #[serde(default)]
-    pub settling: bool,
-    /// It is being deleted.
-    #[serde(default)]
-    pub deleting: bool,
-    /// It is cordoned.
-    #[serde(default)]
-    pub cordoned: bool,
-    /// Since when it has its state.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<Timestamp>,
-    /// Its zone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-    /// Its worker pool.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pool: Option<String>,
-    /// The root finding's code, or why nothing is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// What is wrong and where.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    /// What to do next.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-    /// All findings, worst first. Of a worker whose agent is gone: the last that it said.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub findings: Vec<Raised>,
-    /// The kubelet's own condition.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ready: Option<Ready>,
-    /// Whether its agent is there.
-    pub agent: AgentReport,
-    /// When it joined the cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created: Option<Timestamp>,
-    /// Our conditions; only in the report of one worker.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<NodeCondition>,
-}
-
-/// The condition `Ready`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Ready {
-    /// Its status.
-    pub status: Status,
-    /// Its reason.
-    pub reason: String,
-    /// Since when.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<Timestamp>,
-}
-
-/// Whether an agent is there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AgentReport {
-    /// How it is.
-    pub state: AgentState,
-    /// Its Pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<String>,
-    /// Since when it is gone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<Timestamp>,
-}
-
-/// How an agent is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum AgentState {
-    /// Its Pod is Ready.
-    Fresh,
-    /// Its Pod is not Ready, for too short a time to count.
-    Late,
-    /// Its Pod is not Ready.
-    Stale,
-    /// It has no Pod.
-    Missing,
-    /// The node's kubelet is silent, so that nobody can say.
-    KubeletSilent,
-    /// It could not be looked at.
-    NotSeen,
+impl View {
+    /// The workers are not seen.
+    fn incomplete(why: String, since: Option<Timestamp>) -> View {
+        View { complete: false, why: Some(why), since, cannot_look: Vec::new() }
+    }
 }
 
 impl Counts {

@@ -1,21 +1,27 @@
 //! What is kept of one Node, and of one Pod of the agent.
 
 use std::net::IpAddr;
-use std::num::NonZeroI64;
+use std::num::{NonZeroI64, NonZeroU32};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use serde::Deserialize as _;
+use serde_json::Value;
 
 use super::mtus::Mtus;
+use super::object::time;
 use super::traits::Traits;
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::verdict::{
-    AGENT_STALE, NodeCondition, Raised, SETTLING, Status, Told, WorkerState, annotation, parse_findings,
+    AGENT_STALE, Cure, NodeCondition, Raised, SETTLING, Status, Told, WorkerState, annotation, parse_findings,
 };
 
 /// Findings of one node that are kept: the agent writes at most 8 KiB of them, others may write anything.
 const MOST_FINDINGS: usize = 64;
+/// Episodes that are over, of one node, that are kept; longer codes are nobody's.
+const MOST_EPISODES: usize = 8;
+const LONGEST_CODE: usize = 64;
 /// An annotation longer than this is not the agent's, and is not read.
 const LONGEST_ANNOTATION: usize = 64 * 1024;
 /// Longer messages and reasons are cut: nobody of ours writes them.
@@ -53,7 +59,11 @@ pub(crate) struct Row {
     pub(crate) boot: u64,
     /// Hash of `systemUUID`; 0 where it is not said.
     pub(crate) machine: u64,
-    /// When it was seen to have booted anew.
+    /// Hash of `machineID`, which an installation writes; 0 where it is not said.
+    pub(crate) installed: u64,
+    /// When it was seen to have been installed anew.
+    pub(crate) reloaded: Option<Timestamp>,
+    /// When it booted, as its agent says, or was seen to have booted anew.
     pub(crate) rebooted: Option<Timestamp>,
     /// When it was seen to have another kubelet, kernel, system or runtime than before.
     pub(crate) updated: Option<Timestamp>,
@@ -87,10 +97,23 @@ pub(crate) struct Row {
     pub(crate) conditions: Vec<Condition>,
     /// Our findings, worst first.
     pub(crate) findings: Vec<Raised>,
+    /// How many more its agent has that did not fit.
+    pub(crate) more: Option<NonZeroU32>,
+    /// What was there and is over, the last first.
+    pub(crate) episodes: Box<[Episode]>,
     /// The list in which it was last seen.
     pub(super) list: u32,
     /// Another number with every change that the report may show, and another one than that of any other row.
     pub(super) stamp: u64,
+}
+
+/// A finding that is over. Codes are shared by all rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Episode {
+    pub(super) code: Arc<str>,
+    pub(super) since: Timestamp,
+    pub(super) cleared: Timestamp,
+    pub(super) cure: Option<Cure>,
 }
 
 /// A condition. There are ten of each node, so that it is small.
@@ -106,7 +129,7 @@ pub(crate) struct Condition {
 }
 
 /// What a condition says, which many nodes have in common.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Words {
     /// Reason.
     pub(super) reason: Box<str>,
@@ -137,6 +160,12 @@ impl Row {
         !self.marked_stale() && self.findings.iter().any(|finding| finding.code == code)
     }
 
+    /// Since when the agent itself says this, if nobody has marked the node since.
+    pub(crate) fn since_of(&self, code: &str) -> Option<Timestamp> {
+        let all = self.findings.iter().filter(|finding| finding.code == code && !self.marked_stale());
+        all.map(|finding| finding.since).min()
+    }
+
     /// Whether its kubelet says that it is Ready.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.as_ref().is_some_and(|ready| ready.status == Status::True)
@@ -146,6 +175,9 @@ impl Row {
     pub(super) fn goes_on_from(&mut self, before: &Row, now: Timestamp) {
         let booted = before.boot != 0 && self.boot != 0 && before.boot != self.boot;
         self.rebooted = if booted { Some(now) } else { before.rebooted };
+        let installed = before.installed != 0 && self.installed != 0 && before.installed != self.installed;
+        self.reloaded = if installed { Some(now) } else { before.reloaded };
+        self.traits.goes_on_from(&before.traits);
         let updated = before.traits.is_known() && self.traits.is_known() && !self.traits.same_software(&before.traits);
         self.updated = if updated { Some(now) } else { before.updated };
         self.cordoned_since = before.cordoned_since;
@@ -193,7 +225,12 @@ impl Row {
 
 impl Condition {
     /// One of this type, if it is one that is kept.
-    pub(super) fn new(kind: &str, status: Status, words: Arc<Words>, since: Option<Timestamp>) -> Option<Condition> {
+    pub(super) fn new(
+        kind: &str,
+        status: Status,
+        words: impl FnOnce() -> Arc<Words>,
+        since: Option<Timestamp>,
+    ) -> Option<Condition> {
         let kind = match kind {
             READY => 0,
             NETWORK => 1,
@@ -201,7 +238,7 @@ impl Condition {
             area => 3 + Area::ALL.into_iter().position(|it| it.condition() == area)?,
         };
         let since = since.and_then(|since| NonZeroI64::new(since.as_second()));
-        Some(Condition { words, since, kind: u8::try_from(kind).ok()?, status })
+        Some(Condition { words: words(), since, kind: u8::try_from(kind).ok()?, status })
     }
 
     /// Type.
@@ -259,14 +296,21 @@ pub(super) const NETWORK: &str = "NetworkUnavailable";
 /// The row of a node whose agent is in this process.
 pub(super) fn row_from_told(told: &Told, before: Row) -> Row {
     let conditions = told.conditions.iter().filter_map(|condition| {
-        let words = Words { reason: condition.reason.as_str().into(), message: condition.message.as_str().into() };
-        Condition::new(&condition.kind, condition.status, words.into(), condition.last_transition_time)
+        let words =
+            || Arc::new(Words { reason: condition.reason.as_str().into(), message: condition.message.as_str().into() });
+        Condition::new(&condition.kind, condition.status, words, condition.last_transition_time)
     });
     Row {
         conditions: conditions.collect(),
         state: told.annotations.get(annotation::STATE).map(|state| WorkerState::parse(state)),
         since: told.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
         findings: told.annotations.get(annotation::FINDINGS).map(|json| findings(json)).unwrap_or_default(),
+        more: told.annotations.get(annotation::FINDINGS).and_then(|json| more(json)),
+        episodes: told
+            .annotations
+            .get(annotation::EPISODES)
+            .map(|json| episodes(json, &mut |code| code.into()))
+            .unwrap_or_default(),
         ..before
     }
 }
@@ -280,6 +324,29 @@ pub(super) fn findings(json: &str) -> Vec<Raised> {
     findings.truncate(MOST_FINDINGS);
     findings.shrink_to_fit();
     findings
+}
+
+/// How many more there are than the annotation `findings` has room for.
+pub(super) fn more(json: &str) -> Option<NonZeroU32> {
+    let (_, count) = json.rsplit_once(r#"{"truncated":"#)?;
+    count.strip_suffix("}]")?.parse().ok()
+}
+
+/// The annotation `episodes`, as far as it is the agent's.
+pub(super) fn episodes(json: &str, word: &mut dyn FnMut(&str) -> Arc<str>) -> Box<[Episode]> {
+    if json.len() > LONGEST_ANNOTATION {
+        return Box::default();
+    }
+    let all: Vec<Value> = serde_json::from_str(json).unwrap_or_default();
+    let read = |it: &Value| {
+        Some(Episode {
+            code: word(it["code"].as_str().filter(|code| code.len() <= LONGEST_CODE)?),
+            since: time(&it["since"])?,
+            cleared: time(&it["cleared"])?,
+            cure: Cure::deserialize(&it["cure"]).ok(),
+        })
+    };
+    all.iter().take(MOST_EPISODES).filter_map(read).collect()
 }
 
 /// What is kept of a text.

@@ -1,7 +1,8 @@
 //! Whose agent or kubelet is gone, so that what the Node says is no longer known to be true. Pure.
 //!
 //! An agent has no heartbeat: that its Pod is Ready, which the kubelet reports, is its sign of life. When the kubelet is
-//! silent itself, the readiness of its Pods says nothing, and the silence is what counts.
+//! silent itself, the readiness of its Pods says nothing, and the silence is what counts: unless the agent gives other signs of
+//! life. One that puts right what was written of it, or asks for the map, is alive, and what it writes stands.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,10 +11,16 @@ use jiff::Timestamp;
 
 use super::cluster::Cluster;
 use super::row::{AgentPod, Condition, Row};
-use crate::verdict::Now;
+use crate::verdict::{Now, Raised};
 
 /// Findings by which the agent itself says that the kubelet is silent: it is alive, and knows more than we do.
 const AGENT_KNOWS: [&str; 2] = ["KubeletDown", "KubeletUnhealthy"];
+/// Unless they are about this, which only a kubelet that is heard says: the machine may have gone since.
+const SAYS_ITSELF: &str = "Ready";
+
+/// After a sign of life an agent is left alone for so long. It asks for the map every minute, of which several aggregators hear
+/// a part each; one that asks nobody is called gone, and puts that right, no more often than this.
+const ALIVE: Duration = Duration::from_secs(600);
 
 /// What is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,6 +66,10 @@ struct Since {
     what: Missing,
     noticed: Duration,
     wall: Timestamp,
+    /// The node was marked when it was looked at last.
+    marked: bool,
+    /// The last sign of life of its agent since then, where the kubelet is silent.
+    heard: Option<Duration>,
 }
 
 impl Watchdog {
@@ -75,9 +86,31 @@ impl Watchdog {
                 self.missing.remove(name);
                 continue;
             };
-            if self.missing.get(name).is_none_or(|known| known.what != what) {
-                self.missing.insert(name.into(), Since { what, noticed: now.since_boot, wall: now.wall });
+            let marked = row.marked_stale();
+            if let Some(known) = self.missing.get_mut(name).filter(|known| known.what == what) {
+                if known.marked && !marked {
+                    known.heard = Some(now.since_boot);
+                }
+                known.marked = marked;
+            } else {
+                let since = Since { what, noticed: now.since_boot, wall: now.wall, marked, heard: None };
+                self.missing.insert(name.into(), since);
             }
+        }
+    }
+
+    /// The node has just been marked. An agent may put that right before the next step; should the watch only be late, what is
+    /// taken for a sign of life here costs nothing, for the mark is there.
+    pub(crate) fn marked(&mut self, name: &str) {
+        if let Some(since) = self.missing.get_mut(name) {
+            since.marked = true;
+        }
+    }
+
+    /// The agent of this node has asked something.
+    pub(crate) fn heard(&mut self, name: &str, now: Duration) {
+        if let Some(since) = self.missing.get_mut(name) {
+            since.heard = Some(now);
         }
     }
 
@@ -87,13 +120,11 @@ impl Watchdog {
             return Agent::NotSeen;
         }
         let Some(since) = self.missing.get(name) else { return Agent::Fresh };
-        let grace = match since.what {
-            // A rollout, or a restart of this process, takes less.
-            Missing::Agent => cluster.limits().agent_grace_seconds,
-            // After an outage of the API server itself all kubelets seem silent for a moment.
-            Missing::Kubelet => cluster.limits().kubelet_grace_seconds,
-        };
-        if now.since_boot.saturating_sub(since.noticed) < Duration::from_secs(grace.into()) {
+        let alive = since.heard.is_some_and(|heard| now.since_boot.saturating_sub(heard) < ALIVE);
+        if since.what == Missing::Kubelet && alive {
+            return Agent::NotSeen;
+        }
+        if now.since_boot.saturating_sub(since.noticed) < grace(since.what, cluster) {
             return Agent::Late;
         }
         let gone = gone(since.what, row, cluster.agents_on(name), since.wall);
@@ -112,15 +143,28 @@ impl Watchdog {
     }
 }
 
-/// How the agent is, for a program that looks only once and so cannot wait for the grace to pass.
+/// How the agent is, for a program that looks only once: it cannot wait for the grace to pass, and goes by what the kubelet and
+/// the control plane report, since when. A Pod that has just been started is not Ready before its first probe.
 pub(crate) fn agent_at_once(cluster: &Cluster, name: &str, row: &Row, now: Timestamp) -> Agent {
     if !agents_are_seen(cluster) || (row.kubelet_silent() && agent_knows(row)) {
         return Agent::NotSeen;
     }
-    match missing(row, cluster.agents_on(name)) {
-        None => Agent::Fresh,
-        Some(what) => Agent::Gone(gone(what, row, cluster.agents_on(name), now)),
-    }
+    let agents = cluster.agents_on(name);
+    let Some(what) = missing(row, agents) else { return Agent::Fresh };
+    let gone = gone(what, row, agents, now);
+    let late = gone.since.is_some_and(|since| now.duration_since(since).unsigned_abs() < grace(what, cluster));
+    if late { Agent::Late } else { Agent::Gone(gone) }
+}
+
+/// For how long it may be missing.
+fn grace(what: Missing, cluster: &Cluster) -> Duration {
+    let seconds = match what {
+        // A rollout, or a restart of this process, takes less.
+        Missing::Agent => cluster.limits().agent_grace_seconds,
+        // After an outage of the API server itself all kubelets seem silent for a moment.
+        Missing::Kubelet => cluster.limits().kubelet_grace_seconds,
+    };
+    Duration::from_secs(seconds.into())
 }
 
 /// Whether this node still says something that only a live agent can say. One on which no agent ever said anything is
@@ -136,8 +180,10 @@ fn agents_are_seen(cluster: &Cluster) -> bool {
     agents && cluster.nodes_sight.is_clear() && cluster.api_sight.is_lost().is_none()
 }
 
-fn agent_knows(row: &Row) -> bool {
-    AGENT_KNOWS.into_iter().any(|code| row.has(code))
+/// Whether the agent itself says that the kubelet is silent, and why.
+pub(crate) fn agent_knows(row: &Row) -> bool {
+    let silent = |it: &Raised| AGENT_KNOWS.contains(&it.code.as_str()) && it.subject != SAYS_ITSELF;
+    !row.marked_stale() && row.findings.iter().any(silent)
 }
 
 fn missing(row: &Row, agents: &[AgentPod]) -> Option<Missing> {

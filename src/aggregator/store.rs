@@ -104,9 +104,12 @@ impl Store {
 
     /// Takes in what is said of a node's blocks and MTUs in the query of a question for the map.
     pub(super) fn blocks_told(&self, node: &str, query: &str, now: Now) {
-        let cluster = &mut self.lock().cluster;
+        let inner = &mut *self.lock();
+        let cluster = &mut inner.cluster;
         if cluster.node(node).is_some() {
+            inner.watchdog.heard(node, now.since_boot);
             told(query).for_each(|(family, sums)| cluster.agreement.says(node, family, sums, now.since_boot));
+            cluster.agent_said(node, query, now.wall);
             if let Some(said) = mtus::told(query) {
                 cluster.mtus_told(node, said, now.wall);
             }

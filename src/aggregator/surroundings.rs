@@ -2,6 +2,7 @@
 //! Pruned to what is read: the objects themselves are not kept.
 
 mod keep;
+mod sights;
 mod what;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use super::drift::Drift;
 use super::journal::Journal;
 use super::object::ObjectView;
 use super::pods::{App, CalicoPod};
-use super::sight::Sight;
+use super::sight::Lost;
 use super::watch::{Change, NotThere};
 use super::webhooks::{Namespace, Webhooks};
 use super::workloads::{FailedCreate, Workload, is_system};
@@ -21,19 +22,15 @@ use crate::config::ClusterLimits;
 use crate::facts::{ClusterService, Pool};
 pub(crate) use keep::{AddressPool, Bgp, HostEndpoint};
 use keep::{Kept, keep, lead_to};
+use sights::KindSight;
 pub(crate) use what::What;
 
 /// Nodes of which it is remembered since when they have no calico-node, and nodes that are gone.
 const MOST_REMEMBERED: usize = 5_000;
+/// Nodes on which calico-kube-controllers was tried that are remembered.
+const MOST_TRIED: usize = 8;
 /// Calico's Deployment of which exactly one Pod has to run.
 const CONTROLLERS: &str = "calico-kube-controllers";
-
-/// How one kind is seen.
-#[derive(Debug, Default)]
-struct KindSight {
-    sight: Sight,
-    not_there: Option<NotThere>,
-}
 
 /// Everything around the nodes.
 #[derive(Debug, Default)]
@@ -47,6 +44,9 @@ pub(crate) struct Surroundings {
     pub(crate) journal: Journal,
     /// Since when there is no calico-node on a node that had one.
     bereft: BTreeMap<Box<str>, Timestamp>,
+    /// Nodes on which a Pod of calico-kube-controllers did not come up and from which it went, since it was last well; with
+    /// the time. The last comes last.
+    pub(crate) tried: Vec<(Box<str>, Timestamp)>,
     /// When the Deployment calico-kube-controllers went, if it was seen before.
     pub(crate) controllers_gone: Option<Timestamp>,
     /// Since when each kind has been seen completely.
@@ -77,28 +77,14 @@ impl Surroundings {
         What::ALL.iter().filter(|what| what.is_on_the_map()).all(|what| self.sights.get(what).is_some_and(known))
     }
 
-    /// Whether a kind could be looked at.
-    pub(super) fn is_seen(&self, what: What) -> bool {
-        self.sights.get(&what).is_some_and(|sight| sight.not_there.is_none() && sight.sight.is_complete())
-    }
-
-    /// Whether a kind must not be looked at.
-    pub(super) fn is_denied(&self, what: What) -> bool {
-        self.sights.get(&what).is_some_and(|sight| sight.not_there == Some(NotThere::Denied))
-    }
-
-    /// How often the watches had to be taken up again, by kind.
-    pub(super) fn restarts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.sights.iter().map(|(what, sight)| (what.kind().name, sight.sight.restarts))
-    }
-
     /// Takes in what has happened to a kind.
     pub(super) fn take(&mut self, what: What, change: Change<ObjectView>, now: Timestamp) {
         let seen = self.sights.entry(what).or_default();
         match change {
             Change::Found => {
+                self.revision += u64::from(seen.sight.is_lost().is_some() || seen.denied.is_some());
                 seen.sight.found();
-                seen.not_there = None;
+                (seen.not_there, seen.denied) = (None, None);
             }
             Change::ListBegins => seen.sight.list_begins(),
             Change::Here(object) => {
@@ -130,11 +116,17 @@ impl Surroundings {
                 self.changed();
                 self.revision += 1;
             }
-            Change::Lost(why) => seen.sight.lost(now, why),
+            Change::Lost(why) => {
+                self.revision += u64::from(seen.sight.is_lost().is_none());
+                seen.sight.lost(now, why);
+            }
             Change::NotThere(how) => {
                 seen.sight.found();
                 seen.sight.forgotten();
                 seen.not_there = Some(how);
+                let before = seen.denied.take().filter(|_| how == NotThere::Denied);
+                let denied = || Lost { since: now, why: "no permission to list and watch it".to_owned() };
+                seen.denied = (how == NotThere::Denied).then(|| before.unwrap_or_else(denied));
                 self.complete_since.remove(&what);
                 self.retain(what, None, now);
                 self.changed();
@@ -149,6 +141,9 @@ impl Surroundings {
         if let Kept::Pod(pod) = &mut kept.1 {
             if let Some((_, Kept::Pod(before))) = before {
                 pod.goes_on_from(before, &self.limits, now);
+                if before.well_until(&self.limits, now) {
+                    self.tried.clear();
+                }
             }
             if pod.app == App::Node {
                 self.bereft.remove(&pod.node);
@@ -172,6 +167,13 @@ impl Surroundings {
         match gone {
             Kept::Pod(pod) if pod.app == App::Node && self.bereft.len() < MOST_REMEMBERED => {
                 self.bereft.entry(pod.node).or_insert(now);
+            }
+            Kept::Pod(pod) if pod.app == App::Controllers && pod.well_until(&self.limits, now) => self.tried.clear(),
+            Kept::Pod(pod) if pod.app == App::Controllers && !pod.node.is_empty() => {
+                self.tried.retain(|(node, _)| *node != pod.node);
+                self.tried.push((pod.node, now));
+                let most = self.tried.len().saturating_sub(MOST_TRIED);
+                self.tried.drain(..most);
             }
             Kept::Workload(workload) if *workload.name == *CONTROLLERS && what != What::DaemonSets => {
                 self.controllers_gone = Some(now);
@@ -197,11 +199,6 @@ impl Surroundings {
     /// The Node is gone.
     pub(super) fn node_is_gone(&mut self, node: &str) {
         self.bereft.remove(node);
-    }
-
-    /// Since when all of a kind has been seen.
-    pub(crate) fn complete_since(&self, what: What) -> Option<Timestamp> {
-        self.complete_since.get(&what).copied().filter(|_| self.is_seen(what))
     }
 
     /// Forgets what was not in this list; without one, all of the kind.
@@ -351,7 +348,7 @@ fn key(what: What, object: &ObjectView) -> (What, Box<str>) {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, json)) = data.split_first() else { return };
     let Ok(object) = serde_json::from_slice::<ObjectView>(json) else { return };

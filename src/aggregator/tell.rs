@@ -1,5 +1,6 @@
 //! Events about what only the aggregator knows: agents that are gone or back, and what is wrong with the cluster. They are
-//! about the Nodes that it concerns, or about the Lease of the replica that leads and tells them.
+//! about the object that a finding names, and the Nodes that it concerns; about the Lease of the replica that leads and tells
+//! them where there is neither.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::cluster::Cluster;
 use super::lease;
-use super::report::{ClusterFinding, of_cluster};
+use super::report::{CannotLook, ClusterFinding, of_cluster};
 use super::store::Store;
 use crate::api::Api;
 use crate::checks::{Severity, WORKER_PROBLEM};
@@ -91,8 +92,8 @@ impl Known {
         self.round += 1;
         if self.round >= CLUSTER_ROUNDS {
             self.round = 0;
-            if let Some(findings) = of_cluster(cluster, now) {
-                self.cluster(findings, now, &mut happened);
+            if let Some((findings, unknown)) = of_cluster(cluster, now) {
+                self.cluster(findings, &unknown, now, &mut happened);
             }
         }
         happened
@@ -113,8 +114,18 @@ impl Known {
         self.stale = stale;
     }
 
-    fn cluster(&mut self, findings: Vec<ClusterFinding>, now: Timestamp, happened: &mut Vec<Occurrence>) {
-        self.wrong.values_mut().for_each(|wrong| wrong.missed += 1);
+    /// What of the cluster is wrong now. Of what is unknown it is not known either whether it is over.
+    fn cluster(
+        &mut self,
+        findings: Vec<ClusterFinding>,
+        unknown: &[CannotLook],
+        now: Timestamp,
+        happened: &mut Vec<Occurrence>,
+    ) {
+        let known = |code: &String| !unknown.iter().any(|cannot| cannot.codes.contains(code));
+        for ((code, _), wrong) in &mut self.wrong {
+            wrong.missed += u32::from(known(code));
+        }
         for finding in findings.into_iter().filter(|finding| finding.severity > Severity::Info) {
             let since = finding.since.unwrap_or(now);
             let key = (finding.code.clone(), finding.subject.clone());
@@ -122,7 +133,8 @@ impl Known {
                 wrong.missed = 0;
                 continue;
             }
-            let mut about: Vec<Object> = finding.workers.iter().take(NODES).map(|name| Object::node(name)).collect();
+            let nodes = finding.workers.iter().take(NODES).map(|name| Object::node(name));
+            let mut about: Vec<Object> = Object::named(&finding.object).into_iter().chain(nodes).collect();
             if about.is_empty() {
                 about.push(self.lease.clone());
             }
@@ -227,28 +239,56 @@ mod tests {
     #[test]
     fn what_is_wrong_with_the_cluster_is_told_on_what_it_concerns() {
         let mut known = Known::begin(&cluster(&[], &[]), "nodevitals");
-        let mut step = |findings: Vec<ClusterFinding>, second| {
+        let mut step = |findings: Vec<ClusterFinding>, unknown: &[&str], second| {
+            let codes = unknown.iter().map(|code| (*code).to_owned()).collect();
+            let unknown = [CannotLook { what: Vec::new(), why: String::new(), since: at(0), codes }];
             let mut happened = Vec::new();
-            known.cluster(findings, at(second), &mut happened);
+            known.cluster(findings, &unknown, at(second), &mut happened);
             happened
         };
-        let all = || vec![finding("A", 0, &["n1", "n2"]), finding("B", -3601, &["n1"]), finding("C", 0, &[])];
-        let happened = step(all(), 10);
+        let of_set = ClusterFinding { object: "DaemonSet kube-system/calico-node".into(), ..finding("D", 0, &["n1"]) };
+        let odd = ClusterFinding { object: "ReplicaSet kube-system/x".into(), ..finding("E", 0, &[]) };
+        let all = || {
+            vec![
+                finding("A", 0, &["n1", "n2"]),
+                finding("B", -3601, &["n1"]),
+                finding("C", 0, &[]),
+                of_set.clone(),
+                odd.clone(),
+            ]
+        };
+        let happened = step(all(), &[], 10);
         assert_eq!(
             short(&happened),
-            [("n1", "A", true), ("n2", "A", true), (lease::NAME, "C", true)],
+            [
+                ("n1", "A", true),
+                ("n2", "A", true),
+                (lease::NAME, "C", true),
+                ("calico-node", "D", true),
+                ("n1", "D", true),
+                (lease::NAME, "E", true)
+            ],
             "B began longer ago than an Event is kept"
         );
         assert_eq!(
             happened[0].message,
             "it is broken, since 2026-11-21T10:00:00Z. It concerns 2 workers. Next: mend it."
         );
-        assert!(step(all(), 40).is_empty());
-        assert!(step(vec![], 70).is_empty(), "missed once");
-        assert!(step(all(), 100).is_empty());
-        assert!(step(vec![], 130).is_empty());
-        let over = step(vec![], 160);
-        let ends = [("n1", "A", false), ("n2", "A", false), ("n1", "B", false), (lease::NAME, "C", false)];
+        assert!(step(all(), &[], 40).is_empty());
+        assert!(step(vec![], &[], 70).is_empty(), "missed once");
+        assert!(step(all(), &[], 100).is_empty());
+        assert!(step(vec![], &[], 130).is_empty());
+        assert!(step(vec![], &["A", "B", "C", "D", "E"], 145).is_empty(), "whether it is over is not known");
+        let over = step(vec![], &[], 160);
+        let ends = [
+            ("n1", "A", false),
+            ("n2", "A", false),
+            ("n1", "B", false),
+            (lease::NAME, "C", false),
+            ("calico-node", "D", false),
+            ("n1", "D", false),
+            (lease::NAME, "E", false),
+        ];
         assert_eq!(short(&over), ends);
         assert_eq!(over[0].message, "A (s) is over; it was there since 2026-11-21T10:00:00Z, for 160 s.");
     }

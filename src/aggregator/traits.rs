@@ -9,8 +9,20 @@ use ipnet::IpNet;
 use super::model::{CALICO_ADDRESSES, MACHINE_TYPE, NodeView, POOL_LABELS, SUBNET_LABELS, ZONE_LABELS};
 
 /// Kinds of what is kept of each worker.
-pub(crate) const KINDS: [&str; 9] =
-    ["pool", "zone", "subnet", "kubelet", "kernel", "OS", "runtime", "machine type", "architecture"];
+pub(crate) const KINDS: [&str; 10] = [
+    "pool",
+    "zone",
+    "subnet",
+    "kubelet",
+    "kernel",
+    "OS",
+    "runtime",
+    "machine type",
+    "architecture",
+    "CNI configuration",
+];
+/// The last of them is said by agents, and by no Node.
+const CNI: usize = KINDS.len() - 1;
 /// Of these, software that an update replaces.
 const SOFTWARE: std::ops::Range<usize> = 3..7;
 /// Values that are kept. There are some dozens; a label with another value on each worker explains nothing anyway.
@@ -85,6 +97,17 @@ impl Traits {
             numbers[kind] = values.number(kind, text.unwrap_or_default());
         }
         Traits(numbers)
+    }
+
+    /// Takes in the hash of its CNI configuration, as its agent says it; whether it is another one than before.
+    pub(super) fn cni(&mut self, hash: &str, values: &mut Values) -> bool {
+        let before = std::mem::replace(&mut self.0[CNI], values.number(CNI, hash));
+        before != 0 && before != self.0[CNI]
+    }
+
+    /// What its agent said before goes on.
+    pub(super) fn goes_on_from(&mut self, before: &Traits) {
+        self.0[CNI] = before.0[CNI];
     }
 
     /// The numbers of its values.

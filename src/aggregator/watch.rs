@@ -30,6 +30,9 @@ const IDLE: Duration = Duration::from_secs(100);
 const IDLE_IN_LIST: Duration = Duration::from_secs(15);
 /// What does not exist in this cluster, or must not be seen, is asked for again after this time.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// For so long what has been seen is not taken for forbidden: an API server that starts refuses everything until it has read
+/// the roles.
+const BRIEFLY: Duration = Duration::from_secs(15);
 /// Annotation of the bookmark that ends a streamed list.
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
@@ -112,9 +115,12 @@ struct Follower<'a, T> {
 pub(super) async fn follow<T: Object>(client: &Client, kind: &Kind, sink: &mut dyn FnMut(Change<T>)) -> Infallible {
     let mut follower = Follower { client, kind, at: 0, missed: None, sink, version: None, streaming: true };
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+    let mut refused: Option<tokio::time::Instant> = None;
     loop {
         let begun = tokio::time::Instant::now();
         let end = follower.turn().await;
+        refused = matches!(end, End::NotThere(NotThere::Denied, _)).then(|| refused.unwrap_or(begun));
+        let briefly = follower.version.is_some() && refused.is_some_and(|since| since.elapsed() < BRIEFLY);
         if !matches!(end, End::NotThere(..) | End::NoStreaming(_)) {
             follower.missed = None;
         }
@@ -134,7 +140,7 @@ pub(super) async fn follow<T: Object>(client: &Client, kind: &Kind, sink: &mut d
                 tracing::info!(kind = kind.name, why, "the API server has no streaming lists, reading pages");
                 follower.streaming = false;
             }
-            End::NotThere(how, why) if kind.optional => {
+            End::NotThere(how, why) if kind.optional && !briefly => {
                 if let Some(wait) = follower.not_there(how, &why) {
                     tokio::time::sleep(wait).await;
                 }

@@ -35,6 +35,8 @@ pub(crate) struct Workload {
     pub(crate) current: u32,
     /// Of a DaemonSet: how many of them are as they should be by now.
     pub(crate) updated: u32,
+    /// Of a DaemonSet: on how many nodes it may be away at once while it is updated.
+    pub(crate) most_away: u32,
 }
 
 impl Workload {
@@ -52,8 +54,16 @@ impl Workload {
             desired,
             current,
             updated,
+            most_away: most_away(object.spec.max_unavailable.as_deref(), desired),
         })
     }
+}
+
+/// Kubernetes rounds a share up, and takes 1 where nothing is said.
+fn most_away(said: Option<&str>, desired: u32) -> u32 {
+    let share = said.and_then(|said| said.strip_suffix('%')?.parse::<u64>().ok());
+    let share = share.map(|share| u32::try_from((share * u64::from(desired)).div_ceil(100)).unwrap_or(u32::MAX));
+    share.or_else(|| said?.parse().ok()).unwrap_or(1).max(1)
 }
 
 /// An Event about a Pod that could not be made.
@@ -81,5 +91,26 @@ impl FailedCreate {
             message: message.into(),
             at: event.last?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_many_may_be_away_is_a_number_or_a_share_and_one_where_nothing_is_said() {
+        for (said, desired, most) in [
+            (None, 40, 1),
+            (Some("3"), 40, 3),
+            (Some("10%"), 41, 5),
+            (Some("0%"), 40, 1),
+            (Some("0"), 40, 1),
+            (Some("many"), 40, 1),
+            (Some("x%"), 40, 1),
+            (Some("100%"), 40, 40),
+        ] {
+            assert_eq!(most_away(said, desired), most, "{said:?}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use super::store::Store;
 use super::watch::escaped;
 use crate::backoff::jitter;
 use crate::checks::{Area, WORKER_PROBLEM};
+use crate::facts::whole_seconds;
 use crate::verdict::{AGENT_STALE, Now, Status, WorkerState, annotation};
 
 /// Nodes are looked over this often.
@@ -98,13 +99,15 @@ fn due(store: &Store, namespace: &str, now: Now, tries: &mut Tries, room: usize)
 
 fn account(store: &Store, tries: &mut Tries, node: &str, fate: &Fate, now: Duration) {
     let (again, failures) = tries.0.entry(node.to_owned()).or_default();
-    let patches = &mut store.lock().patches;
+    let inner = &mut *store.lock();
+    let patches = &mut inner.patches;
     *failures = if matches!(fate, Fate::Failed(_)) { *failures + 1 } else { 0 };
     let wait = AGAIN_AFTER.saturating_mul(1 << (*failures).min(10)).min(AGAIN_AT_MOST);
     *again = now + jitter(wait);
     match fate {
         Fate::Ok => {
             patches.ok += 1;
+            inner.watchdog.marked(node);
             tracing::info!(node, "its agent is gone: its conditions are Unknown now");
         }
         Fate::Conflict => patches.conflict += 1,
@@ -118,7 +121,7 @@ fn account(store: &Store, tries: &mut Tries, node: &str, fate: &Fate, now: Durat
 /// The patch by which a node says that nobody knows how it is.
 fn job(name: &str, row: &Row, gone: &Gone, namespace: &str, now: Timestamp) -> Job {
     let message = message(name, gone, namespace);
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let now = whole_seconds(now);
     let conditions: Vec<_> = std::iter::once(WORKER_PROBLEM)
         .chain(Area::ALL.map(Area::condition))
         .map(|kind| {

@@ -31,7 +31,7 @@ pub(crate) const FACTS: &str = "facts.json";
 /// The name of what a person reads first.
 pub(crate) const SUMMARY: &str = "SUMMARY.txt";
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
     match which % 3 {

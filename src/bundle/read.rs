@@ -49,16 +49,12 @@ fn from_archive(path: &Path) -> anyhow::Result<(Manifest, Option<Facts>)> {
         let own = move |path: &str| path == name || path.strip_suffix(name).is_some_and(|rest| rest.ends_with('/'));
         files.iter().filter(move |(path, _)| own(path))
     };
-    let places: Vec<String> =
+    let mut places: Vec<String> =
         of(MANIFEST).map(|(path, _)| path[..path.len() - MANIFEST.len()].trim_end_matches('/').to_owned()).collect();
     // A bundle may hold others: those that the agent kept before.
-    let around = places.iter().min_by_key(|place| place.len());
-    let is_inside = |it: &String, outer: &String| outer.is_empty() || it.starts_with(&format!("{outer}/"));
-    let around = around.filter(|outer| {
-        let (own, others): (Vec<&String>, Vec<&String>) = places.iter().partition(|it| it == outer);
-        own.len() == 1 && others.iter().all(|it| is_inside(it, outer))
-    });
-    let Some(place) = around else { return Err(no_manifest(&places)) };
+    places.sort_unstable_by(|one, other| Path::new(one).cmp(Path::new(other)));
+    places.dedup_by(|inner, outer| inner != outer && Path::new(inner).starts_with(&*outer));
+    let [place] = &places[..] else { return Err(no_manifest(&places)) };
     let one = |name: &'static str| {
         let own = of(name).find(|(path, _)| path[..path.len() - name.len()].trim_end_matches('/') == place);
         own.map(|(_, content)| *content)
@@ -106,7 +102,7 @@ fn parse(manifest: &[u8], facts: Option<&[u8]>) -> anyhow::Result<(Manifest, Opt
 }
 
 /// The fuzz target's door: a manifest, and after a zero the facts.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(data: &[u8]) {
     let mut files = data.splitn(2, |byte| *byte == 0);
     let manifest = files.next().unwrap_or_default();

@@ -4,6 +4,10 @@
 //! stands before them, in YAML, JSON, also JSON in a JSON string, INI, TOML, environment and command lines. In doubt it takes
 //! out: a bundle goes to people who are not allowed to read the node's secrets. What it leaves of JSON is still JSON.
 
+mod forms;
+
+use forms::{begins_line, block, end_of_key, end_of_string, is_token, private_key, user_info};
+
 /// What stands in the place of a secret.
 pub(crate) const MARK: &str = "[redacted]";
 
@@ -44,7 +48,8 @@ const NAMED_WITHIN: usize = 512;
 /// A copy without secrets, and how many were taken out.
 pub(crate) fn redact(text: &[u8]) -> (Vec<u8>, u32) {
     let json = is_json(text);
-    let mut scan = Scan { text, json, at: 0, out: Vec::with_capacity(text.len()), count: 0, named_until: 0, fresh: 0 };
+    let out = Vec::with_capacity(text.len());
+    let mut scan = Scan { text, json, at: 0, out, count: 0, named_until: 0, fresh: 0, inside: 0, searched: 0 };
     if !json {
         scan.ends_of_keys();
     }
@@ -72,6 +77,10 @@ struct Scan<'a> {
     named_until: usize,
     /// A word begins here, whatever is before it.
     fresh: usize,
+    /// The string of JSON that was searched last ends here, and of other text all.
+    inside: usize,
+    /// Before this ends no private key whose beginning was cut off.
+    searched: usize,
 }
 
 fn is_word(byte: u8) -> bool {
@@ -132,11 +141,22 @@ impl Scan<'_> {
 
     /// Takes out what comes before the ends of private keys whose beginnings were cut off; of JSON in this string alone.
     fn ends_of_keys(&mut self) {
-        let rest = &self.text[self.at..];
-        let until = if self.json { end_of_string(rest) } else { rest.len() };
-        let until = self.at + until;
-        while let Some(end) = end_of_key(&self.text[self.at..until]) {
-            self.take(0, end);
+        // An escaped quote begins no string: nothing is searched twice, or a string of quotes would take for ever.
+        if self.at < self.searched {
+            return;
+        }
+        if self.at >= self.inside {
+            let rest = &self.text[self.at..];
+            self.inside = self.at + if self.json { end_of_string(rest) } else { rest.len() };
+        }
+        loop {
+            match end_of_key(&self.text[self.at..self.inside]) {
+                Ok(end) => self.take(0, end),
+                Err(none) => {
+                    self.searched = self.at + none;
+                    return;
+                }
+            }
         }
     }
 
@@ -153,6 +173,8 @@ impl Scan<'_> {
         self.out.extend_from_slice(MARK.as_bytes());
         self.at += end - from;
         self.count += 1;
+        // The mark ends a word, and so what was there does.
+        self.fresh = self.at;
     }
 
     /// A word that is `length` long: it may be the name of what follows.
@@ -318,89 +340,6 @@ impl Scan<'_> {
         }
         text.len()
     }
-}
-
-/// The end of a private key in PEM that begins here; one that was cut ends with what cannot be part of it.
-fn private_key(text: &[u8]) -> Option<usize> {
-    let title = text.get(..text.len().min(64))?;
-    let title = while_(title, 11, |byte| byte == b' ' || byte.is_ascii_uppercase());
-    if !text[..title].ends_with(b"PRIVATE KEY") {
-        return None;
-    }
-    let inside = |byte: u8| is_base64(byte) || byte.is_ascii_whitespace() || matches!(byte, b'\\' | b':' | b',');
-    let mut all = while_(text, title, inside);
-    // Those of the quotes behind it.
-    while text[..all].ends_with(b"\\") {
-        all -= 1;
-    }
-    let end = text[title..all].windows(9).position(|it| it == b"-----END ").map(|at| title + at + 9);
-    let after = |from| {
-        let label = while_(text, from, |byte| byte == b' ' || byte.is_ascii_uppercase());
-        while_(text, label, |byte| byte == b'-')
-    };
-    Some(end.map_or(all, after))
-}
-
-/// Where the string of JSON ends that this is in.
-fn end_of_string(text: &[u8]) -> usize {
-    let mut at = 0;
-    while at < text.len() && text[at] != b'"' {
-        at += if text[at] == b'\\' { 2 } else { 1 };
-    }
-    at.min(text.len())
-}
-
-/// Where a private key ends whose beginning was cut off.
-fn end_of_key(text: &[u8]) -> Option<usize> {
-    let lines = text.windows(5).enumerate().filter(|(_, it)| it == b"-----").map(|(at, _)| at);
-    let first = lines
-        .map(|at| (at, &text[at..]))
-        .find(|(_, it)| it.starts_with(b"-----BEGIN ") || it.starts_with(b"-----END "));
-    let (at, title) = first.filter(|(_, it)| it.starts_with(b"-----END "))?;
-    let label = while_(title, 9, |byte| byte == b' ' || byte.is_ascii_uppercase());
-    title[..label].ends_with(b"PRIVATE KEY").then(|| at + while_(title, label, |byte| byte == b'-'))
-}
-
-/// The password in `://user:password@host`, from and to.
-fn user_info(text: &[u8]) -> Option<(usize, usize)> {
-    let end = while_(text, 3, |byte| !byte.is_ascii_whitespace() && !matches!(byte, b'/' | b'"' | b'\'' | b'\\'));
-    let at = text[3..end].iter().rposition(|byte| *byte == b'@')? + 3;
-    let colon = text[3..at].iter().position(|byte| *byte == b':')? + 3;
-    (at > colon + 1).then_some((colon + 1, at))
-}
-
-/// A JSON web token, an access key of AWS, or a long number in hexadecimal, which is a key of IPsec.
-fn is_token(word: &[u8]) -> bool {
-    let parts = || word.split(|byte| *byte == b'.');
-    let web = word.starts_with(b"eyJ") && word.len() >= 40 && parts().count() >= 3;
-    let aws = word.len() == 20
-        && (word.starts_with(b"AKIA") || word.starts_with(b"ASIA"))
-        && word.iter().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
-    let hex = word.len() >= 34 && word.starts_with(b"0x") && word[2..].iter().all(u8::is_ascii_hexdigit);
-    web || aws || hex
-}
-
-/// Where the lines end that are indented deeper than that of the name.
-fn block(text: &[u8], key: usize, from: usize) -> usize {
-    let start = text[..key].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let indent = while_(text, start, |byte| byte == b' ') - start;
-    let mut end = from;
-    while end < text.len() {
-        let line = while_(text, end, |byte| byte == b'\n' || byte == b'\r');
-        let begins = while_(text, line, |byte| byte == b' ');
-        if begins - line <= indent || begins == text.len() {
-            break;
-        }
-        end = while_(text, begins, |byte| byte != b'\n');
-    }
-    end
-}
-
-/// Whether only blanks, dashes of a list, or `export ` stand before it in its line.
-fn begins_line(text: &[u8], at: usize) -> bool {
-    let start = text[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let before = text[start..at].trim_ascii();
-    before.is_empty() || before == b"-" || before == b"export"
 }
 
 #[cfg(any(test, fuzzing))]

@@ -120,7 +120,7 @@ mod tests {
         let bytes = std::fs::read(dir.path().join("b.tar")).expect("it is there");
         let mut names: Vec<_> =
             files(&bytes).expect("reads").into_iter().map(|(name, file)| (name, file.len())).collect();
-        names.sort();
+        names.sort_unstable();
         let of = |name: &str, length| (name.to_owned(), length);
         assert_eq!(names, [of("n1/empty", 0), of("n1/facts.json", 2), of("n1/long", 1500)]);
     }

@@ -5,9 +5,11 @@
 //! (`felix/rules/static.go`, `felix/nftables/table.go`).
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
 
-use super::Look;
-use crate::facts::{Action, Backend, CalicoDataplane, Family, LookError, Piece, ProxyMode, Ruleset, Seen};
+use super::{Finding, Look};
+use crate::facts::{Action, Backend, CalicoDataplane, Family, Hook, LookError, Piece, ProxyMode, Ruleset, Seen};
 
 /// So many changes are blamed in one sentence.
 const MOST_BLAMED: usize = 2;
@@ -19,10 +21,14 @@ pub(super) struct Plan {
     chains: &'static [(&'static str, &'static str)],
     /// Table, base chain, chain that it must jump to.
     jumps: &'static [(&'static str, &'static str, &'static str)],
+    /// Table, base chain, and where it must be attached: hook and priority.
+    hooks: &'static [(&'static str, &'static str, Hook, i32)],
     /// Table, chain, and the map in which that must look packets up.
     lookups: &'static [(&'static str, &'static str, &'static str)],
     /// Whether a chain in this table of this name belongs to the owner.
     owns: fn(&str, &str) -> bool,
+    /// Whether the owner has to serve a family in which nobody ever saw a chain of its.
+    serves: fn(&Look<'_>, Family) -> bool,
 }
 
 /// What one family lacks, in the backend where the owner has most.
@@ -53,19 +59,36 @@ const KUBE_PROXY_IPTABLES: Plan = Plan {
         ("nat", "POSTROUTING", "KUBE-POSTROUTING"),
         ("filter", "FORWARD", "KUBE-FORWARD"),
     ],
+    hooks: &[],
     lookups: &[],
     owns: |_, chain| crate::facts::is_kube_proxy_chain(chain),
+    serves: has_services,
 };
 
 const KUBE_PROXY_IPVS: Plan = Plan {
-    chains: &[("nat", "KUBE-SERVICES"), ("nat", "KUBE-POSTROUTING"), ("nat", "KUBE-MARK-MASQ")],
+    chains: &[
+        ("nat", "KUBE-SERVICES"),
+        ("nat", "KUBE-POSTROUTING"),
+        ("nat", "KUBE-MARK-MASQ"),
+        ("nat", "KUBE-NODE-PORT"),
+        ("filter", "KUBE-FORWARD"),
+    ],
+    // `iptablesJumpChain` of `pkg/proxy/ipvs/proxier.go`; those of `filter` came one after the other.
     jumps: &[
         ("nat", "PREROUTING", "KUBE-SERVICES"),
         ("nat", "OUTPUT", "KUBE-SERVICES"),
         ("nat", "POSTROUTING", "KUBE-POSTROUTING"),
+        ("filter", "FORWARD", "KUBE-FORWARD"),
+        ("filter", "INPUT", "KUBE-NODE-PORT"),
+        ("filter", "INPUT", "KUBE-PROXY-FIREWALL"),
+        ("filter", "FORWARD", "KUBE-PROXY-FIREWALL"),
+        ("filter", "INPUT", "KUBE-IPVS-FILTER"),
+        ("filter", "OUTPUT", "KUBE-IPVS-OUT-FILTER"),
     ],
+    hooks: &[],
     lookups: &[],
     owns: |_, chain| crate::facts::is_kube_proxy_chain(chain),
+    serves: has_services,
 };
 
 const KUBE_PROXY_NFTABLES: Plan = Plan {
@@ -74,9 +97,31 @@ const KUBE_PROXY_NFTABLES: Plan = Plan {
         ("kube-proxy", "nat-prerouting", "services"),
         ("kube-proxy", "nat-output", "services"),
         ("kube-proxy", "nat-postrouting", "masquerading"),
+        // What rejects connections to Services without endpoints, and to cluster IPs that no Service has.
+        ("kube-proxy", "filter-input", "nodeport-endpoints-check"),
+        ("kube-proxy", "filter-input", "service-endpoints-check"),
+        ("kube-proxy", "filter-forward", "service-endpoints-check"),
+        ("kube-proxy", "filter-forward", "cluster-ips-check"),
+        ("kube-proxy", "filter-output", "service-endpoints-check"),
+        ("kube-proxy", "filter-output", "cluster-ips-check"),
+        // `loadBalancerSourceRanges`, by the address before its translation.
+        ("kube-proxy", "filter-prerouting-pre-dnat", "firewall-check"),
+        ("kube-proxy", "filter-output-pre-dnat", "firewall-check"),
+    ],
+    // `nftablesBaseChains` of `pkg/proxy/nftables/proxier.go`.
+    hooks: &[
+        ("kube-proxy", "filter-prerouting-pre-dnat", Hook::Prerouting, -110),
+        ("kube-proxy", "filter-output-pre-dnat", Hook::Output, -110),
+        ("kube-proxy", "filter-input", Hook::Input, 0),
+        ("kube-proxy", "filter-forward", Hook::Forward, 0),
+        ("kube-proxy", "filter-output", Hook::Output, 0),
+        ("kube-proxy", "nat-prerouting", Hook::Prerouting, -100),
+        ("kube-proxy", "nat-output", Hook::Output, -100),
+        ("kube-proxy", "nat-postrouting", Hook::Postrouting, 100),
     ],
     lookups: &[("kube-proxy", "services", "service-ips")],
     owns: |table, _| table == "kube-proxy",
+    serves: has_services,
 };
 
 const CALICO_IPTABLES: Plan = Plan {
@@ -101,9 +146,13 @@ const CALICO_IPTABLES: Plan = Plan {
         ("raw", "PREROUTING", "cali-PREROUTING"),
         ("raw", "OUTPUT", "cali-OUTPUT"),
         ("mangle", "PREROUTING", "cali-PREROUTING"),
+        // Since 3.21; where there is no such chain there need be no jump.
+        ("mangle", "POSTROUTING", "cali-POSTROUTING"),
     ],
+    hooks: &[],
     lookups: &[],
     owns: |_, chain| crate::facts::is_calico_chain(chain),
+    serves: |_, family| family == Family::V4,
 };
 
 const CALICO_NFTABLES: Plan = Plan {
@@ -118,9 +167,47 @@ const CALICO_NFTABLES: Plan = Plan {
         ("calico", "filter-FORWARD", "filter-cali-FORWARD"),
         ("calico", "filter-OUTPUT", "filter-cali-OUTPUT"),
         ("calico", "nat-POSTROUTING", "nat-cali-POSTROUTING"),
+        // Chains that are there are jumped to.
+        ("calico", "nat-PREROUTING", "nat-cali-PREROUTING"),
+        ("calico", "nat-OUTPUT", "nat-cali-OUTPUT"),
+        ("calico", "raw-PREROUTING", "raw-cali-PREROUTING"),
+        ("calico", "raw-OUTPUT", "raw-cali-OUTPUT"),
+        ("calico", "mangle-PREROUTING", "mangle-cali-PREROUTING"),
+        ("calico", "mangle-POSTROUTING", "mangle-cali-POSTROUTING"),
     ],
+    hooks: &[],
     lookups: &[],
     owns: |table, _| table == "calico",
+    serves: |_, family| family == Family::V4,
+};
+
+/// With eBPF policies are programs, and what remains of chains masquerades pods, checks reverse paths and keeps what programs
+/// have seen from connection tracking. Rules that Felix puts straight into INPUT, FORWARD and OUTPUT are not judged: they let
+/// through or drop what programs have marked, and go with those.
+const CALICO_EBPF: Plan = Plan {
+    chains: &[("nat", "cali-POSTROUTING")],
+    jumps: &[
+        ("nat", "POSTROUTING", "cali-POSTROUTING"),
+        ("raw", "PREROUTING", "cali-PREROUTING"),
+        ("raw", "OUTPUT", "cali-OUTPUT"),
+    ],
+    hooks: &[],
+    lookups: &[],
+    owns: |_, chain| crate::facts::is_calico_chain(chain),
+    // Where there never was a chain of Calico's there need be none.
+    serves: |_, _| false,
+};
+
+/// The same in Calico's own table.
+const CALICO_EBPF_NFTABLES: Plan = Plan {
+    chains: &[],
+    jumps: &[
+        ("calico", "nat-POSTROUTING", "nat-cali-POSTROUTING"),
+        ("calico", "raw-PREROUTING", "raw-cali-PREROUTING"),
+        ("calico", "raw-OUTPUT", "raw-cali-OUTPUT"),
+    ],
+    owns: |table, _| table == "calico",
+    ..CALICO_EBPF
 };
 
 /// What kube-proxy must have in this mode.
@@ -132,17 +219,42 @@ pub(super) fn kube_proxy(mode: ProxyMode) -> Plan {
     }
 }
 
-/// What Calico must have with this dataplane; eBPF has no chains of this kind.
-pub(super) fn calico(dataplane: CalicoDataplane) -> Option<Plan> {
-    match dataplane {
-        CalicoDataplane::Iptables => Some(CALICO_IPTABLES),
-        CalicoDataplane::Nftables => Some(CALICO_NFTABLES),
-        CalicoDataplane::Ebpf => None,
+/// Within which time a living kube-proxy writes again what is missing: in IPVS mode it does so each `syncPeriod` of 30 s. None
+/// where it does not live, and in the other modes, where it looks once an hour (recorded: incident 05).
+pub(super) fn synced_within(look: &Look<'_>) -> Option<Duration> {
+    let lives = look.now.health.kube_proxy.get().is_some_and(|answer| answer.status < 300);
+    (lives && look.expected.kube_proxy == Some(ProxyMode::Ipvs)).then_some(Duration::from_secs(35))
+}
+
+/// A finding that waits for a living kube-proxy: see [`synced_within`].
+pub(super) fn awaited(look: &Look<'_>, finding: Finding) -> Finding {
+    match synced_within(look) {
+        Some(time) => finding.repaired_within(time),
+        None => finding,
     }
 }
 
-/// What each family lacks: every family in which the owner has chains or had them earlier in this boot, and IPv4 in any
-/// case. An owner that is whole in one backend is whole: leftovers in the other backend are no fault of these checks.
+/// What Calico must have with this dataplane.
+pub(super) fn calico(look: &Look<'_>, dataplane: CalicoDataplane) -> Plan {
+    let native = || look.now.nftables.get().is_some_and(|it| it.tables.iter().any(|table| table.name == "calico"));
+    match dataplane {
+        CalicoDataplane::Iptables => CALICO_IPTABLES,
+        CalicoDataplane::Nftables => CALICO_NFTABLES,
+        CalicoDataplane::Ebpf if native() => CALICO_EBPF_NFTABLES,
+        CalicoDataplane::Ebpf => CALICO_EBPF,
+    }
+}
+
+/// What goes on without Calico's chains.
+pub(super) fn without_calico(dataplane: CalicoDataplane) -> &'static str {
+    match dataplane {
+        CalicoDataplane::Ebpf => "so pods are not masqueraded and the sources of their packets are not checked",
+        _ => "so policies are NOT enforced",
+    }
+}
+
+/// What each family lacks: every family in which the owner has chains or had them earlier in this boot, and those that
+/// it has to serve. An owner that is whole in one backend is whole: leftovers in the other backend are no fault of these checks.
 ///
 /// # Errors
 /// When a backend could not be read and the other one does not show the owner whole.
@@ -167,7 +279,7 @@ pub(super) fn gaps<'a>(
             (None, Some(_)) if family == Family::V6 && !all.is_empty() => {}
             (_, Some(error)) => return Err(error),
             (Some(gaps), None) => all.push(gaps),
-            (None, None) if family == Family::V4 => all.push(nothing(plan)),
+            (None, None) if (plan.serves)(look, family) => all.push(nothing(plan, family)),
             (None, None) => {}
         }
     }
@@ -202,6 +314,16 @@ impl Gaps {
     }
 }
 
+/// Whether kube-proxy has something to translate: IPv4 in any case, IPv6 where this node has such an address and the cluster has
+/// such a Service with ready endpoints.
+fn has_services(look: &Look<'_>, family: Family) -> bool {
+    let v6 = |address: &IpAddr| Family::of(*address) == Family::V6;
+    let node = || look.now.routing.get().is_some_and(|it| it.addresses.iter().any(|it| it.global && v6(&it.address)));
+    let services = look.now.cluster.get().into_iter().flat_map(|cluster| &cluster.services);
+    let mut ports = services.filter(|it| it.cluster_ips.iter().any(v6)).flat_map(|service| &service.ports);
+    family == Family::V4 || ports.any(|port| port.endpoints.iter().any(|(address, _)| v6(address))) && node()
+}
+
 /// How many chains of its own the owner has.
 fn owned(ruleset: &Ruleset, plan: Plan, family: Family) -> usize {
     let tables = ruleset.tables.iter().filter(|table| table.family == family);
@@ -217,21 +339,32 @@ fn gaps_in(ruleset: &Ruleset, plan: Plan, family: Family) -> Gaps {
         let rules = ruleset.table(family, table).and_then(|table| table.chain(chain)?.rules.as_ref());
         rules.is_none_or(|rules| rules.iter().any(|rule| rule.action == Action::Other("vmap".into())))
     };
-    let unhooked = plan.jumps.iter().filter(|(table, from, to)| has(table, to) && !jumps(table, from, to));
+    // The kube-proxies of 1.31 and before filter ahead of the translation, in chains of other names and at other priorities.
+    let early = has("kube-proxy", "filter-output-post-dnat");
+    let judged = |table: &str, chain: &str| !(early && table == "kube-proxy" && chain.starts_with("filter-"));
+    let unhooked =
+        plan.jumps.iter().filter(|(table, from, to)| judged(table, from) && has(table, to) && !jumps(table, from, to));
     let unhooked = unhooked.chain(plan.lookups.iter().filter(|(table, chain, _)| !looks_up(table, chain)));
+    let elsewhere = |(table, chain, hook, priority): &&(&str, &str, Hook, i32)| {
+        let base = ruleset.table(family, table).and_then(|table| table.chain(chain)?.base);
+        base.is_some_and(|base| base.hook != *hook || base.priority.is_some_and(|it| it != *priority))
+    };
+    let elsewhere = plan.hooks.iter().filter(|(table, chain, ..)| judged(table, chain)).filter(elsewhere);
+    let elsewhere =
+        elsewhere.map(|(table, chain, hook, at)| format!("{table} {chain} is not at hook {hook:?}, priority {at}"));
     Gaps {
         backend: ruleset.backend,
         family,
         missing: missing.map(|(table, chain)| format!("{table} {chain}")).collect(),
-        unhooked: unhooked.map(|(table, from, to)| format!("{table} {from} -> {to}")).collect(),
+        unhooked: unhooked.map(|(table, from, to)| format!("{table} {from} -> {to}")).chain(elsewhere).collect(),
     }
 }
 
 /// The gaps of an owner that has nothing at all.
-fn nothing(plan: Plan) -> Gaps {
+fn nothing(plan: Plan, family: Family) -> Gaps {
     Gaps {
         backend: Backend::Nftables,
-        family: Family::V4,
+        family,
         missing: plan.chains.iter().map(|(table, chain)| format!("{table} {chain}")).collect(),
         unhooked: Vec::new(),
     }

@@ -7,6 +7,7 @@
 mod bgp;
 mod chains;
 mod kernel;
+mod kubelet_words;
 pub mod node;
 mod passage;
 mod path;
@@ -17,7 +18,7 @@ mod routes;
 pub(crate) mod sandbox_failure;
 pub(crate) mod space;
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use sandbox_failure::fuzz as fuzz_sandbox_failure;
 use std::time::Duration;
 

@@ -3,12 +3,15 @@
 //! Shared by the checks of the rules that others have put there. The packets are the first ones of connections from a pod
 //! of this node and to it. A rule whose conditions are not all understood may match or not: nothing is concluded from it.
 
+mod words;
+
 use std::net::IpAddr;
 
 use super::Look;
 use crate::facts::{
     Action, Backend, Chain, Family, FilterRule, Hook, Is, Policy, RouteAnswer, Routing, Ruleset, Seen, Table, rulesets,
 };
+pub(super) use words::{counted, describe};
 
 /// How deep chains are followed.
 const DEPTH: u32 = 8;
@@ -20,6 +23,9 @@ const OWNERS: [&str; 10] =
 
 /// Links that no pod is behind, unless a route to one says so: those of Docker, libvirt, LXC and Podman.
 const NO_PODS: [&str; 6] = ["docker", "br-", "virbr", "lxc", "lxd", "podman"];
+
+/// A port that connections are opened from (`net.ipv4.ip_local_port_range`), in the place of one that is not known.
+const EPHEMERAL: u16 = 40_000;
 
 /// Marks of kube-proxy: packets that it translates, of which a connection between pods is none (`masqueradeBit`).
 const MASQUERADE: u32 = 0x4000;
@@ -34,6 +40,8 @@ pub(super) struct Packet {
     output: Option<String>,
     /// Port that it goes to by TCP, if that is known.
     tcp: Option<u16>,
+    /// Whether it belongs to a connection that was opened the other way; else it opens one.
+    answer: bool,
 }
 
 /// What becomes of a packet in a base chain.
@@ -96,8 +104,16 @@ pub(super) fn packets(look: &Look<'_>) -> Vec<Packet> {
         let (address, link) = pod.map_or((None, None), |(address, link)| (Some(address), link));
         let uplink = routing.and_then(|routing| uplink(routing, family));
         let (from, to) = (address, None);
-        packets.push(Packet { family, from, to, input: link.clone(), output: uplink.clone(), tcp: None });
-        packets.push(Packet { family, from: to, to: from, input: uplink, output: link, tcp: None });
+        packets.push(Packet {
+            family,
+            from,
+            to,
+            input: link.clone(),
+            output: uplink.clone(),
+            tcp: None,
+            answer: false,
+        });
+        packets.push(Packet { family, from: to, to: from, input: uplink, output: link, tcp: None, answer: false });
     }
     packets
 }
@@ -258,7 +274,7 @@ fn is_calicos(rule: &FilterRule) -> bool {
 impl Packet {
     /// A packet between this node itself and anybody.
     pub(super) fn of_host(family: Family) -> Self {
-        Packet { family, from: None, to: None, input: None, output: None, tcp: None }
+        Packet { family, from: None, to: None, input: None, output: None, tcp: None, answer: false }
     }
 
     /// The first packet of a TCP connection that this node opens, by `output` if that is known.
@@ -266,9 +282,24 @@ impl Packet {
         Packet { to: Some(to), output, tcp: Some(port), ..Packet::of_host(family) }
     }
 
+    /// The first packet of a TCP connection that another host opens.
+    pub(super) fn of_peer(from: IpAddr, port: u16) -> Self {
+        Packet { from: Some(from), tcp: Some(port), ..Packet::of_host(Family::of(from)) }
+    }
+
+    /// What another host answers to a TCP connection that this node opens.
+    pub(super) fn of_answer(from: IpAddr) -> Self {
+        Packet { answer: true, ..Packet::of_peer(from, EPHEMERAL) }
+    }
+
     /// Its family.
     pub(super) fn family(&self) -> Family {
         self.family
+    }
+
+    fn has_state_of(&self, rule: &FilterRule) -> bool {
+        let state = if self.answer { FilterRule::ESTABLISHED } else { FilterRule::NEW };
+        rule.states.is_none_or(|states| states & state != 0)
     }
 
     fn fit(&self, rule: &FilterRule) -> Fit {
@@ -276,7 +307,8 @@ impl Packet {
         // A connection is none of ICMP.
         let icmp = rule.protocol.as_ref().is_some_and(|it| !it.not && matches!(it.value, 1 | 58));
         let fits = [
-            if kube_mark || icmp || !rule.may_open() || rule.family.is_some_and(|family| family != self.family) {
+            if kube_mark || icmp || !self.has_state_of(rule) || rule.family.is_some_and(|family| family != self.family)
+            {
                 Fit::Never
             } else {
                 Fit::Always
@@ -325,53 +357,21 @@ fn link_fit(condition: Option<&Is<String>>, link: Option<&str>) -> Fit {
     }
 }
 
-/// A rule in the language of iptables, as far as it was understood.
-pub(super) fn describe(rule: &FilterRule) -> String {
-    let mut text = String::new();
-    let mut add = |not: bool, option: &str, value: &str| {
-        if not {
-            text.push_str("! ");
+/// The rule or policy of this node's own that surely drops or rejects a packet at this hook, described, and what its counter
+/// says if it has one.
+pub(super) fn dropping(look: &Look<'_>, hook: Hook, packet: &Packet) -> Option<(String, Option<String>)> {
+    for (backend, table, name, chain) in base_chains(look, packet.family, hook) {
+        let (walk, fate) = Walk::through(table, chain, packet);
+        if let Some(hit) = walk.drops.iter().find(|hit| hit.all && hit.reached && !hit.spared) {
+            let rule = describe(hit.rule);
+            let place = format!("rule `{rule}` in {} of table {name} ({backend})", hit.chain);
+            return Some((place, Some(counted(hit.rule))));
         }
-        text.push_str(option);
-        text.push(' ');
-        text.push_str(value);
-        text.push(' ');
-    };
-    for (option, net) in [("-s", &rule.source), ("-d", &rule.destination)] {
-        if let Some(net) = net {
-            add(net.not, option, &net.value.to_string());
+        if fate == Fate::Policy && drops_by_policy(chain) {
+            return Some((format!("the policy DROP of {} in table {name} ({backend})", chain.name), None));
         }
     }
-    for (option, link) in [("-i", &rule.input), ("-o", &rule.output)] {
-        if let Some(link) = link {
-            add(link.not, option, &link.value);
-        }
-    }
-    if let Some(protocol) = &rule.protocol {
-        let name = match protocol.value {
-            1 => "icmp".to_owned(),
-            6 => "tcp".to_owned(),
-            17 => "udp".to_owned(),
-            number => number.to_string(),
-        };
-        add(protocol.not, "-p", &name);
-    }
-    for (from, to) in &rule.ports {
-        add(false, "--dport", &if from == to { from.to_string() } else { format!("{from}:{to}") });
-    }
-    for set in &rule.sets {
-        add(set.not, "--match-set", &set.value);
-    }
-    if rule.other_matches {
-        text.push_str("... ");
-    }
-    match &rule.action {
-        Action::Accept => text.push_str("-j ACCEPT"),
-        Action::Drop => text.push_str("-j DROP"),
-        Action::Reject => text.push_str("-j REJECT"),
-        _ => text.push_str("-j ..."),
-    }
-    text
+    None
 }
 
 /// Whether a chain drops what no rule decided.

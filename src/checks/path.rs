@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::passage::{self, Packet, Walk};
+use super::passage::{self, Packet};
 use super::{Look, Outcome, node};
 use crate::facts::{Family, FaultKind, Hook, PathEnd, PathFault, PathLeg, PathStep};
 
@@ -45,7 +45,7 @@ pub(super) fn why(leg: &PathLeg, local: Option<Local>) -> Option<String> {
         }
         PathEnd::Answered(_) | PathEnd::Connected => return None,
     };
-    let PathFault { step, kind, detail } = fault;
+    let PathFault { step, kind, detail, .. } = fault;
     let host = leg.to.rsplit_once(':').map_or(leg.to.as_str(), |(host, _)| host);
     Some(match (step, kind) {
         (PathStep::Name, FaultKind::TimedOut) => format!("name resolution: no resolver answers for {host}"),
@@ -85,7 +85,11 @@ pub(super) fn why(leg: &PathLeg, local: Option<Local>) -> Option<String> {
 fn clock(leg: &PathLeg) -> String {
     match leg.clock_ahead {
         Some(0) => ": the clocks agree, so it is the certificate".into(),
-        Some(seconds) => format!(": this node's is {} the other end's", distance(seconds)),
+        Some(seconds) if leg.spoiled_by_clock() => format!(": this node's is {} the other end's", distance(seconds)),
+        Some(seconds) => format!(
+            ": it is {} the other end's, which does not explain it, so it is the certificate",
+            distance(seconds)
+        ),
         None => String::new(),
     }
 }
@@ -121,17 +125,7 @@ pub(super) fn dropping_rule(look: &Look<'_>, leg: &PathLeg) -> Option<String> {
     let to = leg.address?;
     let family = Family::of(to);
     let out = Packet::of_connection(family, to, leg.port, link(look, leg.source));
-    for (backend, table, name, chain) in passage::base_chains(look, family, Hook::Output) {
-        let (walk, fate) = Walk::through(table, chain, &out);
-        if let Some(hit) = walk.drops.iter().find(|hit| hit.all && hit.reached && !hit.spared) {
-            let rule = passage::describe(hit.rule);
-            return Some(format!("rule `{rule}` in {} of table {name} ({backend})", hit.chain));
-        }
-        if fate == passage::Fate::Policy && passage::drops_by_policy(chain) {
-            return Some(format!("the policy DROP of {} in table {name} ({backend})", chain.name));
-        }
-    }
-    None
+    passage::dropping(look, Hook::Output, &out).map(|(rule, _)| rule)
 }
 
 /// The link that has this address.
@@ -143,7 +137,7 @@ fn link(look: &Look<'_>, source: Option<IpAddr>) -> Option<String> {
 
 /// The same in a few words, for ways of which there are several.
 pub(super) fn short(leg: &PathLeg) -> String {
-    let Some(PathFault { step, kind, detail }) = leg.fault() else { return "answers".into() };
+    let Some(PathFault { step, kind, detail, .. }) = leg.fault() else { return "answers".into() };
     match (step, kind) {
         (PathStep::Name, _) => format!("has no address ({detail})"),
         (PathStep::Route, _) => format!("has no route from here ({detail})"),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::routes::{NEW_BLOCK, is_at, leads_nowhere, map_lag, same_subnet, uses_main, written};
-use super::{Finding, Look, Severity};
+use super::{Finding, Look, Outcome, Severity};
 use crate::facts::{ClusterMap, ClusterNode, Family, RouteKind, Routing, TableRoute, Way};
 
 /// What to do about them; the steps of the checks are Calico's.
@@ -38,15 +38,37 @@ pub(crate) struct Ranges<'a> {
     expected: Vec<Range<'a>>,
 }
 
+/// Where the cluster does not say which blocks of Calico's pools there are: what is found about the ranges, or else by what this
+/// boot remembers of Calico's routes.
+pub(crate) fn judged<'a>(
+    look: &'a Look<'a>,
+    routing: &'a Routing,
+    judge: impl FnOnce(&Ranges<'a>) -> Vec<Finding>,
+    by_memory: impl FnOnce() -> Outcome,
+) -> Outcome {
+    let calico = look.expected.calico.is_some();
+    match map(look).map(|map| Ranges::of(look, routing, map)) {
+        Some(Some(ranges)) => match judge(&ranges) {
+            // The blocks of pools that nobody tells of are not among the ranges.
+            none if none.is_empty() && calico => by_memory(),
+            found => Outcome::from_findings(found),
+        },
+        Some(None) if !calico => {
+            Outcome::NotApplicable("this node needs no routes to pod ranges of other nodes".into())
+        }
+        _ => by_memory(),
+    }
+}
+
 /// What the cluster says, where Kubernetes gives each node a range and the CNI leaves the routes to the table `main`.
-pub(crate) fn map<'a>(look: &Look<'a>) -> Option<&'a ClusterMap> {
+fn map<'a>(look: &Look<'a>) -> Option<&'a ClusterMap> {
     let map = look.now.cluster.get().filter(|map| map.pools.is_empty())?;
     uses_main(&look.now.cni).then_some(map)
 }
 
 impl<'a> Ranges<'a> {
     /// Those of a look; none where no route is expected to any.
-    pub(crate) fn of(look: &'a Look<'a>, routing: &'a Routing, map: &'a ClusterMap) -> Option<Self> {
+    fn of(look: &'a Look<'a>, routing: &'a Routing, map: &'a ClusterMap) -> Option<Self> {
         let memory = &look.before.routes.ranges;
         let through = |route: &&TableRoute| route.kind == RouteKind::Unicast && route.gateway.is_some();
         // Two such routes and the default are the least that tell what is usual.

@@ -19,6 +19,8 @@ pub(super) fn biggest(look: &Look<'_>, amount: fn(u64) -> String, of: Kind) -> S
     let list = match of {
         Kind::Memory => &scan.by_memory,
         Kind::Tasks => &scan.by_tasks,
+        Kind::Disks => &scan.by_io,
+        Kind::Cpus => &scan.by_cpu,
     };
     for (at, (pod, number)) in list.iter().enumerate() {
         let lead = if at == 0 { "; most is used by " } else { ", " };
@@ -34,4 +36,8 @@ pub(super) enum Kind {
     Memory,
     /// Processes and threads.
     Tasks,
+    /// What is read and written, a second.
+    Disks,
+    /// Thousandths of a CPU.
+    Cpus,
 }

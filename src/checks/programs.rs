@@ -1,8 +1,8 @@
 //! Programs of Calico's eBPF dataplane: where they should be attached, and are not.
 //!
-//! Felix attaches two to every pod's link and to the links that lead out: by tc, or by TCX where kernel and version allow. Of
-//! those netlink tells nothing, and bpf(2) (`BPF_PROG_QUERY`) cannot be called without unsafe code. So what is missed is what tc
-//! had in this boot, or has on most links of pods; where tc has none, nothing is said.
+//! Felix attaches two to every pod's link and to the links that lead out: by tc, or by TCX or netkit where kernel and version
+//! allow, and these it pins. What is missed is what a link had in this boot, or what most links of pods have; where none has
+//! any, and a living Felix may have found another way, nothing is known.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,9 +25,9 @@ pub(super) fn missing(look: &Look<'_>, felix: Option<Duration>) -> Outcome {
     let had = &look.before.attached;
     let none = !now.values().flatten().any(|attached| *attached);
     if none && (had.is_empty() || felix.is_some()) {
-        // A living Felix that takes all of them away puts others there, by TCX.
-        return Outcome::NotApplicable(
-            "no program of Calico's eBPF dataplane is attached by tc; of those attached by TCX the kernel tells by bpf(2) alone, which is not asked".into(),
+        // A living Felix that takes all of them away puts others there.
+        return Outcome::Unknown(
+            "no program of Calico's eBPF dataplane is seen, neither attached by tc nor pinned below /sys/fs/bpf".into(),
         );
     }
     let usual = usual(now);
@@ -54,7 +54,7 @@ pub(super) fn missing(look: &Look<'_>, felix: Option<Duration>) -> Outcome {
         "Programs of Calico's eBPF dataplane are gone, so policies are NOT enforced: {}{more}",
         gone[..gone.len().min(NAMED)].join(", ")
     );
-    let next = "delete the calico-node pod, which attaches them again; then find who removed them (`tc filter show dev LINK ingress`)";
+    let next = "delete the calico-node pod, which attaches them again; then find who removed them (`tc filter show dev LINK ingress`, `ls /sys/fs/bpf/tcx`)";
     let finding = Finding::new("eBPF", detail).next(next);
     Outcome::from_findings(vec![finding.repaired_within(felix.unwrap_or(ATTACHED))])
 }

@@ -133,7 +133,7 @@ pub(crate) fn tail(message: &str) -> &str {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     assert!(text.contains(tail(&text)));

@@ -192,9 +192,18 @@ fn collected_below(look: &Look<'_>, filesystem: &Filesystem, capacity: u64) -> O
 
 /// `; much of it is in logs of a/b (1.0 GiB), the journal (0.5 GiB)`, or nothing where nobody looked.
 pub(super) fn holders(filesystem: &Filesystem) -> String {
-    let each: Vec<_> =
-        filesystem.biggest.iter().map(|(what, bytes)| format!("{what} ({})", human_bytes(*bytes))).collect();
-    if each.is_empty() { String::new() } else { format!("; much of it is in {}", each.join(", ")) }
+    most("much of it is in", &filesystem.biggest, human_bytes)
+}
+
+/// The same of inodes.
+pub(super) fn file_holders(filesystem: &Filesystem) -> String {
+    most("many of them are in", &filesystem.most_files, human_inodes)
+}
+
+/// `; LEAD a (1), b (2)`, or nothing.
+pub(super) fn most(lead: &str, list: &[(String, u64)], amount: fn(u64) -> String) -> String {
+    let each: Vec<_> = list.iter().map(|(what, count)| format!("{what} ({})", amount(*count))).collect();
+    if each.is_empty() { String::new() } else { format!("; {lead} {}", each.join(", ")) }
 }
 
 /// What a person calls a file system: its mount point and what is on it.

@@ -126,7 +126,7 @@ fn input(words: &[String]) -> anyhow::Result<String> {
 }
 
 /// Recognises and prints a text: whatever it is.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let text = &*String::from_utf8_lossy(data);
     let book = Book::open();

@@ -110,7 +110,8 @@ async fn local(options: &Options) -> anyhow::Result<()> {
     let written = gatherer.pieces(&mut bundle, &mut manifest, progress).await;
     let summary = summary(&manifest, Some(&verdict));
     let written = written.and_then(|()| bundle.finish(&manifest, &summary));
-    written.with_context(|| format!("{place} cannot be written; `--output -` needs no disk"))?;
+    let instead = if place == STREAM { "" } else { "; `--output -` needs no disk" };
+    written.with_context(|| format!("{place} cannot be written{instead}"))?;
     if options.json {
         print_json(&[Taken { path: place, manifest }])?;
     } else if place == STREAM {

@@ -144,7 +144,7 @@ impl Output {
     }
 }
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use explain::fuzz as fuzz_explain;
 
 /// Runs the program.
@@ -161,7 +161,6 @@ pub fn main() -> ExitCode {
             return if bad { ExitCode::from(BAD_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    // Nothing of it needs a runtime or a log.
     let runs_on = matches!(cli.command, Command::Agent(_) | Command::Aggregator(_) | Command::Standalone(_));
     let quiet = !runs_on && matches!(cli.log_level, Level::Info);
     telemetry::start(

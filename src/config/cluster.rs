@@ -24,6 +24,14 @@ pub struct ClusterLimits {
     pub stale_minutes: u32,
     /// calico-kube-controllers may be absent for so many minutes (H10).
     pub controllers_absent_minutes: u32,
+    /// What calico-kube-controllers cleans up is gone after so many minutes: its grace of 15, and the round that follows.
+    pub cleanup_minutes: u32,
+    /// A move of Calico to calico-system that has not gone on for so many minutes does not go on.
+    pub migration_minutes: u32,
+    /// The control plane may be put together anew for so many minutes after its version changed (H6).
+    pub master_update_minutes: u32,
+    /// A worker that is rebooted, reloaded or new may be not Ready for so many minutes (H5).
+    pub transit_minutes: u32,
     /// What fails so often comes back (H13) ...
     pub recurrences: u32,
     /// So many workers are few, however small the cluster is (H15).
@@ -53,6 +61,10 @@ impl Default for ClusterLimits {
             ready_turn_minutes: 60,
             stale_minutes: 10,
             controllers_absent_minutes: 15,
+            cleanup_minutes: 30,
+            migration_minutes: 60,
+            master_update_minutes: 45,
+            transit_minutes: 20,
             recurrences: 2,
             few_workers: 2,
             few_percent: 10,
@@ -78,6 +90,10 @@ impl ClusterLimits {
             "readyTurnMinutes" => &mut self.ready_turn_minutes,
             "staleMinutes" => &mut self.stale_minutes,
             "controllersAbsentMinutes" => &mut self.controllers_absent_minutes,
+            "cleanupMinutes" => &mut self.cleanup_minutes,
+            "migrationMinutes" => &mut self.migration_minutes,
+            "masterUpdateMinutes" => &mut self.master_update_minutes,
+            "transitMinutes" => &mut self.transit_minutes,
             "recurrences" => &mut self.recurrences,
             "fewWorkers" => &mut self.few_workers,
             "fewPercent" => &mut self.few_percent,
@@ -99,6 +115,16 @@ impl ClusterLimits {
     /// Within this time, in seconds, turns of a kubelet count together.
     pub(crate) fn turns_window(&self) -> i64 {
         i64::from(self.ready_turn_minutes) * 60
+    }
+
+    /// Whoever cleans up has done so after this time, in seconds.
+    pub(crate) fn cleanup(&self) -> i64 {
+        i64::from(self.cleanup_minutes) * 60
+    }
+
+    /// An update of the control plane, in seconds.
+    pub(crate) fn master_update(&self) -> i64 {
+        i64::from(self.master_update_minutes) * 60
     }
 
     /// What is left over for so long, in seconds, is not about to go.

@@ -46,7 +46,35 @@ pub(crate) struct Object {
     pub(crate) uid: String,
 }
 
+/// What Events are about besides Nodes: with its group and version, and as paths name it.
+const KINDS: [(&str, &str, &str); 8] = [
+    ("Lease", "coordination.k8s.io/v1", "leases"),
+    ("DaemonSet", "apps/v1", "daemonsets"),
+    ("Deployment", "apps/v1", "deployments"),
+    ("ValidatingWebhookConfiguration", "admissionregistration.k8s.io/v1", "validatingwebhookconfigurations"),
+    ("MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
+    ("IPPool", "crd.projectcalico.org/v1", "ippools"),
+    ("BGPConfiguration", "crd.projectcalico.org/v1", "bgpconfigurations"),
+    ("FelixConfiguration", "crd.projectcalico.org/v1", "felixconfigurations"),
+];
+
 impl Object {
+    /// What a finding names: `DaemonSet kube-system/calico-node`, `IPPool default`; none if it is of another kind.
+    pub(crate) fn named(text: &str) -> Option<Self> {
+        let (kind, name) = text.split_once(' ')?;
+        let (kind, api_version, _) = *KINDS.iter().find(|known| known.0 == kind)?;
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
+        let known = !name.is_empty() && plain(name) && plain(namespace);
+        known.then(|| Object {
+            api_version,
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: String::new(),
+        })
+    }
+
     /// The Node of this name.
     pub(crate) fn node(name: &str) -> Self {
         Object { api_version: "v1", kind: "Node", namespace: String::new(), name: name.to_owned(), uid: String::new() }
@@ -65,10 +93,14 @@ impl Object {
 
     /// Where it is.
     pub(super) fn path(&self) -> String {
-        let Object { api_version, namespace, name, .. } = self;
-        match self.kind {
+        let Object { api_version, kind, namespace, name, .. } = self;
+        let plural = KINDS.iter().find(|known| known.0 == *kind).map_or("", |known| known.2);
+        let below = if namespace.is_empty() { String::new() } else { format!("namespaces/{namespace}/") };
+        match *kind {
             "Node" => format!("/api/v1/nodes/{name}"),
-            _ => format!("/apis/{api_version}/namespaces/{namespace}/leases/{name}"),
+            "Lease" => format!("/apis/{api_version}/{below}{plural}/{name}"),
+            // These may be listed, and not asked for one by one.
+            _ => format!("/apis/{api_version}/{below}{plural}?fieldSelector=metadata.name%3D{name}"),
         }
     }
 

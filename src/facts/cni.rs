@@ -1,6 +1,7 @@
 //! The CNI directory as the runtime sees it: which files count, in which order, and what they need.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher as _};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -164,11 +165,67 @@ impl Cni {
     pub fn config(&self) -> Option<&CniConfig> {
         self.active().and_then(|file| file.content.as_ref().ok())
     }
+
+    /// A short hash of the configuration in force, of what is read of it and is not each node's own: two nodes with the same
+    /// have the same. None where there is none, and where it was not seen.
+    pub(crate) fn hash(&self) -> Option<u32> {
+        let text = serde_json::to_string(&(&self.active()?.name, self.config()?)).ok()?;
+        let mut hasher = DefaultHasher::new();
+        hasher.write(text.as_bytes());
+        u32::try_from(hasher.finish() & u64::from(u32::MAX)).ok()
+    }
+}
+
+impl CniKubeconfig {
+    /// Host and port of the server; none where it names no address.
+    pub fn at(&self) -> Option<(&str, u16)> {
+        let (scheme, rest) = self.server.split_once("://").unwrap_or(("https", &self.server));
+        let authority = rest.split('/').next()?;
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(rest) => rest.split_once(']')?,
+            None => authority.find(':').map_or((authority, ""), |at| authority.split_at(at)),
+        };
+        let port = match port.strip_prefix(':') {
+            Some(port) => port.parse().ok()?,
+            None => {
+                if scheme == "http" {
+                    80
+                } else {
+                    443
+                }
+            }
+        };
+        (!host.is_empty()).then_some((host, port))
+    }
 }
 
 impl CniConfig {
     /// Whether any plugin of the chain is of this type.
     pub fn has(&self, kind: &str) -> bool {
         self.plugins.iter().any(|plugin| plugin.kind == kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_configuration_has_the_same_hash_whenever_it_was_written() {
+        let with = |name: &str, chain: &[&str], modified: Option<Timestamp>| {
+            let plugin = |kind: &&str| CniPlugin { kind: (*kind).to_owned(), ..CniPlugin::default() };
+            let plugins = chain.iter().map(plugin).collect();
+            let content = Ok(CniConfig { name: "k8s-pod-network".into(), cni_version: "0.3.1".into(), plugins });
+            let files = Seen::Yes(vec![CniFile { name: name.to_owned(), modified, content }]);
+            Cni::of("/etc/cni/net.d".into(), Vec::new(), "-".into(), files)
+        };
+        let usual = with("10-calico.conflist", &["calico", "portmap"], None).hash();
+        assert!(usual.is_some());
+        assert_eq!(with("10-calico.conflist", &["calico", "portmap"], Some(Timestamp::UNIX_EPOCH)).hash(), usual);
+        assert_ne!(with("10-calico.conflist", &["calico"], None).hash(), usual);
+        assert_ne!(with("05-other.conflist", &["calico", "portmap"], None).hash(), usual);
+        let mut none = with("10-calico.conflist", &[], None);
+        none.files = Seen::Absent;
+        assert_eq!(none.hash(), None);
     }
 }

@@ -2,14 +2,15 @@
 
 use serde::Serialize;
 
-use super::Program;
+use super::{Memo, Program};
 
 /// What is left of containers and pods that have gone. An object counts once nobody has owned it for ten minutes: pods that
 /// are being made or removed are between two owners.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Debris {
-    /// Shims of sandboxes that the runtime does not know: process id and the beginning of the sandbox's id. At most
+    /// Shims of sandboxes that the runtime does not know: process id and the beginning of the sandbox's id; CRI-O's conmon of
+    /// pods that it does not know, with the pod's uid. At most
     /// [`Debris::EXAMPLES`] of them.
     pub shims: Vec<(i32, String)>,
     /// How many such shims there are.
@@ -20,14 +21,19 @@ pub struct Debris {
     pub containers: u64,
     /// Sandboxes of pods that the kubelet has no directory of.
     pub sandboxes: u64,
-    /// Network namespaces of pods (`/run/netns/cni-*`), less sandboxes that may own one.
+    /// Network namespaces of pods (`/run/netns/cni-*`; of CRI-O a bare UUID), less sandboxes that may own one.
     pub namespaces: u64,
+    /// Control groups of pods of which the kubelet has no directory and the runtime no sandbox.
+    pub cgroups: u64,
     /// All containers that have ended, owned or not.
     pub exited: u64,
     /// All sandboxes that are not ready, owned or not.
     pub not_ready: u64,
     /// Resources that have grown for hours while the pods became no more.
     pub growing: Vec<Growing>,
+    /// What the next process of the agent goes on from.
+    #[serde(skip)]
+    pub memo: Memo,
 }
 
 /// A resource that has at least doubled while the node's pods became no more.
@@ -66,7 +72,7 @@ impl Debris {
 
     /// Objects without an owner, of all kinds but containers.
     pub fn ownerless(&self) -> u64 {
-        self.shim_count + self.sandboxes + self.namespaces
+        self.shim_count + self.sandboxes + self.namespaces + self.cgroups
     }
 }
 

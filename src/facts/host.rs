@@ -30,6 +30,8 @@ pub struct Filesystem {
     pub inodes_per_second: Option<f64>,
     /// What holds most of it, as a person calls it, in bytes; empty while there is enough room.
     pub biggest: Vec<(String, u64)>,
+    /// What has most files on it, the same way; counted up to a bound.
+    pub most_files: Vec<(String, u64)>,
 }
 
 /// What a worker keeps on a file system.

@@ -19,7 +19,12 @@ pub struct Kubelet {
     /// name where no cloud provider has a say.
     pub node_name: Option<String>,
     /// The client certificate of its kubeconfig; absent when it shows the API server something else.
-    pub client_certificate: Seen<ClientCertificate>,
+    pub client_certificate: Seen<KubeletCertificate>,
+    /// The certificate that it shows those who ask it (`tlsCertFile`, or with `serverTLSBootstrap` the one that the cluster
+    /// signs for it); absent when it makes its own, which nobody checks.
+    pub serving_certificate: Seen<KubeletCertificate>,
+    /// `staticPodPath`, or where kubeadm and IBM have it.
+    pub static_pods: String,
     /// `healthzPort`; 0 means switched off. Default 10248.
     pub healthz_port: u16,
     /// `containerRuntimeEndpoint`, without `unix://`.
@@ -32,17 +37,17 @@ pub struct Kubelet {
     pub config_error: Option<String>,
 }
 
-/// The certificate by which the kubelet is known to the API server.
+/// A certificate of the kubelet's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ClientCertificate {
+pub struct KubeletCertificate {
     /// The file that holds it.
     pub path: String,
     /// From when it is valid.
     pub not_before: Timestamp,
     /// Until when it is valid.
     pub not_after: Timestamp,
-    /// Whether the kubelet is set to renew it (`rotateCertificates`).
+    /// Whether the kubelet is set to renew it (`rotateCertificates`, `serverTLSBootstrap`).
     pub rotates: bool,
 }
 
@@ -139,6 +144,8 @@ pub struct Health {
     pub kube_proxy: Seen<HttpAnswer>,
     /// `127.0.0.1:9099/liveness`.
     pub felix: Seen<HttpAnswer>,
+    /// In how many minutes up to now some of kube-proxy's changes to the rules failed; 0 where it does not tell.
+    pub restores_failing: u32,
 }
 
 /// An HTTP answer.

@@ -78,7 +78,7 @@ pub enum OomScope {
     Node,
     /// That of all pods together, below what is reserved for the rest of the node.
     AllPods,
-    /// That of a pod or one of its containers, by its own limit.
+    /// That of a pod or one of its containers, by its own limit. Which pod it was is not known when its cgroup has gone.
     Pod,
     /// That of a service of the node, by its own limit.
     Service(String),
@@ -102,7 +102,7 @@ pub struct PodCgroup {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodScan {
-    /// How many there are.
+    /// How many there are, static ones left out.
     pub pods: u32,
     /// Those without any request or limit.
     pub best_effort: u32,
@@ -112,8 +112,24 @@ pub struct PodScan {
     pub unlimited_use: u64,
     /// The limits of the others, summed up; in bytes.
     pub limits: u64,
+    /// Static pods: nobody scheduled them, and nobody can lower what they need.
+    pub fixed: u32,
+    /// What those use, in bytes.
+    pub fixed_use: u64,
+    /// The limits of CPU time of those that have one, summed up; in thousandths of a CPU, as all that follow. This and the next
+    /// are looked at while CPUs are short.
+    pub cpu_limits: u64,
+    /// Those without such a limit.
+    pub cpu_unlimited: u32,
+    /// What those use.
+    pub cpu_unlimited_use: u64,
+    /// Those that use most CPU time.
+    pub by_cpu: Vec<(PodCgroup, u64)>,
     /// Those with the largest working sets, in bytes.
     pub by_memory: Vec<(PodCgroup, u64)>,
     /// Those with the most tasks.
     pub by_tasks: Vec<(PodCgroup, u64)>,
+    /// Those that read from disks and write to them most, in bytes a second; looked at while tasks wait for disks, where the
+    /// pods' cgroups have a count.
+    pub by_io: Vec<(PodCgroup, u64)>,
 }

@@ -14,6 +14,7 @@ mod host;
 mod ipset;
 mod kernel_log;
 mod kubelet;
+mod learned;
 mod memory;
 mod netfilter;
 mod past;
@@ -45,16 +46,17 @@ pub use files::FileFault;
 pub use host::{Conntrack, Filesystem, Forwarding, Role, Space};
 pub use ipset::IpSet;
 pub use kernel_log::{KernelEvent, KernelFault, KernelLog};
-pub use kubelet::{CapacitySettings, ClientCertificate, EvictionThresholds, Health, HttpAnswer, Kubelet, Quantity};
+pub use kubelet::{CapacitySettings, EvictionThresholds, Health, HttpAnswer, Kubelet, KubeletCertificate, Quantity};
+pub use learned::{Learned, Memo};
 pub use memory::{Memory, OomKill, OomScope, PodCgroup, PodScan, PodsMemory, Stall};
 pub(crate) use netfilter::rounded;
 pub use netfilter::{
-    Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table,
+    Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table, VirtualServer,
 };
 pub use past::{End, FormerBoot, FormerMachine, Machine, Past};
 pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep, PeerAnswer};
 pub(crate) use pod_ranges::Way;
-pub(crate) use presence::{BPF_DEVICE, is_calico_chain, is_kube_proxy_chain, rulesets};
+pub(crate) use presence::{BPF_DEVICE, IPVS_DEVICE, is_calico_chain, is_kube_proxy_chain, rulesets};
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered, Starts};
 pub use registry::Registry;
 pub(crate) use replay::{Reader, Replay, replay};
@@ -69,11 +71,11 @@ pub use runtime::{
 };
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
-pub use strain::{Files, InotifyRoom, Strain, Tasks};
-pub(crate) use time::{utc, utc_in_names};
+pub use strain::{Cpus, Files, InotifyRoom, Strain, Tasks};
+pub(crate) use time::{utc, utc_in_names, whole_seconds};
 pub use traffic::{
     CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,
 };
 pub use trend::{Growth, Trend};
-pub use writes::Writes;
+pub use writes::{KubeletCondition, KubeletSaid, Writes};
 pub use xtables_lock::{LockUser, XtablesLock};

@@ -94,6 +94,10 @@ pub struct BaseChain {
     pub policy: Policy,
     /// Whether it translates addresses (type `nat`): such a chain sees only the first packet of a connection.
     pub nat: bool,
+    /// Its place among those of its hook, lowest first (`enum nf_ip_hook_priorities`); none in the legacy backend, where it
+    /// goes by the table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
 }
 
 /// Netfilter hooks (`enum nf_inet_hooks` of `linux/netfilter.h`).
@@ -150,6 +154,23 @@ pub struct ServiceChain {
     pub endpoints: Vec<SocketAddr>,
     /// Chains of endpoints that it names and that translate to nothing.
     pub dead_ends: Vec<String>,
+}
+
+/// A virtual server of IPVS: one port of one address of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualServer {
+    /// Where it is asked.
+    pub at: SocketAddr,
+    /// Whether by UDP; by TCP otherwise.
+    pub udp: bool,
+    /// Real servers that it sends new connections to: those with a weight.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl VirtualServer {
+    /// Those on other ports are not looked at: HTTPS, where the API server's Service is, and DNS.
+    pub const PORTS: [u16; 2] = [443, 53];
 }
 
 impl Chain {

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Learned;
+
 /// What earlier processes of this agent knew of the node, and what it is now. It is kept across boots.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -17,6 +19,8 @@ pub struct Past {
     pub former_machine: Option<FormerMachine>,
     /// `spec.unschedulable` of the Node, as it was last read.
     pub cordoned: Option<bool>,
+    /// What it took long to learn of this node; older versions do not write it.
+    pub learned: Learned,
 }
 
 /// The boot before this one.
@@ -89,7 +93,13 @@ impl Past {
         machine: Machine,
         cordoned: Option<bool>,
     ) -> Past {
-        let boot = if of == boot_id || of.is_empty() || boot_id.is_empty() {
+        let same_boot = of == boot_id && !of.is_empty();
+        let learned = match self.machine.differs(&machine) {
+            true => Learned::default(),
+            false if same_boot => self.learned,
+            false => self.learned.after_boot(),
+        };
+        let boot = if same_boot || of.is_empty() || boot_id.is_empty() {
             self.boot
         } else {
             let cordoned = self.cordoned.max(cordoned);
@@ -100,7 +110,7 @@ impl Past {
             None if self.machine.differs(&machine) => Some(FormerMachine { machine: self.machine, until }),
             None => None,
         };
-        Past { boot, machine, former_machine, cordoned: cordoned.or(self.cordoned) }
+        Past { boot, machine, former_machine, cordoned: cordoned.or(self.cordoned), learned }
     }
 
     /// Takes in what the Node object says: whether it is cordoned and when it was made. One that is younger than what is
@@ -145,6 +155,18 @@ mod tests {
             let of = if unknown.is_empty() { "b2" } else { "" };
             assert_eq!(past(None).carried((of, at(0)), (unknown, at(60)), machine("m", "u"), None).boot, None);
         }
+    }
+
+    #[test]
+    fn what_was_learned_is_of_this_machine_and_partly_of_this_boot() {
+        let registries = std::collections::BTreeSet::from(["icr.io".to_owned()]);
+        let mut learned = Learned { registries: registries.clone(), ..Learned::default() };
+        learned.kubelet_starts.take(7, at(0));
+        let kept = || Past { learned: learned.clone(), ..past(None) };
+        assert_eq!(carried(kept(), "b1", None).learned, learned, "the agent was restarted");
+        assert_eq!(carried(kept(), "b2", None).learned, Learned { registries, ..Learned::default() });
+        let other = kept().carried(("b1", at(0)), ("b1", at(60)), machine("other", "u"), None);
+        assert_eq!(other.learned, Learned::default());
     }
 
     #[test]

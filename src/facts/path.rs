@@ -16,6 +16,9 @@ pub struct ControlPlanePath {
     pub endpoints: Vec<PathLeg>,
     /// The way to that Service's own address, which kube-proxy or somebody in its place leads to an endpoint.
     pub service: Option<PathLeg>,
+    /// The ways to servers that kubeconfigs of the CNI name and that are none of the others, to the TCP connection.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cni: Vec<PathLeg>,
     /// Where the kubelet's way ends without an answer to TCP: whether the same host answers at a port where nobody listens.
     pub host_answers: Option<bool>,
     /// Other nodes that were asked: some that are ready when the kubelet's way is broken, else those that are not ready and
@@ -79,6 +82,9 @@ pub struct PathFault {
     pub kind: FaultKind,
     /// In the words of the kernel or the library, for kinds that do not say it all.
     pub detail: String,
+    /// By how many seconds of this node's clock a certificate's time is over; negative as long as it has not come. 0 for all
+    /// else.
+    pub late: i64,
 }
 
 /// The steps of a way.
@@ -126,13 +132,21 @@ pub enum FaultKind {
 impl PathFault {
     /// A fault.
     pub fn new(step: PathStep, kind: FaultKind, detail: impl Into<String>) -> Self {
-        PathFault { step, kind, detail: detail.into() }
+        PathFault { step, kind, detail: detail.into(), late: 0 }
     }
 
     /// Whether it is about the certificate and not about the way.
     pub fn is_certificate(&self) -> bool {
         use FaultKind::{Expired, ForeignAuthority, NotYetValid, WrongName};
         matches!(self.kind, Expired | NotYetValid | ForeignAuthority | WrongName)
+    }
+}
+
+impl ControlPlanePath {
+    /// The way to this host and port.
+    pub fn leg(&self, to: &str) -> Option<&PathLeg> {
+        let others = self.service.iter().chain(&self.endpoints).chain(&self.cni);
+        std::iter::once(&self.kubelet).chain(others).find(|leg| leg.to == to)
     }
 }
 
@@ -145,6 +159,17 @@ impl PathLeg {
             PathEnd::Connected => false,
             PathEnd::Fault(_) => true,
         }
+    }
+
+    /// Whether the certificate there would be valid if this node's clock agreed with the other end's.
+    pub fn spoiled_by_clock(&self) -> bool {
+        // The difference is known to two seconds: `Date` has whole ones.
+        let spoils = |late: i64, ahead: i64| {
+            late != 0
+                && late.signum() == ahead.signum()
+                && late.unsigned_abs() <= ahead.unsigned_abs().saturating_add(2)
+        };
+        self.fault().zip(self.clock_ahead).is_some_and(|(fault, ahead)| spoils(fault.late, ahead))
     }
 
     /// The fault, if it has one.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Backend, Family, Program, RouteMemory, Ruleset, Seen, Snapshot, Table};
 
@@ -15,6 +15,8 @@ use super::{Backend, Family, Program, RouteMemory, Ruleset, Seen, Snapshot, Tabl
 pub struct Remembered {
     /// Backends and families in which kube-proxy's chains were seen.
     pub kube_proxy: BTreeSet<(Backend, Family)>,
+    /// The mode of kube-proxy that showed last.
+    pub proxy_mode: Option<ProxyMode>,
     /// Backends and families in which Calico's chains were seen.
     pub calico: BTreeSet<(Backend, Family)>,
     /// Families that had a default route.
@@ -36,9 +38,11 @@ pub struct Remembered {
 }
 
 /// When a program was started, as its process shows it look after look.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Starts {
+    /// The process of the last start.
+    process: i32,
     /// The last start.
     last: Option<Timestamp>,
     /// Those that followed another, oldest first.
@@ -51,18 +55,27 @@ impl Starts {
     /// Start times are computed from two clocks; below this it is the same one.
     const JITTER: SignedDuration = SignedDuration::from_secs(2);
 
-    /// Takes in the start of the process that runs now.
-    pub fn take(&mut self, at: Timestamp) {
-        let again = self.last.is_some_and(|last| at.duration_since(last) > Self::JITTER);
+    /// Takes in the start of the process that runs now. One whose start is told later or earlier than before is the same one
+    /// after the clock was set.
+    pub fn take(&mut self, process: i32, at: Timestamp) {
+        let since = self.last.map(|last| at.duration_since(last));
+        let moved = since.is_none_or(|since| since.abs() > Self::JITTER);
+        let again = process != self.process && since.is_some_and(|since| since > Self::JITTER);
         if again {
             if self.restarts.len() == Self::MOST {
                 self.restarts.remove(0);
             }
             self.restarts.push(at);
         }
-        if again || self.last.is_none() {
-            self.last = Some(at);
+        if again || moved && process == self.process || since.is_none() {
+            (self.process, self.last) = (process, Some(at));
         }
+    }
+
+    /// Whether one began so shortly before this.
+    pub fn precede(&self, at: Timestamp, time: SignedDuration) -> bool {
+        let since = |restart: &Timestamp| at.duration_since(*restart);
+        self.restarts.iter().any(|restart| (-Self::JITTER..time).contains(&since(restart)))
     }
 
     /// How many restarts there were in the time before `now`.
@@ -79,7 +92,7 @@ pub enum ProxyMode {
     Iptables,
     /// Table `kube-proxy` of nf_tables.
     Nftables,
-    /// IPVS with the device `kube-ipvs0`.
+    /// IPVS, with the link [`IPVS_DEVICE`].
     Ipvs,
 }
 
@@ -109,6 +122,13 @@ pub struct Expected {
 
 /// The device that Calico's eBPF dataplane makes for packets to Services (`felix/dataplane/linux/dataplanedefs`).
 pub(crate) const BPF_DEVICE: &str = "bpfin.cali";
+
+/// The link that has the addresses of all Services in IPVS mode (`pkg/proxy/ipvs/proxier.go`).
+pub(crate) const IPVS_DEVICE: &str = "kube-ipvs0";
+/// Chains and sets that kube-proxy makes in IPVS mode alone, and one that it makes with iptables alone.
+const IPVS_CHAINS: [&str; 3] = ["KUBE-NODE-PORT", "KUBE-LOAD-BALANCER", "KUBE-IPVS-FILTER"];
+const IPVS_SETS: [&str; 2] = ["KUBE-CLUSTER-IP", "KUBE-6-CLUSTER-IP"];
+const IPTABLES_CHAIN: &str = "KUBE-NODEPORTS";
 
 /// Chains of the kubelet, which say nothing about kube-proxy (`pkg/kubelet/kubelet_network_linux.go`).
 const KUBELET_CHAINS: [&str; 4] = ["KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-FIREWALL", "KUBE-MARK-DROP"];
@@ -178,9 +198,10 @@ impl Remembered {
         if let Some(processes) = now.processes.get() {
             self.programs.extend(processes.found.iter().map(|process| process.program));
             if let Some(kubelet) = processes.of(Program::Kubelet) {
-                self.kubelet_starts.take(kubelet.started_at);
+                self.kubelet_starts.take(kubelet.pid, kubelet.started_at);
             }
         }
+        self.proxy_mode = proxy_mode(now).or(self.proxy_mode);
         self.calico_cni |= now.cni.config().is_some_and(|config| config.has("calico"));
         self.routes.update(now);
         self.update_programs(now);
@@ -239,12 +260,25 @@ fn kube_proxy(now: &Snapshot, before: &Remembered) -> Option<ProxyMode> {
         || before.programs.contains(&Program::KubeProxy)
         || chains
         || !before.kube_proxy.is_empty();
+    here.then(|| proxy_mode(now).or(before.proxy_mode).unwrap_or(ProxyMode::Iptables))
+}
+
+/// The mode that kube-proxy was told, or that shows in what it made. What is left of a mode that was used before must not pass
+/// for it: virtual servers in the kernel are more than a link, chains or sets.
+fn proxy_mode(now: &Snapshot) -> Option<ProxyMode> {
+    let told = now.processes.get().and_then(|processes| processes.proxy_mode);
+    let chain = |names: &[&str]| rulesets(now).any(|ruleset| ruleset.any_chain(|name| names.contains(&name)));
+    let sets = || now.ip_sets.get().is_some_and(|sets| sets.iter().any(|set| IPVS_SETS.contains(&set.name.as_str())));
+    let ipvs = || link(now, |name| name == IPVS_DEVICE) || chain(&IPVS_CHAINS) || sets();
+    let serves = || now.ipvs.get().is_some_and(|servers| !servers.is_empty());
     let native =
-        now.nftables.get().is_some_and(|ruleset| ruleset.tables.iter().any(|table| table.name == "kube-proxy"));
-    here.then(|| match () {
-        () if link(now, |name| name == "kube-ipvs0") => ProxyMode::Ipvs,
-        () if native => ProxyMode::Nftables,
-        () => ProxyMode::Iptables,
+        || now.nftables.get().is_some_and(|ruleset| ruleset.tables.iter().any(|table| table.name == "kube-proxy"));
+    let iptables = || chain(&[IPTABLES_CHAIN]);
+    told.or_else(|| match () {
+        () if ipvs() && (serves() || !(native() || iptables())) => Some(ProxyMode::Ipvs),
+        () if native() => Some(ProxyMode::Nftables),
+        () if iptables() => Some(ProxyMode::Iptables),
+        () => None,
     })
 }
 
@@ -268,6 +302,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_clock_that_is_set_starts_no_kubelet() {
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).expect("valid");
+        let mut starts = Starts::default();
+        let mut count = |process, second| {
+            starts.take(process, at(second));
+            starts.restarts_within(at(5000), Duration::from_secs(9000))
+        };
+        assert_eq!((count(7, 0), count(7, 1), count(7, 90), count(7, -3000)), (0, 0, 0, 0));
+        assert_eq!((count(8, -2000), count(8, -2000)), (1, 1), "after a clock that was set back");
+        assert_eq!((count(9, -1000), count(8, -2000), count(9, -1000)), (2, 2, 2), "an older one beside it");
+    }
+
+    #[test]
     fn findings_of_this_boot_say_what_was_here() {
         let mut remembered = Remembered::default();
         let findings =
@@ -282,5 +329,56 @@ mod tests {
         assert!(!remembered.calico_cni);
         remembered.restore([("CniConfigConflict", "/etc/cni/net.d")].into_iter());
         assert!(remembered.calico_cni);
+    }
+
+    fn snapshot() -> Snapshot {
+        let identity = super::super::Identity {
+            hostname: "n1".into(),
+            boot_id: "b".into(),
+            machine_id: "m".into(),
+            kernel: String::new(),
+            node_name: None,
+        };
+        Snapshot::blank(Timestamp::UNIX_EPOCH, identity)
+    }
+
+    #[test]
+    fn kube_proxys_mode_shows_in_what_it_made_and_is_kept_when_that_is_gone() {
+        use super::super::{Chain, IpSet, Processes, VirtualServer};
+        let table = |name: &str, chains: &[&str]| Table {
+            family: Family::V4,
+            name: name.into(),
+            chains: chains.iter().map(|name| Chain::new(name, None)).collect(),
+            per_object_chains: 0,
+            foreign_chains: 0,
+        };
+        let rules = |now: &mut Snapshot, name: &str, chains: &[&str]| {
+            let tables = vec![table(name, chains)];
+            now.nftables = Seen::Yes(Ruleset { tables, ..Ruleset::empty(Backend::Nftables) });
+        };
+        let set = IpSet { name: "KUBE-CLUSTER-IP".into(), kind: "hash:ip,port".into(), entries: 1, references: 1 };
+        let at = std::net::SocketAddr::from(([10, 96, 0, 1], 443));
+        let server = VirtualServer { at, udp: false, endpoints: vec![] };
+
+        let mut now = snapshot();
+        let mut before = Remembered::default();
+        let mode = |now: &Snapshot, before: &Remembered| Expected::of(now, before).kube_proxy;
+        assert_eq!(mode(&now, &before), None);
+        rules(&mut now, "nat", &["KUBE-SERVICES", "KUBE-POSTROUTING"]);
+        assert_eq!(mode(&now, &before), Some(ProxyMode::Iptables), "nothing shows");
+        now.ip_sets = Seen::Yes(vec![set.clone()]);
+        assert_eq!(mode(&now, &before), Some(ProxyMode::Ipvs), "its sets are there, and its link is not");
+        rules(&mut now, "nat", &["KUBE-SERVICES", "KUBE-NODEPORTS"]);
+        assert_eq!(mode(&now, &before), Some(ProxyMode::Iptables), "sets that were left");
+        now.ipvs = Seen::Yes(vec![server]);
+        assert_eq!(mode(&now, &before), Some(ProxyMode::Ipvs), "chains that were left");
+        (now.ip_sets, now.ipvs) = (Seen::Absent, Seen::Absent);
+        rules(&mut now, "kube-proxy", &["services"]);
+        assert_eq!(mode(&now, &before), Some(ProxyMode::Nftables));
+        before.update(&now);
+        rules(&mut now, "nat", &["KUBE-KUBELET-CANARY"]);
+        assert_eq!(mode(&now, &before), Some(ProxyMode::Nftables), "its table is gone");
+        now.processes = Seen::Yes(Processes { proxy_mode: Some(ProxyMode::Ipvs), ..Processes::default() });
+        assert_eq!(mode(&now, &before), Some(ProxyMode::Ipvs), "it was told so");
     }
 }

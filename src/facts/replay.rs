@@ -258,13 +258,17 @@ impl<T: Replay> Replay for BTreeMap<String, T> {
             from.expected("an object");
             return BTreeMap::new();
         };
-        map.iter().map(|(key, value)| (key.clone(), from.inside(Step::Field(key), value))).collect()
+        let mut read = BTreeMap::new();
+        read.extend(map.iter().map(|(key, value)| (key.clone(), from.inside(Step::Field(key), value))));
+        read
     }
 }
 
 impl Replay for BTreeSet<String> {
     fn replay(from: &mut Reader<'_>) -> Self {
-        Vec::replay(from).into_iter().collect()
+        let mut read = BTreeSet::new();
+        read.extend(Vec::replay(from));
+        read
     }
 }
 

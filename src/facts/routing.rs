@@ -196,6 +196,21 @@ pub enum RouteAnswer {
 }
 
 impl Link {
+    /// A link that works, of a test.
+    #[cfg(test)]
+    pub(crate) fn working(index: u32, name: &str, kind: Option<&str>) -> Self {
+        Self {
+            index,
+            name: name.into(),
+            kind: kind.map(Into::into),
+            up: true,
+            carrier: true,
+            loopback: name == "lo",
+            mtu: 1500,
+            master: None,
+        }
+    }
+
     /// Whether it is the node's end of a link to a pod that Calico's CNI plugin made: `cali` and eleven digits. Calico used
     /// for policies alone leaves the links of other CNIs their names.
     pub fn is_calico_pod(&self) -> bool {

@@ -76,6 +76,11 @@ impl CallLatency {
     pub fn is_slow(now: u32, usual: Option<u32>) -> bool {
         now >= 1000 || usual.is_some_and(|usual| now >= 250 && now >= usual.saturating_mul(5))
     }
+
+    /// Whether it has been slow for both windows.
+    pub fn lasts(&self) -> bool {
+        [self.now, self.before].into_iter().all(|window| CallLatency::is_slow(window, self.usual))
+    }
 }
 
 impl Runtime {

@@ -6,12 +6,13 @@ use serde::Serialize;
 ///
 /// The three cases must never be confused: an empty list that was read is [`Seen::Yes`], a file that does not exist
 /// is [`Seen::Absent`], and a permission that is missing is [`Seen::Unreadable`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Seen<T> {
     /// It was there and this is what it held.
     Yes(T),
     /// It was looked for and is not there.
+    #[default]
     Absent,
     /// It could not be looked at.
     Unreadable(LookError),

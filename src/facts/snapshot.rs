@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, FileFault, Filesystem, Forwarding, Health, IpSet,
-    KernelLog, Kubelet, LookError, Memory, PacketFilterChanges, Past, Reason, Registry, Routing, Ruleset, Runtime,
-    Seen, Strain, Traffic, TunnelPeer, Writes, XtablesLock,
+    KernelLog, Kubelet, LookError, Memory, PacketFilterChanges, Past, ProxyMode, Reason, Registry, Routing, Ruleset,
+    Runtime, Seen, Strain, Traffic, TunnelPeer, VirtualServer, Writes, XtablesLock,
 };
 
 /// One look at a node.
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub legacy: Seen<Ruleset>,
     /// Sets of addresses of Calico and kube-proxy; absent when the kernel's module is not loaded.
     pub ip_sets: Seen<Vec<IpSet>>,
+    /// Virtual servers of IPVS on the ports that everything needs.
+    pub ipvs: Seen<Vec<VirtualServer>>,
     /// The lock of legacy iptables; absent when it has no tables, or nobody ever took it.
     pub xtables_lock: Seen<XtablesLock>,
     /// Connection tracking; absent when the module is not loaded.
@@ -136,6 +138,13 @@ pub struct Process {
 pub struct Processes {
     /// Those found.
     pub found: Vec<Process>,
+    /// The mode that kube-proxy was told by its command line or its configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_mode: Option<ProxyMode>,
+    /// Children of kube-proxy and Felix that have ended while they changed the packet filter, that nobody has asked about, and
+    /// that two walks over all processes saw: whose, name, process id.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub defunct: Vec<(Program, String, i32)>,
 }
 
 impl Processes {
@@ -161,6 +170,7 @@ impl Snapshot {
             packet_filter_changes: PacketFilterChanges::default(),
             legacy: Seen::not_yet("ip_tables"),
             ip_sets: Seen::not_yet("ipset"),
+            ipvs: Seen::not_yet("IPVS"),
             xtables_lock: Seen::not_yet("/run/xtables.lock"),
             conntrack: Seen::not_yet("conntrack"),
             traffic: Traffic::not_yet(),
@@ -187,6 +197,7 @@ impl Snapshot {
                 kubelet: Seen::not_yet("kubelet health port"),
                 kube_proxy: Seen::not_yet("kube-proxy health port"),
                 felix: Seen::not_yet("Felix health port"),
+                restores_failing: 0,
             },
             control_plane: Seen::not_yet("control plane"),
             registries: Seen::not_yet("registries"),

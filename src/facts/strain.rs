@@ -12,6 +12,8 @@ pub struct Strain {
     pub io: Seen<Stall>,
     /// How long tasks wait for a CPU.
     pub cpu: Seen<Stall>,
+    /// The CPUs; looked at while tasks wait for them.
+    pub cpus: Option<Cpus>,
     /// Tasks that wait for a disk at this moment; looked at while many do.
     pub blocked: Option<u64>,
     /// Processes and threads.
@@ -22,6 +24,18 @@ pub struct Strain {
     pub inotify: Seen<InotifyRoom>,
     /// What the pods use; absent while nothing runs short.
     pub pods: Seen<PodScan>,
+    /// Processes with the largest tables of open files, and how many each has room for; empty while there are enough files.
+    pub file_tables: Vec<(String, u64)>,
+}
+
+/// The CPUs of `/proc/stat`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cpus {
+    /// Those that are online.
+    pub count: u64,
+    /// The share of their time since the look before in which they had nothing to do, in percent; none at the first look.
+    pub idle: Option<f64>,
 }
 
 /// Processes and threads, each of which needs a process id.
@@ -71,17 +85,31 @@ impl InotifyRoom {
     pub const TRIED: u32 = 8;
 }
 
+/// Of the time, in percent: so long some task waits for a CPU where there are too few,
+const WAITS: f64 = 60.0;
+/// and no longer than this a CPU is idle then. A pod at its own limit waits beside idle ones.
+const IDLE: f64 = 5.0;
+
 impl Strain {
+    /// How long tasks wait for a CPU, and the CPUs, where there are too few of them for what runs (own numbers).
+    pub fn short_of_cpus(&self) -> Option<(Stall, Cpus)> {
+        let (stall, cpus) = (*self.cpu.get()?, self.cpus?);
+        let waits = stall.some_avg10 >= WAITS && stall.some_avg60 >= WAITS;
+        (waits && cpus.idle? <= IDLE).then_some((stall, cpus))
+    }
+
     /// Nothing was looked at yet.
     pub fn not_yet() -> Self {
         Strain {
             io: Seen::not_yet("/proc/pressure/io"),
             cpu: Seen::not_yet("/proc/pressure/cpu"),
+            cpus: None,
             blocked: None,
             tasks: Seen::not_yet("/proc/loadavg"),
             files: Seen::not_yet("/proc/sys/fs/file-nr"),
             inotify: Seen::not_yet("inotify"),
             pods: Seen::not_yet("cgroups of pods"),
+            file_tables: Vec::new(),
         }
     }
 }

@@ -2,9 +2,14 @@
 
 use jiff::Timestamp;
 
-/// RFC 3339 in UTC, to the second, as Kubernetes keeps times.
+/// To the second, as Kubernetes keeps times.
+pub(crate) fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+/// RFC 3339 in UTC, to the second.
 pub(crate) fn utc(at: Timestamp) -> String {
-    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
+    whole_seconds(at).to_string()
 }
 
 /// The same as a part of a file's name.

@@ -29,6 +29,8 @@ enum Reach {
     Family,
     /// What is about an address in the prefix that it is about.
     Prefix,
+    /// What says this in its own text.
+    Saying(&'static str),
     /// Programs whose files may lie on the file system that it is about.
     Files,
     /// All of it, when it is critical.
@@ -61,10 +63,14 @@ const NO_RUNTIME: &[&str] = &[
     "ImageFsStatsMissing",
     "PodSandboxFailing",
 ];
+/// The kubelet's words when a round over all containers takes too long.
+const PLEG: &str = "PLEG is not healthy";
+/// Of a certificate that this node's clock makes invalid (`checks::path::why`).
+const CLOCK: &str = "this node's clock is wrong: this node's is";
 /// What lies beyond the gateway.
 const BEYOND: &[&str] = &["MasterUnreachable", "MasterPathPartial", "RegistryUnreachable"];
 /// What needs Services.
-const NO_SERVICES: &[&str] = &["MasterClusterIpUnreachable"];
+const NO_SERVICES: &[&str] = &["MasterClusterIpUnreachable", "CniKubeconfigInvalid"];
 
 const RULES: &[Rule] = &[
     ("UncleanReboot", Reach::Worker, &["ContainerdStoreCorrupt", "NodeFilesDamaged"]),
@@ -78,13 +84,16 @@ const RULES: &[Rule] = &[
     ("FilesystemErrors", Reach::Files, &["ContainerdStoreCorrupt", "NodeFilesDamaged"]),
     ("TaskHung", Reach::Program, &["KubeletUnhealthy", "ContainerdUnresponsive", "ContainerdSlow"]),
     ("IoPressureHigh", Reach::Worker, &["ContainerdSlow"]),
+    ("IoPressureHigh", Reach::Saying(PLEG), &["KubeletUnhealthy"]),
     (
         "OutOfMemory",
         Reach::Program,
         &["KubeletDown", "KubeletRestarting", "ContainerdDown", "BgpDaemonDown", "KubeProxyDown"],
     ),
-    ("ClockSkewed", Reach::WhenCritical, &["MasterUnreachable", "RegistryUnreachable", "CniKubeconfigInvalid"]),
+    ("ClockSkewed", Reach::Saying(CLOCK), &["MasterUnreachable"]),
+    ("ClockSkewed", Reach::WhenCritical, &["CniKubeconfigInvalid"]),
     ("KubeletDown", Reach::Worker, &["KubeletRestarting"]),
+    ("KubeletCertExpiring", Reach::WhenCritical, &["KubeletUnhealthy"]),
     ("DefaultRouteMissing", Reach::Family, BEYOND),
     ("DefaultRouteMissing", Reach::Family, &["GatewayUnreachable", "BgpAllSessionsDown", "BgpSessionDown"]),
     ("GatewayUnreachable", Reach::Family, BEYOND),
@@ -93,13 +102,22 @@ const RULES: &[Rule] = &[
     (
         "MasterUnreachable",
         Reach::Worker,
-        &["MasterPathPartial", "MasterClusterIpUnreachable", "KubeProxyRulesStale", "WorkerCutFromMasterOnly"],
+        &[
+            "MasterPathPartial",
+            "MasterClusterIpUnreachable",
+            "KubeProxyRulesStale",
+            "WorkerCutFromMasterOnly",
+            "CniKubeconfigInvalid",
+        ],
     ),
+    ("MasterClusterIpUnreachable", Reach::Worker, &["CniKubeconfigInvalid"]),
     ("ContainerdStoreCorrupt", Reach::Worker, &["ContainerdDown", "ContainerdUnresponsive"]),
     ("ContainerdStoreCorrupt", Reach::Worker, NO_RUNTIME),
     ("ContainerdDown", Reach::Worker, NO_RUNTIME),
     ("ContainerdUnresponsive", Reach::Worker, NO_RUNTIME),
     ("RuntimeObjectLeak", Reach::Worker, &["ContainerdSlow", "ShimLeak"]),
+    ("RuntimeObjectLeak", Reach::Saying(PLEG), &["KubeletUnhealthy"]),
+    ("ContainerdSlow", Reach::Saying(PLEG), &["KubeletUnhealthy"]),
     ("RuntimeNotReady", Reach::Worker, &["PodSandboxFailing"]),
     ("CniConfigMissing", Reach::Worker, &["CniNotInitialized", "PodSandboxFailing"]),
     ("CniConfigInvalid", Reach::Worker, &["CniNotInitialized", "PodSandboxFailing"]),
@@ -129,7 +147,7 @@ const RULES: &[Rule] = &[
     ("BgpPasswordMismatch", Reach::Worker, &["BgpAllSessionsDown"]),
     ("BgpPasswordMismatch", Reach::Named, &["BgpSessionDown", "RemoteBlockRouteMissing"]),
     ("HostPolicyBlocksControlPlane", Reach::Worker, &["MasterUnreachable", "BgpPortBlocked"]),
-    ("ForeignDropRule", Reach::Worker, &["BgpPortBlocked"]),
+    ("ForeignDropRule", Reach::Worker, &["BgpPortBlocked", "EncapBlocked"]),
     ("BgpPortBlocked", Reach::Worker, &["BgpAllSessionsDown"]),
     ("BgpPortBlocked", Reach::Named, &["BgpSessionDown", "RemoteBlockRouteMissing"]),
     ("BgpAllSessionsDown", Reach::Worker, &["BgpSessionDown", "BgpMeshIncomplete", "RemoteBlockRouteMissing"]),
@@ -173,7 +191,6 @@ const ALONE: &[&str] = &[
     "IpSetMissing",
     "IptablesBackendSplit",
     "KernelOops",
-    "KubeletCertExpiring",
     "LinkErrors",
     "MachineIdentityChanged",
     "MemoryPressureImminent",
@@ -250,6 +267,7 @@ impl Reach {
             Reach::Prefix => cause.subject.parse::<IpNet>().is_ok_and(|prefix| {
                 finding.subject.split(' ').any(|word| word.parse::<IpAddr>().is_ok_and(|it| prefix.contains(&it)))
             }),
+            Reach::Saying(text) => finding.detail.contains(text),
             Reach::Files => PROGRAM_FILES.iter().any(|file| std::path::Path::new(file).starts_with(&cause.subject)),
         }
     }

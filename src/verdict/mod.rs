@@ -24,7 +24,7 @@ pub use episodes::{Around, Cure, Episode, Episodes};
 pub use settling::Settling;
 pub use state::{Status, WorkerState};
 pub use step::Beliefs;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use told::fuzz;
 pub use told::{ANNOTATION_PREFIX, NodeCondition, Told, annotation, our_condition, told};
 pub(crate) use told::{parse_findings, parse_state};

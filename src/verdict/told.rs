@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Episodes, Raised, Status, Verdict, WorkerState};
 use crate::checks::{Area, WORKER_PROBLEM};
-use crate::facts::Identity;
+use crate::facts::{Identity, whole_seconds};
 
 /// Prefix of every annotation of this product.
 pub const ANNOTATION_PREFIX: &str = "nodevitals.dev/";
@@ -101,10 +101,6 @@ pub fn told(verdict: &Verdict, identity: &Identity, episodes: &Episodes) -> Told
     Told { conditions, annotations: annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
 }
 
-fn whole_seconds(time: Timestamp) -> Timestamp {
-    Timestamp::from_second(time.as_second()).unwrap_or(time)
-}
-
 /// The findings as JSON of at most 8 KiB. When some do not fit, the last element is `{"truncated": N}`.
 fn findings_json(findings: &[Raised]) -> String {
     let mut parts: Vec<String> = Vec::new();
@@ -155,7 +151,7 @@ pub(crate) fn parse_state(annotations: &BTreeMap<String, String>) -> Option<(Wor
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let findings = parse_findings(&text);

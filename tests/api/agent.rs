@@ -285,13 +285,14 @@ fn what_happens_while_the_api_server_is_away_is_delivered() -> Result<()> {
 }
 
 /// A time without an API server.
-struct Outage<'a> {
+pub(crate) struct Outage<'a> {
     bench: &'a Bench,
-    arguments: Vec<String>,
+    /// What it is started with when it is over.
+    pub(crate) arguments: Vec<String>,
 }
 
 impl<'a> Outage<'a> {
-    fn begin(bench: &'a Bench) -> Result<Self> {
+    pub(crate) fn begin(bench: &'a Bench) -> Result<Self> {
         let file: PathBuf = format!("/proc/{}/cmdline", bench.host().pid("kube-apiserver")?).into();
         let line = std::fs::read_to_string(file)?;
         let arguments = line.split_terminator('\0').map(str::to_owned).collect();
@@ -299,7 +300,7 @@ impl<'a> Outage<'a> {
         Ok(Self { bench, arguments })
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         let bench = self.bench;
         drop(self);
         eventually("the API server is back", Duration::from_secs(90), || bench.raw("/readyz"));

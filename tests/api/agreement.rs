@@ -1,16 +1,21 @@
 //! Three nodes that are a mesh, each with its own kernel's routes and its agent: what one of them does not route, or routes
-//! alone, is told by name, without any agent watching another and without a write.
+//! alone, is told by name, without any agent watching another and without a write; and so is whose links have another MTU.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Running, program, soon};
 use crate::map::{calico, findings, leads_to, no_calico, object};
 use crate::support::host::Host;
+use crate::support::wait::eventually;
 
 const NODES: [u8; 3] = [1, 2, 3];
 /// Long enough to be seen as one, short enough for a test; the default is longer than BGP needs.
 const HOLD: &str = "4";
+/// An MTU has to differ for six times as long.
+const MTU_HOLD: Duration = Duration::from_secs(90);
 
 fn name(node: u8) -> String {
     format!("mesh{node}")
@@ -45,6 +50,9 @@ impl Worker {
         let worker = Worker { host };
         worker.ip(&format!("address add {}/24 dev eth0", address(node)))?;
         worker.ip("link set eth0 up")?;
+        // What Calico makes for a Pod.
+        worker.ip("link add cali1 mtu 1450 type veth peer name pod1")?;
+        worker.ip("link set cali1 up")?;
         for other in NODES {
             if other == node {
                 worker.ip(&format!("route add blackhole {} proto bird", block(node)))?;
@@ -52,7 +60,6 @@ impl Worker {
                 worker.ip(&format!("route add {} via {} proto bird", block(other), address(other)))?;
             }
         }
-        Worker::register(bench, node)?;
         let kubeconfig = bench.kubeconfig_of("agent", &format!("agent-{}", name(node)))?.display().to_string();
         let program = program().display().to_string();
         let name = name(node);
@@ -119,12 +126,14 @@ fn a_block_that_one_node_lacks_or_has_alone_is_named() -> Result<()> {
     calico(&bench)?;
     let pool = json!({"cidr": "172.30.0.0/16", "ipipMode": "Never", "vxlanMode": "Never"});
     bench.apply(&object("IPPool", "default-ipv4-ippool", &pool).to_string())?;
+    NODES.into_iter().try_for_each(|node| Worker::register(&bench, node))?;
+    bench.add_pod("aggregator-m", "aggregator", &name(1))?;
+    let aggregator = bench.aggregator_with("aggregator-m", &["--agreement-hold", HOLD])?;
+    // Before the agents: one that has found nobody asks again after a time that doubles.
+    leads_to(&bench, aggregator.port)?;
     let workers = NODES.map(|node| Worker::start(&bench, node));
     let [first, second, third] = workers;
     let (_first, second, third) = (first?, second?, third?);
-    bench.add_pod("aggregator-m", "aggregator", &name(1))?;
-    let aggregator = bench.aggregator_with("aggregator-m", &["--agreement-hold", HOLD])?;
-    leads_to(&bench, aggregator.port)?;
     let page = || second.host.read(&["curl", "-sf", "http://127.0.0.1:10580/blocks?family=4&parts=ffff"]);
     soon("the agent knows what it routes", || {
         let page: Value = serde_json::from_str(&page()?)?;
@@ -132,7 +141,7 @@ fn a_block_that_one_node_lacks_or_has_alone_is_named() -> Result<()> {
         Ok(())
     });
     // Longer than the hold-down, so that all have said the same for it.
-    std::thread::sleep(std::time::Duration::from_secs(8));
+    std::thread::sleep(Duration::from_secs(8));
     is_well(&aggregator)?;
 
     second.ip(&format!("route del {}", block(3)))?;
@@ -149,6 +158,21 @@ fn a_block_that_one_node_lacks_or_has_alone_is_named() -> Result<()> {
     soon("the extra block", || is_told(&aggregator, "mesh3", "mesh3 has routes to pods in 172.30.9.0/26 of no node"));
     third.ip("route del 172.30.9.0/26")?;
     soon("that is over too", || is_well(&aggregator));
+
+    second.ip("link set cali1 mtu 1480")?;
+    let finding = eventually("another MTU", MTU_HOLD, || {
+        let all = findings(&aggregator)?;
+        let found = all.iter().find(|finding| finding["code"] == "MtuMismatch");
+        found.cloned().with_context(|| format!("{all:#?}"))
+    });
+    ensure!(finding["workers"] == json!(["mesh2"]) && finding["severity"] == "warning", "{finding}");
+    ensure!(finding["detail"].as_str().is_some_and(|it| it.contains("1480 on mesh2, 1450 on mesh1")), "{finding}");
+    second.ip("link set cali1 mtu 1450")?;
+    soon("it is the same again", || {
+        let all = findings(&aggregator)?;
+        ensure!(all.iter().all(|finding| finding["code"] != "MtuMismatch"), "{all:#?}");
+        Ok(())
+    });
     drop(aggregator);
     no_calico(&bench)
 }

@@ -37,6 +37,10 @@ impl Shared {
     fn start() -> Result<Self> {
         let control_plane = ControlPlane::start(Parts::ApiOnly)?;
         control_plane.apply(&rendered()?)?;
+        // No controller counts the agents here, and one that knows of thousands would wait for its turn.
+        let set = ["patch", "daemonset", "nodevitals-agent", "--namespace", "nodevitals", "--subresource", "status"];
+        let counted = ["--type", "merge", "--patch", r#"{"status": {"desiredNumberScheduled": 3}}"#];
+        control_plane.kubectl(&[&set[..], &counted].concat())?;
         control_plane.kubectl(&["create", "serviceaccount", "tester", "--namespace", "kube-system"])?;
         let rights = ["create", "clusterrolebinding", "tester", "--clusterrole=cluster-admin"];
         control_plane.kubectl(&[&rights[..], &["--serviceaccount=kube-system:tester"]].concat())?;
@@ -91,6 +95,8 @@ impl Bench {
         bench.exec_in_ns(&["nft", "flush", "ruleset"])?;
         let leases = "/apis/coordination.k8s.io/v1/namespaces/nodevitals/leases";
         bench.admin(&format!("DELETE {leases}"), &Value::Null)?;
+        let memory = "/api/v1/namespaces/nodevitals/configmaps/nodevitals-aggregator";
+        bench.admin(&format!("PATCH merge {memory}"), &json!({"data": null}))?;
         Ok(bench)
     }
 
@@ -262,6 +268,13 @@ impl Bench {
         let kubeconfig = self.kubeconfig_of("agent", &format!("agent-{node}"))?;
         let arguments = ["agent", "--node-name", node, "--host-root", path(root)?, "--kubeconfig", path(&kubeconfig)?];
         self.start_by(by, &[&arguments[..], more].concat())
+    }
+
+    /// A configuration file of this name and text.
+    pub(crate) fn config(&self, name: &str, text: &str) -> Result<String> {
+        let file = self.workspace().directory().join(format!("{name}.yaml"));
+        fs::write(&file, text)?;
+        path(&file).map(str::to_owned)
     }
 
     /// Starts an aggregator by this name.

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::agent::{jump, packet_filter, worker_with_chains};
-use crate::bench::{AGENT, Bench, soon};
+use crate::bench::{AGENT, Bench, SOON, soon};
+use crate::support::wait;
 
 const CODE: &str = "KubeProxyChainsUnhooked";
 
@@ -84,9 +85,8 @@ fn what_begins_and_what_is_over_is_an_event_and_flapping_is_one_that_counts() ->
 fn they_can_be_turned_off() -> Result<()> {
     let bench = Bench::take()?;
     worker_with_chains(&bench, "e2")?;
-    let config = bench.workspace().directory().join("no-events.yaml");
-    std::fs::write(&config, "events: {perHour: 0}\n")?;
-    let _agent = bench.agent("e2", "agent-e2", &["--config", config.to_str().context("UTF-8")?])?;
+    let config = bench.config("no-events", "events: {perHour: 0}\n")?;
+    let _agent = bench.agent("e2", "agent-e2", &["--config", &config])?;
     soon("the conditions", || packet_filter(&bench, "e2", "False", "PacketFilterHealthy"));
     let writes = writes_of_events(&bench)?;
     jump(&bench, "-D")?;
@@ -95,4 +95,32 @@ fn they_can_be_turned_off() -> Result<()> {
     sleep(Duration::from_secs(12));
     assert_eq!(writes_of_events(&bench)?, writes);
     jump(&bench, "-A")
+}
+
+/// An Event about a finding of the cluster is on the object that it names, in that one's namespace, by its UID.
+#[test]
+fn what_is_wrong_with_a_deployment_of_calico_is_told_on_it() -> Result<()> {
+    const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/kube-system/deployments";
+    const NAME: &str = "calico-kube-controllers";
+    let bench = Bench::take()?;
+    bench.add_worker("e3", &json!({}))?;
+    let labels = json!({"k8s-app": NAME});
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": NAME}, "spec": {
+        "replicas": 0, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels},
+            "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
+    let made = bench.admin(&format!("POST {DEPLOYMENTS}"), &deployment)?;
+    bench.add_pod("aggregator-e3", "aggregator", "e3")?;
+    let aggregator = bench.aggregator("aggregator-e3")?;
+    soon("it is ready", || aggregator.page("/readyz"));
+    let told = wait::eventually("an Event about the Deployment", 3 * SOON, || {
+        let all = bench.list("/api/v1/namespaces/kube-system/events")?;
+        let of_it = all.iter().find(|event| event["involvedObject"]["uid"] == made["metadata"]["uid"]);
+        of_it.cloned().with_context(|| format!("{all:#?}"))
+    });
+    bench.admin(&format!("DELETE {DEPLOYMENTS}/{NAME}"), &Value::Null)?;
+    assert_eq!((&told["reason"], &told["type"]), (&json!("CalicoKubeControllersMissing"), &json!("Warning")));
+    assert_eq!(told["involvedObject"]["kind"], "Deployment");
+    let message = told["message"].as_str().context("a message")?;
+    assert!(message.contains("is scaled to 0") && message.contains("Next: scale it to 1"), "{message}");
+    Ok(())
 }

@@ -1,19 +1,19 @@
-//! What no worker can know, planted on a real API server with Calico's kinds: addresses that run out, blocks of two nodes,
-//! configuration changed by hand, webhooks that could stop the system and the deadlock that one makes; and what outlives the
-//! aggregator. Each is told, and is over when it is put right.
+//! What no worker can know, planted on a real API server with Calico's kinds: addresses that run out or leaked, blocks of two
+//! nodes, configuration changed by hand, webhooks that could stop the system and the deadlock that one makes; and what
+//! outlives the aggregator. Each is told, and is over when it is put right.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::bench::{AGGREGATOR, Bench, Running, condition, soon};
+use crate::bench::{AGGREGATOR, Bench, Running, condition, now, soon, told as told_by_agent};
 use crate::map::object;
 use crate::support::wait::eventually;
 
 /// Blocks are read, and memory is written, once a minute.
 const READ: Duration = Duration::from_secs(150);
-const GROUP: &str = "/apis/crd.projectcalico.org/v1";
+pub(crate) const GROUP: &str = "/apis/crd.projectcalico.org/v1";
 const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 const KINDS: [(&str, &str); 8] = [
     ("blockaffinities", "BlockAffinity"),
@@ -27,12 +27,18 @@ const KINDS: [(&str, &str); 8] = [
 ];
 
 /// Calico in a cluster of three workers.
-struct Planted<'a>(&'a Bench);
+pub(crate) struct Planted<'a>(&'a Bench);
 
 impl<'a> Planted<'a> {
-    fn new(bench: &'a Bench) -> Result<Self> {
+    /// Without the workers.
+    pub(crate) fn kinds(bench: &'a Bench) -> Result<Self> {
         let planted = Self(bench);
         KINDS.into_iter().try_for_each(|(plural, kind)| bench.add_calico_kind(plural, kind))?;
+        Ok(planted)
+    }
+
+    fn new(bench: &'a Bench) -> Result<Self> {
+        let planted = Self::kinds(bench)?;
         for number in 0..3 {
             bench.add_node(&name(number), &json!({"agentpool": "red"}))?;
         }
@@ -40,7 +46,7 @@ impl<'a> Planted<'a> {
     }
 
     /// A block of four addresses, of which so many are taken by Pods on that node.
-    fn block(&self, number: usize, node: &str, taken: usize) -> Result<()> {
+    pub(crate) fn block(&self, number: usize, node: &str, taken: usize) -> Result<()> {
         let allocations: Vec<Value> = (0..4).map(|at| if at < taken { json!(0) } else { Value::Null }).collect();
         let spec = json!({"cidr": format!("172.30.0.{}/30", 4 * number), "affinity": format!("host:{node}"), "allocations": allocations,
             "unallocated": (taken..4).collect::<Vec<_>>(), "deleted": false,
@@ -84,6 +90,16 @@ fn says(finding: &Value, key: &str, words: &str) {
     assert!(finding[key].as_str().is_some_and(|text| text.contains(words)), "no {words:?}: {finding:#}");
 }
 
+const CNI_SAYS: &str = "failed to request 1 IPv4 addresses. IPAM allocated only 0";
+
+/// What an agent tells of Pods that do not start for want of an address.
+fn quoted() -> Value {
+    let mut patch = told_by_agent(Some(("PodSandboxFailing", "warning", "cni", "CNIProblem")), &now());
+    let findings = &mut patch["metadata"]["annotations"]["nodevitals.dev/findings"];
+    *findings = findings.as_str().unwrap_or_default().replace("something is wrong", CNI_SAYS).into();
+    patch
+}
+
 #[test]
 fn addresses_that_run_out_are_told_by_their_blocks() -> Result<()> {
     let bench = Bench::take()?;
@@ -101,11 +117,20 @@ fn addresses_that_run_out_are_told_by_their_blocks() -> Result<()> {
     planted.block(0, "v0", 4)?;
     planted.block(1, "v0", 4)?;
     bench.add_pod("aggregator-v", "aggregator", "v1")?;
+    // Its agent quotes the CNI, which says the same of one node and of the whole cluster.
+    bench.add_agent_pod("v0")?;
+    bench.set_ready("agent-v0", true)?;
+    bench.admin("PATCH strategic /api/v1/nodes/v0/status", &quoted())?;
     let aggregator = bench.aggregator("aggregator-v")?;
     let one = eventually("one node is out of addresses", READ, || told(&aggregator, "NodeIpBlocksExhausted"));
     assert_eq!((&one["workers"], &one["severity"], &one["area"]), (&json!(["v0"]), &json!("critical"), &json!("cni")));
     says(&one, "detail", "while the cluster has 2 blocks left: on v0 8 addresses are taken");
     over(&aggregator, "ClusterIpPoolExhausted")?;
+    let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report?node=v0")?)?;
+    says(&report["nodes"][0], "detail", CNI_SAYS);
+    let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report")?)?;
+    let finding = &report["findings"][0];
+    assert_eq!((&finding["code"], &finding["scope"]), (&json!("PodSandboxFailing"), &json!("few")), "{report:#}");
 
     // The last blocks are given out: the third node has none, and the cluster no more.
     planted.block(2, "v1", 1)?;
@@ -136,6 +161,40 @@ fn addresses_that_run_out_are_told_by_their_blocks() -> Result<()> {
 
     bench.apply(&object("IPPool", "second", &json!({"cidr": "172.31.0.0/28", "blockSize": 30})).to_string())?;
     soon("a pool was added", || over(&aggregator, "ClusterIpPoolExhausted"));
+    Ok(())
+}
+
+#[test]
+fn addresses_that_leaked_on_workers_that_live_are_told_until_they_are_freed() -> Result<()> {
+    let bench = Bench::take()?;
+    let planted = Planted::new(&bench)?;
+    bench.apply(
+        &object("IPPool", "default-ipv4-ippool", &json!({"cidr": "172.30.0.0/28", "blockSize": 30})).to_string(),
+    )?;
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "default"}});
+    bench.apply(&account.to_string())?;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"nodeName": "v0", "containers": [{"name": "c", "image": "x"}]}});
+    bench.admin("POST /api/v1/namespaces/default/pods", &pod)?;
+    // That Pod is on the first worker, and not on the second.
+    planted.block(0, "v0", 2)?;
+    planted.block(1, "v1", 3)?;
+    bench.add_pod("aggregator-v", "aggregator", "v1")?;
+    let limits = bench.config("leaks", "cluster: {cleanupMinutes: 1}\n")?;
+    let aggregator = bench.aggregator_with("aggregator-v", &["--config", &limits])?;
+    // In the first round it is found out who has addresses, in the second whose they are, and in the third that they still are.
+    let leaked = eventually("addresses of no Pod", 2 * READ, || told(&aggregator, "IpLeakSuspected"));
+    let expected = (&json!("warning"), &json!("Pods that are gone"), &json!(["v1"]));
+    assert_eq!((&leaked["severity"], &leaked["subject"], &leaked["workers"]), expected);
+    says(
+        &leaked,
+        "detail",
+        "Calico holds 3 addresses of Pods that are not there, on 1 nodes that are, for more than 1 minutes, as far as nodes were looked at; 3 of them on v1 (172.30.0.4, 172.30.0.5, 172.30.0.6)",
+    );
+    says(&leaked, "next", "calicoctl ipam show --ip=ADDRESS");
+    planted.block(1, "v1", 0)?;
+    eventually("they are freed", READ, || over(&aggregator, "IpLeakSuspected"));
     Ok(())
 }
 
@@ -300,7 +359,7 @@ fn what_has_to_be_known_outlives_the_aggregator() -> Result<()> {
             Ok(())
         });
     }
-    let flapping = soon("it comes and goes", || told(&aggregator, "NodeReadyFlapping"));
+    let flapping = eventually("it comes and goes", READ, || told(&aggregator, "NodeReadyFlapping"));
     says(&flapping, "detail", "that of v0 4 times");
     bench.admin("DELETE /api/v1/nodes/v2", &Value::Null)?;
     let written = || -> Result<Value> {

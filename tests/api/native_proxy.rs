@@ -10,7 +10,6 @@ use crate::support::parts;
 use crate::support::shell;
 use crate::support::wait::eventually;
 
-const TABLE: [&str; 4] = ["list", "table", "ip", "kube-proxy"];
 /// Longer than any of the hold-downs, and than the looks that follow.
 const HELD: Duration = Duration::from_secs(60);
 
@@ -73,36 +72,29 @@ fn healthy(bench: &Bench, agent: &Running<'_>) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_is_taken_from_the_native_mode_is_missed() -> Result<()> {
-    let bench = Bench::take()?;
-    bench.add_node("n1", &json!({}))?;
-    bench.add_agent_pod("n1")?;
-    let dns = [("dns", "UDP", 53), ("dns-tcp", "TCP", 53)];
-    add_service(&bench, "kube-system", "kube-dns", "10.96.0.10", &dns)?;
-    add_service(&bench, "default", "web", "10.96.0.80", &[("http", "TCP", 80)])?;
-    start(&bench)?;
-    let list = || bench.exec_in_ns(&[&["nft"][..], &TABLE].concat());
-    let whole = soon("kube-proxy has written its table", || {
-        let table = list()?;
-        for part in ["default/kubernetes/tcp/https__", "kube-dns/udp/dns__10.244.2.10", "default/web/tcp/http__"] {
-            ensure!(table.contains(part), "{part} is not in {table}");
-        }
-        Ok(table)
-    });
-    let chain = |start: &str| {
-        let name = whole.lines().filter_map(|line| line.trim().strip_prefix("chain ")?.strip_suffix(" {"));
-        name.into_iter().find(|name| name.contains(start)).map(str::to_owned).context(start.to_owned())
-    };
-    let agent = bench.agent("n1", "agent-n1", &[])?;
-    soon("the native mode is healthy", || healthy(&bench, &agent));
-
-    let api = chain("-default/kubernetes/tcp/https")?;
-    let resolver = chain("-kube-system/kube-dns/udp/dns")?;
-    for (fault, code, words) in [
+/// What is done to kube-proxy's tables, the code that tells it, and words of its detail.
+fn faults(api: &str, resolver: &str) -> Vec<(String, &'static str, &'static str)> {
+    vec![
         ("delete table ip kube-proxy".to_owned(), "KubeProxyChainsMissing", "kube-proxy services"),
         ("delete chain ip kube-proxy nat-prerouting".into(), "KubeProxyChainsUnhooked", "nat-prerouting -> services"),
         ("flush chain ip kube-proxy nat-output".into(), "KubeProxyChainsUnhooked", "nat-output -> services"),
+        (
+            "flush chain ip kube-proxy filter-forward".into(),
+            "KubeProxyChainsUnhooked",
+            "filter-forward -> service-endpoints-check",
+        ),
+        (
+            "delete chain ip6 kube-proxy filter-prerouting-pre-dnat".into(),
+            "KubeProxyChainsUnhooked",
+            "(IPv6, nf_tables): kube-proxy filter-prerouting-pre-dnat -> firewall-check",
+        ),
+        (
+            "delete chain ip kube-proxy nat-output\nadd chain ip kube-proxy nat-output { type nat hook output priority 50; }\n\
+             add rule ip kube-proxy nat-output jump services"
+                .into(),
+            "KubeProxyChainsUnhooked",
+            "nat-output is not at hook Output, priority -100",
+        ),
         ("flush map ip kube-proxy service-ips".into(), "KubeProxyRulesStale", "nothing leads to its chain"),
         (
             "delete element ip kube-proxy service-ips { 10.96.0.1 . tcp . 443 }".into(),
@@ -117,7 +109,37 @@ fn what_is_taken_from_the_native_mode_is_missed() -> Result<()> {
         ),
         (format!("flush chain ip kube-proxy {resolver}"), "KubeProxyRulesStale", "kube-dns:dns"),
         ("flush chain ip kube-proxy services".into(), "KubeProxyChainsUnhooked", "services -> service-ips"),
-    ] {
+    ]
+}
+
+#[test]
+fn what_is_taken_from_the_native_mode_is_missed() -> Result<()> {
+    let bench = Bench::take()?;
+    bench.add_node("n1", &json!({}))?;
+    bench.add_agent_pod("n1")?;
+    let dns = [("dns", "UDP", 53), ("dns-tcp", "TCP", 53)];
+    add_service(&bench, "kube-system", "kube-dns", "10.96.0.10", &dns)?;
+    add_service(&bench, "default", "web", "10.96.0.80", &[("http", "TCP", 80)])?;
+    start(&bench)?;
+    let list = |family| bench.exec_in_ns(&["nft", "list", "table", family, "kube-proxy"]);
+    let whole = soon("kube-proxy has written its table", || {
+        let table = list("ip")?;
+        for part in ["default/kubernetes/tcp/https__", "kube-dns/udp/dns__10.244.2.10", "default/web/tcp/http__"] {
+            ensure!(table.contains(part), "{part} is not in {table}");
+        }
+        Ok(table)
+    });
+    let second = soon("kube-proxy has written its table of IPv6", || list("ip6"));
+    let chain = |start: &str| {
+        let name = whole.lines().filter_map(|line| line.trim().strip_prefix("chain ")?.strip_suffix(" {"));
+        name.into_iter().find(|name| name.contains(start)).map(str::to_owned).context(start.to_owned())
+    };
+    let agent = bench.agent("n1", "agent-n1", &[])?;
+    soon("the native mode is healthy", || healthy(&bench, &agent));
+
+    let api = chain("-default/kubernetes/tcp/https")?;
+    let resolver = chain("-kube-system/kube-dns/udp/dns")?;
+    for (fault, code, words) in faults(&api, &resolver) {
         nft(&bench, &fault)?;
         eventually(&format!("{code} after {fault}"), HELD, || {
             let (status, findings) = told(&bench, &agent)?;
@@ -125,7 +147,8 @@ fn what_is_taken_from_the_native_mode_is_missed() -> Result<()> {
             ensure!(found && status == "True", "{status} {findings:?}");
             Ok(())
         });
-        nft(&bench, &format!("add table ip kube-proxy\ndelete table ip kube-proxy\n{whole}"))?;
+        let empty = ["ip", "ip6"].map(|it| format!("add table {it} kube-proxy\ndelete table {it} kube-proxy\n"));
+        nft(&bench, &format!("{}{whole}{second}", empty.concat()))?;
         eventually(&format!("clear after {fault}"), HELD, || healthy(&bench, &agent));
     }
     agent.end()?;

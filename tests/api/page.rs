@@ -74,6 +74,7 @@ fn the_page_in_a_browser() -> Result<()> {
     the_keyboard_is_enough(&browser)?;
     it_can_be_read_by_everyone(&browser)?;
     workers_are_found(&browser)?;
+    it_tells_what_is_shared_what_changed_and_what_is_over(&bench, &browser)?;
     it_needs_nothing_from_elsewhere(&browser, &aggregator)?;
     it_says_when_it_is_not_live(&browser, &aggregator)
 }
@@ -224,6 +225,39 @@ fn workers_are_found(browser: &Browser<'_>) -> Result<()> {
     browser.run("$('show-Normal').click()")?;
     assert_eq!(browser.text(visible)?, "w07");
     browser.run("$('show-Normal').click()").map(drop)
+}
+
+/// Seven of one pool fail, after a policy was made; and one of them had something that is over.
+fn it_tells_what_is_shared_what_changed_and_what_is_over(bench: &Bench, browser: &Browser<'_>) -> Result<()> {
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "closed"},
+        "spec": {"podSelector": {}}});
+    bench.admin("POST /apis/networking.k8s.io/v1/namespaces/default/networkpolicies", &policy)?;
+    for number in [21, 23, 25, 27, 29, 31] {
+        tell(bench, number, &told("Critical", Some("jump gone")))?;
+    }
+    soon("the shared cause and the change", || {
+        let findings = browser.text("return $('findings').innerText")?;
+        ensure!(findings.contains("Suspect: 7 of 19 in pool red fail, 0 of 20 elsewhere"), "{findings}");
+        ensure!(findings.contains("Changed before:"), "{findings}");
+        ensure!(findings.contains("NetworkPolicy default/closed made by curl"), "{findings}");
+        Ok(())
+    });
+    let episodes = json!([{"code": "DiskFull", "since": "2026-11-20T10:00:00Z", "cleared": "2026-11-20T12:00:00Z", "times": 1,
+        "cure": "reboot"}, {"code": 7}]);
+    let annotations = json!({"nodevitals.dev/episodes": episodes.to_string()});
+    bench.admin("PATCH merge /api/v1/nodes/w21", &json!({"metadata": {"annotations": annotations}}))?;
+    browser.run("location.hash = 'node=w21'")?;
+    soon("what is over", || {
+        let timeline = browser.text("return $('timeline').innerText")?;
+        ensure!(timeline.contains("DiskFull over, after 2 h, by a reboot"), "{timeline}");
+        ensure!(timeline.contains("2026-11-20 10:00:00Z"), "{timeline}");
+        Ok(())
+    });
+    browser.run("location.hash = ''")?;
+    for number in [21, 23, 25, 27, 29, 31] {
+        tell(bench, number, &told("Normal", None))?;
+    }
+    bench.admin("DELETE /apis/networking.k8s.io/v1/namespaces/default/networkpolicies/closed", &Value::Null).map(drop)
 }
 
 fn it_needs_nothing_from_elsewhere(browser: &Browser<'_>, aggregator: &Running<'_>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `nodevitals repair` on real nodes, with a DaemonSet in the place of calico-node whose init container writes the CNI
 //! configuration, as Calico's does.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 
@@ -23,8 +23,20 @@ const CALICO_NODE: &str = r#"{"apiVersion": "apps/v1", "kind": "DaemonSet",
             "volumes": [{"name": "cni", "hostPath": {"path": "/etc/cni"}}]}}}}"#;
 
 fn repair(product: &Product, arguments: &[&str]) -> Result<(i32, String)> {
-    let mut command = product.cluster.command_in(program());
+    let mut command = bounded(product);
     command.args(["repair", "n1", "--kubeconfig"]).arg(product.cluster.admin_kubeconfig()?).args(arguments);
+    ended(&mut command)
+}
+
+/// The program, ended if it hangs.
+fn bounded(product: &Product) -> Command {
+    let mut command = product.cluster.command_in("timeout");
+    command.args(["--signal=KILL", "600"]).arg(program());
+    command
+}
+
+/// Exit status and all that it prints.
+fn ended(command: &mut Command) -> Result<(i32, String)> {
     let Output { status, stdout, stderr } = command.output()?;
     let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     Ok((status.code().context("an exit status")?, text))
@@ -68,12 +80,11 @@ fn typed(product: &Product, line: &str) -> Result<(i32, String)> {
     ensure!(words.next() == Some("nodevitals"), "{line}");
     let kubectl = parts::program("kubectl")?;
     let path = format!("{}:{}", kubectl.parent().context("a directory")?.display(), std::env::var("PATH")?);
-    let mut command = product.cluster.command_in(program());
+    let mut command = bounded(product);
     command.args(words).env("PATH", path).env("KUBECONFIG", product.cluster.admin_kubeconfig()?);
-    let Output { status, stdout, stderr } = command.output()?;
-    let text = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    let (code, text) = ended(&mut command)?;
     shown(&format!("$ {line}\n{text}"));
-    Ok((status.code().context("an exit status")?, text))
+    Ok((code, text))
 }
 
 /// Types this, and holds that it ends so and that what it prints names all of these.

@@ -1,8 +1,17 @@
 //! File systems that fill, run out of inodes or turn read-only: small real ones.
 
-use anyhow::Result;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::hangs::start;
 use crate::machine::Machine;
+use crate::standalone::verdict;
+use crate::support::wait::within;
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// This machine, with a small file system of its own on `/var/log` that nobody outside the namespaces sees.
 fn small_logs(options: &str) -> Result<Machine> {
@@ -91,4 +100,143 @@ fn a_file_system_turns_read_only_and_writable_again() -> Result<()> {
     let checked = machine.check_itself()?;
     assert!(checked.finding("FilesystemReadOnly").is_err() && checked.finding("FilesystemErrors").is_err());
     Ok(())
+}
+
+const NODEFS: &str = "/var/lib/kubelet";
+const IMAGEFS: &str = "/var/lib/containerd";
+/// The kubelet's configuration: it evicts below a tenth, and deletes no images before.
+const KUBELET: &str = r#"{"kind": "KubeletConfiguration", "healthzPort": 0, "imageGCHighThresholdPercent": 100, "evictionHard":
+    {"nodefs.available": "10%", "nodefs.inodesFree": "10%", "imagefs.available": "10%", "imagefs.inodesFree": "10%"}}"#;
+
+/// This machine as a worker whose kubelet and runtime keep their files on these file systems, each mounted by a script.
+pub(crate) fn worker_on(mounts: &[(&str, String)]) -> Result<Machine> {
+    let machine = Machine::plain()?;
+    machine.run(&["mount", "-t", "tmpfs", "none", "/var/lib"])?;
+    for (point, mount) in mounts {
+        machine.run(&["sh", "-ec", &format!("mkdir {point}; {mount} {point}")])?;
+    }
+    machine.run(&["sh", "-ec", &format!("mkdir -p {NODEFS}; echo '{KUBELET}' > {NODEFS}/config.yaml")])?;
+    Ok(machine)
+}
+
+#[test]
+fn the_file_systems_of_the_kubelet_and_the_images_run_out_of_space_and_of_inodes() -> Result<()> {
+    let small = |point| (point, "mount -t tmpfs -o size=100M,nr_inodes=1000 small".to_owned());
+    let machine = worker_on(&[small(NODEFS), small(IMAGEFS)])?;
+    // Each of them alone, to the end: what fills it has to fail.
+    let to_the_end = "dd if=/dev/zero of=big bs=1M status=none 2>&1 | grep -q 'No space left'";
+    let all_inodes = "! seq 2000 | xargs touch 2>/dev/null";
+    for (point, role) in [(NODEFS, "nodefs"), (IMAGEFS, "imagefs")] {
+        for (nearly, full, soon, code) in [
+            ("fallocate -l 88M big", to_the_end, "DiskPressureImminent", "DiskFull"),
+            ("for i in $(seq 880); do : > $i; done", all_inodes, "InodesExhaustionImminent", "InodesExhausted"),
+        ] {
+            for (script, said, silent) in [(nearly, soon, code), (full, code, soon)] {
+                machine.run(&["sh", "-ec", &format!("cd {point}; {script}")])?;
+                let checked = machine.check_itself()?;
+                let finding = checked.finding(said)?;
+                let detail = finding["detail"].to_string();
+                ensure!(finding["subject"] == point && detail.contains(&format!("{point} ({role})")), "{finding}");
+                ensure!(detail.contains("the kubelet evicts pods below 10"), "{finding}");
+                ensure!(checked.finding(silent).is_err(), "it is told once: {:?}", checked.codes());
+            }
+            let keep = format!("cd {point}; find . -type f ! -name config.yaml -delete");
+            machine.run(&["sh", "-ec", &keep])?;
+            assert_eq!(machine.check_itself()?.condition("CapacityProblem").0, "False", "{point} {code}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_disk_that_fills_at_a_steady_rate_is_told_more_than_five_minutes_before_the_kubelet_evicts() -> Result<()> {
+    const BYTES: u64 = 8 << 30;
+    /// Each second.
+    const RATE: u64 = 2 << 20;
+    /// Minutes of the beginning that nobody can tell from a burst, and those that are asked for, and some.
+    const ROOM: u64 = 12 * 60 * RATE;
+    let image = tempfile::NamedTempFile::new()?;
+    image.as_file().set_len(BYTES)?;
+    let disk = image.path().display();
+    // Blocks are reserved, not written.
+    let mount = format!("mkfs.ext4 -q -m 0 -O ^has_journal {disk}; mount -o loop {disk}");
+    let machine = worker_on(&[(NODEFS, mount)])?;
+    let left = || -> Result<u64> {
+        let text = machine.run(&["stat", "-f", "-c", "%a %S %b", NODEFS])?;
+        let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        Ok(numbers[0] * numbers[1] - numbers[2] * numbers[1] / 10)
+    };
+    machine.run(&["fallocate", "-l", &(left()? - ROOM).to_string(), &format!("{NODEFS}/old")])?;
+    let _running = start(&machine, &[])?;
+    within(SOON, || verdict(&machine).map(drop))?;
+    let (began, room) = (Instant::now(), left()?);
+    let told = |list: &str| -> Result<Option<Value>> {
+        let findings = verdict(&machine)?[list].take();
+        let mut findings = findings.as_array().context("findings")?.iter();
+        Ok(findings.find(|it| it["code"] == "DiskPressureImminent" && it["subject"] == NODEFS).cloned())
+    };
+    let finding = loop {
+        let grown = began.elapsed().as_secs().max(1) * RATE;
+        machine.run(&["fallocate", "-l", &grown.to_string(), &format!("{NODEFS}/log")])?;
+        if let Some(finding) = told("findings")? {
+            break finding;
+        }
+        ensure!(left()? > 5 * 60 * RATE, "five minutes are left, and nothing is told but {:?}", told("pending")?);
+        sleep(Duration::from_millis(500));
+    };
+    // By what was really written.
+    let (seconds, now) = (began.elapsed().as_secs_f64(), left()?);
+    #[expect(clippy::cast_precision_loss, reason = "seconds need no more")]
+    let left_for = now as f64 * seconds / (room - now) as f64;
+    ensure!(left_for >= 300.0, "{left_for} s are left: {finding}");
+    let detail = finding["detail"].as_str().context("a detail")?;
+    let said = detail.split("at the present rate it reaches the limit in ").nth(1).context(detail.to_owned())?;
+    let minutes: f64 = said.split(' ').next().context(detail.to_owned())?.parse()?;
+    ensure!((minutes * 60.0 - left_for).abs() < 90.0, "{left_for} s are left: {detail}");
+    ensure!(detail.contains("the kubelet evicts pods below"), "{detail}");
+    Ok(())
+}
+
+#[test]
+fn a_running_program_tells_of_a_file_system_that_becomes_read_only_within_seconds_and_clears_it() -> Result<()> {
+    /// The hold-down is half a second, and the kernel tells of changes of the mount table.
+    const TOLD: Duration = Duration::from_secs(5);
+    let image = tempfile::NamedTempFile::new()?;
+    image.as_file().set_len(16 << 20)?;
+    let disk = image.path().display();
+    let machine = worker_on(&[(NODEFS, format!("mkfs.ext4 -q {disk}; mount -o loop {disk}"))])?;
+    let _running = start(&machine, &[])?;
+    let read_only = || -> Result<Option<Value>> {
+        let findings = verdict(&machine)?["findings"].take();
+        let mut findings = findings.as_array().context("findings")?.iter();
+        Ok(findings.find(|it| it["code"] == "FilesystemReadOnly").cloned())
+    };
+    let told = |after: &str| within(TOLD, || read_only()?.with_context(|| format!("{after} is not told")));
+    let over = |after: &str| {
+        within(SOON, || {
+            let still = read_only()?;
+            ensure!(still.is_none(), "after {after}: {still:?}");
+            Ok(())
+        })
+    };
+    over("the start")?;
+    machine.run(&["mount", "-o", "remount,ro", NODEFS])?;
+    let finding = told("a remount")?;
+    let detail = finding["detail"].to_string();
+    ensure!(finding["subject"] == NODEFS && detail.contains("/var/lib/kubelet (nodefs) on /dev/loop"), "{finding}");
+    ensure!(finding["severity"] == "critical" && !detail.contains("the kernel's log"), "{finding}");
+    machine.run(&["mount", "-o", "remount,rw", NODEFS])?;
+    over("it was mounted read-write")?;
+
+    // By the kernel, after an error.
+    machine.run(&["mount", "-o", "remount,errors=remount-ro", NODEFS])?;
+    let device = machine.run(&["findmnt", "-no", "SOURCE", NODEFS])?;
+    let name = device.trim().trim_start_matches("/dev/");
+    machine.run(&["sh", "-c", &format!("echo nodevitals-test > /sys/fs/ext4/{name}/trigger_fs_error")])?;
+    let finding = told("an error")?;
+    ensure!(finding["detail"].to_string().contains("nodevitals-test"), "{finding}");
+    machine.run(&["umount", NODEFS])?;
+    machine.run(&["sh", "-c", &format!("e2fsck -fy {disk} >/dev/null; test $? -le 1")])?;
+    machine.run(&["mount", "-o", "loop", &disk.to_string(), NODEFS])?;
+    over("it was repaired")
 }

@@ -93,6 +93,10 @@ fn calicos_jumps_and_chains_are_missed_in_either_backend() -> Result<()> {
             detail.contains("raw OUTPUT -> cali-OUTPUT") && detail.contains("policies are NOT enforced"),
             "{name}: {detail}"
         );
+        let jump = ["POSTROUTING", "-m", "comment", "--comment", "cali:O3lYWMrLQYEMJtB5", "-j", "cali-POSTROUTING"];
+        machine.run(&[&[iptables, "-t", "mangle", "-D"], &jump[..]].concat())?;
+        let detail = machine.check()?.finding("CalicoChainsUnhooked")?["detail"].to_string();
+        assert!(detail.contains("mangle POSTROUTING -> cali-POSTROUTING"), "{name}: {detail}");
         machine.run(&[iptables, "-t", "raw", "-F", "cali-OUTPUT"])?;
         machine.run(&[iptables, "-t", "raw", "-X", "cali-OUTPUT"])?;
         let checked = machine.check()?;

@@ -5,6 +5,8 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::machine::{Machine, program, recording};
@@ -109,6 +111,29 @@ fn the_finding_names_who_removed_the_jump_and_not_who_came_later() -> Result<()>
 }
 
 #[test]
+fn what_is_removed_while_notifications_are_lost_is_missed_too() -> Result<()> {
+    let machine = healthy()?;
+    let running = Running::start(&machine)?;
+    let own = Pid::from_raw(running.0.id().try_into()?);
+    // Nobody reads meanwhile, and each of these is a commit: more of them than its socket holds.
+    kill(own, Signal::SIGSTOP)?;
+    let flood: Vec<String> = (0..1_500).map(|number| format!("*raw\n:loss-{number} - [0:0]\nCOMMIT\n")).collect();
+    machine.feed(&["iptables-nft-restore", "--noflush"], &flood.concat())?;
+    let jump = ["-m", "comment", "--comment", "kubernetes service portals", "-j", "KUBE-SERVICES"];
+    machine.run(&[&["iptables-nft", "-t", "nat", "-D", "PREROUTING"][..], &jump].concat())?;
+    // `netlink_seq_show` of net/netlink/af_netlink.c: the protocol, of which 12 is NETLINK_NETFILTER, and what was dropped.
+    let sockets = machine.run(&["cat", "/proc/net/netlink"])?;
+    let rows: Vec<Vec<&str>> = sockets.lines().map(|line| line.split_whitespace().collect()).collect();
+    ensure!(rows.iter().any(|row| row.get(1) == Some(&"12") && row.get(8).is_some_and(|it| *it != "0")), "{sockets}");
+    kill(own, Signal::SIGCONT)?;
+    let said = running.raised("KubeProxyChainsUnhooked");
+    assert!(said.contains("nat PREROUTING -> KUBE-SERVICES"), "{said}");
+    machine.run(&[&["iptables-nft", "-t", "nat", "-I", "PREROUTING"][..], &jump].concat())?;
+    running.cleared("KubeProxyChainsUnhooked");
+    Ok(())
+}
+
+#[test]
 fn a_flushed_rule_set_names_who_flushed_it() -> Result<()> {
     let machine = healthy()?;
     let running = Running::start(&machine)?;
@@ -179,7 +204,9 @@ fn the_set_of_all_cluster_ips_is_missed_in_ipvs_mode() -> Result<()> {
     machine.run(&["ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0"])?;
     machine.run(&["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])?;
     machine.run(&["ipset", "add", "KUBE-CLUSTER-IP", "10.96.0.1,tcp:443"])?;
-    let rules = "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-POSTROUTING - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n\
+    let rules = "*filter\n:KUBE-FORWARD - [0:0]\n:KUBE-NODE-PORT - [0:0]\n\
+        -A FORWARD -j KUBE-FORWARD\n-A INPUT -j KUBE-NODE-PORT\nCOMMIT\n\
+        *nat\n:KUBE-SERVICES - [0:0]\n:KUBE-POSTROUTING - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n:KUBE-NODE-PORT - [0:0]\n\
         -A PREROUTING -j KUBE-SERVICES\n-A OUTPUT -j KUBE-SERVICES\n-A POSTROUTING -j KUBE-POSTROUTING\n\
         -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT\nCOMMIT\n";
     machine.feed(&["iptables-nft-restore"], rules)?;
@@ -191,6 +218,13 @@ fn the_set_of_all_cluster_ips_is_missed_in_ipvs_mode() -> Result<()> {
     machine.run(&["ipset", "destroy", "KUBE-CLUSTER-IP"])?;
     let detail = machine.check()?.finding("IpSetMissing")?["detail"].to_string();
     assert!(detail.contains("KUBE-CLUSTER-IP does not exist"), "{detail}");
+    // The mode is known by its chains when its link is gone.
+    machine.run(&["ip", "link", "delete", "kube-ipvs0"])?;
+    machine.run(&["iptables-nft", "-D", "INPUT", "-j", "KUBE-NODE-PORT"])?;
+    let checked = machine.check()?;
+    let detail = checked.finding("KubeProxyChainsUnhooked")?["detail"].to_string();
+    assert!(detail.contains("filter INPUT -> KUBE-NODE-PORT"), "{detail}");
+    assert!(checked.finding("KubeProxyChainsMissing").is_err(), "{:?}", checked.codes());
     Ok(())
 }
 
@@ -298,6 +332,47 @@ fn a_failsafe_port_that_is_taken_away_is_told_and_found_again_in_either_backend(
         machine.check()?.finding(CODE)?;
         port("-A")?;
         assert!(machine.check()?.codes_like(CODE).is_empty());
+        others_than_the_api_servers(&machine, iptables, restore)?;
     }
+    Ok(())
+}
+
+/// The ports of the kubelet, of BGP where BIRD runs, and of names.
+fn others_than_the_api_servers(machine: &Machine, iptables: &str, restore: &str) -> Result<()> {
+    let bird = machine.place("bird");
+    machine.run(&["cp", "/bin/sleep", &bird])?;
+    let _bird = Running(machine.net().command(&bird).arg("600").spawn()?, machine);
+    let told = || -> Result<Vec<(String, String)>> {
+        let checked = machine.check()?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let findings = checked.json["verdict"]["findings"].as_array().context("findings")?;
+        let findings = findings.iter().filter(|it| it["code"] == "HostPolicyBlocksControlPlane");
+        let mut told: Vec<_> = findings.map(|it| (text(&it["subject"]), text(&it["detail"]))).collect();
+        told.sort();
+        Ok(told)
+    };
+    let ports = [("cali-failsafe-in", "tcp", "10250"), ("cali-failsafe-out", "udp", "53")];
+    for (chain, protocol, port) in ports {
+        machine.run(&[iptables, "-D", chain, "-p", protocol, "-m", "multiport", "--dports", port, "-j", "ACCEPT"])?;
+    }
+    // A packet that goes out, for the counter of the rule that drops it.
+    machine.run(&["bash", "-c", "echo x > /dev/udp/192.0.2.9/53; true"])?;
+    eventually("all three are told, once BIRD is seen", SOON, || {
+        let all = told()?;
+        let subjects: Vec<&str> = all.iter().map(|it| it.0.as_str()).collect();
+        ensure!(subjects == ["BGP IPv4", "DNS IPv4", "kubelet IPv4"], "{all:?}");
+        for ((_, detail), words) in all.iter().zip(["port 179", "UDP port 53", "port 10250"]) {
+            ensure!(detail.contains(words), "{detail}");
+        }
+        ensure!(all[1].1.contains(" packets so far)"), "{all:?}");
+        Ok(())
+    });
+    for (chain, protocol, port) in ports {
+        let rule = format!("*filter\n-A {chain} -p {protocol} -m multiport --dports {port} -j ACCEPT\nCOMMIT\n");
+        machine.feed(&[restore, "--noflush"], &rule)?;
+    }
+    let bgp = "*filter\n-A cali-failsafe-in -p tcp -m multiport --dports 179 -j ACCEPT\nCOMMIT\n";
+    machine.feed(&[restore, "--noflush"], bgp)?;
+    ensure!(told()?.is_empty(), "they clear, and one direction is enough for BGP: {:?}", told()?);
     Ok(())
 }

@@ -8,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::machine::{Machine, program};
-use crate::standalone::Running;
+use crate::standalone::{Running, get, verdict};
 use crate::support::netns::NetNs;
 use crate::support::wait::eventually;
 
 const SOON: Duration = Duration::from_secs(60);
-/// The counters are read every ten seconds; what was seen is judged a moment later.
-const LOOK: Duration = Duration::from_secs(12);
+/// The counters are read every ten seconds, what was seen is held for two, and judged a moment later.
+const LOOK: Duration = Duration::from_secs(16);
 
 fn standalone(machine: &Machine) -> Result<Running> {
     standalone_with(machine, &[])
@@ -30,21 +30,16 @@ fn standalone_with(machine: &Machine, more: &[&str]) -> Result<Running> {
     Ok(Running(command.spawn()?))
 }
 
-fn page(machine: &Machine) -> Result<Value> {
-    Ok(serde_json::from_str(&machine.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/findings"])?)?)
-}
-
 fn finding(machine: &Machine, code: &str) -> Result<Value> {
-    let page = page(machine)?;
-    let findings = page["verdict"]["findings"].as_array().context("findings")?;
+    let verdict = verdict(machine)?;
+    let findings = verdict["findings"].as_array().context("findings")?;
     Ok(findings.iter().find(|finding| finding["code"] == code).cloned().unwrap_or(Value::Null))
 }
 
 fn counters_are_known(machine: &Machine) {
     eventually("the counters of the uplink are known", SOON, || {
-        let metrics = machine.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/metrics"])?;
-        ensure!(metrics.contains("nodevitals_tcp_sockets "), "not yet");
-        ensure!(page(machine)?["verdict"]["unknown"].to_string().find("LinkErrors").is_none(), "not yet");
+        ensure!(get(machine, "/metrics")?.contains("nodevitals_tcp_sockets "), "not yet");
+        ensure!(!verdict(machine)?["unknown"].to_string().contains("LinkErrors"), "not yet");
         Ok(())
     });
 }
@@ -164,7 +159,7 @@ fn packets_of_a_pod_that_are_too_long_for_the_uplink() -> Result<()> {
     machine.write("config.yaml", "holdDownSeconds: {MtuMismatch: 20}")?;
     let _running = standalone_with(&machine, &["--config", &machine.place("config.yaml")])?;
     eventually("the counters are known", SOON, || {
-        let unknown = page(&machine)?["verdict"]["unknown"].to_string();
+        let unknown = verdict(&machine)?["unknown"].to_string();
         ensure!(!unknown.contains("MtuMismatch") && !unknown.contains("LinkErrors"), "not yet");
         Ok(())
     });

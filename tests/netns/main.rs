@@ -8,6 +8,10 @@ mod support;
 #[allow(unreachable_pub, reason = "shared by the modules of this target")]
 mod machine;
 
+#[allow(dead_code, reason = "the unit tests need all of it")]
+#[path = "../../src/agent/observe/servers.rs"]
+mod servers;
+
 mod bgp;
 mod capacity;
 mod cni;
@@ -16,6 +20,7 @@ mod filter;
 mod fleet;
 mod hangs;
 mod hooks;
+mod kubelet;
 mod links;
 mod native_calico;
 mod numbers;
@@ -26,5 +31,6 @@ mod recorded;
 mod routes;
 mod routine;
 mod rules;
+mod runtime;
 mod standalone;
 mod usage;

@@ -1,22 +1,33 @@
 //! Routine is not a fault: what happens on every worker every day, under a running agent that has to keep quiet about it.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::recorded::{Node, Pod, Recording, codes, pods};
+use serde_json::Value;
+
+use crate::recorded::{Api, Node, Pod, Recording, cluster, codes, pods};
+use crate::rules::NATIVE;
 use crate::support::wait::within;
 
 const HEALTHY: (&str, &str) = ("01-healthy", "before");
 const SOON: Duration = Duration::from_secs(25);
 
-fn healthy(name: &str) -> Result<(Node, Recording)> {
+/// A healthy worker, and the agent that follows it with the map of its cluster; all codes are judged.
+fn healthy(name: &str) -> Result<(Node, Api, Recording)> {
     let recording = Recording::read(HEALTHY.0, HEALTHY.1, name)?;
-    let node = Node::recorded(HEALTHY.0, HEALTHY.1, name)?;
-    node.watch()?;
-    Ok((node, recording))
+    let (node, api) = followed(name, &recording)?;
+    Ok((node, api, recording))
+}
+
+fn followed(name: &str, recording: &Recording) -> Result<(Node, Api)> {
+    let mut node = Node::empty(name)?;
+    node.become_(recording)?;
+    let api = node.follow(&cluster(HEALTHY.0, name)?)?;
+    Ok((node, api))
 }
 
 /// Nothing was ever raised, and in the end nothing is seen either.
@@ -41,12 +52,13 @@ fn kube_proxy_sync(save: &str, table: &str) -> Result<String> {
 
 /// What kube-proxy does at the beginning of a full sync: for each jump, `iptables -N` its chain, then the rule if it is
 /// not there.
-fn ensure_jumps(node: &Node, save: &str, table: &str) -> Result<()> {
+fn ensure_jumps(node: &Node, save: &str, table: &str, backend: &str) -> Result<()> {
     let start = save.find(&format!("*{table}\n")).context("the table")?;
     let lines = save[start..].lines().skip(1).take_while(|line| *line != "COMMIT");
     for line in lines.filter(|line| line.starts_with("-A ") && !line.starts_with("-A KUBE-")) {
         let (rule, Some((_, chain))) = (&line[3..], line.split_once(" -j KUBE-")) else { continue };
-        let iptables = format!("iptables-nft -w -t {table}");
+        let lock = node.path("run/xtables.lock");
+        let iptables = format!("XTABLES_LOCKFILE={} iptables-{backend} -w -t {table}", lock.display());
         let command =
             format!("{iptables} -N KUBE-{chain} 2>/dev/null; {iptables} -C {rule} 2>/dev/null || {iptables} -A {rule}");
         node.run(&["sh", "-c", &command])?;
@@ -56,26 +68,85 @@ fn ensure_jumps(node: &Node, save: &str, table: &str) -> Result<()> {
 
 #[test]
 fn kube_proxy_restarts_and_writes_everything_again() -> Result<()> {
-    let (mut node, recording) = healthy("n2")?;
+    let (mut node, _api, recording) = healthy("n2")?;
     let save = recording.text("iptables-nft-save.txt")?;
+    kube_proxy_restarts(&mut node, &recording, |node| kube_proxy_starts(node, save, "nft"))
+}
+
+#[test]
+fn kube_proxy_restarts_with_legacy_iptables() -> Result<()> {
+    let (save, empty) = ("iptables-nft-save.txt", "iptables-legacy-save.txt");
+    let recording = Recording::read(HEALTHY.0, HEALTHY.1, "n2")?;
+    let rules = recording.text(save)?.to_owned();
+    let no_rules = recording.text(empty)?.to_owned();
+    let recording = recording.with(empty, &rules).with(save, &no_rules).with("ip6tables-nft-save.txt", &no_rules);
+    let (mut node, _api) = followed("n2", &recording)?;
+    kube_proxy_restarts(&mut node, &recording, |node| kube_proxy_starts(node, &rules, "legacy"))
+}
+
+/// The worker's recording with kube-proxy's rules taken out of iptables, and the kubelet's left there.
+fn without_kube_proxys_rules(name: &str) -> Result<Recording> {
+    let of_others = |line: &str| {
+        let chain = line.split(' ').find_map(|word| word.trim_start_matches(':').strip_prefix("KUBE-"));
+        chain.is_none_or(|chain| chain.starts_with("KUBELET") || chain.starts_with("IPTABLES") || chain == "FIREWALL")
+    };
+    let recording = Recording::read(HEALTHY.0, HEALTHY.1, name)?;
+    recording.keeping("iptables-nft-save.txt", of_others)?.keeping("ip6tables-nft-save.txt", of_others)
+}
+
+#[test]
+fn kube_proxy_restarts_in_its_nftables_mode() -> Result<()> {
+    let recording = without_kube_proxys_rules("n2")?;
+    let programs = recording.text("ps.txt")?.replace("--proxy-mode=iptables", "--proxy-mode=nftables");
+    let recording = recording.with("ps.txt", &programs);
+    let mut node = Node::empty("n2")?;
+    node.become_(&recording)?;
+    node.feed("nft -f -", NATIVE)?;
+    let _api = node.follow(&cluster(HEALTHY.0, "n2")?)?;
+    // One transaction: every chain is emptied and written again, and none is gone for a moment.
+    let mut sync = String::new();
+    let mut table = "";
+    for line in NATIVE.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches(" {");
+        } else if let Some((chain, _)) = line.strip_prefix("chain ").and_then(|rest| rest.split_once(' ')) {
+            writeln!(sync, "flush chain {table} {chain}")?;
+        }
+    }
+    ensure!(sync.contains("services"), "{sync}");
+    sync.push_str(NATIVE);
+    kube_proxy_restarts(&mut node, &recording, |node| node.feed("nft -f -", &sync))
+}
+
+/// kube-proxy goes and is back, twice; `starts` is what it does then.
+fn kube_proxy_restarts(node: &mut Node, recording: &Recording, starts: impl Fn(&Node) -> Result<()>) -> Result<()> {
     let dead = recording.clone().keeping("ps.txt", |line| !line.contains("kube-proxy"))?.refusing("kube-proxy");
     for _ in 0..2 {
         node.become_(&dead)?;
         sleep(Duration::from_millis(1500));
-        node.become_(&recording)?;
-        for table in ["filter", "nat"] {
-            ensure_jumps(&node, save, table)?;
-        }
-        for table in ["filter", "nat"] {
-            node.feed("iptables-nft-restore --noflush", &kube_proxy_sync(save, table)?)?;
-        }
+        node.become_(recording)?;
+        starts(node)?;
     }
-    was_quiet(&node)
+    was_quiet(node)
+}
+
+/// A full sync with iptables, after a start.
+fn kube_proxy_starts(node: &Node, save: &str, backend: &str) -> Result<()> {
+    for table in ["filter", "nat"] {
+        ensure_jumps(node, save, table, backend)?;
+    }
+    for table in ["filter", "nat"] {
+        // Its own lock, not that of the machine.
+        let lock = node.path("run/xtables.lock");
+        let restore = format!("XTABLES_LOCKFILE={} iptables-{backend}-restore --noflush", lock.display());
+        node.feed(&restore, &kube_proxy_sync(save, table)?)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn calico_is_updated_and_writes_everything_again() -> Result<()> {
-    let (mut node, recording) = healthy("n1")?;
+    let (mut node, _api, recording) = healthy("n1")?;
     // Felix and BIRD gone, as during a real update of another node; the rest stays this node's own.
     let gone = Recording::read("18-rolling-restart", "during-n2", "n2")?;
     let dead = recording.clone().refusing("felix");
@@ -120,7 +191,7 @@ fn a_node_joins() -> Result<()> {
     node.containerd().tell(&bare)?;
     node.set_ports(&bare)?;
     node.set_programs(&bare)?;
-    node.watch()?;
+    let _api = node.follow(&cluster(HEALTHY.0, "n3")?)?;
     sleep(Duration::from_secs(3));
 
     // kube-proxy makes each chain that is jumped to and the jump, one by one, and then writes them all.
@@ -129,7 +200,7 @@ fn a_node_joins() -> Result<()> {
     let save = all.text("iptables-nft-save.txt")?;
     node.feed("ipset -exist restore", all.text("ipset-save.txt")?)?;
     for table in ["filter", "nat"] {
-        ensure_jumps(&node, save, table)?;
+        ensure_jumps(&node, save, table, "nft")?;
     }
     for table in ["filter", "nat"] {
         node.feed("iptables-nft-restore --noflush", &kube_proxy_sync(save, table)?)?;
@@ -152,7 +223,7 @@ fn a_node_joins() -> Result<()> {
 
 #[test]
 fn pods_come_and_go() -> Result<()> {
-    let (node, recording) = healthy("n1")?;
+    let (node, _api, recording) = healthy("n1")?;
     let always = pods(&recording)?;
     for round in 0..12 {
         let (link, address) = (format!("cali{round:011x}"), format!("172.30.40.{}", 140 + round));
@@ -184,7 +255,7 @@ fn pods_come_and_go() -> Result<()> {
 
 #[test]
 fn a_cni_configuration_is_written_again() -> Result<()> {
-    let (node, recording) = healthy("n1")?;
+    let (node, _api, recording) = healthy("n1")?;
     let text = recording.text("cni-net.d/10-calico.conflist")?;
     let path = node.path("etc/cni/net.d/10-calico.conflist");
     let beside = node.path("etc/cni/net.d/10-calico.conflist.tmp");
@@ -201,6 +272,86 @@ fn a_cni_configuration_is_written_again() -> Result<()> {
         sleep(Duration::from_millis(60));
         fs::write(&path, &new)?;
         sleep(Duration::from_millis(50));
+    }
+    was_quiet(&node)
+}
+
+/// The map, routes and sessions of n2, with n3 in them or not. A session that is not there yet is first one that waits.
+struct Joining {
+    with: Recording,
+    map: Value,
+}
+
+/// How far a node has come that joins, as BIRD here sees it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Session {
+    None,
+    Waits,
+    Established,
+}
+
+impl Joining {
+    fn recording(&self, route: bool, session: Session) -> Result<Recording> {
+        let protocols = self.with.text("bird-protocols.txt")?;
+        let at = protocols.find("Mesh_10_77_0_13 ").context("the session of n3")?;
+        let end = at + protocols[at..].find("\n\n").context("the end of its paragraph")? + 2;
+        let own = match session {
+            Session::None => String::new(),
+            Session::Waits => "Mesh_10_77_0_13 BGP      master   start  02:24:09    Active        \n  \
+                Description:    Connection to BGP peer\n  BGP state:          Active\n    \
+                Neighbor address: 10.77.0.13\n    Neighbor AS:      64512\n\n"
+                .to_owned(),
+            Session::Established => protocols[at..end].to_owned(),
+        };
+        let recording =
+            self.with.clone().with("bird-protocols.txt", &format!("{}{own}{}", &protocols[..at], &protocols[end..]));
+        let routed = |line: &str| route || !line.contains("172.30.98.0/26");
+        recording.keeping("network.json", routed)?.keeping("bird-route.txt", routed)
+    }
+
+    fn map(&self, known: bool, block: bool) -> Value {
+        let mut map = self.map.clone();
+        if let Some(nodes) = map["nodes"].as_array_mut() {
+            nodes.retain(|node| known || node["name"] != "n3");
+            for node in nodes.iter_mut().filter(|node| !block && node["name"] == "n3") {
+                // As it is before its kubelet and its CNI are up.
+                node["ready"] = false.into();
+                node["blocks"] = serde_json::json!([]);
+            }
+        }
+        map
+    }
+}
+
+/// As a node sees it that is there already: the new one's block in the map, its route and its session, in any order.
+#[test]
+fn another_node_joins_and_leaves() -> Result<()> {
+    let with = Recording::read(HEALTHY.0, HEALTHY.1, "n2")?;
+    let joining = Joining { with, map: cluster(HEALTHY.0, "n2")? };
+    let mut node = Node::empty("n2")?;
+    node.become_(&joining.recording(false, Session::None)?)?;
+    let api = node.follow(&joining.map(false, false))?;
+    let rest = Duration::from_millis(1800);
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let (mut route, mut session) = (false, Session::None);
+        // It comes in this order, and goes in the other.
+        for (step, there) in order.iter().map(|step| (step, true)).chain(order.iter().rev().map(|step| (step, false))) {
+            match step {
+                0 => api.set_map(&joining.map(true, there)),
+                1 => {
+                    route = there;
+                    node.become_(&joining.recording(route, session)?)?;
+                }
+                _ => {
+                    node.become_(&joining.recording(route, Session::Waits)?)?;
+                    sleep(rest);
+                    session = if there { Session::Established } else { Session::None };
+                    node.become_(&joining.recording(route, session)?)?;
+                }
+            }
+            sleep(rest);
+        }
+        api.set_map(&joining.map(false, false));
     }
     was_quiet(&node)
 }

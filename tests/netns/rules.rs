@@ -218,7 +218,7 @@ fn a_service_that_nothing_leads_to() -> Result<()> {
 }
 
 /// kube-proxy's native mode, in the shape of 1.35: the API server with one endpoint.
-const NATIVE: &str = "
+pub(crate) const NATIVE: &str = "
     table ip kube-proxy {
         map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
         chain mark-for-masquerade { meta mark set meta mark or 0x4000; }
@@ -236,7 +236,28 @@ const NATIVE: &str = "
         chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
         chain nat-output { type nat hook output priority -100; jump services; }
         chain nat-postrouting { type nat hook postrouting priority srcnat; jump masquerading; }
-        chain filter-forward { type filter hook forward priority 0; ct state new jump cluster-ips-check; }
+        chain nodeport-endpoints-check { }
+        chain service-endpoints-check { }
+        chain firewall-check { }
+        chain filter-prerouting-pre-dnat {
+            type filter hook prerouting priority dstnat - 10; ct state new jump firewall-check;
+        }
+        chain filter-output-pre-dnat { type filter hook output priority -110; ct state new jump firewall-check; }
+        chain filter-input {
+            type filter hook input priority 0;
+            ct state new jump nodeport-endpoints-check
+            ct state new jump service-endpoints-check
+        }
+        chain filter-forward {
+            type filter hook forward priority 0;
+            ct state new jump service-endpoints-check
+            ct state new jump cluster-ips-check
+        }
+        chain filter-output {
+            type filter hook output priority 0;
+            ct state new jump service-endpoints-check
+            ct state new jump cluster-ips-check
+        }
     }
     add element ip kube-proxy service-ips { 10.96.0.1 . tcp . 443 : goto service-2QRHZV4L-default/kubernetes/tcp/https }
 ";

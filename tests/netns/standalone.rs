@@ -26,6 +26,13 @@ pub(crate) fn get(machine: &Machine, path: &str) -> Result<String> {
     machine.run(&["curl", "-sf", "-m", "5", &format!("http://127.0.0.1:10580{path}")])
 }
 
+/// What the program on this machine believes now; an error before its first verdict.
+pub(crate) fn verdict(machine: &Machine) -> Result<Value> {
+    let verdict = serde_json::from_str::<Value>(&get(machine, "/findings")?)?["verdict"].take();
+    ensure!(!verdict.is_null(), "nothing is judged yet");
+    Ok(verdict)
+}
+
 #[test]
 fn it_serves_the_report_the_findings_and_the_metrics_and_follows_the_machine() -> Result<()> {
     let machine = Machine::worker()?;
@@ -33,8 +40,7 @@ fn it_serves_the_report_the_findings_and_the_metrics_and_follows_the_machine() -
     command.args(["standalone", "--host-root", &machine.place("")]).stdout(Stdio::null()).stderr(Stdio::null());
     let _running = Running(command.spawn()?);
     let codes = || -> Result<Vec<String>> {
-        let page: Value = serde_json::from_str(&get(&machine, "/findings")?)?;
-        let findings = page["verdict"]["findings"].as_array().context("findings")?.clone();
+        let findings = verdict(&machine)?["findings"].as_array().context("findings")?.clone();
         Ok(findings.iter().filter_map(|finding| Some(finding["code"].as_str()?.to_owned())).collect())
     };
     eventually("it says that the kubelet of these files does not run", SOON, || {

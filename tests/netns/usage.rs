@@ -1,8 +1,11 @@
 //! Bad input: a clear message that names the thing, exit status 64, and never a panic or a hang.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 
 use crate::machine::{Machine, program};
+use crate::support::wait::eventually;
 
 /// Runs the program; answers with exit status and standard error.
 fn says(arguments: &[&str]) -> Result<(Option<i32>, String)> {
@@ -118,5 +121,33 @@ fn who_asks_for_backtraces_gets_the_message_all_the_same() -> Result<()> {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(64), "{errors}");
     assert!(errors.contains("/none"), "{errors}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_can_trust_no_server_says_so_and_goes_on() -> Result<()> {
+    let machine = Machine::plain()?;
+    for (port, server) in [(10_583, "http://127.0.0.1:9"), (10_584, "https://127.0.0.1:9")] {
+        let kubeconfig = format!(
+            "clusters: [{{name: c, cluster: {{server: '{server}'}}}}]\nusers: [{{name: u, user: {{}}}}]\ncontexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n"
+        );
+        machine.write("agent.conf", &kubeconfig)?;
+        let log = std::path::PathBuf::from(machine.place(&format!("log-{port}")));
+        let mut command = machine.net().command(program());
+        command.args(["agent", "--node-name", "n1", "--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["--host-root", &machine.place(""), "--kubeconfig", &machine.place("agent.conf")]);
+        // A machine without CAs.
+        command.envs([("SSL_CERT_FILE", "/none"), ("SSL_CERT_DIR", "/none")]);
+        let mut running = command.stdout(std::fs::File::create(&log)?).stderr(std::process::Stdio::null()).spawn()?;
+        let said = eventually("it goes on until it has tried to write", Duration::from_secs(20), || {
+            let text = std::fs::read_to_string(&log)?;
+            ensure!(text.contains("cannot write to the Node"), "{text}");
+            Ok(text)
+        });
+        let ended = running.try_wait()?;
+        running.kill()?;
+        running.wait()?;
+        ensure!(ended.is_none() && said.contains("no certificate of a server can be trusted"), "{ended:?}: {said}");
+    }
     Ok(())
 }

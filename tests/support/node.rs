@@ -18,12 +18,12 @@ use super::{
     wait::within,
 };
 
-const SETUP: &str = include_str!("node.sh");
+pub const SETUP: &str = include_str!("node.sh");
 const CONTAINERD: &str = "containerd";
 const KUBELET: &str = "kubelet";
 const KUBE_PROXY: &str = "kube-proxy";
 
-const CONTAINERD_CONFIG: &str = r#"version = 2
+pub const CONTAINERD_CONFIG: &str = r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "docker.io/library/pause:test"
   # Without CAP_SYS_RESOURCE runc may not lower a score.
@@ -261,7 +261,8 @@ pub fn condition<'a>(node: &'a Value, kind: &str) -> Result<&'a Value> {
         .with_context(|| format!("no condition {kind}"))
 }
 
-fn kubelet_config(cgroup: &str) -> Value {
+/// The configuration of a kubelet whose cgroups are below this one.
+pub fn kubelet_config(cgroup: &str) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",

@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 
 const GO_MOD: &str = include_str!("../control-plane/go.mod");
+const CONTAINERD_GO_MOD: &str = include_str!("../containerd/go.mod");
 
 /// `${NODEVITALS_CACHE:-~/.cache/nodevitals}`
 pub fn cache() -> PathBuf {
@@ -19,11 +20,19 @@ pub fn cache() -> PathBuf {
 
 /// The Kubernetes version of the control plane, as `v1.35.4`.
 pub fn kubernetes_version() -> &'static str {
-    GO_MOD
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "))
-        .find_map(|rest| rest.split_whitespace().next())
-        .expect("go.mod requires k8s.io/kubernetes")
+    required(GO_MOD, "k8s.io/kubernetes")
+}
+
+/// Containerd 2, beside which is its shim; containerd 1.6 is the distribution's.
+pub fn containerd_2() -> Result<PathBuf> {
+    let version = required(CONTAINERD_GO_MOD, "github.com/containerd/containerd/v2");
+    existing(cache().join(format!("containerd-{version}/containerd")))
+}
+
+/// The version of a module that this file requires.
+fn required(go_mod: &'static str, module: &str) -> &'static str {
+    let version = |line: &'static str| line.trim().strip_prefix(module)?.strip_prefix(' ')?.split_whitespace().next();
+    go_mod.lines().find_map(version).unwrap_or_else(|| panic!("go.mod requires {module}"))
 }
 
 /// A program of the control plane: `etcd`, `kube-apiserver`, `kubelet` and so on.

@@ -286,7 +286,7 @@ fn list(folder: &Path) -> Vec<(PathBuf, Manifest)> {
         Some((entry.path(), manifest))
     });
     let mut held: Vec<(PathBuf, Manifest)> = held.collect();
-    held.sort_by(|(a, x), (b, y)| (x.begun_at, a).cmp(&(y.begun_at, b)));
+    held.sort_unstable_by(|(a, x), (b, y)| (x.begun_at, a).cmp(&(y.begun_at, b)));
     held
 }
 

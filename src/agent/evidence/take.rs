@@ -64,22 +64,21 @@ impl Take {
     /// The files that a piece has in the bundle, and what each is of.
     pub(super) async fn expand(&self, piece: &Piece) -> Result<Vec<(String, String)>, String> {
         match piece.from {
-            From::Files(path) => {
-                let names = self.within(path, move |host| entries(host, path)).await?;
-                let files = names.iter().filter(|name| is_file(&self.host, &format!("{path}/{name}")));
-                Ok(files
-                    .take(MOST_FILES)
-                    .map(|name| (format!("{}/{name}", piece.name), format!("{path}/{name}")))
-                    .collect())
-            }
-            From::Bundles(path) => {
-                let folders = self.within(path, move |host| entries(host, path)).await?;
-                let inside = |folder: &String| {
-                    [MANIFEST, SUMMARY, FACTS]
-                        .map(|file| (format!("{}/{folder}/{file}", piece.name), format!("{path}/{folder}/{file}")))
-                };
-                let all = folders.iter().flat_map(inside);
-                Ok(all.filter(|(_, file)| is_file(&self.host, file)).take(MOST_FILES).collect())
+            From::Files(path) | From::Bundles(path) => {
+                let bundles = matches!(piece.from, From::Bundles(_));
+                let names = self.within(path, move |host| {
+                    let mut names = entries(host, path)?;
+                    if bundles {
+                        let inside =
+                            |folder: &String| [MANIFEST, SUMMARY, FACTS].map(|file| format!("{folder}/{file}"));
+                        names = names.iter().flat_map(inside).collect();
+                    }
+                    names.retain(|name| is_file(host, &format!("{path}/{name}")));
+                    names.truncate(MOST_FILES);
+                    Ok(names)
+                });
+                let pair = |name: &String| (format!("{}/{name}", piece.name), format!("{path}/{name}"));
+                Ok(names.await?.iter().map(pair).collect())
             }
             From::Log(pod, container) => {
                 let logs = self.within(POD_LOGS, move |host| logs(host, pod, container)).await?;
@@ -117,10 +116,10 @@ impl Take {
             From::Listing(_) => self.within(of, move |host| listing(host, &path)).await.map(Raw::whole),
             From::Program(argv) => run(argv, limit, DEADLINE).await,
             From::Page(path) => {
-                let longest = usize::try_from(limit).unwrap_or(usize::MAX);
+                let longest = usize::try_from(limit + 1).unwrap_or(usize::MAX);
                 let answer = crate::http::get(AGENT, path, longest, DEADLINE).await.map_err(|error| error.detail)?;
                 match answer.status {
-                    200 => Ok(Raw::whole(answer.body.into_bytes())),
+                    200 => Ok(Raw::head(answer.body.into_bytes(), limit)),
                     status => Err(format!("HTTP {status}")),
                 }
             }
@@ -220,7 +219,7 @@ fn logs(host: &HostRoot, pod: &str, container: &str) -> Result<Vec<String>, Look
         // RUN.log; those that were rotated have more behind it.
         let run = |name: &String| name.strip_suffix(".log").and_then(|run| run.parse::<u32>().ok());
         files.retain(|name| run(name).is_some());
-        files.sort_by_key(run);
+        files.sort_unstable_by_key(run);
         logs.extend(files.iter().rev().take(2).map(|name| format!("{path}/{name}")));
     }
     logs.truncate(MOST_LOGS);

@@ -264,7 +264,7 @@ impl Daemon {
 const RECOVERING: u16 = 24;
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
     match which % 4 {

@@ -60,6 +60,11 @@ impl Kubepods {
 }
 
 impl Pod {
+    /// Whether it is static: the kubelet makes its uid from the manifest, an MD5 without dashes (`pkg/kubelet/config/common.go`).
+    pub(super) fn is_static(&self) -> bool {
+        self.uid.len() == 32 && self.uid.bytes().all(|byte| byte.is_ascii_hexdigit())
+    }
+
     /// Its containers' cgroups.
     pub(super) fn containers(&self) -> Vec<(String, PathBuf)> {
         directories(&self.path).take(MOST_CONTAINERS).collect()
@@ -128,7 +133,7 @@ fn directories(path: &Path) -> impl Iterator<Item = (String, PathBuf)> + use<> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str) {
     let _ = (keyed(text, "oom_kill"), names(text), container_id(text));
     let _ = pod(text, PathBuf::new(), is_class(text, "burstable"));
@@ -159,7 +164,7 @@ mod tests {
             std::fs::create_dir_all(dir.path().join(path)).expect("mkdir");
         }
         let mut pods = Kubepods { path: dir.path().to_owned(), unified: true }.pods();
-        pods.sort_by(|one, other| one.uid.cmp(&other.uid));
+        pods.sort_unstable_by(|one, other| one.uid.cmp(&other.uid));
         let short: Vec<_> = pods.iter().map(|pod| (pod.uid.as_str(), pod.best_effort)).collect();
         assert_eq!(short, [("11-22", false), ("33", true), ("44", true), ("55-66", false)]);
         assert_eq!((pods[0].told().containers, pods[3].told().containers), (vec!["aa".into()], vec!["bb".into()]));

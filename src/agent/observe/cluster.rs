@@ -167,7 +167,7 @@ pub(super) fn read(body: &[u8], node: &str) -> Result<Box<ClusterMap>, String> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     if let Ok(map) = read(data, "n1") {
         assert_eq!(map.own, "n1");

@@ -72,9 +72,9 @@ fn once(host: &HostRoot, told: Option<&(String, Vec<String>)>) -> Cni {
         cni.awaited.insert(file.clone(), there.into());
     }
     let kinds = plugins.iter().flat_map(|plugin| std::iter::once(&plugin.kind).chain(&plugin.ipam));
-    cni.binaries = kinds.map(|kind| (kind.clone(), find_binary(host, &cni.bin_dirs, kind))).collect();
+    cni.binaries.extend(kinds.map(|kind| (kind.clone(), find_binary(host, &cni.bin_dirs, kind))));
     let paths = plugins.iter().filter_map(|plugin| plugin.kubeconfig.as_ref());
-    cni.kubeconfigs = paths.map(|path| (path.clone(), kubeconfig::look(host, path))).collect();
+    cni.kubeconfigs.extend(paths.map(|path| (path.clone(), kubeconfig::look(host, path))));
     cni
 }
 
@@ -261,7 +261,7 @@ fn find_binary(host: &HostRoot, bin_dirs: &[String], kind: &str) -> Seen<Binary>
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
     match which % 5 {

@@ -26,13 +26,16 @@ use super::peers::{self, PeerSource, Peers};
 use super::probe::{self, Depth, Target};
 use super::trail::{Trail, Walk};
 use crate::facts::{
-    ClusterMap, ControlPlanePath, FaultKind, Kubelet, LookError, PathEnd, PathLeg, PathStep, Reason, Ruleset,
+    ClusterMap, Cni, CniKubeconfig, ControlPlanePath, FaultKind, Kubelet, LookError, PathEnd, PathLeg, PathStep,
+    Reason, Ruleset, Seen,
 };
 
 /// A bundle of certificate authorities is some kilobytes; in bytes.
 const CERTIFICATES: u64 = 4 << 20;
 /// Between two walks to the answer, of the kubelet's way and of the others.
 const ANSWER_EVERY: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
+/// Multus and Calico have a kubeconfig each.
+const SERVERS_OF_CNI: usize = 3;
 /// So many endpoints are walked to, in one look and at all.
 const ENDPOINTS: usize = 8;
 
@@ -43,6 +46,8 @@ pub(crate) struct Ways {
     service: Option<SocketAddr>,
     cluster: BTreeSet<SocketAddr>,
     kernel: BTreeSet<SocketAddr>,
+    /// Hosts and ports that kubeconfigs of the CNI name.
+    cni: BTreeSet<(String, u16)>,
     peers: Peers,
 }
 
@@ -75,6 +80,12 @@ impl Ways {
         keep(&mut self.kernel, own.flat_map(|service| &service.endpoints).copied().collect());
     }
 
+    /// What kubeconfigs of the CNI say.
+    pub(super) fn told_by_cni(&mut self, cni: &Cni) {
+        let configs = cni.kubeconfigs.values().filter_map(Seen::get).filter(|config| config.fault.is_none());
+        self.cni = configs.filter_map(CniKubeconfig::at).map(|(host, port)| (host.to_owned(), port)).collect();
+    }
+
     /// The endpoints that nobody denies: an API server that has left is one that not all have heard of yet.
     fn endpoints(&self) -> Vec<SocketAddr> {
         let both: Vec<_> = self.cluster.intersection(&self.kernel).copied().collect();
@@ -101,6 +112,8 @@ pub(crate) struct ControlPlaneSource {
     /// What was seen last, and when it was walked to the answer.
     known: BTreeMap<String, (PathLeg, Instant)>,
     turn: usize,
+    /// The ways of the CNI alone, each with when it was walked.
+    cni: BTreeMap<String, (PathLeg, Instant)>,
     peers: PeerSource,
     trail: Trail,
 }
@@ -130,6 +143,7 @@ impl ControlPlaneSource {
             kept: None,
             known: BTreeMap::new(),
             turn: 0,
+            cni: BTreeMap::new(),
             peers: PeerSource::default(),
             trail,
         }
@@ -180,7 +194,27 @@ impl ControlPlaneSource {
         let service = service.as_ref().and_then(leg).map(lenient);
         let peers = self.peers.look(&ways.peers, kubelet.broken());
         let (peers, host_answers) = futures::join!(peers, host_answers(&kubelet));
-        Ok(ControlPlanePath { server, kubelet, endpoints, service, host_answers, peers })
+        let mut path = ControlPlanePath { server, kubelet, endpoints, service, cni: Vec::new(), host_answers, peers };
+        path.cni = self.servers_of_cni(ways, &path).await;
+        Ok(path)
+    }
+
+    /// The ways to servers of the CNI that are none of the others, to the connection and seldom: of one that stands as seldom as
+    /// an answer is asked for.
+    async fn servers_of_cni(&mut self, ways: &Ways, path: &ControlPlanePath) -> Vec<PathLeg> {
+        let all = ways.cni.iter().take(SERVERS_OF_CNI);
+        let all = all.map(|(host, port)| Target { host: host.clone(), port: *port, tls: None, path: "" });
+        let mut due: Vec<Target> = all.filter(|target| path.leg(&target.to()).is_none()).collect();
+        self.cni.retain(|to, (leg, at)| {
+            due.iter().any(|target| target.to() == *to) && at.elapsed() < ANSWER_EVERY[usize::from(!leg.broken())]
+        });
+        due.retain(|target| !self.cni.contains_key(&target.to()));
+        // All at once: one after the other they might outlast the whole look.
+        let walks = due.iter().map(|target| probe::walk(target, Depth::Connection, &self.blocking));
+        let walked = join_all(walks).await;
+        let now = Instant::now();
+        self.cni.extend(due.iter().zip(walked).map(|(target, leg)| (target.to(), (leg, now))));
+        self.cni.values().map(|(leg, _)| leg.clone()).collect()
     }
 
     /// How far a way has to be walked again, if at all: to the answer where there was none, or not for long.
@@ -230,6 +264,7 @@ impl ControlPlaneSource {
         Ok((server, target))
     }
 
+    /// How to reach what a kubeconfig names.
     async fn target(&mut self, cluster: kubeconfig::Cluster, path: &str) -> Result<Target, LookError> {
         let unusable =
             |why: &str| LookError::new(path, Reason::Malformed, format!("its cluster section cannot be used: {why}"));

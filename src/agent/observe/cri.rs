@@ -13,7 +13,7 @@ use self::networks::Network;
 use self::verbose::{Verbose, read_info};
 use super::host_root::HostRoot;
 use super::processes;
-use crate::facts::{LookError, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, SandboxFailures, Seen};
+use crate::facts::{LookError, Memo, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, SandboxFailures, Seen};
 
 mod attempts;
 pub(super) mod connection;
@@ -85,6 +85,13 @@ pub(super) struct Inventory {
     pub(super) exited: Vec<u64>,
 }
 
+impl Inventory {
+    /// Whether some sandbox is this pod's.
+    pub(super) fn has_pod(&self, pod: u64) -> bool {
+        self.sandboxes.values().any(|of| *of == pod)
+    }
+}
+
 /// Stands for a name: two of a hundred thousand names have the same one with a probability of one in a billion.
 pub(super) fn digest(name: &str) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
@@ -110,6 +117,12 @@ impl CriSource {
             said: None,
             pid: None,
         }
+    }
+
+    /// With what earlier processes found usual here.
+    pub(crate) fn knowing(mut self, latency: &Memo) -> Self {
+        self.latencies.know(latency);
+        self
     }
 
     /// Asks the runtime at `endpoint`, or at the first well-known socket that exists. That there is no socket is an
@@ -191,8 +204,12 @@ impl CriSource {
         self.images = None;
         let connection = Connection::open(socket, &self.host.path(socket), Arc::clone(&self.meter)).await?;
         let before = std::mem::replace(&mut self.pid, connection.pid());
-        if self.pid.is_none() || self.pid != before {
-            self.latencies.restarted(Instant::now());
+        let now = Instant::now();
+        match before {
+            Some(_) if self.pid == before => {}
+            // The first that answers: what an earlier process of the agent saw of it holds until there is something newer.
+            None if self.pid.is_some() => self.latencies.settle(now),
+            _ => self.latencies.restarted(now),
         }
         let version = version(&connection).await?;
         Ok((connection, version))
@@ -354,7 +371,7 @@ impl From<messages::Condition> for RuntimeCondition {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     use prost::Message as _;
     let Some((which, bytes)) = data.split_first() else { return };

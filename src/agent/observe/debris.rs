@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::creep::Creep;
+use super::cgroups::Kubepods;
 use super::cri::{Inventory, digest};
 use super::host_root::HostRoot;
 use super::processes::{self, Attendants};
-use crate::facts::{Debris, LookError, Resource};
+use crate::facts::{Debris, LookError, Memo, Resource};
 
 mod creep;
 
@@ -22,6 +23,8 @@ const RESOURCES: Duration = Duration::from_secs(600);
 const REMEMBERED: usize = 20_000;
 /// Files of which no more than this is read: `/proc/cgroups` has a line for each of a dozen controllers.
 const CGROUPS: u64 = 8 << 10;
+/// The name of what was told among what is kept: shims, zombies, containers, sandboxes, namespaces, cgroups.
+const TOLD: &str = "told";
 
 /// Looks for debris, and remembers since when it has been there.
 #[derive(Debug)]
@@ -31,10 +34,12 @@ pub(super) struct DebrisSource {
     began: Option<Duration>,
     shims: Ownerless<(i32, u64)>,
     zombies: Ownerless<(i32, u64)>,
-    /// The counts of containers, sandboxes and namespaces at the last looks.
-    counts: VecDeque<(Duration, [u64; 3])>,
+    /// The counts of containers, sandboxes, namespaces and cgroups at the last looks.
+    counts: VecDeque<(Duration, [u64; 4])>,
     creep: Creep,
     resources_at: Option<Duration>,
+    /// What an earlier process of the agent told, for the first ten minutes.
+    told: Option<[u64; 6]>,
 }
 
 /// Since when objects have had no owner.
@@ -61,25 +66,42 @@ impl DebrisSource {
             counts: VecDeque::new(),
             creep: Creep::default(),
             resources_at: None,
+            told: None,
         }
     }
 
+    /// Goes on from what an earlier process of the agent left in this boot.
+    pub(super) fn knowing(mut self, mut memo: Memo) -> Self {
+        self.told = memo.0.remove(TOLD).and_then(|told| told.try_into().ok());
+        self.creep.know(&memo);
+        self
+    }
+
+    /// Whether that process had told of some: until the first look nobody can say whether it is still there.
+    pub(super) fn told_of_some(&self) -> bool {
+        self.told.is_some_and(|told| told != [0; 6]) || !self.creep.growing().is_empty()
+    }
+
     /// Looks at the node, with what the runtime has and what the process table showed; the pods' directory of the kubelet tells
-    /// which pods there are. Nothing is told of the first ten minutes.
+    /// which pods there are. Of the first ten minutes nothing is told but what an earlier process of the agent had told, as far as
+    /// that many objects have no owner now.
     pub(super) fn look(
         &mut self,
         now: Duration,
         inventory: &Inventory,
         attendants: &Attendants,
-        pods: &str,
+        (pods, cgroup_root): (&str, &str),
     ) -> Result<Option<Debris>, LookError> {
-        let known = |shim: &&processes::Shim| inventory.sandboxes.contains_key(&digest(&shim.sandbox));
+        let known = |shim: &&processes::Shim| {
+            let of = digest(&shim.sandbox);
+            if shim.by_pod { inventory.has_pod(of) } else { inventory.sandboxes.contains_key(&of) }
+        };
         let unknown: Vec<_> = attendants.shims.iter().filter(|shim| !known(shim)).collect();
         let old = self.shims.look(now, unknown.iter().map(|shim| (shim.pid, digest(&shim.sandbox))));
-        let old_shims = unknown.iter().filter(|shim| old.contains(&(shim.pid, digest(&shim.sandbox))));
-        let zombies = self.zombies.look(now, attendants.zombies.iter().copied()).len() as u64;
+        let mut zombies = self.zombies.look(now, attendants.zombies.iter().copied()).len() as u64;
         let owners = owners(&self.host.path(pods)).map_err(|error| LookError::io(pods, &error))?;
-        let lasting = self.lasting(now, self.count(inventory, owners.as_ref())?);
+        let counts = self.count(inventory, owners.as_ref(), cgroup_root)?;
+        let mut lasting = self.lasting(now, counts);
         if self.resources_at.is_none_or(|at| now.saturating_sub(at) >= RESOURCES) {
             self.resources_at = Some(now);
             let pods = (inventory.sandboxes.len() as u64).saturating_sub(inventory.not_ready);
@@ -87,26 +109,44 @@ impl DebrisSource {
             self.creep.push(now, pods, &resources);
         }
         let began = *self.began.get_or_insert(now);
-        if now.saturating_sub(began) < OLD {
-            return Ok(None);
+        let new = now.saturating_sub(began) < OLD;
+        let mut old_shims: Vec<_> =
+            unknown.into_iter().filter(|shim| new || old.contains(&(shim.pid, digest(&shim.sandbox)))).collect();
+        if new {
+            let Some([shims, ended, told @ ..]) = self.told else { return Ok(None) };
+            old_shims.truncate(usize::try_from(shims).unwrap_or(usize::MAX));
+            zombies = ended.min(attendants.zombies.len() as u64);
+            lasting = std::array::from_fn(|at| told[at].min(counts[at]));
         }
         let short = |id: &str| id.chars().take(13).collect();
+        let [containers, sandboxes, namespaces, cgroups] = lasting;
+        let shim_count = old_shims.len() as u64;
+        let mut memo = self.creep.memo();
+        let told = [shim_count, zombies, containers, sandboxes, namespaces, cgroups].map(rounded);
+        memo.0.insert(TOLD.to_owned(), told.to_vec());
         Ok(Some(Debris {
-            shims: old_shims.clone().take(Debris::EXAMPLES).map(|shim| (shim.pid, short(&shim.sandbox))).collect(),
-            shim_count: old_shims.count() as u64,
+            shims: old_shims.iter().take(Debris::EXAMPLES).map(|shim| (shim.pid, short(&shim.sandbox))).collect(),
+            shim_count,
             zombies,
-            containers: lasting[0],
-            sandboxes: lasting[1],
-            namespaces: lasting[2],
+            containers,
+            sandboxes,
+            namespaces,
+            cgroups,
             exited: rounded(inventory.exited.len() as u64),
             not_ready: rounded(inventory.not_ready),
             growing: self.creep.growing(),
+            memo,
         }))
     }
 
-    /// Containers, sandboxes and namespaces without an owner now. Where the kubelet's directory is not there nobody can say
+    /// Containers, sandboxes, namespaces and cgroups without an owner now. Where the kubelet's directory is not there nobody can say
     /// which pods there are: then a sandbox owns its containers and needs no owner.
-    fn count(&self, inventory: &Inventory, owners: Option<&HashSet<u64>>) -> Result<[u64; 3], LookError> {
+    fn count(
+        &self,
+        inventory: &Inventory,
+        owners: Option<&HashSet<u64>>,
+        cgroup_root: &str,
+    ) -> Result<[u64; 4], LookError> {
         let owned = |pod: &u64| owners.is_none_or(|owners| owners.contains(pod));
         let abandoned = |sandbox: &&u64| !inventory.sandboxes.get(sandbox).is_some_and(owned);
         let containers = inventory.exited.iter().filter(abandoned).count() as u64;
@@ -115,11 +155,14 @@ impl DebrisSource {
         let namespaces = namespaces(&self.host.path("/run/netns"))
             .map_err(|error| LookError::io("/run/netns", &error))?
             .saturating_sub(own_network);
-        Ok([containers, sandboxes, namespaces])
+        // One hierarchy of cgroup v1 stands for all: the kubelet makes and removes a pod's in each.
+        let pods = Kubepods::find(&self.host, "memory", cgroup_root).map(|it| it.pods()).unwrap_or_default();
+        let pods = pods.iter().map(|pod| digest(&pod.uid)).filter(|pod| !owned(pod) && !inventory.has_pod(*pod));
+        Ok([containers, sandboxes, namespaces, pods.count() as u64])
     }
 
     /// What each count has been for ten minutes, at least: what comes and goes does not add up.
-    fn lasting(&mut self, now: Duration, counts: [u64; 3]) -> [u64; 3] {
+    fn lasting(&mut self, now: Duration, counts: [u64; 4]) -> [u64; 4] {
         self.counts.push_back((now, counts));
         // The last one that is older than ten minutes stays.
         while self.counts.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= OLD) {
@@ -164,16 +207,27 @@ fn owners(pods: &Path) -> std::io::Result<Option<HashSet<u64>>> {
     }
 }
 
-/// Network namespaces of pods, by the name that containerd gives them.
+/// Network namespaces of pods, by the name that containerd gives them, or CRI-O: a bare UUID (`internal/config/nsmgr`).
 fn namespaces(directory: &Path) -> std::io::Result<u64> {
     match std::fs::read_dir(directory) {
         Ok(entries) => {
-            let own = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b"cni-");
+            let own = |name: &std::ffi::OsStr| {
+                let name = name.as_encoded_bytes();
+                name.starts_with(b"cni-") || is_uuid(name)
+            };
             Ok(entries.flatten().filter(|entry| own(&entry.file_name())).count() as u64)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     }
+}
+
+/// `8-4-4-4-12` hexadecimal digits.
+fn is_uuid(name: &[u8]) -> bool {
+    let digit = |(at, byte): (usize, &u8)| {
+        if matches!(at, 8 | 13 | 18 | 23) { *byte == b'-' } else { byte.is_ascii_hexdigit() }
+    };
+    name.len() == 36 && name.iter().enumerate().all(digit)
 }
 
 /// The most that any controller has: `name hierarchy num_cgroups enabled`.
@@ -202,7 +256,7 @@ pub(super) struct Known {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str) {
     let _ = cgroups(text);
 }

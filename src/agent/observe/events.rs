@@ -233,7 +233,7 @@ impl<F: Fn(&[u8]) -> Option<Event> + Send> Source for Notifications<F> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     assert_eq!(routing(data), Some(Event::Routing));
     if let Some(Event::PacketFilter { program: Some(program), .. }) = packet_filter(data) {

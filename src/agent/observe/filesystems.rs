@@ -47,7 +47,7 @@ struct Remembered {
     name: Option<String>,
     bytes: Trend,
     inodes: Trend,
-    biggest: Option<(Instant, Vec<(String, u64)>)>,
+    biggest: Option<(Instant, biggest::Holders)>,
 }
 
 /// A device with what is kept on it.
@@ -101,7 +101,7 @@ impl FilesystemSource {
             });
             let (bytes_per_second, inodes_per_second) = rates.unwrap_or_default();
             let kubelet = roles.iter().find(|(role, _)| *role == Role::Nodefs).map(|(_, path)| path.as_str());
-            if !space.get().is_some_and(|space| is_short(*space, bytes_per_second)) {
+            if !space.get().is_some_and(|space| is_short(*space, bytes_per_second, inodes_per_second)) {
                 memory.biggest = None;
             } else if memory.biggest.as_ref().is_none_or(|(at, _)| at.elapsed() >= AGAIN) {
                 memory.biggest = Some((Instant::now(), self.biggest(&mount.point, kubelet).await));
@@ -117,7 +117,8 @@ impl FilesystemSource {
                 space,
                 bytes_per_second,
                 inodes_per_second,
-                biggest: memory.biggest.as_ref().map(|(_, biggest)| biggest.clone()).unwrap_or_default(),
+                biggest: memory.biggest.as_ref().map(|(_, it)| it.bytes.clone()).unwrap_or_default(),
+                most_files: memory.biggest.as_ref().map(|(_, it)| it.files.clone()).unwrap_or_default(),
             });
             self.remembered.insert(key, memory);
         }
@@ -146,7 +147,7 @@ impl FilesystemSource {
         self.resolved = resolved;
     }
 
-    async fn biggest(&self, point: &str, kubelet: Option<&str>) -> Vec<(String, u64)> {
+    async fn biggest(&self, point: &str, kubelet: Option<&str>) -> biggest::Holders {
         let (host, at) = (self.host.clone(), point.to_owned());
         let kubelet = kubelet.unwrap_or("/var/lib/kubelet").to_owned();
         let look = move || Ok(biggest::look(&host, &at, &kubelet));
@@ -169,11 +170,15 @@ impl FilesystemSource {
     }
 }
 
-/// Whether it is worth knowing what holds the space: less than a quarter is left, or it is used up within an hour.
+/// Whether it is worth knowing what holds the space: less than a quarter of the bytes or inodes is left, or they are used up
+/// within an hour.
 #[expect(clippy::cast_precision_loss, reason = "an hour more or less")]
-fn is_short(space: Space, per_second: Option<f64>) -> bool {
-    let hour = per_second.is_some_and(|rate| rate * 3600.0 > space.bytes_available as f64);
-    hour || space.bytes_available < space.bytes / 4
+fn is_short(space: Space, bytes_per_second: Option<f64>, inodes_per_second: Option<f64>) -> bool {
+    let short = |available: u64, all: u64, rate: Option<f64>| {
+        available < all / 4 || rate.is_some_and(|rate| rate * 3600.0 > available as f64)
+    };
+    short(space.bytes_available, space.bytes, bytes_per_second)
+        || space.inodes > 0 && short(space.inodes_available, space.inodes, inodes_per_second)
 }
 
 fn measure(path: &Path, point: &str, number: Option<&str>) -> Result<Space, LookError> {
@@ -223,7 +228,7 @@ fn devices<'a>(mounts: &'a [Mount], roles: &[(Role, String)]) -> Vec<Device<'a>>
         }
     }
     let mut devices: Vec<_> = found.into_values().collect();
-    devices.sort_by(|one, other| one.mount.point.cmp(&other.mount.point));
+    devices.sort_unstable_by(|one, other| one.mount.point.cmp(&other.mount.point));
     devices
 }
 
@@ -249,13 +254,13 @@ fn has_errors(host: &HostRoot, name: &str) -> bool {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz_mounts(bytes: &[u8]) {
     mounts::fuzz(bytes);
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz_fstab(text: &str) {
     fstab::fuzz(text);
 }

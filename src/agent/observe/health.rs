@@ -1,7 +1,7 @@
 //! The health ports of the node's own components, asked over loopback.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::facts::{Health, HttpAnswer, LookError, Seen};
 
@@ -13,10 +13,56 @@ const KUBE_PROXY: u16 = 10256;
 const FELIX: u16 = 9099;
 /// As much of a body as is kept, in bytes.
 const BODY: usize = 512;
+/// kube-proxy's `metricsBindAddress`, and how often it is asked; of the page so much is read, in bytes.
+const KUBE_PROXY_METRICS: u16 = 10249;
+const COUNTERS: Duration = Duration::from_secs(60);
+const PAGE: usize = 1 << 19;
+/// `pkg/proxy/metrics/metrics.go`.
+const FAILURES: [&str; 2] = [
+    "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+    "kubeproxy_sync_proxy_rules_nftables_sync_failures_total",
+];
 
-/// Asks all ports at once. The kubelet's is absent when it is 0, which switches it off.
-pub(crate) async fn look(kubelet_port: u16) -> Health {
-    look_at(kubelet_port, KUBE_PROXY, FELIX).await
+/// Asks the ports, and kube-proxy's counters now and then.
+#[derive(Debug, Default)]
+pub(crate) struct HealthSource {
+    /// When kube-proxy's counters were asked for, and what they said.
+    counted: Option<(Instant, Option<u64>)>,
+    failing: u32,
+}
+
+impl HealthSource {
+    /// Asks all ports at once. The kubelet's is absent when it is 0, which switches it off.
+    pub(crate) async fn look(&mut self, kubelet_port: u16) -> Health {
+        let mut health = look_at(kubelet_port, KUBE_PROXY, FELIX).await;
+        if self.counted.is_none_or(|(at, _)| at.elapsed() >= COUNTERS) {
+            let page = crate::http::get(loopback(KUBE_PROXY_METRICS), "/metrics", PAGE, DEADLINE).await;
+            self.count(page.ok().map(|answer| failures(&answer.body)));
+        }
+        health.restores_failing = self.failing;
+        health
+    }
+
+    fn count(&mut self, now: Option<u64>) {
+        let before = self.counted.and_then(|(_, before)| before);
+        self.failing = match before.zip(now) {
+            Some((before, now)) if now > before => self.failing.saturating_add(1),
+            _ => 0,
+        };
+        self.counted = Some((Instant::now(), now));
+    }
+}
+
+/// The sum of kube-proxy's counters of changes to the rules that failed, of both families. A partial one that fails is followed by
+/// a whole one, and not counted here.
+fn failures(page: &str) -> u64 {
+    let value = |line: &str| {
+        let rest = FAILURES.iter().find_map(|name| line.strip_prefix(name))?;
+        let number = rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next())??;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count; what is odd becomes 0")]
+        number.parse::<f64>().ok().map(|number| number as u64)
+    };
+    page.lines().filter_map(value).fold(0, u64::saturating_add)
 }
 
 async fn look_at(kubelet_port: u16, kube_proxy_port: u16, felix_port: u16) -> Health {
@@ -28,7 +74,8 @@ async fn look_at(kubelet_port: u16, kube_proxy_port: u16, felix_port: u16) -> He
     };
     let felix = get(loopback(felix_port), "/liveness", DEADLINE);
     let (kubelet, kube_proxy, felix) = futures::join!(kubelet, kube_proxy(kube_proxy_port), felix);
-    Health { kubelet, kube_proxy: kube_proxy.map(brief).into(), felix: felix.map(brief).into() }
+    let (kube_proxy, felix) = (kube_proxy.map(brief).into(), felix.map(brief).into());
+    Health { kubelet, kube_proxy, felix, restores_failing: 0 }
 }
 
 /// What says that it is well says nothing more: kube-proxy tells the time, which would be something new at each look.
@@ -109,6 +156,28 @@ mod tests {
         assert_eq!(reason(nonsense).await, Reason::Malformed);
         let (closes, _server) = serve(|_| String::new()).await;
         assert_eq!(reason(closes).await, Reason::Failed);
+    }
+
+    #[test]
+    fn failures_count_while_they_go_on() {
+        let page = |iptables: u64, v6: u64| {
+            format!(
+                "# TYPE kubeproxy_sync_proxy_rules_iptables_restore_failures_total counter\n\
+                 kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total 7\n\
+                 kubeproxy_sync_proxy_rules_iptables_restore_failures_total{{ip_family=\"IPv4\"}} {iptables}\n\
+                 kubeproxy_sync_proxy_rules_iptables_restore_failures_total{{ip_family=\"IPv6\"}} {v6}\n\
+                 kubeproxy_sync_proxy_rules_nftables_sync_failures_total 1e+01\n\
+                 kubeproxy_sync_proxy_rules_iptables_restore_failures_total nonsense\n"
+            )
+        };
+        assert_eq!((failures(&page(2, 3)), failures(""), failures("a\u{ff} 1")), (15, 0, 0));
+        let mut source = HealthSource::default();
+        let mut after = |now: Option<u64>| {
+            source.count(now);
+            source.failing
+        };
+        let seen = [Some(5), Some(6), Some(8), Some(8), Some(9), None, Some(12), Some(0), Some(1)].map(&mut after);
+        assert_eq!(seen, [0, 1, 2, 0, 1, 0, 0, 0, 1], "once is no more than a lost race");
     }
 
     #[tokio::test]

@@ -230,11 +230,14 @@ mod tests {
         std::fs::write(dir.path().join("file"), "one").expect("write");
         let root = HostRoot::new(dir.path());
         assert_eq!((root.stamp("/file"), root.stamp("/none")), (None, None), "just written, and not there");
-        let settled = || loop {
-            if let Some(stamp) = root.stamp("/file") {
-                return stamp;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+        let settled = || {
+            let mut looks = 0..200;
+            looks
+                .find_map(|_| {
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                    root.stamp("/file")
+                })
+                .expect("a stamp within ten seconds")
         };
         let first = settled();
         assert_eq!(settled(), first);

@@ -128,7 +128,7 @@ fn set(body: &[u8]) -> Result<Option<IpSet>, Malformed> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let _ = set(data);
 }
@@ -140,6 +140,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::agent::observe::netlink::attribute;
     use crate::agent::observe::netns::{NetNs, without_net_admin};
 
     async fn look() -> Result<Vec<IpSet>, LookError> {
@@ -189,12 +190,6 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             assert_eq!(runtime.block_on(look()).map_err(|error| error.reason), Err(Reason::Denied));
         });
-    }
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        put(&mut bytes, kind, value);
-        bytes
     }
 
     proptest! {

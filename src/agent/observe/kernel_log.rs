@@ -30,7 +30,7 @@ mod bell;
 mod book;
 mod rules;
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use book::fuzz;
 
 const DEVICE: &str = "/dev/kmsg";

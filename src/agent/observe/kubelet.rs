@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::host_root::HostRoot;
-use crate::facts::{CapacitySettings, ClientCertificate, EvictionThresholds, Kubelet, LookError, Reason, Seen};
+use crate::facts::{CapacitySettings, EvictionThresholds, Kubelet, KubeletCertificate, LookError, Reason, Seen};
 
 mod certificate;
 mod drop_in;
@@ -17,6 +17,12 @@ mod quantity;
 const LIMIT: u64 = 1 << 20;
 /// `healthzPort` when nobody sets it (`pkg/kubelet/apis/config/v1beta1/defaults.go`).
 const HEALTHZ_PORT: u16 = 10248;
+/// Where kubeadm, IBM and most others have static pods.
+const STATIC_PODS: &str = "/etc/kubernetes/manifests";
+/// `--cert-dir` when nobody sets it.
+const CERTIFICATES: &str = "/var/lib/kubelet/pki";
+/// In it the certificate that it shows, when the cluster signs that (`serverTLSBootstrap`): a link to the newest one.
+const SERVING: &str = "kubelet-server-current.pem";
 /// Where kubeadm and most others put the configuration.
 const CONFIGURATIONS: [&str; 1] = ["/var/lib/kubelet/config.yaml"];
 /// Where kubeadm, cloud images, OpenShift, k3s and RKE2 put the kubelet's kubeconfig.
@@ -43,6 +49,10 @@ struct Configuration {
     container_runtime_endpoint: Option<String>,
     merge_default_eviction_settings: Option<bool>,
     rotate_certificates: Option<bool>,
+    #[serde(rename = "serverTLSBootstrap")]
+    server_tls_bootstrap: Option<bool>,
+    tls_cert_file: Option<String>,
+    static_pod_path: Option<String>,
 }
 
 /// Texts by key.
@@ -98,7 +108,18 @@ pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kube
     let endpoint = option("container-runtime-endpoint").or(configuration.container_runtime_endpoint);
     let rotates = option("rotate-certificates").map(|value| value != "false").or(configuration.rotate_certificates);
     let certificate = |path| client_certificate(host, path, rotates == Some(true));
+    let signed = option("rotate-server-certificates").map(|value| value != "false");
+    let signed = signed.or(configuration.server_tls_bootstrap) == Some(true);
+    let own = option("tls-cert-file").or(configuration.tls_cert_file).filter(|path| !path.is_empty());
+    let made = || format!("{}/{SERVING}", option("cert-dir").as_deref().unwrap_or(CERTIFICATES).trim_end_matches('/'));
+    let serving = own.map(|path| (path, false)).or_else(|| signed.then(|| (made(), true)));
+    let static_pods = option("pod-manifest-path").or(configuration.static_pod_path).filter(|path| !path.is_empty());
     Ok(Kubelet {
+        serving_certificate: serving.map_or(Seen::Absent, |(path, rotates)| {
+            // Until the cluster has signed the first one there is none.
+            host.read_text(&path, LIMIT).and_then(|pem| judged(path, &pem, rotates)).into()
+        }),
+        static_pods: static_pods.map_or_else(|| STATIC_PODS.to_owned(), |path| path.trim_end_matches('/').to_owned()),
         client_certificate: kubeconfig_path.as_deref().map_or(Seen::Absent, |path| certificate(path).into()),
         server: kubeconfig_path.as_deref().and_then(|path| server(host, path)),
         node_name: arguments.and_then(|arguments| node_name(host, arguments)),
@@ -155,16 +176,20 @@ fn server(host: &HostRoot, path: &str) -> Option<String> {
     }
 }
 
-fn client_certificate(host: &HostRoot, kubeconfig: &str, rotates: bool) -> Result<ClientCertificate, LookError> {
+fn client_certificate(host: &HostRoot, kubeconfig: &str, rotates: bool) -> Result<KubeletCertificate, LookError> {
     let (path, pem) = kubeconfig::client_certificate(host, kubeconfig)?;
-    match certificate::validity(&pem) {
-        Some((not_before, not_after)) => Ok(ClientCertificate { path, not_before, not_after, rotates }),
+    judged(path, &pem, rotates)
+}
+
+fn judged(path: String, pem: &str, rotates: bool) -> Result<KubeletCertificate, LookError> {
+    match certificate::validity(pem) {
+        Some((not_before, not_after)) => Ok(KubeletCertificate { path, not_before, not_after, rotates }),
         None => Err(LookError::new(path, Reason::Malformed, "holds no certificate that can be decoded")),
     }
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
     let text = String::from_utf8_lossy(bytes);

@@ -253,7 +253,7 @@ fn check_program(program: &'static str, table: &str) -> Result<(), LookError> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let wanted = Names::new();
     let mut sieve = Sieve::new(Family::V4, &wanted);

@@ -5,7 +5,9 @@ use jiff::Timestamp;
 use super::cgroups::{self, Kubepods};
 use super::host_root::HostRoot;
 use super::pressure;
+use crate::clock::since_boot;
 use crate::facts::{LookError, Memory, PodsMemory, Reason, Trend};
+use crate::verdict::Now;
 
 mod oom;
 
@@ -46,7 +48,10 @@ impl MemorySource {
             stall: pressure::stall(&self.host, "memory").ok(),
             bytes_per_second: self.trend.push(now, kubelet_available),
             pods: self.pods(cgroup_root),
-            kills: self.kills.look(now, available < total / 10, cgroup_root).into(),
+            kills: self
+                .kills
+                .look(Now { wall: now, since_boot: since_boot() }, available < total / 10, cgroup_root)
+                .into(),
         })
     }
 
@@ -79,7 +84,7 @@ fn bytes_of(text: &str, name: &str) -> Option<u64> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str) {
     let _ = (pressure::parse(text), bytes_of(text, "MemTotal"), working_set(text));
     oom::fuzz(text);

@@ -17,6 +17,7 @@ mod health;
 mod host_root;
 mod identity;
 mod ipset;
+mod ipvs;
 mod kernel_log;
 mod kubelet;
 mod legacy;
@@ -61,7 +62,7 @@ pub(crate) use trail::Walk;
 pub(crate) use update::Update;
 
 /// What the fuzz targets call.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing {
     pub(crate) use super::bird::fuzz as bird;
     pub(crate) use super::cluster::fuzz as map;
@@ -92,6 +93,7 @@ pub(crate) mod fuzzing {
             2 => {
                 super::net_sysctl::fuzz(&String::from_utf8_lossy(bytes));
                 super::xtables_lock::fuzz(&String::from_utf8_lossy(bytes));
+                super::ipvs::fuzz(&String::from_utf8_lossy(bytes));
             }
             3 => super::memory::fuzz(&String::from_utf8_lossy(bytes)),
             4 => super::strain::fuzz(&String::from_utf8_lossy(bytes)),

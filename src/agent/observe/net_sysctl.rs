@@ -81,13 +81,16 @@ pub(super) fn number(host: &HostRoot, path: &str) -> Result<u64, LookError> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str) {
     let _ = sum_of_column(text, "drop");
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
     use std::path::Path;
 
@@ -141,5 +144,23 @@ mod tests {
     #[test]
     fn reads_this_machine() {
         assert!(forwarding(&HostRoot::new("/")).ipv4.get().is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_sum_or_none(text in r"([0-9a-f \tdrop\n]|\PC){0,80}") {
+            sum_of_column(&text, "drop");
+        }
+
+        #[test]
+        fn a_column_is_summed_wherever_it_stands(
+            (before, after) in (0..4_usize, 0..4_usize),
+            cells in vec(any::<u32>(), 0..9),
+        ) {
+            let row = |cell: &str| format!("{}{cell}{}\n", "7 ".repeat(before), " ff".repeat(after));
+            let rows: String = cells.iter().map(|cell| row(&format!("{cell:08x}"))).collect();
+            let sum = cells.iter().map(|cell| u64::from(*cell)).sum();
+            prop_assert_eq!(sum_of_column(&(row("drop") + &rows), "drop"), Some(sum));
+        }
     }
 }

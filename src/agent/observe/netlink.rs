@@ -113,6 +113,26 @@ impl Netlink {
         }
     }
 
+    /// A dump as what `add` makes of its messages, from `begin` on each time: one that changed while it was read is asked for
+    /// again.
+    pub(super) async fn whole<T>(
+        &mut self,
+        what: &str,
+        (kind, question): (u16, &[u8]),
+        begin: impl Fn() -> T,
+        add: impl Fn(&mut T, u16, &[u8]) -> Result<(), Malformed>,
+    ) -> Result<T, LookError> {
+        for _ in 0..ATTEMPTS {
+            let mut found = begin();
+            match self.ask(kind, NLM_F_DUMP, question, |kind, body| add(&mut found, kind, body)).await {
+                Ok(()) => return Ok(found),
+                Err(Failure::Interrupted) => {}
+                Err(failure) => return Err(failure.about(what)),
+            }
+        }
+        Err(Failure::Interrupted.about(what))
+    }
+
     /// Asks a question that has one message as its answer, or with `NLM_F_DUMP` any number. `each` gets the type and the
     /// body of every one of them.
     pub(super) async fn ask(
@@ -288,7 +308,7 @@ pub(super) fn text(value: &[u8]) -> Cow<'_, str> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let mut told = 0;
     let mut answer = Answer { sequence: 0, interrupted: false, refusal: None };
@@ -304,6 +324,15 @@ pub(crate) fn fuzz(data: &[u8]) {
     }
     let all: usize = Attributes(data).flatten().map(|(_, value)| 4 + value.len()).sum();
     assert!(all <= data.len(), "attributes overlap");
+}
+
+/// An attribute, padded as the kernel pads it.
+#[cfg(test)]
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).expect("short");
+    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 #[cfg(test)]

@@ -18,8 +18,6 @@ const SETTLING: Duration = Duration::from_secs(2);
 const TRIES: usize = 2;
 /// So many files of a directory are looked at.
 const FILES: usize = 64;
-/// Where the kubelet is told its static pods.
-const STATIC_PODS: &str = "/etc/kubernetes/manifests";
 /// Where calico-node writes the node's name.
 const NODENAME: &str = "/var/lib/calico/nodename";
 /// In the kubelet's directory: what it reads back at its start, and refuses to start without (`checkpoint is corrupted`).
@@ -56,13 +54,16 @@ pub(super) struct Places {
     pub(super) root_dir: String,
     /// The directory of CNI configurations.
     pub(super) cni: String,
+    /// The directory of static pods.
+    pub(super) static_pods: String,
 }
 
 impl Places {
     /// Those of this kubelet.
     pub(super) fn of(kubelet: &Kubelet, root_dir: String, cni: Option<String>) -> Self {
         let settings = kubelet.config_path.iter().chain(&kubelet.kubeconfig_path).cloned().collect();
-        Places { settings, root_dir, cni: cni.unwrap_or_else(|| "/etc/cni/net.d".to_owned()) }
+        let (cni, static_pods) = (cni.unwrap_or_else(|| "/etc/cni/net.d".to_owned()), kubelet.static_pods.clone());
+        Places { settings, root_dir, cni, static_pods }
     }
 }
 
@@ -140,7 +141,7 @@ impl NodeFiles {
 
 /// The files that are looked at.
 fn files(host: &HostRoot, places: &Places) -> Vec<(String, Format)> {
-    let Places { settings, root_dir, cni } = places;
+    let Places { settings, root_dir, cni, static_pods } = places;
     let named = |path: &String| (path.clone(), Format::Yaml);
     let checkpoint = |name: &&str| (format!("{root_dir}/{name}"), Format::Json);
     let mut files: Vec<(String, Format)> = settings.iter().map(named).collect();
@@ -149,7 +150,7 @@ fn files(host: &HostRoot, places: &Places) -> Vec<(String, Format)> {
     files.push((NODENAME.to_owned(), Format::Text));
     // What a configuration of the CNI says is judged by checks of its own, and by the runtime.
     files.extend(inside(host, cni, &["conf", "conflist", "json", "calico-kubeconfig"], Format::Text));
-    files.extend(inside(host, STATIC_PODS, &["yaml", "yml", "json"], Format::Yaml));
+    files.extend(inside(host, static_pods, &["yaml", "yml", "json"], Format::Yaml));
     files
 }
 
@@ -196,7 +197,7 @@ pub(super) fn is_damage(detail: &str) -> bool {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
     for format in [Format::Yaml, Format::Json, Format::Pem, Format::Text] {
         let fault = fault(bytes, format);
@@ -248,6 +249,7 @@ mod tests {
                 settings: vec!["/var/lib/kubelet/config.yaml".into(), "/etc/kubernetes/kubelet.conf".into()],
                 root_dir: "/var/lib/kubelet".into(),
                 cni: "/etc/cni/net.d".into(),
+                static_pods: "/etc/kubernetes/manifests".into(),
             };
             let faults = self.files.look(&places).expect("readable");
             faults.into_iter().map(|fault| (fault.path, fault.what)).collect()

@@ -35,7 +35,7 @@ impl Peers {
     /// Chooses from the map: each node others, so that none is asked by all.
     pub(super) fn of(map: &ClusterMap) -> Self {
         let mut nodes: Vec<&ClusterNode> = map.nodes.iter().filter(|node| !node.addresses.is_empty()).collect();
-        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let Some(own) = nodes.iter().position(|node| node.name == map.own) else { return Peers::default() };
         nodes.rotate_left(own);
         let peer = |node: &&&ClusterNode| (node.name.clone(), node.addresses[0]);

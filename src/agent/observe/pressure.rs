@@ -11,9 +11,11 @@ use crate::facts::{LookError, Reason, Stall};
 
 /// Two lines; in bytes.
 const LIMIT: u64 = 4096;
-/// All tasks waited for memory for 0.1 s within 2 s. A process without `CAP_SYS_RESOURCE` may only ask for multiples of 2 s
-/// (`psi_trigger_create` of `kernel/sched/psi.c`).
-const MEMORY: &[u8] = b"full 100000 2000000\0";
+/// What the kernel tells of: all tasks waited for memory for 0.1 s within 2 s, or for disks for 0.8 s, which is the share that
+/// counts as much. A process without `CAP_SYS_RESOURCE` may only ask for multiples of 2 s (`psi_trigger_create` of
+/// `kernel/sched/psi.c`).
+pub(super) const TRIGGERS: [(&str, &[u8]); 2] =
+    [("/proc/pressure/memory", b"full 100000 2000000\0"), ("/proc/pressure/io", b"full 800000 2000000\0")];
 
 /// Reads `/proc/pressure/WHAT`. [`Reason::Missing`] where the kernel has none, or was booted with `psi=0`, when it
 /// refuses to read it.
@@ -43,21 +45,18 @@ pub(super) fn parse(text: &str) -> Option<Stall> {
     })
 }
 
-/// Wakes when all tasks wait for memory.
-pub(super) struct MemoryTrigger(AsyncFd<File>);
+/// Wakes when all tasks wait.
+pub(super) struct Trigger(AsyncFd<File>);
 
-impl MemoryTrigger {
+impl Trigger {
     /// Asks the kernel for it. Not every kernel and not every container allows that.
     #[expect(deprecated, reason = "its successor is unsafe; a file keeps its descriptor as long as it lives")]
-    pub(super) fn open() -> std::io::Result<Self> {
+    pub(super) fn open((path, wanted): (&str, &[u8])) -> std::io::Result<Self> {
         // This process's own /proc: that of the node is mounted read-only, and pressure is the same in both.
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
-            .open("/proc/pressure/memory")?;
-        file.write_all(MEMORY)?;
-        Ok(MemoryTrigger(AsyncFd::with_interest(file, Interest::PRIORITY)?))
+        let mut file =
+            OpenOptions::new().read(true).write(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits()).open(path)?;
+        file.write_all(wanted)?;
+        Ok(Trigger(AsyncFd::with_interest(file, Interest::PRIORITY)?))
     }
 
     /// Waits for the next time; at most one in two seconds.
@@ -97,5 +96,16 @@ mod tests {
         for what in ["memory", "io", "cpu"] {
             stall(&HostRoot::new("/"), what).expect("this machine has PSI");
         }
+    }
+
+    #[tokio::test]
+    async fn the_kernel_takes_each_trigger() {
+        for wanted in TRIGGERS {
+            let trigger = Trigger::open(wanted).expect("this machine has PSI, and tests run as root");
+            // Whether it fires depends on the machine: that it can be waited for does not.
+            let waited = tokio::time::timeout(std::time::Duration::from_millis(50), trigger.fired()).await;
+            assert!(waited.is_err() || waited.is_ok_and(|fired| fired.is_ok()), "{}", wanted.0);
+        }
+        assert!(Trigger::open((TRIGGERS[1].0, b"full 1 2\0")).is_err(), "a window that is not allowed");
     }
 }

@@ -242,7 +242,7 @@ fn ahead(sent: Timestamp, took: Duration, date: i64) -> i64 {
 /// What an error of the kernel, or of TLS inside of one, means.
 fn broken(step: PathStep, error: &std::io::Error) -> PathFault {
     if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
-        return PathFault::new(step, certificate(error), error.to_string());
+        return PathFault { late: late(error), ..PathFault::new(step, certificate(error), error.to_string()) };
     }
     let kind = match (error.raw_os_error().map(Errno::from_raw), error.kind()) {
         (Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH), _) => FaultKind::Unreachable,
@@ -272,6 +272,17 @@ fn certificate(error: &TlsError) -> FaultKind {
         TlsError::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => FaultKind::WrongName,
         _ => FaultKind::Failed,
     }
+}
+
+/// By how many seconds a certificate's time is over, or, if negative, has not come.
+fn late(error: &TlsError) -> i64 {
+    let seconds = |time: &UnixTime| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let (time, limit) = match error {
+        TlsError::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => (time, not_after),
+        TlsError::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => (time, not_before),
+        _ => return 0,
+    };
+    seconds(time).saturating_sub(seconds(limit))
 }
 
 /// For probes that ask whether anybody answers, and not who: nothing secret is sent, and nothing that is said is believed.
@@ -330,7 +341,7 @@ pub(super) fn words(error: &(dyn Error + 'static)) -> String {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     if let Ok(Some((status, _))) = read_head(data) {
         assert!(status < 1000);

@@ -1,18 +1,25 @@
 //! The worker's programs in the process table: which run, since when, and whether they are stopped or stuck.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use self::identity::is_nested;
+#[cfg(any(test, fuzzing))]
+use self::identity::{SHORT_NAMES, classify};
+use self::identity::{identify, proxy_mode};
+use self::shims::{Sandbox, shim};
 use self::stat::{LINE, Stat, parse, short_name};
 pub(super) use self::stat::{state, threads, usage};
 use self::table::{Listed, Listing, Table};
 use super::host_root::HostRoot;
-use crate::facts::{LookError, Process, Processes, Program};
+use crate::facts::{LookError, Process, Processes, Program, ProxyMode};
 
+mod identity;
+mod shims;
 mod stat;
 mod table;
 
@@ -23,8 +30,9 @@ const WALK: Duration = Duration::from_secs(60);
 const SEARCH: Duration = Duration::from_secs(15);
 /// For so long after one has gone it is looked for at each look: a restart is over within seconds.
 const SOON: Duration = Duration::from_secs(60);
-/// The short name of `containerd-shim-runc-v2` and its like.
-const SHIM: &str = "containerd-shim";
+/// What the programs begin with that change the packet filter; so many of them are told that have ended.
+const TOOLS: [&str; 5] = ["iptables", "ip6tables", "xtables", "ipset", "nft"];
+const MOST_DEFUNCT: usize = 16;
 /// So many shims are asked for their sandbox in one look.
 const AT_ONCE: usize = 64;
 /// Boot time is the difference of two clocks; below this it has not moved.
@@ -42,22 +50,26 @@ pub(crate) struct ProcessSource {
     /// When one of the known processes was found to have gone, on the boot clock.
     lost: Option<Duration>,
     kubelet: Option<Vec<String>>,
+    /// The mode of the kube-proxy that was found last.
+    proxy_mode: Option<ProxyMode>,
     debris: Arc<Attendants>,
     table: Table,
     /// Shims, by process.
     shims: Vec<(i32, Sandbox)>,
-    /// Processes that have ended and that nobody has asked about, each with its start and its parent.
-    zombies: Vec<(i32, u64, i32)>,
+    /// Processes that have ended and that nobody has asked about.
+    zombies: Vec<Zombie>,
 }
 
-/// What a shim's arguments say: they do not change.
-#[derive(Debug, PartialEq, Eq)]
-enum Sandbox {
-    /// They were not read yet.
-    Unknown,
-    /// It is not the node's, or not of Kubernetes.
-    Foreign,
-    Of(Box<str>),
+/// A process that has ended.
+#[derive(Debug)]
+struct Zombie {
+    pid: i32,
+    start: u64,
+    parent: i32,
+    /// Its name, if it is one of those that change the packet filter.
+    tool: Option<Box<str>>,
+    /// Whether a later walk saw it too: whoever waits for its children is only slower than that walk.
+    again: bool,
 }
 
 /// The runtime's helpers at the last walk.
@@ -72,12 +84,14 @@ pub(super) struct Attendants {
     pub(super) daemons: Vec<(Program, i32)>,
 }
 
-/// A `containerd-shim` of Kubernetes.
+/// A `containerd-shim` of Kubernetes, or a `conmon`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Shim {
     pub(super) pid: i32,
-    /// `-id`: the sandbox.
+    /// `-id`: the sandbox. Of a conmon, which is told its container only, the pod's uid.
     pub(super) sandbox: Box<str>,
+    /// Whether it is the pod's uid.
+    pub(super) by_pod: bool,
 }
 
 #[derive(Debug)]
@@ -97,6 +111,7 @@ impl ProcessSource {
             walked: None,
             lost: None,
             kubelet: None,
+            proxy_mode: None,
             debris: Arc::default(),
             table: Table::default(),
             shims: Vec::new(),
@@ -127,7 +142,16 @@ impl ProcessSource {
         if news {
             self.debris = Arc::new(self.attend());
         }
-        Ok(Processes { found: self.known.iter().map(|known| known.process.clone()).collect() })
+        let found: Vec<Process> = self.known.iter().map(|known| known.process.clone()).collect();
+        let kube_proxy = found.iter().any(|process| process.program == Program::KubeProxy);
+        let owner = |parent: i32| {
+            let owner = found.iter().find(|process| process.pid == parent)?;
+            matches!(owner.program, Program::KubeProxy | Program::Felix).then_some(owner.program)
+        };
+        let ended = self.zombies.iter().filter(|zombie| zombie.again);
+        let defunct = ended.filter_map(|it| Some((owner(it.parent)?, it.tool.as_deref()?.to_owned(), it.pid)));
+        let defunct = defunct.take(MOST_DEFUNCT).collect();
+        Ok(Processes { found, proxy_mode: self.proxy_mode.filter(|_| kube_proxy), defunct })
     }
 
     /// The command line of the kubelet, if it runs.
@@ -169,12 +193,13 @@ impl ProcessSource {
         let path = self.host.path("/proc");
         let mut proc = Listing::open(&path)?;
         let seconds = u32::try_from(since_boot.as_secs()).unwrap_or(u32::MAX);
+        let mut buffer = [0; LINE];
+        self.zombies.iter_mut().for_each(|zombie| zombie.again = true);
         for Listed { pid, new } in self.table.list(&mut proc, seconds)? {
             if new {
                 self.forget(pid);
             }
             // A process that ends while it is looked at is no error.
-            let mut buffer = [0; LINE];
             let told = if new {
                 proc.read(pid, "comm", &mut buffer).map(|line| (stat::name(line), None))
             } else {
@@ -186,8 +211,8 @@ impl ProcessSource {
         }
         self.known.retain(|known| self.table.has(known.process.pid));
         self.shims.retain(|(pid, _)| self.table.has(*pid));
-        self.zombies.retain(|(pid, ..)| self.table.has(*pid));
-        self.known.sort_by_key(|known| (known.process.program, known.process.pid));
+        self.zombies.retain(|zombie| self.table.has(zombie.pid));
+        self.known.sort_unstable_by_key(|known| (known.process.program, known.process.pid));
         self.ever.extend(self.known.iter().map(|known| known.process.program));
         if !self.known.iter().any(|known| known.process.program == Program::Kubelet) {
             self.kubelet = None;
@@ -198,20 +223,24 @@ impl ProcessSource {
     fn forget(&mut self, pid: i32) {
         self.known.retain(|known| known.process.pid != pid);
         self.shims.retain(|(shim, _)| *shim != pid);
-        self.zombies.retain(|(zombie, ..)| *zombie != pid);
+        self.zombies.retain(|zombie| zombie.pid != pid);
     }
 
     /// What one process is. Of one that is seen for the first time nothing but its name was read: nearly all are of no interest.
     fn understand(&mut self, proc: &Path, pid: i32, comm: &str, stat: Option<Stat>, at: (Timestamp, Duration)) {
         if let Some(stat) = stat.as_ref().filter(|stat| stat.has_ended()) {
-            self.forget(pid);
-            self.zombies.push((pid, stat.starttime, stat.parent));
+            if !self.zombies.iter().any(|known| (known.pid, known.start) == (pid, stat.starttime)) {
+                self.forget(pid);
+                let tool = TOOLS.iter().any(|tool| comm.starts_with(tool)).then(|| comm.into());
+                let zombie = Zombie { pid, start: stat.starttime, parent: stat.parent, tool, again: false };
+                self.zombies.push(zombie);
+            }
             return;
         }
         let shim = self.shims.iter().position(|(shim, _)| *shim == pid);
         match shim {
-            None if comm == SHIM => self.shims.push((pid, Sandbox::Unknown)),
-            Some(at) if comm != SHIM => _ = self.shims.swap_remove(at),
+            None if shims::is_one(comm) => self.shims.push((pid, Sandbox::Unknown)),
+            Some(at) if !shims::is_one(comm) => _ = self.shims.swap_remove(at),
             _ => {}
         }
         let was = self.known.iter().position(|known| known.process.pid == pid);
@@ -223,8 +252,10 @@ impl ProcessSource {
         let started_at = was.map_or(computed, |known| steady(known.process.started_at, computed));
         let process = Process { program, pid, state: stat.state, started_at };
         self.known.push(Known { process, start: stat.starttime });
-        if program == Program::Kubelet {
-            self.kubelet = Some(arguments);
+        match program {
+            Program::Kubelet => self.kubelet = Some(arguments),
+            Program::KubeProxy => self.proxy_mode = proxy_mode(&self.host, pid, &arguments),
+            _ => {}
         }
     }
 
@@ -234,7 +265,7 @@ impl ProcessSource {
         let unnamed = self.shims.iter_mut().filter(|(_, shim)| *shim == Sandbox::Unknown).take(AT_ONCE);
         let mut any = false;
         for (pid, sandbox) in unnamed {
-            *sandbox = shim(&proc, *pid).map_or(Sandbox::Foreign, Sandbox::Of);
+            *sandbox = shim(&proc, *pid).unwrap_or(Sandbox::Foreign);
             any = true;
         }
         any
@@ -243,7 +274,8 @@ impl ProcessSource {
     /// Gathers what the other sources are told.
     fn attend(&self) -> Attendants {
         let shims = self.shims.iter().filter_map(|(pid, sandbox)| match sandbox {
-            Sandbox::Of(sandbox) => Some(Shim { pid: *pid, sandbox: sandbox.clone() }),
+            Sandbox::Of(sandbox) => Some(Shim { pid: *pid, sandbox: sandbox.clone(), by_pod: false }),
+            Sandbox::OfPod(pod) => Some(Shim { pid: *pid, sandbox: pod.clone(), by_pod: true }),
             Sandbox::Unknown | Sandbox::Foreign => None,
         });
         let shims: Vec<Shim> = shims.collect();
@@ -253,115 +285,10 @@ impl ProcessSource {
         // Zombies of a container that does not reap its children are its own affair.
         let parents: BTreeSet<i32> =
             shims.iter().map(|shim| shim.pid).chain(daemons.iter().map(|(_, pid)| *pid)).collect();
-        let zombies = self.zombies.iter().filter(|(.., parent)| parents.contains(parent));
-        let zombies = zombies.map(|(pid, start, _)| (*pid, *start)).collect();
+        let zombies = self.zombies.iter().filter(|zombie| parents.contains(&zombie.parent));
+        let zombies = zombies.map(|zombie| (zombie.pid, zombie.start)).collect();
         Attendants { shims, zombies, daemons }
     }
-}
-
-/// A shim of Kubernetes' containers: neither one of Docker's or of whoever uses `ctr`, nor one that lives in a pod itself,
-/// nor one of those that only start or delete something. Answers its sandbox.
-fn shim(proc: &Path, pid: i32) -> Option<Box<str>> {
-    let line = std::fs::read(proc.join(format!("{pid}/cmdline"))).ok()?;
-    let line = String::from_utf8_lossy(&line);
-    let (namespace, sandbox) = shim_arguments(line.split('\0').filter(|part| !part.is_empty()))?;
-    if namespace != "k8s.io" || is_nested(&std::fs::read_to_string(proc.join(format!("{pid}/status"))).ok()?) {
-        return None;
-    }
-    Some(sandbox.into())
-}
-
-/// `-namespace` and `-id` of a shim that stays.
-fn shim_arguments<'a>(mut arguments: impl Iterator<Item = &'a str>) -> Option<(&'a str, &'a str)> {
-    let (mut namespace, mut id) = (None, None);
-    arguments.next()?;
-    while let Some(argument) = arguments.next() {
-        match argument.trim_start_matches('-') {
-            "namespace" => namespace = arguments.next(),
-            "id" => id = arguments.next(),
-            "start" | "delete" if !argument.starts_with('-') => return None,
-            _ => {}
-        }
-    }
-    Some((namespace?, id?))
-}
-
-/// Which program a process runs, and its arguments. The kernel's short name rules out nearly all processes.
-fn identify(proc: &Path, pid: i32, comm: &str) -> Option<(Program, Vec<String>)> {
-    let file = |name: &str| -> PathBuf { proc.join(format!("{pid}/{name}")) };
-    if !SHORT_NAMES.contains(&comm) {
-        return None;
-    }
-    let bytes = std::fs::read(file("cmdline")).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    // k3s writes its whole command line into its first argument and fills the rest with zeros.
-    let arguments: Vec<String> = text.split('\0').filter(|part| !part.is_empty()).map(str::to_owned).collect();
-    let program = classify(comm, &arguments)?;
-    let elsewhere = match program {
-        Program::Kubelet | Program::Containerd | Program::Crio => {
-            is_nested(&std::fs::read_to_string(file("status")).ok()?)
-        }
-        Program::KubeProxy | Program::Felix | Program::Bird => has_other_network(&file("ns/net")),
-    };
-    (!elsewhere).then_some((program, arguments))
-}
-
-/// Whether a process lives in another network than this one: what programs the packet filter there (a worker inside a
-/// container) is not what programs it here. Where that may not be asked, without `CAP_SYS_PTRACE`, it is taken for ours.
-fn has_other_network(theirs: &Path) -> bool {
-    let ours = std::fs::read_link("/proc/thread-self/ns/net");
-    matches!((ours, std::fs::read_link(theirs)), (Ok(ours), Ok(theirs)) if ours != theirs)
-}
-
-/// The short names (at most 15 bytes) of programs that [`classify`] knows.
-const SHORT_NAMES: [&str; 14] = [
-    "kubelet",
-    "kubelite",
-    "hyperkube",
-    "k3s",
-    "k3s-server",
-    "k3s-agent",
-    "containerd",
-    "crio",
-    "kube-proxy",
-    "calico-felix",
-    "calico-node",
-    "calico",
-    "bird",
-    "bird6",
-];
-
-/// Which program this is, by its short name and its arguments; none for a kernel thread, which has no arguments.
-fn classify(comm: &str, arguments: &[String]) -> Option<Program> {
-    let command = arguments.first()?;
-    let second = || arguments.get(1).map(String::as_str).or_else(|| command.split(' ').nth(1));
-    match comm {
-        // kubelite is MicroK8s' kubelet with the rest of Kubernetes in one process, as k3s is.
-        "kubelet" | "kubelite" => Some(Program::Kubelet),
-        "k3s" | "k3s-server" | "k3s-agent" => matches!(second(), Some("server" | "agent")).then_some(Program::Kubelet),
-        "hyperkube" => match second() {
-            Some("kubelet") => Some(Program::Kubelet),
-            Some("kube-proxy" | "proxy") => Some(Program::KubeProxy),
-            _ => None,
-        },
-        "containerd" => Some(Program::Containerd),
-        "crio" => Some(Program::Crio),
-        "kube-proxy" => Some(Program::KubeProxy),
-        "calico-felix" => Some(Program::Felix),
-        // `calico-node -felix` up to 3.32, a subcommand of `calico` later.
-        "calico-node" | "calico" => {
-            arguments.iter().any(|argument| argument.trim_start_matches('-') == "felix").then_some(Program::Felix)
-        }
-        "bird" | "bird6" => Some(Program::Bird),
-        _ => None,
-    }
-}
-
-/// Whether a process lives in a process namespace below the node's: a containerd there is that of Docker or kind in
-/// a pod, not the node's.
-fn is_nested(status: &str) -> bool {
-    let levels = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    levels.is_some_and(|levels| levels.split_whitespace().count() > 1)
 }
 
 /// Start time on the wall clock: now, less the age of the process on the boot clock.
@@ -378,7 +305,7 @@ fn steady(told: Timestamp, computed: Timestamp) -> Timestamp {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = is_nested(&text);
@@ -389,7 +316,8 @@ pub(super) fn fuzz(bytes: &[u8]) {
     }
     let arguments: Vec<String> = text.split('\0').filter(|part| !part.is_empty()).map(str::to_owned).collect();
     SHORT_NAMES.iter().filter_map(|comm| classify(comm, &arguments)).for_each(drop);
-    let _ = (short_name(bytes), stat::name(bytes), shim_arguments(arguments.iter().map(String::as_str)));
+    let _ = (short_name(bytes), stat::name(bytes));
+    shims::fuzz(&arguments);
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::probe::{self, Depth, Target};
 use crate::facts::{LookError, Registry};
 
 mod config;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use config::fuzz;
 
 /// So many registries, and so many ways to each.
@@ -40,6 +40,11 @@ impl RegistrySource {
     /// Nothing is asked yet.
     pub(crate) fn new(host: HostRoot, blocking: Blocking) -> Self {
         RegistrySource { host, blocking, tls: Arc::new(probe::any_certificate()), reached: BTreeSet::new() }
+    }
+
+    /// With those that earlier processes reached.
+    pub(crate) fn knowing(self, reached: BTreeSet<String>) -> Self {
+        RegistrySource { reached, ..self }
     }
 
     /// Asks the registries of these names.

@@ -5,7 +5,7 @@
 
 mod decode;
 mod programs;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use decode::fuzz;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,7 @@ use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_XFRM};
 use tokio::sync::Mutex;
 
+use super::host_root::HostRoot;
 use super::netlink::{ATTEMPTS, Failure, Malformed, Netlink, refused};
 use crate::facts::{
     IpsecPolicy, Link, LookError, Neighbour, PodRoute, Reason, Route, RouteAnswer, RouteList, Routing, Rule, Seen,
@@ -53,6 +54,7 @@ const LOOKUP_SECONDS: f32 = 1.0;
 pub(crate) struct RoutingSource {
     /// None after the connection broke: the next look makes a new one.
     connection: Mutex<Option<Connection>>,
+    host: HostRoot,
 }
 
 /// A connection to the kernel.
@@ -65,8 +67,8 @@ struct Connection {
 
 impl RoutingSource {
     /// A source for the network namespace of this thread. The task of its connection ends with it.
-    pub(crate) fn open() -> Result<Self, LookError> {
-        Ok(RoutingSource { connection: Mutex::new(Some(Connection::open()?)) })
+    pub(crate) fn open(host: HostRoot) -> Result<Self, LookError> {
+        Ok(RoutingSource { connection: Mutex::new(Some(Connection::open()?)), host })
     }
 
     /// The routing state, and the kernel's decision for the addresses of each pod.
@@ -78,7 +80,7 @@ impl RoutingSource {
             Some(connection) => connection,
             None => Connection::open()?,
         };
-        let routing = connection.look(pods).await?;
+        let routing = connection.look(pods, &self.host).await?;
         *slot = Some(connection);
         Ok(routing)
     }
@@ -97,7 +99,7 @@ impl Connection {
         Ok(Connection { handle, stream, ipsec: Netlink::open(NETLINK_XFRM).ok() })
     }
 
-    async fn look(&mut self, pods: &[(String, Vec<IpAddr>)]) -> Result<Routing, LookError> {
+    async fn look(&mut self, pods: &[(String, Vec<IpAddr>)], host: &HostRoot) -> Result<Routing, LookError> {
         let links = self.links().await?;
         let addresses =
             self.list("address dump", Message::GetAddress(AddressMessage::default()), decode::address).await?;
@@ -106,7 +108,7 @@ impl Connection {
         let gateways = self.gateways(&defaults).await?;
         let pods = self.pods(pods).await;
         let ipsec = self.ipsec().await;
-        let programs = programs::programs(&mut self.stream, &links).await;
+        let programs = programs::programs(&mut self.stream, &links, host).await;
         let samples = Vec::new();
         let mut routing = Routing {
             links,
@@ -207,32 +209,19 @@ impl Connection {
         question: &[u8],
         add: impl Fn(&mut T, u16, &[u8]) -> Result<(), Malformed>,
     ) -> Result<T, LookError> {
-        for _ in 0..ATTEMPTS {
-            let mut found = T::default();
-            match self.stream.ask(kind, NLM_F_DUMP, question, |kind, body| add(&mut found, kind, body)).await {
-                Ok(()) => return Ok(found),
-                Err(Failure::Interrupted) => {}
-                Err(failure) => return Err(failure.about(what)),
-            }
-        }
-        Err(Failure::Interrupted.about(what))
+        self.stream.whole(what, (kind, question), T::default, add).await
     }
 
     /// Policies of IPsec.
     async fn ipsec(&mut self) -> Seen<Vec<IpsecPolicy>> {
         let Some(socket) = &mut self.ipsec else { return Seen::Absent };
-        let mut policies = Vec::new();
-        let each = |kind, body: &[u8]| {
+        let add = |policies: &mut Vec<IpsecPolicy>, kind, body: &[u8]| {
             if kind == NEW_POLICY && policies.len() < POLICIES {
                 policies.extend(decode::ipsec(body)?);
             }
             Ok(())
         };
-        match socket.ask(GET_POLICY, NLM_F_DUMP, &[0; POLICY_ID], each).await {
-            // One that changes right now is told by the next look.
-            Ok(()) | Err(Failure::Interrupted) => Seen::Yes(policies),
-            Err(failure) => Seen::Unreadable(failure.about("IPsec policies")),
-        }
+        socket.whole("IPsec policies", (GET_POLICY, &[0; POLICY_ID]), Vec::new, add).await.into()
     }
 
     /// The kernel's decision for addresses of other nodes, and for one address of each of some of their blocks.

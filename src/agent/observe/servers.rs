@@ -79,18 +79,26 @@ pub(super) async fn api_server(acceptor: TlsAcceptor, head: &'static str) -> Api
 
 /// The same at this address.
 pub(super) async fn api_server_at(at: &str, acceptor: TlsAcceptor, head: &'static str) -> Api {
+    api_server_saying(at, acceptor, move || head.to_owned()).await
+}
+
+/// The same with a head that is made for each answer.
+pub(super) async fn api_server_saying<F>(at: &str, acceptor: TlsAcceptor, head: F) -> Api
+where
+    F: Fn() -> String + Clone + Send + 'static,
+{
     let (asked, requests) = mpsc::unbounded_channel();
     let connections = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&connections);
     let (address, server) = serve_at(at, move |stream| {
-        let (acceptor, asked) = (acceptor.clone(), asked.clone());
+        let (acceptor, asked, head) = (acceptor.clone(), asked.clone(), head.clone());
         count.fetch_add(1, Ordering::SeqCst);
         async move {
             let Ok(mut stream) = acceptor.accept(stream).await else { return };
             let mut request = vec![0; 4096];
             while let Ok(length @ 1..) = stream.read(&mut request).await {
                 asked.send(String::from_utf8_lossy(&request[..length]).into_owned()).ok();
-                stream.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n").as_bytes()).await.ok();
+                stream.write_all(format!("HTTP/1.1 {}\r\nContent-Length: 0\r\n\r\n", head()).as_bytes()).await.ok();
             }
         }
     })

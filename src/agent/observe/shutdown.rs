@@ -94,7 +94,7 @@ fn open_in(head: &[u8]) -> Option<u128> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
     assert!(open_in(bytes).is_none() || bytes.len() >= HEAD);
     let booted_at = bytes.rchunks_exact(RECORD).find_map(second).unwrap_or_default();

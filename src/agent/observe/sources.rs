@@ -23,7 +23,7 @@ use super::legacy::LockUses;
 use super::registry::RegistrySource;
 use super::tunnels::{Targets, targets};
 use super::{HostRoot, Stats, Update};
-use crate::facts::Kubelet;
+use crate::facts::{Kubelet, Learned};
 pub(crate) use control_plane::kubelet_server;
 use rhythm::{Outlet, Rhythm, rest, rhythm, through, within};
 
@@ -51,6 +51,7 @@ impl Observer {
                 self.tunnels.send_if_modified(|old| set(old, targets));
                 self.tell_ways(|ways| seen.get().into_iter().for_each(|map| ways.told_by_cluster(map)));
             }
+            Some(Update::Cni(cni)) => self.tell_ways(|ways| ways.told_by_cni(cni)),
             Some(Update::Nftables(seen, _) | Update::Legacy(seen)) => {
                 self.tell_ways(|ways| seen.get().into_iter().for_each(|ruleset| ways.told_by_kernel(ruleset)));
             }
@@ -116,8 +117,8 @@ struct Wake {
     bgp: Arc<Notify>,
 }
 
-/// Starts all sources. Where nobody can be asked, nothing is known of the cluster.
-pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
+/// Starts all sources, which go on from what was learned. Where nobody can be asked, nothing is known of the cluster.
+pub(crate) fn start(host: &HostRoot, asked: Option<Asked>, learned: Learned) -> Observer {
     let (sender, updates) = mpsc::channel(32);
     let stats = Stats::default();
     let out = Outlet { updates: sender, stats: stats.clone() };
@@ -125,21 +126,23 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     let wake = Wake::default();
     let blocking = Blocking::default();
     let mut tasks = JoinSet::new();
-    tasks.spawn(network::routing(out.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(network::routing(out.clone(), host.clone(), shared.clone(), wake.clone()));
     let commits = Commits::default();
     tasks.spawn(packet_filter::nftables(out.clone(), wake.clone(), History::new(commits.clone())));
     tasks.spawn(packet_filter::legacy(out.clone(), host.clone(), blocking.clone(), wake.legacy.clone()));
-    tasks.spawn(packet_filter::ip_sets(out.clone()));
+    tasks.spawn(packet_filter::ip_sets(out.clone(), host.clone(), blocking.clone()));
     tasks.spawn(packet_filter::xtables_lock(out.clone(), host.clone(), blocking.clone()));
     tasks.spawn(packet_filter::files(out.clone(), host.clone()));
     tasks.spawn(network::forwarding(out.clone(), host.clone()));
     tasks.spawn(machine::kernel_log(out.clone(), host.clone(), wake.clone()));
     tasks.spawn(machine::memory(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
-    tasks.spawn(machine::memory_events(wake.clone()));
+    for wanted in super::pressure::TRIGGERS {
+        tasks.spawn(machine::pressure_events(wanted, wake.clone()));
+    }
     tasks.spawn(network::cni(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
-    tasks.spawn(containers::runtime(out.clone(), host.clone(), shared.clone(), wake.clone()));
+    tasks.spawn(containers::runtime(out.clone(), host.clone(), shared.clone(), wake.clone(), learned.latency));
     tasks.spawn(containers::store(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
-    tasks.spawn(containers::debris(out.clone(), host.clone(), blocking.clone(), shared.clone()));
+    tasks.spawn(containers::debris(out.clone(), host.clone(), blocking.clone(), shared.clone(), learned.debris));
     tasks.spawn(machine::filesystems(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(machine::processes(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
     tasks.spawn(network::bgp(out.clone(), host.clone(), blocking.clone(), shared.clone(), wake.clone()));
@@ -148,7 +151,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>) -> Observer {
     let ways = watch::channel(Ways::of_pod()).0;
     tasks.spawn(containers::registries(
         out.clone(),
-        RegistrySource::new(host.clone(), blocking.clone()),
+        RegistrySource::new(host.clone(), blocking.clone()).knowing(learned.registries),
         shared.clone(),
     ));
     let source = ControlPlaneSource::new(host.clone(), blocking, out.stats.trail.clone());

@@ -1,4 +1,5 @@
-//! containerd's store on disk: whether its database and its images are whole. Only read, never locked, never opened as a
+//! The runtime's store on disk: whether containerd's database and images are whole, or CRI-O's lists of layers, images and
+//! containers. Only read, never locked, never opened as a
 //! database: containerd may hold it. Its tree is walked once, at the start: what a crash left damaged is so by then.
 
 use std::fs::File;
@@ -9,7 +10,7 @@ use std::time::SystemTime;
 
 use super::host_root::HostRoot;
 use super::node_files::is_damage;
-use crate::facts::{FileFault, LookError};
+use crate::facts::{FileFault, LookError, Reason};
 
 mod pages;
 
@@ -19,6 +20,11 @@ const BLOBS: &str = "io.containerd.content.v1.content/blobs/sha256";
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// So many blobs are looked at: those of more than a thousand images.
 const MOST: usize = 20_000;
+/// CRI-O's lists (`layers.go`, `images.go` and `containers.go` of containers/storage), with the driver that all of its nodes use.
+const LISTS: [&str; 3] =
+    ["overlay-layers/layers.json", "overlay-images/images.json", "overlay-containers/containers.json"];
+/// So many bytes of each end of a list are read.
+const END: usize = 64;
 /// So often a walk is tried while containerd writes.
 const WALKS: usize = 3;
 
@@ -40,6 +46,9 @@ impl StoreSource {
 
     /// Looks at the store at `root`; an error with the reason `Missing` says that there is none.
     pub(super) fn look(&mut self, root: &str) -> Result<Vec<FileFault>, LookError> {
+        if self.host.path(&format!("{root}/{}", LISTS[0])).exists() {
+            return self.lists(root);
+        }
         let mut faults = Vec::new();
         let database = format!("{root}/{DATABASE}");
         let file = self.host.open(&database, u64::MAX)?;
@@ -60,6 +69,28 @@ impl StoreSource {
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(LookError::io(blobs, &error)),
+        }
+        Ok(faults)
+    }
+
+    /// What is wrong with CRI-O's lists. Each is replaced as a whole, so that half of one is no list that is being written.
+    fn lists(&self, root: &str) -> Result<Vec<FileFault>, LookError> {
+        let mut faults = Vec::new();
+        for list in LISTS {
+            let path = format!("{root}/{list}");
+            let ends = match self.host.open(&path, u64::MAX) {
+                Ok(file) => ends(&file),
+                // Without containers there may be no list of them.
+                Err(error) if error.reason == Reason::Missing => continue,
+                Err(error) => return Err(error),
+            };
+            match ends.map_err(|error| LookError::io(&*path, &error)) {
+                Ok(ends) => faults.extend(list_fault(&ends).map(|what| FileFault { path, what: what.to_owned() })),
+                Err(error) if is_damage(&error.detail) => {
+                    faults.push(FileFault { path, what: format!("cannot be read: {}", error.detail) });
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(faults)
     }
@@ -102,6 +133,28 @@ impl StoreSource {
         let name = first.unwrap_or_default();
         self.blobs = Some((modified, count, name.clone()));
         Ok((count, name))
+    }
+}
+
+/// The first and the last bytes of a file.
+fn ends(file: &File) -> io::Result<Vec<u8>> {
+    let (mut ends, length) = (vec![0; 2 * END], file.metadata()?.len());
+    let first = read_up_to(file, &mut ends[..END])?;
+    let mut last = vec![0; END];
+    let count = file.read_at(&mut last, length.saturating_sub(END as u64))?;
+    ends.truncate(first);
+    ends.extend(&last[..count]);
+    Ok(ends)
+}
+
+/// What is wrong with a JSON list, by its ends; `null` is an empty one.
+fn list_fault(ends: &[u8]) -> Option<&'static str> {
+    let text = ends.trim_ascii();
+    match text {
+        [] => Some("is empty: what CRI-O had is lost"),
+        _ if text.contains(&0) => Some("holds zeros where its text was"),
+        [b'[', .., b']'] | [b'n', .., b'l'] => None,
+        _ => Some("is cut off or overwritten: it is no JSON list"),
     }
 }
 
@@ -183,8 +236,9 @@ fn fnv(bytes: &[u8]) -> u64 {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
+    let _ = list_fault(bytes);
     if let Ok(newest) = newest_of(bytes, bytes.len() as u64) {
         let at = |id: u64| usize::try_from(id.saturating_mul(u64::from(newest.page_size))).unwrap_or(usize::MAX);
         let read =
@@ -196,7 +250,6 @@ pub(super) fn fuzz(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::Reason;
 
     fn page(pages: u64, transaction: u64) -> Vec<u8> {
         let mut meta: Vec<u8> = [MAGIC, 2, 4096, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -274,5 +327,35 @@ mod tests {
         assert_eq!(faults[0].what, "1 of its blobs are empty, bbbbbbbbbbbb for one");
         std::fs::write(at(BLOBS).join("bbbbbbbbbbbbbbbb"), "pulled again").expect("write");
         assert_eq!(source.look("/store"), Ok(vec![]), "it clears");
+    }
+
+    #[test]
+    fn crios_lists_are_whole_or_damaged() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut source = StoreSource::new(HostRoot::new(dir.path()));
+        let write = |list: &str, text: &[u8]| {
+            let path = dir.path().join("store").join(list);
+            std::fs::create_dir_all(path.parent().expect("a directory")).expect("mkdir");
+            std::fs::write(path, text).expect("write");
+        };
+        write(LISTS[0], format!("[{}]\n", vec!["{\"id\":\"1\"}"; 500].join(",")).as_bytes());
+        assert_eq!(source.look("/store"), Ok(vec![]), "nothing ever ran");
+        write(LISTS[1], b"null");
+        write(LISTS[2], b"[]");
+        assert_eq!(source.look("/store"), Ok(vec![]));
+        for (text, what) in [
+            (&b""[..], "is empty"),
+            (b"[{\"id\":\"1\"},{\"id", "is cut off"),
+            (&[0; 4096], "holds zeros"),
+            (b"[{\"id\":\"1\"\0\0\0", "holds zeros"),
+        ] {
+            write(LISTS[1], text);
+            let faults = source.look("/store").expect("readable");
+            assert!(faults.len() == 1 && faults[0].path.ends_with("images.json"), "{faults:?}");
+            assert!(faults[0].what.starts_with(what), "{faults:?}");
+        }
+        write(LISTS[1], b"[]");
+        assert_eq!(source.look("/store"), Ok(vec![]), "over");
+        assert_eq!(source.look("/none").expect_err("none").reason, Reason::Missing);
     }
 }

@@ -89,6 +89,9 @@ fn keys(header: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(text: &str) -> Vec<(String, String, Vec<String>)> {
@@ -106,5 +109,33 @@ mod tests {
             [row("", "a", &["x"]), row("p|q.r|s", "b", &["one", "t]wo"]), row("p", "d", &["e"]), row("p", "f", &[])];
         assert_eq!(read(text), expected);
         assert_eq!(read("[a\nb = ['c"), [row("a", "b", &[])], "cut off");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read(text in r#"([\[\]="'#., a-c\n]|\PC){0,80}"#) {
+            let lines = text.lines().count();
+            let found = entries(&text);
+            prop_assert!(found.len() <= lines, "one entry for a line at most");
+            let headers = text.lines().filter(|line| line.trim().starts_with('[')).count();
+            prop_assert!(found.iter().all(|entry| entry.header <= headers));
+        }
+
+        /// However it is laid out, what was written is read.
+        #[test]
+        fn what_is_written_is_read(
+            table in vec(r"[a-z.:/ ]{1,9}", 1..4),
+            key in "[a-z_]{1,9}",
+            values in vec(r"[a-z\[\]#=,.:/ ]{0,9}", 0..4),
+            (over_lines, comment) in any::<(bool, bool)>(),
+        ) {
+            let header: Vec<String> = table.iter().map(|key| format!("\"{key}\"")).collect();
+            let quoted: Vec<String> = values.iter().map(|value| format!("'{value}'")).collect();
+            let (between, end) = (if over_lines { "\n" } else { " " }, if comment { " # ']" } else { "" });
+            let list = format!("[{between}{}{between}]", quoted.join(&format!(",{between}")));
+            let text = format!("[{}]{end}\n{key} = {list}{end}\nlast = \"x\"\n", header.join("."));
+            let table = table.join("|");
+            prop_assert_eq!(read(&text), [(table.clone(), key, values), (table, "last".to_owned(), vec!["x".to_owned()])]);
+        }
     }
 }

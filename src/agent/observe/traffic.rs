@@ -279,7 +279,7 @@ impl TrafficSource {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, bytes)) = data.split_first() else { return };
     let text = String::from_utf8_lossy(bytes);

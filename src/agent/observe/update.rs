@@ -3,7 +3,7 @@
 use crate::facts::{
     Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, FileFault, Filesystem, Forwarding, Health, IpSet,
     KernelLog, Kubelet, Memory, PacketFilterChanges, Processes, Registry, Routing, Ruleset, Runtime, Seen, Snapshot,
-    Strain, Traffic, TunnelPeer, XtablesLock,
+    Strain, Traffic, TunnelPeer, VirtualServer, XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -28,7 +28,7 @@ pub(crate) enum Update {
     ControlPlane(Seen<ControlPlanePath>),
     Registries(Seen<Vec<Registry>>),
     Cluster(Seen<ClusterMap>),
-    IpSets(Seen<Vec<IpSet>>),
+    IpSets(Seen<Vec<IpSet>>, Seen<Vec<VirtualServer>>),
     XtablesLock(Seen<XtablesLock>),
     /// Since when nobody confirms the map of the cluster; none when somebody does again.
     ClusterUnconfirmed(Option<jiff::Timestamp>),
@@ -59,7 +59,7 @@ impl Update {
             Update::Health(_) => 11,
             Update::ControlPlane(_) => 12,
             Update::Cluster(_) | Update::ClusterUnconfirmed(_) => 13,
-            Update::IpSets(_) => 14,
+            Update::IpSets(..) => 14,
             Update::XtablesLock(_) => 15,
             Update::Traffic(_) => 16,
             Update::Bgp(_) => 17,
@@ -96,7 +96,7 @@ impl Update {
             Update::Health(seen) => replace(&mut snapshot.health, seen),
             Update::ControlPlane(seen) => replace(&mut snapshot.control_plane, seen),
             Update::Cluster(seen) => replace(&mut snapshot.cluster, seen),
-            Update::IpSets(seen) => replace(&mut snapshot.ip_sets, seen),
+            Update::IpSets(sets, ipvs) => replace(&mut snapshot.ip_sets, sets) | replace(&mut snapshot.ipvs, ipvs),
             Update::XtablesLock(seen) => replace(&mut snapshot.xtables_lock, seen),
             Update::ClusterUnconfirmed(since) => replace(&mut snapshot.cluster_unconfirmed_since, since),
             Update::Traffic(seen) => replace(&mut snapshot.traffic, seen),

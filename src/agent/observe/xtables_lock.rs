@@ -93,7 +93,7 @@ fn users_in(locks: &str, device: u64, inode: u64) -> Vec<(bool, u32)> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str) {
     assert!(users_in(text, nix::sys::stat::makedev(0, 0x19), 1070).len() <= text.lines().count());
 }

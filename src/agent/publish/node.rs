@@ -7,13 +7,17 @@ use http_body_util::{BodyExt, Limited};
 use kube::core::Status;
 use serde::Deserialize;
 
-use crate::verdict::{ANNOTATION_PREFIX, NodeCondition, our_condition};
+use crate::facts::{KubeletCondition, KubeletSaid};
+use crate::verdict::{ANNOTATION_PREFIX, NodeCondition, Status as Verdict, our_condition};
 
 /// Longest wait for a GET.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Longest Node that is read, in bytes: etcd keeps no object of more than 1.5 MiB by default.
 const LONGEST: usize = 8 << 20;
+
+/// As much of a condition's message as is kept, in characters.
+const MESSAGE: usize = 1024;
 
 /// The part of a Node object that is read: everything else is skipped without being kept.
 #[derive(Debug, Default, Deserialize)]
@@ -46,7 +50,20 @@ struct Spec {
 #[derive(Debug, Default, Deserialize)]
 struct NodeStatus {
     #[serde(default)]
-    conditions: Vec<NodeCondition>,
+    conditions: Vec<Condition>,
+}
+
+/// A condition, whoever wrote it; a time that cannot be read costs itself, not the Node.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+    reason: String,
+    message: String,
+    last_transition_time: Option<String>,
+    last_heartbeat_time: Option<String>,
 }
 
 /// Our own conditions and annotations, as the API server holds them.
@@ -62,22 +79,56 @@ pub(crate) struct NodeNow {
     pub(crate) conditions: BTreeMap<String, NodeCondition>,
     /// Annotations with our prefix.
     pub(crate) annotations: BTreeMap<String, String>,
+    /// The kubelet's own conditions.
+    pub(crate) said: Vec<KubeletCondition>,
 }
 
 impl From<Node> for NodeNow {
     fn from(node: Node) -> Self {
-        let ours = node.status.conditions.into_iter().filter(|condition| our_condition(&condition.kind));
-        NodeNow {
+        let mut now = NodeNow {
             version: node.metadata.resource_version.parse().ok(),
             created: node.metadata.creation_timestamp,
             cordoned: node.spec.unschedulable,
-            conditions: ours.map(|condition| (condition.kind.clone(), condition)).collect(),
-            annotations: node
-                .metadata
-                .annotations
-                .into_iter()
-                .filter(|(key, _)| key.starts_with(ANNOTATION_PREFIX))
-                .collect(),
+            annotations: node.metadata.annotations,
+            ..NodeNow::default()
+        };
+        now.annotations.retain(|key, _| key.starts_with(ANNOTATION_PREFIX));
+        for condition in node.status.conditions {
+            if our_condition(&condition.kind) {
+                now.conditions.insert(condition.kind.clone(), condition.into());
+            } else if KubeletSaid::TYPES.contains(&condition.kind.as_str()) {
+                now.said.push(condition.into());
+            }
+        }
+        now
+    }
+}
+
+fn time(text: Option<String>) -> Option<jiff::Timestamp> {
+    text?.parse().ok()
+}
+
+impl From<Condition> for NodeCondition {
+    fn from(it: Condition) -> Self {
+        NodeCondition {
+            kind: it.kind,
+            status: Verdict::parse(&it.status),
+            reason: it.reason,
+            message: it.message,
+            last_transition_time: time(it.last_transition_time),
+        }
+    }
+}
+
+impl From<Condition> for KubeletCondition {
+    fn from(it: Condition) -> Self {
+        KubeletCondition {
+            kind: it.kind,
+            status: it.status,
+            reason: it.reason,
+            message: it.message.chars().take(MESSAGE).collect(),
+            since: time(it.last_transition_time),
+            heartbeat: time(it.last_heartbeat_time),
         }
     }
 }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::NodeNow;
+use crate::facts::whole_seconds;
 use crate::verdict::{NodeCondition, Told, annotation};
 
 /// The patch that brings the Node from `now` to `told`; none when there is nothing to change.
@@ -20,12 +21,9 @@ pub(super) fn patch(now: &NodeNow, told: &Told, at: Timestamp) -> Option<Value> 
         .collect();
     let retired = now.conditions.keys().filter(|kind| told.conditions.iter().all(|wanted| wanted.kind != **kind));
     conditions.extend(retired.map(|kind| json!({"type": kind, "$patch": "delete"})));
-    let mut annotations: Map<String, Value> = told
-        .annotations
-        .iter()
-        .filter(|(key, value)| now.annotations.get(*key) != Some(value))
-        .map(|(key, value)| (key.clone(), json!(value)))
-        .collect();
+    let mut annotations = Map::new();
+    let other = told.annotations.iter().filter(|(key, value)| now.annotations.get(*key) != Some(value));
+    annotations.extend(other.map(|(key, value)| (key.clone(), json!(value))));
     let keeps = |key: &str| key == annotation::REPAIR && !told.annotations.is_empty();
     let dropped = now.annotations.keys().filter(|key| !told.annotations.contains_key(*key) && !keeps(key));
     annotations.extend(dropped.map(|key| (key.clone(), Value::Null)));
@@ -51,7 +49,7 @@ fn in_time(wanted: &NodeCondition, now: Option<&NodeCondition>, at: Timestamp) -
     if now.status == wanted.status && now.last_transition_time.is_some() {
         wanted.last_transition_time = now.last_transition_time;
     } else if now.last_transition_time > wanted.last_transition_time {
-        wanted.last_transition_time = Some(Timestamp::from_second(at.as_second()).unwrap_or(at));
+        wanted.last_transition_time = Some(whole_seconds(at));
     }
     wanted
 }
@@ -65,7 +63,7 @@ pub(super) fn heartbeat(now: &NodeNow, told: &Told, at: Timestamp) -> Value {
 
 fn condition(wanted: &NodeCondition, at: Timestamp) -> Value {
     let mut value = json!(wanted);
-    value["lastHeartbeatTime"] = json!(Timestamp::from_second(at.as_second()).unwrap_or(at));
+    value["lastHeartbeatTime"] = json!(whole_seconds(at));
     value
 }
 

@@ -4,8 +4,8 @@
 #![allow(clippy::print_stdout, reason = "prints its figures")]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -31,6 +31,8 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// For what is only prepared, on a machine that is busy with something else.
 const LONG: Duration = Duration::from_secs(600);
 const QUIET: Duration = Duration::from_secs(60);
+/// Nobody has a map: how many there are their `DaemonSet` says.
+const SET: &str = "/apis/apps/v1/namespaces/nodevitals/daemonsets/nodevitals-agent";
 const AGENT: &str = "system:serviceaccount:nodevitals:nodevitals-agent";
 
 fn name(index: usize) -> String {
@@ -72,16 +74,18 @@ struct Agents {
 }
 
 impl Agents {
-    fn start(api: &Api) -> Self {
+    /// Each has read its Node before it has something to tell, as the agent does.
+    async fn start(api: &Api) -> Self {
         let (told, _) = watch::channel(None);
-        let start = |index| {
-            let writer = Writer::new(vec![api.clone()], name(index), told.subscribe(), Arc::new(Notify::new()), 0);
-            let writer = writer.among(Pace { nodes: Arc::new(|| AGENTS), per_second: RATE });
+        let start = async |index| {
+            let mut writer = Writer::new(vec![api.clone()], name(index), told.subscribe(), Arc::new(Notify::new()), 0);
+            writer = writer.among(Pace::new(Arc::new(|| 0), SET.to_owned(), RATE));
+            writer.read().await;
             let fates = writer.fates();
             tokio::spawn(writer.run());
             fates
         };
-        let fates = (0..AGENTS).map(start).collect();
+        let fates = stream::iter(0..AGENTS).map(start).buffer_unordered(AGENTS).collect().await;
         Agents { told, fates }
     }
 
@@ -128,15 +132,54 @@ fn ratio(part: usize, whole: usize) -> f64 {
     part as f64 / whole as f64
 }
 
-/// The most of them that the API server received within any second.
-fn most_in_a_second(patches: &[Value]) -> Result<usize> {
+/// When the API server received them.
+fn received(patches: &[Value]) -> Result<Vec<Timestamp>> {
     let at = |event: &Value| -> Result<Timestamp> {
         event["requestReceivedTimestamp"].as_str().context("a time")?.parse().context("a time")
     };
-    let mut times: Vec<Timestamp> = patches.iter().map(at).collect::<Result<_>>()?;
+    patches.iter().map(at).collect()
+}
+
+/// The most of them within any second.
+fn most_in_a_second(mut times: Vec<Timestamp>) -> usize {
     times.sort_unstable();
     let within = |from: &Timestamp| times.partition_point(|at| at.duration_since(*from).as_secs() < 1);
-    Ok(times.iter().enumerate().map(|(index, from)| within(from) - index).max().unwrap_or_default())
+    times.iter().enumerate().map(|(index, from)| within(from) - index).max().unwrap_or_default()
+}
+
+/// How many there are in each second from the first on.
+fn by_second(times: &[Timestamp]) -> Vec<usize> {
+    let Some(first) = times.iter().min() else { return Vec::new() };
+    let second = |at: &Timestamp| usize::try_from(at.duration_since(*first).as_secs()).unwrap_or(0);
+    let mut seconds = vec![0; times.iter().map(second).max().unwrap_or(0) + 1];
+    for at in times {
+        seconds[second(at)] += 1;
+    }
+    seconds
+}
+
+/// When the agents sent their patches.
+#[derive(Clone, Default)]
+struct Sent(Arc<Mutex<Vec<Timestamp>>>);
+
+impl Sent {
+    /// The same clients, which note when a patch leaves.
+    fn noting(&self, api: &Api) -> Api {
+        let (sent, client) = (self.clone(), api.unary.clone());
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            if request.method() == http::Method::PATCH && request.uri().query().is_none_or(|it| !it.contains("dryRun="))
+            {
+                sent.0.lock().expect("no panic").push(Timestamp::now());
+            }
+            let client = client.clone();
+            async move { client.send(request).await }
+        });
+        Api { unary: kube::Client::new(service, "default"), ..api.clone() }
+    }
+
+    fn take(&self) -> Vec<Timestamp> {
+        std::mem::take(&mut *self.0.lock().expect("no panic"))
+    }
 }
 
 /// How long this machine, which does other work too, and the API server on it let what was due wait.
@@ -178,19 +221,43 @@ fn taken(patches: &[Value]) -> Vec<&Value> {
     patches.iter().filter(|event| event["responseStatus"]["code"] == 200).collect()
 }
 
+/// All Nodes, and what the controller of the `DaemonSet` would say in it.
+async fn prepare(client: &kube::Client) -> Result<()> {
+    let nodes = stream::iter(0..AGENTS).map(|index| post(client, index)).buffer_unordered(32);
+    nodes.try_collect::<Vec<()>>().await?;
+    let status = json!({"status": {"desiredNumberScheduled": AGENTS}});
+    let status = http::Request::patch(format!("{SET}/status"))
+        .header("content-type", "application/merge-patch+json")
+        .body(status.to_string().into_bytes())?;
+    client.request::<Value>(status).await.map(drop).context("the DaemonSet")
+}
+
+/// How many Nodes tell of the route.
+async fn telling(client: &kube::Client) -> Result<usize> {
+    let list: Value = client.request(http::Request::get("/api/v1/nodes").body(Vec::new())?).await?;
+    let tells = |node: &&Value| {
+        let conditions = node["status"]["conditions"].as_array();
+        conditions.is_some_and(|all| all.iter().any(|it| it["type"] == "PodRoutingProblem" && it["status"] == "True"))
+    };
+    Ok(list["items"].as_array().context("nodes")?.iter().filter(tells).count())
+}
+
 async fn run(control_plane: &ControlPlane, admin: Api, agent: Api) -> Result<()> {
-    stream::iter(0..AGENTS)
-        .map(|index| post(&admin.unary, index))
-        .buffer_unordered(32)
-        .try_collect::<Vec<()>>()
-        .await?;
-    let agents = Agents::start(&agent);
+    prepare(&admin.unary).await?;
+    let sent = Sent::default();
+    let agents = Agents::start(&sent.noting(&agent)).await;
     let took = agents.tell(true).await?;
+    let first = patches(control_plane, 0)?;
+    let leaving = sent.take();
+    println!("sent in each second: {:?}; received: {:?}", by_second(&leaving), by_second(&received(&first)?));
+    let most_first = most_in_a_second(leaving);
     println!(
-        "first writes of {AGENTS} agents at once: {:.1} s, {} refused or failed; answers to patches {:?}",
+        "first writes of {AGENTS} agents at once: {:.1} s, {} refused or failed; answers to patches {:?}; most in a second: \
+         sent {most_first}, received {}, limit {RATE}",
         took.as_secs_f64(),
         agents.failed(),
-        by_code(&patches(control_plane, 0)?)
+        by_code(&first),
+        most_in_a_second(received(&first)?),
     );
     tokio::time::sleep(Duration::from_secs(2)).await;
 
@@ -207,32 +274,32 @@ async fn run(control_plane: &ControlPlane, admin: Api, agent: Api) -> Result<()>
     let storm = patches(control_plane, before + quiet)?;
     let taken = taken(&storm);
     let bytes = taken.iter().map(|event| event["requestObject"].to_string().len()).max().unwrap_or_default();
-    let most = most_in_a_second(&storm)?;
+    let leaving = sent.take();
+    println!("sent in each second: {:?}; received: {:?}", by_second(&leaving), by_second(&received(&storm)?));
+    let left = leaving.len();
+    let most_sent = most_in_a_second(leaving);
+    let most = most_in_a_second(received(&storm)?);
     println!(
         "all conditions written after {:.1} s; refused or failed {}",
         took.as_secs_f64(),
         agents.failed() - failed
     );
     println!(
-        "came to the API server {} (most in a second {most}, limit {RATE}; an answer took up to {} ms), refused {}; \
-         {:.3} patches for a transition; {bytes} bytes at most",
+        "{left} sent (most in a second {most_sent}, limit {RATE}), {} received (most in a second {most}; an answer took up \
+         to {} ms), refused {}; {:.3} patches for a transition; {bytes} bytes at most",
         storm.len(),
         stalled.as_millis(),
         storm.len() - taken.len(),
         ratio(storm.len(), AGENTS)
     );
 
-    let list = http::Request::get("/api/v1/nodes").body(Vec::new())?;
-    let list: Value = admin.unary.request(list).await?;
-    let tells = |node: &&Value| {
-        let conditions = node["status"]["conditions"].as_array();
-        conditions.is_some_and(|all| all.iter().any(|it| it["type"] == "PodRoutingProblem" && it["status"] == "True"))
-    };
-    let telling = list["items"].as_array().context("nodes")?.iter().filter(tells).count();
+    let telling = telling(&admin.unary).await?;
     ensure!(telling == AGENTS, "{telling} of {AGENTS} Nodes tell");
     ensure!(quiet == 0, "{quiet} writes while nothing happened");
     ensure!(storm.len() * 10 <= AGENTS * 11, "{} patches for {AGENTS} transitions", storm.len());
-    // What could not leave while the machine stood still leaves when it goes on.
+    ensure!(most_first <= RATE as usize, "{most_first} first patches were sent within a second");
+    ensure!(most_sent <= RATE as usize, "{most_sent} patches were sent within a second");
+    // What could not arrive while the machine stood still arrives when it goes on.
     let limit = 1.0 + stalled.as_secs_f64();
     ensure!(ratio(most, RATE as usize) <= limit, "{most} patches within a second");
     ensure!(bytes <= 4096, "{bytes} bytes in a patch");
@@ -248,10 +315,11 @@ fn five_thousand_agents_lose_the_same_route_at_once() -> Result<()> {
     // The API server weighs the agents as one user, as it does in a cluster; the administrator is let through always. One
     // token writes for all, so the policy that holds a token to its node is left out.
     control_plane.apply(include_str!("../../../deploy/rbac-agent.yaml"))?;
+    control_plane.apply(include_str!("../../../deploy/agent.yaml"))?;
     let agent = control_plane.service_account_kubeconfig("nodevitals", "nodevitals-agent", Bound::Nothing)?;
     let admin = control_plane.admin_kubeconfig()?;
     control_plane.host().run_in_network(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
             let admin = crate::api::connect(Some(&admin), None).await?;
             let agent = crate::api::connect(Some(&agent), None).await?;

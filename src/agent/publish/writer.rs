@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::node::timed_out;
 use super::{Fates, NodeNow, patch, read_node};
 use crate::api::{Api, chain, said};
-use crate::backoff::{Backoff, jitter, part};
+use crate::backoff::{Backoff, jitter};
 use crate::checks::Limits;
 use crate::facts::{Seen, Writes};
 use crate::verdict::Told;
@@ -33,6 +33,9 @@ const PROBES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_sec
 const OLD_READS: u32 = 3;
 /// The Node is read again this often, in case somebody else changed what is ours (the aggregator writes `AgentStale`).
 const READ_AGAIN: Duration = Duration::from_secs(120);
+/// Or this often while the kubelet says there that something is wrong: nobody tells when it no longer does. Where many nodes
+/// may be unwell at once, more rarely.
+const UNWELL_AGAIN: Duration = Duration::from_secs(30);
 
 /// Writes what is told to the Node.
 pub(crate) struct Writer {
@@ -45,6 +48,8 @@ pub(crate) struct Writer {
     /// Writers of node status that matter give up after this time (catalogue H11).
     patience: Duration,
     heartbeat: Option<Duration>,
+    /// When it was last due.
+    beaten: Instant,
     fates: Fates,
     /// What the Node says; none when that has to be read first.
     known: Option<NodeNow>,
@@ -58,7 +63,8 @@ pub(crate) struct Writer {
 /// What a round of the writer came to.
 enum Round {
     Done,
-    Failed(Option<Duration>),
+    /// After this time it may be tried again.
+    Failed(Duration),
 }
 
 impl Writer {
@@ -73,7 +79,7 @@ impl Writer {
         let heartbeat = (heartbeat > 0).then(|| Duration::from_secs(heartbeat));
         // Until a write fails nothing speaks against writes.
         let server = ways.first().map(|way| way.server.clone()).unwrap_or_default();
-        let writes = Writes { server, blocked: None, cordoned: None, registered_at: None };
+        let writes = Writes { server, ..Writes::default() };
         Writer {
             ways,
             node,
@@ -82,6 +88,7 @@ impl Writer {
             pace: Pace::alone(),
             patience: Duration::from_secs(Limits::default().status_write_seconds.into()),
             heartbeat,
+            beaten: Instant::now(),
             fates: Fates::default(),
             known: None,
             writes: watch::Sender::new(Seen::Yes(writes)),
@@ -129,38 +136,44 @@ impl Writer {
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(BACK_OFF.0, BACK_OFF.1);
         loop {
-            let wait = match self.round().await {
+            match self.round().await {
                 Round::Done => {
                     backoff.reset();
                     self.rest().await;
-                    continue;
                 }
-                // Not all agents at once when the time that was asked for is over.
-                Round::Failed(Some(asked)) => asked + part((backoff.wait() * 2).max(self.pace.window())),
-                Round::Failed(None) => backoff.wait(),
-            };
-            // The latest truth wins: what is told meanwhile is not queued but read after the wait.
-            tokio::time::sleep(wait).await;
+                // The latest truth wins: what is told meanwhile is not queued but read after the wait.
+                Round::Failed(asked) => {
+                    tokio::time::sleep(asked + backoff.wait()).await;
+                    self.told.mark_changed();
+                }
+            }
         }
+    }
+
+    /// Waits for the turn of this writer among all that may have something to write in the same moment.
+    async fn turn(&mut self) {
+        self.pace.learn(&self.ways[0].unary).await;
+        tokio::time::sleep(self.pace.turn()).await;
     }
 
     /// Waits for something to do.
     async fn rest(&mut self) {
-        let spread = jitter(READ_AGAIN);
+        let unwell = self.writes.borrow().get().and_then(|it| it.said.as_ref()).is_some_and(|said| !said.is_well());
+        let again = if unwell { UNWELL_AGAIN.max(self.pace.window()).min(READ_AGAIN) } else { READ_AGAIN };
+        let spread = jitter(again);
         let probe = if self.is_blocked() {
             self.probes.wait()
         } else {
             self.probes.reset();
             Duration::MAX
         };
-        let beat = self.heartbeat.unwrap_or(Duration::MAX);
+        let beat = self.heartbeat.map_or(Duration::MAX, |every| every.saturating_sub(self.beaten.elapsed()));
         let due = tokio::select! {
             changed = self.told.changed() => {
                 if changed.is_err() {
                     std::future::pending::<()>().await;
                 }
-                // What is told meanwhile is written with it.
-                tokio::time::sleep(self.pace.turn()).await;
+                self.told.mark_changed();
                 false
             }
             () = self.doubt.notified() => {
@@ -175,7 +188,10 @@ impl Writer {
                 self.probe().await;
                 false
             }
-            () = sleep_long(beat) => true,
+            () = sleep_long(beat) => {
+                self.beaten = Instant::now();
+                true
+            }
         };
         let told = self.told.borrow().clone();
         if let (true, Some(told)) = (due, told) {
@@ -185,11 +201,13 @@ impl Writer {
 
     /// Brings the Node up to what is told now.
     async fn round(&mut self) -> Round {
-        let Some(told) = self.told.borrow_and_update().clone() else { return Round::Done };
+        if self.told.borrow().is_none() {
+            return Round::Done;
+        }
         let now = match self.known.take() {
             Some(now) => now,
             None => match read_node(&self.ways[0].unary, &self.node).await {
-                Ok(now) if self.is_old(&now) => return Round::Failed(None),
+                Ok(now) if self.is_old(&now) => return Round::Failed(Duration::ZERO),
                 Ok(now) => {
                     self.tell_node(&now);
                     now
@@ -197,6 +215,12 @@ impl Writer {
                 Err(error) => return self.give_way("GET", &error),
             },
         };
+        // News wait for their turn, and that after the read: the answers to reads that a busy server held up come together.
+        // What is told meanwhile is written with them.
+        if self.told.has_changed().unwrap_or(false) {
+            self.turn().await;
+        }
+        let Some(told) = self.told.borrow_and_update().clone() else { return Round::Done };
         let Some(patch) = patch::patch(&now, &told, Timestamp::now()) else {
             self.known = Some(now);
             return Round::Done;
@@ -205,6 +229,7 @@ impl Writer {
             Ok(now) => {
                 self.fates.count(0, 1);
                 self.newest = (now.version.unwrap_or(0), 0);
+                self.tell_node(&now);
                 self.known = Some(now);
                 self.fates.count(2, u64::from(self.told.has_changed().unwrap_or(false)));
                 Round::Done
@@ -274,7 +299,7 @@ impl Writer {
         self.failed(verb, error);
         match error {
             kube::Error::Api(status) => Round::Failed(retry_after(status)),
-            _ => Round::Failed(None),
+            _ => Round::Failed(Duration::ZERO),
         }
     }
 
@@ -303,9 +328,9 @@ impl Writer {
 }
 
 /// `Retry-After`, which a server that is overloaded sends along (`details.retryAfterSeconds`).
-fn retry_after(status: &kube::core::Status) -> Option<Duration> {
-    let seconds = status.details.as_ref()?.retry_after_seconds;
-    (seconds > 0).then(|| Duration::from_secs(u64::from(seconds.min(LONGEST_WAIT))))
+fn retry_after(status: &kube::core::Status) -> Duration {
+    let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+    Duration::from_secs(u64::from(seconds.min(LONGEST_WAIT)))
 }
 
 pub(super) async fn sleep_long(time: Duration) {

@@ -71,7 +71,7 @@ pub(in crate::aggregator) fn told(query: &str) -> impl Iterator<Item = (Family, 
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let text = &String::from_utf8_lossy(data);
     let nodes = ["a", "b"].map(|name| (name.to_owned(), IpAddr::from([10, 0, 0, 1])));

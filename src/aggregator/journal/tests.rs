@@ -73,7 +73,7 @@ fn what_is_written_over_and_over_does_not_push_out_the_rest() {
 fn what_happens_to_many_workers_is_one_change() {
     use crate::aggregator::traits::Traits;
     let mut values = Values::default();
-    let mut said = ["", "", "", "v1.30.1", "5.15", "Ubuntu", "containerd", "", ""];
+    let mut said = ["", "", "", "v1.30.1", "5.15", "Ubuntu", "containerd", "", "", ""];
     let before = Row { boot: 1, traits: Traits::of(said, &mut values), ..Row::default() };
     said[3] = "v1.30.2";
     let mut journal = Journal::default();

@@ -4,7 +4,8 @@
 
 const STATES = ['Critical', 'Warning', 'Unknown', 'Normal'];
 const LETTER = { Critical: 'C', Warning: 'W', Unknown: '?', Normal: '·' };
-const BADGE = { critical: 'Critical', warning: 'Warning', info: 'info' };
+const BADGE = { critical: 'Critical', warning: 'Warning', unknown: 'Unknown', info: 'info' };
+const CURE = { reload: ', by a reload', reboot: ', by a reboot', processRestart: ', as a process was started anew' };
 const SCOPE = { few: 'a few', subset: 'a large part', most: 'most', all: 'all' };
 /** A report is fetched at least this often, as some of it changes with time alone; in milliseconds. */
 const EVERY = 30_000;
@@ -25,12 +26,13 @@ function make(tag, text, className) {
 const clock = (at) => at.replace('T', ' ').replace(/(\.\d+)?Z$/, 'Z');
 const count = (number, word) => `${number} ${word}${number === 1 ? '' : 's'}`;
 
-function ago(at) {
-  const seconds = Math.max(0, (Date.parse(report.generatedAt) - Date.parse(at)) / 1000);
+function span(from, to) {
+  const seconds = Math.max(0, (Date.parse(to) - Date.parse(from)) / 1000);
   const [unit, size] = [['d', 86400], ['h', 3600], ['min', 60]].find(([, size]) => seconds >= size) ?? ['s', 1];
   return `${Math.floor(seconds / size)} ${unit}`;
 }
 
+const ago = (at) => span(at, report.generatedAt);
 const since = (at) => (at ? `since ${clock(at)} (${ago(at)})` : '');
 
 // --- What is fetched -----------------------------------------------------------------------------------------------
@@ -109,14 +111,22 @@ function worst() {
 function showFindings(unseen) {
   const items = [];
   if (unseen) items.push(finding({ severity: 'warning', code: 'CannotSeeCluster', detail: unseen }));
+  for (const one of report.view.cannotLook ?? []) items.push(finding(cannotLook(one)));
   for (const one of report.cluster ?? []) items.push(finding(one, count(one.nodes, 'worker')));
   for (const one of report.findings) {
     const shared = one.shared ? `; what they share: ${one.shared}` : '';
     const where = `on ${one.nodes} of ${count(report.workers.total, 'worker')} (${SCOPE[one.scope] ?? one.scope})${shared}`;
     items.push(finding(one, where));
   }
+  if (report.clusterMore) items.push(make('li', `And ${report.clusterMore} more about the cluster, less bad.`));
   $('wrong').hidden = items.length === 0;
   $('findings').replaceChildren(...items);
+}
+
+/** What could not be looked at, so that silence about it is no all-clear. */
+function cannotLook({ what, why, since, codes }) {
+  const unknown = codes.length ? `Unknown for that: ${codes.join(', ')}` : '';
+  return { severity: 'unknown', code: 'Cannot look', subject: what.join(', '), since, detail: why, more: unknown };
 }
 
 /** A finding: how bad, its code, where, what, and what to do next. */
@@ -124,11 +134,26 @@ function finding(one, where) {
   const item = make('li');
   item.append(make('span', BADGE[one.severity] ?? one.severity, `badge ${BADGE[one.severity] ?? 'info'}`));
   item.append(make('strong', one.code));
-  const rest = [where, one.subject, since(one.since), one.causedBy && `caused by ${one.causedBy}`];
+  const when = one.noticed ? since(one.since).replace('since', 'noticed') : since(one.since);
+  const rest = [where, one.subject, when, one.causedBy && `caused by ${one.causedBy}`];
   for (const text of rest.filter(Boolean)) item.append(item.querySelector('bdi') ? ' · ' : ' ', make('bdi', text));
-  if (one.detail) item.append(make('p', one.detail));
+  for (const text of [one.detail, one.more].filter(Boolean)) item.append(make('p', text));
+  (one.suspects ?? []).forEach((it, at) => item.append(make('p', `${at ? 'Or' : 'Suspect'}: ${it.sentence}`, 'suspect')));
+  if (one.before?.length) item.append(make('p', 'Changed before:'), changes(one));
   if (one.next) item.append(make('p', `Next: ${one.next}`, 'next'));
   return item;
+}
+
+/** What changed before a failure, the nearest first. */
+function changes(one) {
+  const list = make('ul', undefined, 'before');
+  for (const { at, what, by } of one.before) {
+    const when = Date.parse(at) > Date.parse(one.since) ? 'just after' : `${span(at, one.since)} before`;
+    const item = make('li');
+    item.append(make('time', clock(at)), ' ', make('bdi', by ? `${what} by ${by}` : what), `, ${when}`);
+    list.append(item);
+  }
+  return list;
 }
 
 // --- The grid ------------------------------------------------------------------------------------------------------
@@ -302,6 +327,7 @@ async function showWorker() {
   $('worker-next').textContent = node.next ? `Next: ${node.next}` : '';
   const concerns = (one.cluster ?? []).map((found) => finding(found, 'of the cluster'));
   $('worker-findings').replaceChildren(...(node.findings ?? []).map((found) => finding(found)), ...concerns);
+  if (node.more) $('worker-findings').append(make('li', `And ${node.more} more that did not fit on the Node: the agent’s own page has them.`));
   if (!$('worker-findings').children.length) $('worker-findings').append(make('li', 'None.'));
   $('timeline').replaceChildren(...timeline(node).map(([at, text]) => {
     const item = make('li');
@@ -324,7 +350,13 @@ function timeline(node) {
   add(node.since, `${node.state} since then`);
   add(node.ready?.since, `kubelet: Ready is ${node.ready?.status} (${node.ready?.reason})`);
   add(node.agent?.since, `agent ${node.agent?.state}`);
+  add(node.rebooted, 'booted');
+  add(node.updated, 'got other software');
   for (const one of node.findings ?? []) add(one.since, `${one.code} ${one.subject ?? ''} first seen`);
+  for (const { code, since, cleared, cure } of node.episodes ?? []) {
+    add(since, `${code} first seen`);
+    add(cleared, `${code} over, after ${span(since, cleared)}${CURE[cure] ?? ''}`);
+  }
   for (const one of node.conditions ?? []) add(one.lastTransitionTime, `${one.type} became ${one.status} (${one.reason})`);
   return happened.sort(([a], [b]) => Date.parse(b) - Date.parse(a));
 }

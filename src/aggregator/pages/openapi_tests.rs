@@ -1,11 +1,12 @@
 //! The description of the API, held to what the pages answer: neither says anything that the other does not know.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 
 use serde_json::{Value, json};
 
 use super::*;
-use crate::aggregator::report::{Agents, ChangeBefore, ClusterFinding, Source, Suspect, build};
+use crate::aggregator::report::{Agents, CannotLook, ChangeBefore, ClusterFinding, Ended, Source, Suspect, build};
 use crate::aggregator::surroundings::What;
 use crate::aggregator::testing::{agent, at, cluster, moment, node, silent};
 use crate::aggregator::watch::Change;
@@ -232,14 +233,26 @@ fn rich() -> ClusterReport {
         severity: crate::checks::Severity::Critical,
         area: crate::checks::Area::PodRouting,
         subject: "s".into(),
+        object: "IPPool p".into(),
         detail: "d".into(),
         next: "n".into(),
         since: Some(at(0)),
+        noticed: true,
         before,
         nodes: 1,
         workers: vec!["a".into()],
     });
+    let worker = &mut report.nodes[0];
+    (worker.more, worker.rebooted, worker.updated) = (NonZeroU32::new(3), Some(at(0)), Some(at(0)));
+    worker.episodes =
+        vec![Ended { code: "DiskFull".into(), since: at(0), cleared: at(9), cure: Some(crate::verdict::Cure::Reboot) }];
     report.view.since = Some(at(0));
     report.view.why = Some("w".into());
+    report.view.cannot_look.push(CannotLook {
+        what: vec!["ippools".into()],
+        why: "w".into(),
+        since: at(0),
+        codes: vec!["CalicoConfigDrift".into()],
+    });
     report
 }

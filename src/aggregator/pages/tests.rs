@@ -59,6 +59,17 @@ fn the_report_is_of_all_workers_or_of_one() {
 }
 
 #[test]
+fn a_finding_of_the_cluster_that_names_no_worker_is_one() {
+    let mut nodes = ["a", "b"].map(|name| node(name, "z", "p", "Normal", &[]));
+    for node in &mut nodes {
+        node["spec"]["unschedulable"] = true.into();
+    }
+    let metrics = text(pages(&nodes).get("/metrics", ""));
+    let line = r#"nodevitals_cluster_finding{code="LastWorkerAtRisk",severity="warning"} 1"#;
+    assert!(metrics.contains(line), "{metrics}");
+}
+
+#[test]
 fn metrics_count_workers_and_findings_and_forget_what_is_gone() {
     let pages = pages(&[node("a", "z1", "p", "Critical", &[DISK]), node("b", "z2", "p", "Normal", &[])]);
     let metrics = text(pages.get("/metrics", ""));
@@ -157,5 +168,9 @@ fn the_whole_report_is_made_once_for_many_who_ask() {
     SECOND.store(1, std::sync::atomic::Ordering::Relaxed);
     let second = read(pages.shared("/api/v1/report", ""));
     assert!(second.1 == 2 && second.0 != first.0);
+    SECOND.store(5, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(read(pages.shared("/api/v1/report", "")), second, "nothing has changed but the time");
+    SECOND.store(6, std::sync::atomic::Ordering::Relaxed);
+    assert_ne!(read(pages.shared("/api/v1/report", "")).0, second.0, "which is seen, too");
     assert!(pages.shared("/api/v1/report", "node=a").is_none(), "that of one worker is made for each");
 }

@@ -4,7 +4,9 @@ mod calico;
 mod controllers;
 mod inventory;
 mod ipam;
+mod master;
 mod routes;
+mod unseen;
 mod webhooks;
 mod workers;
 
@@ -18,15 +20,16 @@ use crate::aggregator::password::Found;
 use crate::aggregator::pods::CalicoPod;
 use crate::checks::{Area, Severity};
 
-pub(in crate::aggregator) use calico::failing as failing_calico;
+pub(in crate::aggregator) use calico::{failing as failing_calico, place};
+pub(super) use unseen::unseen;
 
 /// A Pod younger than this, in seconds, may still be waiting for what starts beside it; a failed init container is
 /// tried again after 10 s.
 const YOUNG: i64 = 60;
 /// A password that has been out of reach for less, in seconds, is about to be set up.
 const SETTING_UP: i64 = 60;
-/// Different failures that are told; the rarest are left out.
-const MOST: usize = 16;
+/// Different failures that are told; of the least bad and rarest it is only said how many more they are.
+const MOST: usize = 32;
 /// Workers that are named.
 const NAMED: usize = 20;
 
@@ -37,6 +40,7 @@ struct Draft {
     severity: Severity,
     area: Area,
     subject: String,
+    object: String,
     detail: String,
     next: String,
     since: Option<Timestamp>,
@@ -45,8 +49,15 @@ struct Draft {
 
 impl Draft {
     fn new(code: &'static str, severity: Severity, detail: String, next: impl Into<String>) -> Draft {
-        let (subject, area) = (String::new(), Area::PodRouting);
-        Draft { code, severity, area, subject, detail, next: next.into(), since: None, on: Vec::new() }
+        let (subject, object, area) = (String::new(), String::new(), Area::PodRouting);
+        Draft { code, severity, area, subject, object, detail, next: next.into(), since: None, on: Vec::new() }
+    }
+
+    /// What its Events are about, besides workers.
+    fn object(mut self, kind: &str, namespace: &str, name: &str) -> Draft {
+        let slash = if namespace.is_empty() { "" } else { "/" };
+        self.object = format!("{kind} {namespace}{slash}{name}");
+        self
     }
 
     fn about(mut self, subject: String) -> Draft {
@@ -57,6 +68,11 @@ impl Draft {
     fn on<'a>(mut self, workers: impl IntoIterator<Item = &'a str>) -> Draft {
         self.on = workers.into_iter().map(str::to_owned).collect();
         self
+    }
+
+    /// On these, since the first of them has it.
+    fn on_since(self, workers: &[(&str, Option<Timestamp>)]) -> Draft {
+        self.since(workers.iter().filter_map(|(_, since)| *since).min()).on(workers.iter().map(|(name, _)| *name))
     }
 
     fn since(mut self, since: Option<Timestamp>) -> Draft {
@@ -76,9 +92,11 @@ impl Draft {
             severity: self.severity,
             area: self.area,
             subject: self.subject,
+            object: self.object,
             detail: self.detail,
             next: self.next,
             since: self.since,
+            noticed: false,
             before: Vec::new(),
             nodes,
             workers,
@@ -86,13 +104,13 @@ impl Draft {
     }
 }
 
-/// All of it, or what concerns one worker, the worst first, and of that what concerns most workers.
+/// All of it, or what concerns one worker, the worst first, and of that what concerns most workers; and how many more.
 pub(super) fn findings(
     cluster: &Cluster,
     duplicates: &HashMap<&str, &str>,
     only: Option<&str>,
     now: Timestamp,
-) -> Vec<ClusterFinding> {
+) -> (Vec<ClusterFinding>, usize) {
     let pods: Vec<&CalicoPod> = cluster.surroundings.calico_pods().collect();
     let mut drafts = not_started(&pods, now);
     let passwords = cluster.password.iter().filter(|found| found.is_wrong() && lasts(found.since, SETTING_UP, now));
@@ -102,18 +120,30 @@ pub(super) fn findings(
     drafts.extend(calico::findings(cluster, duplicates, &locked, now));
     drafts.extend(controllers::findings(cluster, now));
     drafts.extend(inventory::findings(cluster, duplicates, now));
-    drafts.extend(workers::findings(cluster, now));
+    drafts.extend(workers::findings(cluster, duplicates, now));
     drafts.extend(ipam::findings(cluster, now));
     drafts.extend(routes::findings(cluster));
+    let outdated = unseen::outdated(cluster, now);
+    drafts.retain(|draft| !outdated.contains(&draft.code));
+    // That is why calico-node fails there, and what helps one worker does not help against it.
+    if drafts.iter().any(|draft| draft.code == "CalicoDataForDeletedNodes") {
+        drafts.retain(|draft| !draft.code.starts_with("CalicoNodeFailing"));
+    }
     let mut all: Vec<ClusterFinding> = drafts.into_iter().map(|draft| draft.told(only)).collect();
     all.retain(|finding| only.is_none() || !finding.workers.is_empty());
     // The sort is stable: what is alike stays as it was found.
     all.sort_by(|a, b| (b.severity, b.nodes).cmp(&(a.severity, a.nodes)).then_with(|| a.subject.cmp(&b.subject)));
+    let more = all.len().saturating_sub(MOST);
     all.truncate(MOST);
+    // What tells no time itself is there at least since it was noticed.
+    for finding in all.iter_mut().filter(|finding| finding.since.is_none()) {
+        finding.since = cluster.noticed.get(&(finding.code.clone(), finding.subject.clone())).copied();
+        finding.noticed = true;
+    }
     for finding in all.iter_mut().filter(|finding| finding.severity > Severity::Info) {
         finding.before = finding.since.map(|since| cluster.surroundings.journal.before(since)).unwrap_or_default();
     }
-    all
+    (all, more)
 }
 
 fn lasts(since: Option<Timestamp>, seconds: i64, now: Timestamp) -> bool {

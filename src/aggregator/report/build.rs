@@ -8,7 +8,7 @@ use super::around;
 use super::count::{groups, summary};
 use super::judge::Judged;
 use super::scope::{choose_remedies, findings};
-use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, Source, View};
+use super::{API_VERSION, CannotLook, ClusterFinding, ClusterReport, Counts, Source, View};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::stale::{Watchdog, agent_at_once};
 use crate::verdict::{Now, WorkerState};
@@ -80,7 +80,8 @@ fn overview_for<'a>(
         workers.add(node);
     }
     // What was known of the cluster is no longer known either while it cannot be seen.
-    let around = if view.complete { around::findings(cluster, &duplicates, only, now.wall) } else { Vec::new() };
+    let (around, cluster_more) =
+        if view.complete { around::findings(cluster, &duplicates, only, now.wall) } else { Default::default() };
     let report = ClusterReport {
         api_version: API_VERSION.to_owned(),
         kind: "ClusterReport".to_owned(),
@@ -93,14 +94,16 @@ fn overview_for<'a>(
         pools: groups(&nodes, |node| node.row.pool.as_deref()),
         findings: counted,
         cluster: around,
+        cluster_more,
         nodes: Vec::new(),
     };
     Overview { report, workers: nodes }
 }
 
-/// What is wrong with the cluster; none while it cannot be seen.
-pub(crate) fn of_cluster(cluster: &Cluster, now: Timestamp) -> Option<Vec<ClusterFinding>> {
-    view(cluster, now).complete.then(|| around::findings(cluster, &cluster.duplicates(), None, now))
+/// What is wrong with the cluster, and what of it could not be looked at; none while it cannot be seen.
+pub(crate) fn of_cluster(cluster: &Cluster, now: Timestamp) -> Option<(Vec<ClusterFinding>, Vec<CannotLook>)> {
+    let view = view(cluster, now);
+    view.complete.then(|| (around::findings(cluster, &cluster.duplicates(), None, now).0, view.cannot_look))
 }
 
 /// Worst first; within a state what lasts longest, since the first that broke is likelier the cause.
@@ -112,24 +115,22 @@ fn rank<'a>(node: &Judged<'a>) -> (bool, Reverse<WorkerState>, Option<Timestamp>
 
 fn view(cluster: &Cluster, now: Timestamp) -> View {
     if let Some(lost) = cluster.nodes_sight.is_blind(now).or_else(|| cluster.api_sight.is_blind(now)) {
-        return View { complete: false, why: Some(lost.why.clone()), since: Some(lost.since) };
+        return View::incomplete(lost.why.clone(), Some(lost.since));
     }
     if !cluster.nodes_sight.is_complete() {
         let lost = cluster.nodes_sight.is_lost();
         let why =
             lost.map_or_else(|| "the first list of the nodes is not complete yet".to_owned(), |lost| lost.why.clone());
-        return View { complete: false, why: Some(why), since: lost.map(|lost| lost.since) };
+        return View::incomplete(why, lost.map(|lost| lost.since));
     }
     let lost = cluster
         .agents_sight
         .as_ref()
         .and_then(|sight| sight.is_blind(now).or_else(|| sight.is_lost().filter(|_| !sight.is_complete())));
-    match lost {
-        Some(lost) => View {
-            complete: true,
-            why: Some(format!("cannot see the agents' Pods: {}", lost.why)),
-            since: Some(lost.since),
-        },
-        None => View { complete: true, why: None, since: None },
+    View {
+        complete: true,
+        why: lost.map(|lost| format!("cannot see the agents' Pods: {}", lost.why)),
+        since: lost.map(|lost| lost.since),
+        cannot_look: around::unseen(cluster, now),
     }
 }

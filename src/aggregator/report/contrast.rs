@@ -33,7 +33,7 @@ const ARRIVED: i64 = 3600;
 const MOST: usize = 3;
 /// Versions of Calico that are told apart.
 const MOST_VERSIONS: usize = 16;
-/// A worker that was created, rebooted or updated this long before the first failure may owe it to that, in seconds.
+/// A worker that was created, rebooted, reloaded or updated this long before the first failure may owe it to that, in seconds.
 const RECENT: i64 = 24 * 3600;
 
 /// The workers among which those that fail are compared.
@@ -186,8 +186,12 @@ impl<'a> Crowd<'a> {
 
     /// What happened to workers shortly before.
     fn recent(&self, failing: &[usize], total: usize, first: Timestamp) -> Vec<Tried<'_>> {
-        let happened: [Happened; 3] =
-            [("created", |row| row.created), ("rebooted", |row| row.rebooted), ("updated", |row| row.updated)];
+        let happened: [Happened; 4] = [
+            ("created", |row| row.created),
+            ("rebooted", |row| row.rebooted),
+            ("reloaded", |row| row.reloaded),
+            ("updated", |row| row.updated),
+        ];
         let mut tried = Vec::new();
         for (kind, when) in happened {
             let recent = |member: &Member<'_>| when(member.row).is_some_and(|at| at >= since(first));
@@ -285,7 +289,7 @@ fn suspect(tried: &Tried<'_>, likely: f64, first: Timestamp) -> Suspect {
     let value = if text.is_empty() { format!("since {}", crate::facts::utc(since(first))) } else { text.into() };
     let joint = match kind {
         "pool" | "zone" | "subnet" => "in ",
-        "created" | "rebooted" | "updated" => "",
+        "created" | "rebooted" | "reloaded" | "updated" => "",
         _ => "with ",
     };
     let (elsewhere, others) = (failing - hit, total - with);

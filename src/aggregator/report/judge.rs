@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use jiff::Timestamp;
 
-use super::{AgentReport, AgentState, CANNOT_SEE, NEVER_REPORTED, NodeReport, Ready, View};
-use crate::aggregator::row::{Condition, Row};
+use super::{AgentReport, AgentState, CANNOT_SEE, Ended, NEVER_REPORTED, NodeReport, Ready, View};
+use crate::aggregator::row::{Condition, Episode, Row};
 use crate::aggregator::stale::{Agent, Missing};
 use crate::checks::{Severity, WORKER_PROBLEM};
 use crate::verdict::{AGENT_STALE, Raised, SETTLING, Status, WorkerState};
@@ -147,6 +147,10 @@ impl<'a> Judged<'a> {
             detail: self.detail.map(str::to_owned),
             next: self.remedy.as_deref().or(self.next).map(str::to_owned),
             findings: self.findings().to_vec(),
+            more: row.more.filter(|_| self.seen),
+            episodes: row.episodes.iter().filter(|_| self.seen && whole).map(ended).collect(),
+            rebooted: row.rebooted.filter(|_| whole),
+            updated: row.updated.filter(|_| whole),
             ready,
             agent: agent_report(&self.agent),
             created: row.created,
@@ -165,6 +169,11 @@ fn agent_report(agent: &Agent) -> AgentReport {
         Agent::Gone(gone) => (AgentState::Missing, Some(gone)),
     };
     AgentReport { state, pod: gone.and_then(|gone| gone.pod.clone()), since: gone.and_then(|gone| gone.since) }
+}
+
+fn ended(episode: &Episode) -> Ended {
+    let Episode { code, since, cleared, cure } = episode;
+    Ended { code: code.to_string(), since: *since, cleared: *cleared, cure: *cure }
 }
 
 fn marked_since(row: &Row) -> Option<Timestamp> {

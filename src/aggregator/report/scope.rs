@@ -75,7 +75,7 @@ fn told<'a>(node: &Judged<'a>) -> impl Iterator<Item = Told<'a>> {
 
 /// Whether the worker was cordoned before this began: somebody works on it. One that was cordoned afterwards was cordoned
 /// because of it.
-fn in_maintenance(row: &Row, since: Timestamp) -> bool {
+pub(super) fn in_maintenance(row: &Row, since: Timestamp) -> bool {
     row.unschedulable && row.cordoned_at.is_none_or(|at| at < since)
 }
 

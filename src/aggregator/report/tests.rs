@@ -214,3 +214,67 @@ fn without_the_annotation_the_findings_and_the_roll_up_decide() {
         [("a", "Critical", "KubeProxyChainsMissing"), ("c", "Warning", "DiskPressureImminent"), ("b", "Normal", "")]
     );
 }
+
+#[test]
+fn what_is_over_is_told_of_one_worker_and_what_did_not_fit_is_counted() {
+    let mut sick = node("a", "z", "p", "Warning", &[DISK]);
+    let annotations = &mut sick["metadata"]["annotations"];
+    let episode = |code: &str, hours: i64| serde_json::json!({"code": code, "since": at(-3600 * hours), "cleared": at(-3600 * hours + 60), "times": 2, "cure": "reboot"});
+    let mut all: Vec<_> = (1..12).map(|hours| episode("DiskFull", hours)).collect();
+    all.splice(
+        1..1,
+        [serde_json::json!({"code": "x".repeat(99), "since": at(0), "cleared": at(0)}), serde_json::json!(7)],
+    );
+    annotations["nodevitals.dev/episodes"] = serde_json::json!(all).to_string().into();
+    let findings =
+        annotations["nodevitals.dev/findings"].as_str().expect("text").replace("}]", r#"},{"truncated":3}]"#);
+    annotations["nodevitals.dev/findings"] = findings.into();
+    let cluster = cluster(&[sick, node("b", "z", "p", "Normal", &[])], &[agent("x", "a", true)]);
+    let one = build(&cluster, Agents::Once, Source::Aggregator, Some("a"), moment(0)).nodes.remove(0);
+    assert_eq!((one.findings.len(), one.more.map(std::num::NonZero::get)), (1, Some(3)));
+    assert_eq!(one.episodes.len(), 6, "of the first eight two are nobody's");
+    assert_eq!((&*one.episodes[0].code, one.episodes[0].cleared), ("DiskFull", at(-3540)));
+    assert_eq!(one.episodes[0].cure, Some(crate::verdict::Cure::Reboot));
+    let whole = report(&cluster);
+    assert!(whole.nodes.iter().all(|node| node.episodes.is_empty()), "in the report of one worker only");
+    assert_eq!((whole.nodes[0].more.map(std::num::NonZero::get), whole.nodes[1].more), (Some(3), None));
+    for damaged in ["", "{}", "[7]", r#"[{"truncated":0}]"#, r#"{"truncated":-1}]"#, r#"{"truncated":99999999999}]"#] {
+        assert_eq!(crate::aggregator::row::more(damaged), None, "{damaged}");
+    }
+}
+
+#[test]
+fn what_agents_say_with_their_question_outlasts_heartbeats_and_is_known_from_before() {
+    let worker = || node("a", "z", "p", "Normal", &[]);
+    let mut cluster = cluster(&[worker()], &[]);
+    let booted = at(-7200);
+    let query = |hash: &str, at: Timestamp| format!("node=a&cni={hash}&boot={}", at.as_second());
+    cluster.agent_said("a", &query("0badc0de", booted), at(0));
+    crate::aggregator::testing::apply(&mut cluster, &worker());
+    let of = |cluster: &Cluster| {
+        let row = cluster.node("a").expect("it is there");
+        (cluster.values.of(&row.traits, "CNI configuration").map(str::to_owned), row.rebooted)
+    };
+    assert_eq!(of(&cluster), (Some("0badc0de".to_owned()), Some(booted)));
+    let before = |cluster: &Cluster, second| {
+        cluster.surroundings.journal.before(at(second)).into_iter().map(|it| (it.at, it.what)).collect::<Vec<_>>()
+    };
+    assert_eq!(before(&cluster, 0), [(booted, "worker a booted anew".to_owned())], "before this process ran");
+    // Clocks are set, and others may say anything.
+    for nothing in ["boot=x&cni=zz", "cni=0badc0d", "boot=99999999999999", "", "xcni=00000000"] {
+        cluster.agent_said("a", nothing, at(10));
+    }
+    cluster.agent_said("a", &query("0badc0de", at(-7000)), at(20));
+    cluster.agent_said("nobody", &query("0badc0de", booted), at(20));
+    assert_eq!((of(&cluster).1, cluster.nodes().len()), (Some(booted), 1));
+    cluster.agent_said("a", &query("00000001", booted), at(60));
+    let expected = ["worker a changed its CNI configuration", "worker a booted anew"];
+    let told: Vec<String> = before(&cluster, 60).into_iter().map(|(_, what)| what).take(2).collect();
+    assert_eq!(told, expected);
+    let mut other = worker();
+    other["status"]["nodeInfo"] = serde_json::json!({"machineID": "m1"});
+    crate::aggregator::testing::apply(&mut cluster, &other);
+    other["status"]["nodeInfo"] = serde_json::json!({"machineID": "m2"});
+    crate::aggregator::testing::apply(&mut cluster, &other);
+    assert_eq!(cluster.node("a").and_then(|row| row.reloaded), Some(at(0)));
+}

@@ -49,6 +49,24 @@ fn a_rollout_does_not_count() {
 }
 
 #[test]
+fn one_look_goes_by_since_when_the_agent_and_the_kubelet_are_missing() {
+    let not_ready = [agent("a", "n", false)];
+    let cluster = cluster(&[healthy("n"), healthy("bare"), silent(healthy("quiet"))], &not_ready);
+    let look = |name: &str, second| agent_at_once(&cluster, name, cluster.node(name).expect("there"), at(second));
+    // Not Ready since 50 s before 0: as in a rollout of the agents, whose first probe comes after seconds.
+    assert_eq!(look("n", -50), Agent::Late);
+    assert_eq!(look("n", -11), Agent::Late);
+    let gone = Gone { what: Missing::Agent, since: Some(at(-50)), pod: Some("a".into()) };
+    assert_eq!(look("n", -10), Agent::Gone(gone));
+    // The control plane's clock is ahead of ours.
+    assert_eq!(look("n", -55), Agent::Late);
+    assert_eq!(look("quiet", -101), Agent::Late);
+    assert!(matches!(look("quiet", -100), Agent::Gone(Gone { what: Missing::Kubelet, .. })));
+    // Without a Pod nobody tells since when.
+    assert_eq!(look("bare", 0), Agent::Gone(Gone { what: Missing::Agent, since: None, pod: None }));
+}
+
+#[test]
 fn a_silent_kubelet_counts_whatever_its_pods_say() {
     let cluster = cluster(&[silent(healthy("n"))], &[agent("a", "n", true)]);
     let mut watchdog = Watchdog::default();
@@ -58,12 +76,62 @@ fn a_silent_kubelet_counts_whatever_its_pods_say() {
 }
 
 #[test]
+fn an_agent_that_lives_while_its_kubelet_is_silent_is_the_only_writer() {
+    let pods = [agent("a", "n", true)];
+    let mut cluster = cluster(&[silent(healthy("n")), silent(healthy("other"))], &pods);
+    let mut watchdog = Watchdog::default();
+    assert_eq!(marked_after(&cluster, &mut watchdog, 0..=20), ["n", "other"]);
+    for name in ["n", "other"] {
+        apply(&mut cluster, &marked(silent(healthy(name))));
+    }
+    assert!(marked_after(&cluster, &mut watchdog, 21..=30).is_empty());
+    // The agent of one puts that right; that of the other is gone indeed.
+    apply(&mut cluster, &silent(healthy("n")));
+    assert!(marked_after(&cluster, &mut watchdog, 31..=600).is_empty(), "it is alive");
+    assert_eq!(watchdog.agent(&cluster, "n", cluster.node("n").expect("there"), moment(600)), Agent::NotSeen);
+    assert_eq!(marked_after(&cluster, &mut watchdog, 601..=631), ["n"], "nothing was heard of it since");
+    watchdog.heard("n", moment(631).since_boot);
+    assert!(marked_after(&cluster, &mut watchdog, 632..=1_230).is_empty(), "it has asked for the map");
+    assert_eq!(marked_after(&cluster, &mut watchdog, 1_231..=1_231), ["n"]);
+    // It does so before the next look.
+    let mut at_once = Watchdog::default();
+    assert_eq!(marked_after(&cluster, &mut at_once, 0..=20), ["n"]);
+    at_once.marked("n");
+    assert!(marked_after(&cluster, &mut at_once, 21..=600).is_empty());
+    // What was heard before the kubelet went silent proves nothing.
+    let mut watchdog = Watchdog::default();
+    watchdog.heard("n", moment(0).since_boot);
+    watchdog.step(&cluster, moment(0));
+    assert_eq!(marked_after(&cluster, &mut watchdog, 1..=20), ["n"], "it asked before its kubelet was silent");
+    // A sign of life does not help where the agent's own Pod is not Ready.
+    let mut lost = super::super::testing::cluster(&[healthy("n")], &[agent("a", "n", false)]);
+    let mut watchdog = Watchdog::default();
+    watchdog.step(&lost, moment(0));
+    watchdog.heard("n", moment(30).since_boot);
+    assert_eq!(marked_after(&lost, &mut watchdog, 31..=40), ["n"]);
+    apply(&mut lost, &silent(healthy("n")));
+    assert_eq!(marked_after(&lost, &mut watchdog, 41..=61), ["n"], "that was before");
+}
+
+#[test]
 fn an_agent_that_says_itself_that_the_kubelet_is_down_is_believed() {
     let down = node("n", "z", "p", "Critical", &[("KubeletDown", "critical", "controlPlanePath", "no kubelet")]);
     let cluster = cluster(&[silent(down)], &[agent("a", "n", false)]);
     let mut watchdog = Watchdog::default();
     assert!(marked_after(&cluster, &mut watchdog, 0..=300).is_empty());
     assert_eq!(watchdog.agent(&cluster, "n", cluster.node("n").expect("there"), moment(300)), Agent::NotSeen);
+}
+
+#[test]
+fn what_a_kubelet_said_of_itself_before_it_went_silent_proves_no_agent() {
+    let unwell = |subject: &str| {
+        let mut node = node("n", "z", "p", "Critical", &[("KubeletUnhealthy", "critical", "controlPlanePath", "d")]);
+        let findings = &mut node["metadata"]["annotations"]["nodevitals.dev/findings"];
+        *findings = findings.as_str().expect("text").replace("a subject", subject).into();
+        cluster(&[silent(node)], &[agent("a", "n", true)])
+    };
+    assert_eq!(marked_after(&unwell("Ready"), &mut Watchdog::default(), 0..=20), ["n"]);
+    assert!(marked_after(&unwell("heartbeat"), &mut Watchdog::default(), 0..=300).is_empty());
 }
 
 #[test]

@@ -236,6 +236,20 @@ async fn that_an_optional_kind_is_not_there_or_denied_is_told_once_all_its_group
     assert_eq!(log.changes, ["denied"]);
 }
 
+#[tokio::test]
+async fn what_has_been_seen_is_not_forbidden_because_a_server_that_starts_refuses_it() {
+    let denied = [r#"{"kind":"Status","status":"Failure","code":403,"reason":"Forbidden","message":"no"}"#];
+    let first = [node("ADDED", "a", 3), bookmark(5, true)];
+    let answers = vec![
+        answer("200 OK", &lines(&first), false),
+        answer("403 Forbidden", &denied, false),
+        answer("200 OK", &lines(&[node("ADDED", "b", 6)]), true),
+    ];
+    let log = followed(answers, 7).await;
+    assert_eq!(log.changes, ["found", "list", "+a", "listed", "lost", "found", "+b"]);
+    assert!(log.requests[2].contains("resourceVersion=5"), "{:?}", log.requests);
+}
+
 #[test]
 fn where_only_metadata_is_read_only_metadata_is_asked_for() {
     let mut kind = Kind { name: "x", paths: vec!["/x".into()], selector: "", optional: true, metadata_only: true };

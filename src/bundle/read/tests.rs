@@ -60,6 +60,16 @@ fn a_directory_and_its_archive_read_the_same() {
 }
 
 #[test]
+fn what_nodes_kept_before_are_no_other_nodes() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let archive = dir.path().join("all.tar");
+    let entry = |name: &str| super::super::tar::entry(&format!("{name}/{MANIFEST}"), b"{}", 0);
+    let all = ["all/n1", "all/n1/kept/x", "all/n1/kept/y", "all/n1-b", "all/n1-b/kept/x"].map(entry).concat();
+    std::fs::write(&archive, [all, vec![0; 1024]].concat()).expect("writes");
+    assert_eq!(why(&archive), "PATH: holds the bundles of 2 nodes; give one of them: all/n1, all/n1-b");
+}
+
+#[test]
 fn what_is_wrong_is_named_by_file_and_field() {
     let good = facts();
     let text = String::from_utf8(good.clone()).expect("JSON");

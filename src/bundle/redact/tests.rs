@@ -72,6 +72,17 @@ fn private_keys_go_and_certificates_stay() {
     assert_eq!(redacted(&json), r#"{"file":"[redacted]\nafter","next":1}"#);
     // What fuzzing found: a second end behind what is no text.
     check_redacted(b"-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----\n\xff\0\n-----END RSA PRIVATE KEY----\xff@h");
+    // And the name of a secret behind one hyphen.
+    check_redacted(b"{\"C ap-----\nMIIE\n-----END RSA PRIVATE KEY-key-data:   http://u:p@h/\"}");
+}
+
+#[test]
+fn a_long_string_of_quotes_is_searched_once() {
+    // Searched from each quote on, this would take hours.
+    let json = format!("{{\"a\":\"{}pAIB\\n-----END PRIVATE KEY-----\\nb\"}}", "\\\"".repeat(4 << 20));
+    assert_eq!(redacted(&json), r#"{"a":"[redacted]\nb"}"#);
+    let json = format!("{{\"a\":\"-----BEGIN CERTIFICATE-----{}pAIB\\n-----END PRIVATE KEY-----\"}}", "\\\"".repeat(9));
+    assert_eq!(redacted(&json), format!("{{\"a\":\"-----BEGIN CERTIFICATE-----{}[redacted]\"}}", "\\\""));
 }
 
 #[test]

@@ -35,7 +35,7 @@ mod tests {
 
     fn writes(blocked: Option<&str>) -> Node {
         let (server, blocked) = ("https://10.0.0.9:6443/".into(), blocked.map(str::to_owned));
-        let writes = Writes { server, blocked, cordoned: None, registered_at: None };
+        let writes = Writes { server, blocked, ..Writes::default() };
         Node::worker().edit(move |now| now.writes = Seen::Yes(writes.clone()))
     }
 

@@ -1,6 +1,7 @@
 //! Calico's chains are not there: network policies are not enforced, and no connectivity test can show it.
 //!
-//! *Looks at* the chains that Felix always programs. *Traps*: eBPF has no such chains; a living Felix writes them again with its
+//! *Looks at* the chains that Felix always programs. *Traps*: with eBPF policies are programs, and only the chain that
+//! masquerades pods is missed, where it was; a living Felix writes them again with its
 //! periodic refresh, so it is waited for; without Felix nobody will (recorded: incident 04); on a worker that joins, the CNI
 //! configuration is there before Felix is, whose image is still to be pulled (catalogue R100, R101).
 
@@ -13,7 +14,7 @@ pub(super) const CHECK: Check = Check {
     code: "CalicoChainsMissing",
     area: Area::PacketFilter,
     severity: Severity::Critical,
-    why: "policies are NOT enforced on this node, and traffic goes on as if nothing had happened",
+    why: "policies are NOT enforced on this node (with eBPF: pods are not masqueraded), and traffic goes on as if nothing had happened",
     next_step: "check that Felix is alive on this node (`curl -s localhost:9099/liveness`) and delete the calico-node pod; then find who flushed the tables",
     raise_after: Duration::from_secs(1),
     clear_after: Duration::from_secs(2),
@@ -23,19 +24,13 @@ pub(super) const CHECK: Check = Check {
 /// `IptablesRefreshInterval` of Felix is 90 s up to 3.21 and 180 s today, plus a margin.
 const FELIX_REFRESH: Duration = Duration::from_secs(200);
 /// On a worker that has just joined Felix is still to start; until then there is nothing to miss.
-const JOINING: Duration = Duration::from_secs(60);
+pub(super) const JOINING: Duration = Duration::from_secs(60);
 
 fn run(look: &Look<'_>) -> Outcome {
     let Some(dataplane) = look.expected.calico else {
         return Outcome::NotApplicable("no Calico on this node".into());
     };
-    let Some(plan) = chains::calico(dataplane) else {
-        return Outcome::NotApplicable(
-            "Calico uses its eBPF dataplane here, which enforces policies without chains: see CalicoChainsUnhooked"
-                .into(),
-        );
-    };
-    let gaps = match chains::gaps(look, plan, &look.before.calico) {
+    let gaps = match chains::gaps(look, chains::calico(look, dataplane), &look.before.calico) {
         Ok(gaps) => gaps,
         Err(error) => return Outcome::unknown(error),
     };
@@ -43,7 +38,8 @@ fn run(look: &Look<'_>) -> Outcome {
     let missing = gaps.iter().filter(|gaps| !gaps.missing.is_empty());
     let findings = missing.map(|gaps| {
         let what = gaps.missing.join(", ") + &gaps.blame(look, &gaps.missing);
-        let detail = format!("Calico's chains are missing ({}), so policies are NOT enforced: {what}", gaps.place());
+        let result = chains::without_calico(dataplane);
+        let detail = format!("Calico's chains are missing ({}), {result}: {what}", gaps.place());
         let finding = Finding::new(gaps.family.to_string(), detail);
         match () {
             () if felix => finding.repaired_within(FELIX_REFRESH),
@@ -56,12 +52,18 @@ fn run(look: &Look<'_>) -> Outcome {
 
 /// Whether the kubelet has only just started, and Felix too, or not yet at all in this boot.
 fn joining(look: &Look<'_>) -> bool {
-    let age = |program| {
-        let process = look.now.processes.get().and_then(|processes| processes.of(program));
-        process.map(|process| look.now.taken_at.duration_since(process.started_at).unsigned_abs())
-    };
-    let felix = age(Program::Felix).map_or(!look.before.programs.contains(&Program::Felix), |age| age < JOINING);
-    felix && age(Program::Kubelet).is_some_and(|age| age < JOINING * 2)
+    felix_starts(look) && age(look, Program::Kubelet).is_some_and(|age| age < JOINING * 2)
+}
+
+/// Whether Felix has only just started, or was not seen yet in this boot: the processes are looked for more rarely than its
+/// chains are told.
+pub(super) fn felix_starts(look: &Look<'_>) -> bool {
+    age(look, Program::Felix).map_or(!look.before.programs.contains(&Program::Felix), |age| age < JOINING)
+}
+
+fn age(look: &Look<'_>, program: Program) -> Option<Duration> {
+    let process = look.now.processes.get().and_then(|processes| processes.of(program));
+    process.map(|process| look.now.taken_at.duration_since(process.started_at).unsigned_abs())
 }
 
 #[cfg(test)]
@@ -109,9 +111,16 @@ mod tests {
     }
 
     #[test]
-    fn trap_ebpf_has_no_chains() {
-        let node = broken(Backend::Nftables).routing(|routing| routing.links[0].name = "bpfin.cali".into());
-        assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+    fn trap_with_ebpf_only_what_masquerades_is_missed() {
+        let ebpf = |node: Node| node.routing(|routing| routing.links[0].name = "bpfin.cali".into());
+        assert_eq!(run(&ebpf(broken(Backend::Nftables)).look()), Outcome::Healthy);
+        let flushed = ebpf(Node::worker().calico(Backend::Nftables)).edit_chains(Backend::Nftables, "nat", |chains| {
+            chains.retain(|chain| chain.base.is_some());
+        });
+        let details = testing::details(&run(&flushed.look()));
+        assert!(details[0].contains("so pods are not masqueraded") && details[0].ends_with("nat cali-POSTROUTING"));
+        let never = ebpf(Node::worker().cni_plugin("calico"));
+        assert_eq!(run(&never.look()), Outcome::Healthy, "they never were here");
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! Calico's chains are there, but nothing jumps to them: network policies are not enforced, and no connectivity test can show it.
 //!
-//! *Looks at* the jumps from the base chains; with the eBPF dataplane, at the programs on links. *Traps*: programs may be attached
-//! in a way that the kernel does not tell; a living Felix writes them again with its
+//! *Looks at* the jumps from the base chains; with the eBPF dataplane, at the programs on links too. *Traps*: programs may be
+//! attached in a way that nobody tells; a living Felix writes them again with its
 //! periodic refresh, so it is waited for; without Felix nobody will (recorded: incident 04; catalogue R100, R101).
 
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains, programs};
+use crate::facts::CalicoDataplane;
 
 pub(super) const CHECK: Check = Check {
     code: "CalicoChainsUnhooked",
     area: Area::PacketFilter,
     severity: Severity::Critical,
-    why: "policies are NOT enforced on this node, and traffic goes on as if nothing had happened",
+    why: "policies are NOT enforced on this node (with eBPF: pods are not masqueraded), and traffic goes on as if nothing had happened",
     next_step: "check that Felix is alive on this node (`curl -s localhost:9099/liveness`) and delete the calico-node pod; then find who removed the jumps",
     raise_after: Duration::from_millis(500),
     clear_after: Duration::from_secs(2),
@@ -27,20 +28,30 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::NotApplicable("no Calico on this node".into());
     };
     let felix = look.now.health.felix.get().is_some_and(|answer| answer.status < 300);
-    let Some(plan) = chains::calico(dataplane) else { return programs::missing(look, felix.then_some(FELIX_REFRESH)) };
-    let gaps = match chains::gaps(look, plan, &look.before.calico) {
+    let ebpf = dataplane == CalicoDataplane::Ebpf;
+    let programs = ebpf.then(|| programs::missing(look, felix.then_some(FELIX_REFRESH)));
+    let gaps = match chains::gaps(look, chains::calico(look, dataplane), &look.before.calico) {
         Ok(gaps) => gaps,
-        Err(error) => return Outcome::unknown(error),
+        // Programs are seen without any of the backends.
+        Err(error) => {
+            return programs.filter(|it| matches!(it, Outcome::Findings(_))).unwrap_or(Outcome::unknown(error));
+        }
     };
     let unhooked = gaps.iter().filter(|gaps| !gaps.unhooked.is_empty());
     let findings = unhooked.map(|gaps| {
         let what = gaps.unhooked.join(", ") + &gaps.blame(look, &gaps.unhooked);
-        let detail =
-            format!("Jumps to Calico's chains are gone ({}), so policies are NOT enforced: {what}", gaps.place());
+        let result = chains::without_calico(dataplane);
+        let detail = format!("Jumps to Calico's chains are gone ({}), {result}: {what}", gaps.place());
         let finding = Finding::new(gaps.family.to_string(), detail);
         if felix { finding.repaired_within(FELIX_REFRESH) } else { finding }
     });
-    Outcome::from_findings(findings.collect())
+    let mut findings: Vec<Finding> = findings.collect();
+    match programs {
+        Some(Outcome::Findings(more)) => findings.extend(more),
+        Some(outcome) if findings.is_empty() => return outcome,
+        _ => {}
+    }
+    Outcome::from_findings(findings)
 }
 
 #[cfg(test)]
@@ -97,6 +108,21 @@ mod tests {
         assert_eq!(testing::subjects(&run(&all.look())), ["eBPF"]);
         let whole = ebpf(&[("cali1", [true; 2]), ("eth0", [true; 2])]);
         assert_eq!(run(&whole.look()), Outcome::Healthy);
+        let denied = |node: Node| node.edit(|now| now.nftables = testing::denied("nf_tables"));
+        assert_eq!(testing::subjects(&run(&denied(all).look())), ["eBPF"]);
+        assert!(matches!(run(&denied(whole).look()), Outcome::Unknown(_)));
+    }
+
+    #[test]
+    fn with_ebpf_the_jump_to_what_masquerades() {
+        let node = ebpf(&[("cali1", [true; 2])]).edit_chains(Backend::Nftables, "nat", |chains| {
+            for chain in chains {
+                chain.jumps.clear();
+            }
+        });
+        let details = testing::details(&run(&node.look()));
+        assert_eq!(details.len(), 1);
+        assert!(details[0].ends_with("are not checked: nat POSTROUTING -> cali-POSTROUTING"), "{details:?}");
     }
 
     #[test]
@@ -112,10 +138,10 @@ mod tests {
     fn trap_programs_of_ebpf_that_the_kernel_does_not_tell() {
         let all = ebpf(&[("cali1", [false; 2]), ("cali2", [false; 2])]);
         let never = ebpf(&[("cali1", [false; 2])]).remember(|before| before.attached.clear());
-        assert!(matches!(run(&never.look()), Outcome::NotApplicable(_)));
-        // Felix lives and has attached them anew, by TCX.
+        assert!(matches!(run(&never.look()), Outcome::Unknown(_)));
+        // Felix lives and has attached them anew, in a way that is not known yet.
         let moved = all.edit(|now| now.health.felix = testing::answers(200));
-        assert!(matches!(run(&moved.look()), Outcome::NotApplicable(_)));
+        assert!(matches!(run(&moved.look()), Outcome::Unknown(_)));
         let blind = ebpf(&[]).routing(|routing| routing.programs = testing::denied("filters of tc"));
         assert!(matches!(run(&blind.look()), Outcome::Unknown(_)));
     }

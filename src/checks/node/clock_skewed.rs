@@ -55,7 +55,7 @@ fn run(look: &Look<'_>) -> Outcome {
 fn clocks(path: &ControlPlanePath) -> Vec<i64> {
     let others = path.endpoints.iter().filter(|leg| leg.to != path.kubelet.to);
     let mut clocks: Vec<i64> = std::iter::once(&path.kubelet).chain(others).filter_map(|leg| leg.clock_ahead).collect();
-    clocks.sort_by_key(|seconds| seconds.abs());
+    clocks.sort_unstable_by_key(|seconds| seconds.abs());
     clocks
 }
 

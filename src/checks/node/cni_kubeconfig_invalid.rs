@@ -1,14 +1,16 @@
 //! The kubeconfig with which a CNI plugin asks the API server cannot be used, or its token ends.
 //!
 //! *Looks at* the files that the configuration in force names (`kubernetes.kubeconfig` of Calico, `kubeconfig` of Multus):
-//! there, a server, authorities that can be decoded, credentials, and the end of the token. calico-node writes Calico's
-//! file anew after a quarter of the token's life. *Traps*: the token itself is never kept nor printed; a token without an
+//! there, a server to which TCP connects, authorities that can be decoded, credentials, and the end of the token. calico-node
+//! writes Calico's file anew after a quarter of the token's life. *Traps*: a control plane that nobody here reaches is the
+//! cause, and this a consequence; the token itself is never kept nor printed; a token without an
 //! end (a Secret) is fine; flannel and the bridge plugins need no kubeconfig (catalogue R067).
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error};
-use crate::facts::{CniKubeconfig, Seen};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error, path};
+use super::master_path_partial;
+use crate::facts::{CniKubeconfig, PathStep, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "CniKubeconfigInvalid",
@@ -26,6 +28,11 @@ pub(super) const CHECK: Check = Check {
 const SOON: i64 = 600;
 /// calico-node writes its file every 6 h, older ones every hour (`node/pkg/cni/token_watch.go`), in seconds.
 const STALE: i64 = 24 * 3600;
+
+/// An API server that is started anew is back by then, as for the ways to the control plane themselves.
+const CONFIRMED: Duration = Duration::from_secs(30);
+/// What to do about a server that is not reached.
+const UNREACHABLE: &str = "compare the server with the one in the kubelet's kubeconfig; the Service address of the API server needs kube-proxy's rules here; restarting calico-node (delete its pod) writes the file anew";
 
 fn run(look: &Look<'_>) -> Outcome {
     let cni = &look.now.cni;
@@ -51,6 +58,9 @@ fn judge(look: &Look<'_>, path: &str, config: &CniKubeconfig, calico: bool) -> O
     if let Some(fault) = &config.fault {
         return Some(finding(fault.clone()));
     }
+    if let Some(what) = unreachable(look, config) {
+        return Some(finding(what).next(UNREACHABLE).repaired_within(CONFIRMED));
+    }
     let now = look.now.taken_at.as_second();
     let expires = config.token_expires_at?;
     let age = config.modified.map_or(0, |modified| now - modified.as_second());
@@ -67,6 +77,23 @@ fn judge(look: &Look<'_>, path: &str, config: &CniKubeconfig, calico: bool) -> O
         }
         _ => None,
     }
+}
+
+/// Why no TCP connection to its server stands, if so.
+fn unreachable(look: &Look<'_>, config: &CniKubeconfig) -> Option<String> {
+    let (host, port) = config.at()?;
+    let to = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let path = look.now.control_plane.get()?;
+    let leg = path.leg(&to)?;
+    // Of some API servers that are not reached MasterPathPartial tells: the Service's address leads to one of them by chance.
+    let some = (1..path.endpoints.len()).contains(&master_path_partial::broken(path).len());
+    if some && path.service.as_ref().is_some_and(|service| service.to == to) {
+        return None;
+    }
+    let fault = leg.fault().filter(|fault| fault.step <= PathStep::Connect)?;
+    let rule = path::by_own_rule(look, leg);
+    let why = path::why(leg, None).unwrap_or_else(|| fault.detail.clone());
+    Some(format!("names the server {to}, which is not reached from here: {why}{rule}"))
 }
 
 #[cfg(test)]
@@ -125,6 +152,37 @@ mod tests {
             config.fault = Some("names no server".into());
         });
         assert_eq!(only(&node).detail, format!("The CNI's kubeconfig {PATH} names no server"));
+    }
+
+    #[test]
+    fn a_server_that_is_not_reached_by_whichever_way_it_is() {
+        let leg = |to: &str, end| testing::leg(to, end);
+        let service = token(None, 0).path(|path| path.service = Some(leg("10.96.0.1:443", testing::end())));
+        let told = only(&service);
+        let start = format!(
+            "The CNI's kubeconfig {PATH} names the server 10.96.0.1:443, which is not reached from here: timed out"
+        );
+        assert!(told.detail.starts_with(&start), "{}", told.detail);
+        assert_eq!(told.owner_repairs_within, Some(CONFIRMED));
+        // Trap: one of the API servers is not reached, and the Service's address leads there by chance.
+        let to = ["10.0.0.8:6443", "10.0.0.9:6443"];
+        let some = service.endpoints(&to, &[testing::end(), crate::facts::PathEnd::Answered(200)]);
+        assert_eq!(run(&some.look()), Outcome::Healthy);
+        let all = some.endpoints(&to, &[testing::end(), testing::end()]);
+        assert_eq!(only(&all).detail, told.detail);
+        let server = |to: &'static str, end| {
+            token(None, 0)
+                .edit(|now| {
+                    let Some(Seen::Yes(config)) = now.cni.kubeconfigs.get_mut(PATH) else { panic!("seen") };
+                    config.server = format!("https://{to}/");
+                })
+                .path(|path| path.cni = vec![leg(to, end)])
+        };
+        assert!(only(&server("[fd00::1]:6443", testing::end())).detail.contains("the server [fd00::1]:6443, which"));
+        assert_eq!(run(&server("[fd00::1]:6443", crate::facts::PathEnd::Connected).look()), Outcome::Healthy);
+        // A certificate or an answer is the control plane's own affair.
+        let tls = testing::fault(PathStep::Tls, crate::facts::FaultKind::Expired);
+        assert_eq!(run(&server("10.0.0.7:6443", tls).look()), Outcome::Healthy);
     }
 
     #[test]

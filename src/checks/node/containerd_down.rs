@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, kubelet_words};
 use crate::facts::{Program, Reason, Seen};
 
 pub(super) const CHECK: Check = Check {
@@ -37,7 +37,11 @@ fn run(look: &Look<'_>) -> Outcome {
         Some(Reason::TimedOut) | None => return Outcome::Healthy,
         Some(_) => return runtime.status.error().map_or(Outcome::Healthy, Outcome::unknown),
     };
-    let detail = format!("The container runtime is down: {said} {path}{}", process(look));
+    let detail = format!(
+        "The container runtime is down: {said} {path}{}{}",
+        process(look),
+        kubelet_words::echo(look, "container runtime is")
+    );
     let finding = Finding::new(path, detail);
     let finding = if starting(look) { finding.repaired_within(STARTING) } else { finding };
     Outcome::from_findings(vec![finding])

@@ -24,7 +24,7 @@ pub(super) const CHECK: Check = Check {
 fn run(look: &Look<'_>) -> Outcome {
     let status = seen!(look.now.runtime.status, Outcome::NotApplicable("no container runtime here".into()));
     let latency = &look.now.runtime.latency;
-    let slow: Vec<&CallLatency> = latency.iter().filter(|call| is_slow(call)).collect();
+    let slow: Vec<&CallLatency> = latency.iter().filter(|call| call.lasts()).collect();
     let Some(worst) = slow.iter().max_by_key(|call| call.now) else { return Outcome::Healthy };
     let figures: Vec<String> = slow
         .iter()
@@ -46,11 +46,6 @@ fn run(look: &Look<'_>) -> Outcome {
         detail.push_str("; Version is not, so that it is the list that takes long");
     }
     Outcome::from_findings(vec![Finding::new("CRI", detail)])
-}
-
-/// Whether both windows are slow.
-pub(super) fn is_slow(call: &CallLatency) -> bool {
-    [call.now, call.before].into_iter().all(|window| CallLatency::is_slow(window, call.usual))
 }
 
 #[cfg(test)]

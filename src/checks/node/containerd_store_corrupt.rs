@@ -1,6 +1,6 @@
 //! containerd's store is damaged: its database or its images did not outlive a crash.
 //!
-//! *Looks at* the header and the length of `meta.db`, at empty blobs, and at errors of CRI calls that say so. Nothing is opened
+//! *Looks at* the header and the length of `meta.db`, at empty blobs, at CRI-O's lists, and at errors of CRI calls that say so. Nothing is opened
 //! as a database, locked or written: containerd may hold it. *Trap*: the database of a running containerd is being written, so
 //! that one of its two first pages may be torn; an empty blob can be the content of nothing (catalogue R060).
 
@@ -21,6 +21,8 @@ pub(super) const CHECK: Check = Check {
     run,
 };
 
+/// The next step where it is CRI-O's.
+const CRIO_NEXT: &str = "do not restart anything: CRI-O may wipe what it cannot read; cordon, gather (`journalctl -u crio -b`, the store's file list), drain, and reload or replace the worker";
 /// What containerd, its snapshotters and the kernel say of a damaged store.
 const DAMAGE: [&str; 8] = [
     "failed to get reader from content store",
@@ -56,7 +58,12 @@ fn run(look: &Look<'_>) -> Outcome {
         if unloaded {
             detail.push_str("; containerd runs without its CRI plugin");
         }
-        findings.push(Finding::new(fault.path.clone(), detail));
+        let finding = Finding::new(fault.path.clone(), detail);
+        findings.push(if std::path::Path::new(&fault.path).extension().is_some_and(|it| it == "json") {
+            finding.next(CRIO_NEXT)
+        } else {
+            finding
+        });
     }
     Outcome::from_findings(findings)
 }
@@ -72,6 +79,18 @@ mod tests {
     fn damaged() -> Node {
         let fault = FileFault { path: META.into(), what: "is empty".into() };
         Node::worker().edit(|now| now.store = Seen::Yes(vec![fault]))
+    }
+
+    #[test]
+    fn lists_of_crio() {
+        let path = "/var/lib/containers/storage/overlay-layers/layers.json";
+        let fault = FileFault { path: path.into(), what: "is empty: what CRI-O had is lost".into() };
+        let Outcome::Findings(findings) = run(&Node::worker().edit(|now| now.store = Seen::Yes(vec![fault])).look())
+        else {
+            panic!("a finding")
+        };
+        assert_eq!(findings[0].detail, format!("{path} is empty: what CRI-O had is lost"));
+        assert!(findings[0].next_step.as_deref().is_some_and(|next| next.contains("journalctl -u crio")));
     }
 
     #[test]

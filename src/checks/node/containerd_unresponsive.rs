@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, kubelet_words};
 use crate::facts::{HungProcess, Program, Reason, Seen};
 
 pub(super) const CHECK: Check = Check {
@@ -39,7 +39,8 @@ fn run(look: &Look<'_>) -> Outcome {
         };
     };
     let (process, next) = process(look);
-    let detail = format!("The container runtime hangs: {path} accepts but does not answer ({hung}){process}");
+    let echo = kubelet_words::echo(look, "container runtime is");
+    let detail = format!("The container runtime hangs: {path} accepts but does not answer ({hung}){process}{echo}");
     let finding = Finding::new(path.clone(), detail);
     Outcome::from_findings(vec![next.into_iter().fold(finding, Finding::next)])
 }

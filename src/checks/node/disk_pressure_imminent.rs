@@ -1,11 +1,12 @@
 //! Bytes of a file system will soon be used up.
 //!
-//! *Looks at* what is left against the kubelet's eviction threshold, or 1 % where the kubelet has none. *Trap*: blocks reserved for root are not available; one device in several roles counts once
-//! (catalogue R030, H9).
+//! *Looks at* what is left against the kubelet's eviction threshold, or 1 % where the kubelet has none. *Traps*: blocks reserved
+//! for root are not available; one device in several roles counts once; a kubelet stands by DiskPressure for five minutes, which
+//! is told and is no fault (catalogue R030, H9).
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Look, Outcome, Severity, space};
+use super::super::{Area, Check, Look, Outcome, Severity, kubelet_words, space};
 
 pub(super) const CHECK: Check = Check {
     code: "DiskPressureImminent",
@@ -19,6 +20,18 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn run(look: &Look<'_>) -> Outcome {
+    let short = short(look);
+    if short != Outcome::Healthy {
+        return short;
+    }
+    // It is rare that the kubelet says so: only then inodes, which it means too, are looked at here.
+    match kubelet_words::lingers(look, "DiskPressure") {
+        Outcome::Findings(_) if (super::inodes_exhaustion_imminent::CHECK.run)(look) != Outcome::Healthy => short,
+        lingers => lingers,
+    }
+}
+
+fn short(look: &Look<'_>) -> Outcome {
     space::judged(look, |filesystem| {
         let what = format!("Space on {}", space::name(filesystem));
         let supply = space::bytes(look, filesystem)?;
@@ -65,6 +78,20 @@ mod tests {
     fn trap_a_machine_without_kubelet_has_its_own_limit() {
         let node = bytes_left(9).edit(|now| now.kubelet = Seen::Absent);
         assert_eq!(run(&node.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_a_kubelet_that_stands_by_it_is_told_and_no_fault() {
+        let says =
+            |node: Node| node.says("DiskPressure", "True", "KubeletHasDiskPressure", "kubelet has disk pressure");
+        let Outcome::Findings(findings) = run(&says(Node::worker()).look()) else { panic!("it is told") };
+        assert_eq!((findings[0].subject.as_str(), findings[0].severity), ("DiskPressure", Some(Severity::Info)));
+        assert!(
+            findings[0].detail.contains("since 2023-11-14T22:09:10Z (\"kubelet has disk pressure\")"),
+            "{findings:?}"
+        );
+        assert_eq!(testing::subjects(&run(&says(bytes_left(13)).look())), ["/"], "it is short here");
+        assert_eq!(run(&says(Node::worker()).heartbeat_ago(700).look()), Outcome::Healthy, "old news");
     }
 
     #[test]

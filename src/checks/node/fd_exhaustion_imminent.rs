@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::super::space::Supply;
+use super::super::space::{self, Supply};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error};
 use crate::facts::{InotifyRoom, Quantity};
 
@@ -27,7 +27,9 @@ fn run(look: &Look<'_>) -> Outcome {
     let files = strain.files.get().and_then(|files| {
         let own = Quantity::Percent(look.limits.full_percent).of(files.limit);
         let supply = Supply::plain(files.limit, files.limit.saturating_sub(files.allocated), own, files.per_second);
-        supply.warn_or_full(look.limits, "files", "Open files of the node", human)
+        let mut finding = supply.warn_or_full(look.limits, "files", "Open files of the node", human)?;
+        finding.detail.push_str(&space::most("there is room for most in", &strain.file_tables, human));
+        Some(finding)
     });
     let findings = files.into_iter().chain(strain.inotify.get().into_iter().flat_map(watches));
     findings_or_unknown(findings.collect(), first_error([strain.files.error(), strain.inotify.error()]))
@@ -70,6 +72,13 @@ mod tests {
     fn files_instances_and_watches() {
         assert_eq!(testing::subjects(&files(95_000, 100_000)), ["files"]);
         assert_eq!(testing::subjects(&files(100_000, 100_000)), ["files"]);
+        let files = Files { allocated: 95_000, limit: 100_000, per_second: None };
+        let named = Node::worker().edit(|now| {
+            now.strain.files = Seen::Yes(files);
+            now.strain.file_tables = vec![("java (process 8)".into(), 65_536)];
+        });
+        let detail = &testing::details(&run(&named.look()))[0];
+        assert!(detail.ends_with("; there is room for most in java (process 8) (65536 files)"), "{detail}");
         assert!(testing::details(&room(0, None))[0].ends_with("none can be made"));
         assert!(testing::details(&room(3, Some(true)))[0].contains("only 3"));
         assert_eq!(testing::subjects(&room(8, Some(false))), ["inotify watches"]);

@@ -58,11 +58,7 @@ fn drops(look: &Look<'_>, packet: &Packet, hook: Hook, findings: &mut BTreeMap<S
             findings.entry(subject.clone()).or_insert_with(|| {
                 let comment =
                     hit.rule.comment.as_ref().map(|comment| format!(", comment \"{comment}\"")).unwrap_or_default();
-                let counter = match hit.rule.packets {
-                    None => "it has no counter".to_owned(),
-                    Some(0) => "it has matched no packet yet".to_owned(),
-                    Some(packets) => format!("it has matched at least {packets} packets"),
-                };
+                let counter = passage::counted(hit.rule);
                 let place = format!("{} of table {name} ({backend})", hit.chain);
                 Finding::new(
                     subject,

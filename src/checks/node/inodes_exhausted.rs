@@ -22,7 +22,9 @@ fn run(look: &Look<'_>) -> Outcome {
     space::judged(look, |filesystem| {
         let supply = space::inodes(look, filesystem)?;
         supply.full().then(|| {
-            let detail = format!("Inodes on {}: {}", space::name(filesystem), supply.describe(space::human_inodes));
+            let described = supply.describe(space::human_inodes);
+            let detail =
+                format!("Inodes on {}: {described}{}", space::name(filesystem), space::file_holders(filesystem));
             Finding::new(filesystem.mount_point.clone(), detail)
         })
     })
@@ -37,6 +39,9 @@ mod tests {
     #[test]
     fn fires_by_the_kubelets_threshold() {
         assert_eq!(testing::subjects(&run(&inodes_left(3).look())), ["/"]);
+        let named = inodes_left(3).filesystem(|it| it.most_files = vec![("emptyDir tmp of a/b".into(), 10_000)]);
+        let detail = &testing::details(&run(&named.look()))[0];
+        assert!(detail.ends_with("; many of them are in emptyDir tmp of a/b (10000 inodes)"), "{detail}");
     }
 
     #[test]

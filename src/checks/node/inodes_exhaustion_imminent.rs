@@ -21,7 +21,10 @@ pub(super) const CHECK: Check = Check {
 fn run(look: &Look<'_>) -> Outcome {
     space::judged(look, |filesystem| {
         let what = format!("Inodes on {}", space::name(filesystem));
-        space::inodes(look, filesystem)?.warn(look.limits, &filesystem.mount_point, &what, space::human_inodes)
+        let supply = space::inodes(look, filesystem)?;
+        let mut finding = supply.warn(look.limits, &filesystem.mount_point, &what, space::human_inodes)?;
+        finding.detail.push_str(&space::file_holders(filesystem));
+        Some(finding)
     })
 }
 
@@ -34,6 +37,8 @@ mod tests {
     #[test]
     fn fires_by_the_kubelets_threshold() {
         assert_eq!(testing::subjects(&run(&inodes_left(8).look())), ["/"]);
+        let named = inodes_left(8).filesystem(|it| it.most_files = vec![("logs of a/b".into(), 2000)]);
+        assert!(testing::details(&run(&named.look()))[0].ends_with("; many of them are in logs of a/b (2000 inodes)"));
     }
 
     #[test]

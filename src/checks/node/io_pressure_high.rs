@@ -7,7 +7,8 @@
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
+use super::super::space::human_bytes;
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, pods, seen};
 
 pub(super) const CHECK: Check = Check {
     code: "IoPressureHigh",
@@ -33,8 +34,10 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::Healthy;
     }
     let detail = format!(
-        "All tasks wait for disks {:.0} % of the time over a minute ({:.0} % over 10 s), {blocked} of them at this moment",
-        stall.full_avg60, stall.full_avg10
+        "All tasks wait for disks {:.0} % of the time over a minute ({:.0} % over 10 s), {blocked} of them at this moment{}",
+        stall.full_avg60,
+        stall.full_avg10,
+        pods::biggest(look, |bytes| format!("{} a second", human_bytes(bytes)), pods::Kind::Disks)
     );
     Outcome::from_findings(vec![Finding::new("io", detail)])
 }
@@ -58,6 +61,17 @@ mod tests {
     #[test]
     fn fires_when_several_tasks_wait() {
         assert!(testing::details(&with(70.0, 62.0, 5))[0].contains("62 % of the time over a minute"));
+    }
+
+    #[test]
+    fn who_uses_the_disks_is_named() {
+        let stall = Stall { some_avg10: 90.0, some_avg60: 90.0, full_avg10: 70.0, full_avg60: 62.0 };
+        let node = Node::worker().edit(|now| {
+            (now.strain.io, now.strain.blocked) = (Seen::Yes(stall), Some(5));
+            now.strain.pods = testing::pods();
+        });
+        let details = testing::details(&run(&node.look()));
+        assert!(details[0].ends_with("; most is used by default/web (12.0 MiB a second)"), "{details:?}");
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! so a rule and an empty set contradict each other; kube-proxy's IPVS mode has a set of all cluster IPs, which are addresses
 //! of `kube-ipvs0` too. *Traps*: the set of a selector is empty when no pod matches; a set that no rule refers to; a family
 //! without pools or Services; IPVS alone; the owner is alive and writes it again; intervals that end without having begun
-//! are left of a set of nf_tables that was emptied (catalogue R109).
+//! are left of a set of nf_tables that was emptied; a Felix that starts, whose chains are told at once and whose sets are seen
+//! with the next look (catalogue R109).
 
 use std::time::Duration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
-use crate::facts::{CalicoDataplane, Family, IpSet, ProxyMode, Ruleset, Seen};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, chains, seen};
+use super::calico_chains_missing::{JOINING, felix_starts};
+use crate::facts::{CalicoDataplane, Family, IPVS_DEVICE, IpSet, ProxyMode, Ruleset, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "IpSetMissing",
@@ -26,8 +28,6 @@ pub(super) const CHECK: Check = Check {
 const FELIX_REFRESH: Duration = Duration::from_secs(100);
 /// `NftablesRefreshInterval` is 180 s, plus a margin.
 const NATIVE_REFRESH: Duration = Duration::from_secs(200);
-/// kube-proxy's `syncPeriod` is 30 s, plus a margin.
-const KUBE_PROXY_SYNC: Duration = Duration::from_secs(35);
 
 /// What is wrong with a set.
 enum Fault {
@@ -80,7 +80,11 @@ fn calico_faults(look: &Look<'_>, sets: &[IpSet], native: bool, family: Family, 
     let mut tell = |id: &str, fault: &Fault, what: &str| {
         let finding = finding(&format!("{prefix}{id}"), fault, what);
         let refresh = if native { NATIVE_REFRESH } else { FELIX_REFRESH };
-        findings.push(if healthy { finding.repaired_within(refresh) } else { finding });
+        findings.push(match () {
+            () if healthy => finding.repaired_within(refresh),
+            () if felix_starts(look) => finding.repaired_within(JOINING),
+            () => finding,
+        });
     };
     let masquerade = find("masq-ipam-pools");
     if empty(masquerade) {
@@ -107,10 +111,8 @@ fn ipvs_faults(look: &Look<'_>, sets: &[IpSet], family: Family, findings: &mut V
     // `pkg/proxy/ipvs/ipset.go`.
     let prefix = if family == Family::V4 { "KUBE-" } else { "KUBE-6-" };
     let find = |id: &str| sets.iter().find(|set| set.name.strip_prefix(prefix) == Some(id));
-    let healthy = look.now.health.kube_proxy.get().is_some_and(|answer| answer.status < 300);
     let mut tell = |id: &str, fault: &Fault, what: &str| {
-        let finding = finding(&format!("{prefix}{id}"), fault, what);
-        findings.push(if healthy { finding.repaired_within(KUBE_PROXY_SYNC) } else { finding });
+        findings.push(chains::awaited(look, finding(&format!("{prefix}{id}"), fault, what)));
     };
     let what = "packets to cluster IPs are neither masqueraded nor let through";
     match find("CLUSTER-IP") {
@@ -156,7 +158,7 @@ fn has_chain(look: &Look<'_>, family: Family, chain: &str) -> bool {
 /// Whether kube-proxy gave `kube-ipvs0` addresses of this family.
 fn has_cluster_ips(look: &Look<'_>, family: Family) -> bool {
     look.now.routing.get().is_some_and(|routing| {
-        let device = routing.links.iter().find(|link| link.name == "kube-ipvs0");
+        let device = routing.links.iter().find(|link| link.name == IPVS_DEVICE);
         let ours = |it: &&crate::facts::Address| it.global && it.address.is_ipv4() == (family == Family::V4);
         device.is_some_and(|device| routing.addresses.iter().filter(ours).any(|it| it.link == device.index))
     })
@@ -177,10 +179,7 @@ mod tests {
     }
 
     fn ipvs(sets: &[IpSet]) -> Node {
-        let node = Node::worker().routing(|routing| {
-            let mut device = routing.links[1].clone();
-            (device.index, device.name) = (40, "kube-ipvs0".into());
-            routing.links.push(device);
+        let node = Node::worker().ipvs().routing(|routing| {
             let address = "10.96.0.1".parse().expect("an address");
             routing.addresses.push(Address { link: 40, address, prefix: 32, global: true });
         });
@@ -280,9 +279,11 @@ mod tests {
             outcome => panic!("{outcome:?}"),
         };
         let node = calico(&[set("cali40masq-ipam-pools", 0, 1)]);
-        assert_eq!(within(node.clone()), None);
+        let dead = node.clone().remember(|before| _ = before.programs.insert(crate::facts::Program::Felix));
+        assert_eq!(within(dead), None);
+        assert_eq!(within(node.clone()), Some(JOINING), "a Felix that was not seen yet starts");
         assert_eq!(within(node.edit(|now| now.health.felix = testing::answers(200))), Some(FELIX_REFRESH));
-        assert_eq!(within(ipvs(&[])), Some(KUBE_PROXY_SYNC));
+        assert_eq!(within(ipvs(&[])), chains::synced_within(&Node::worker().ipvs().look()));
         assert_eq!(within(ipvs(&[]).edit(|now| now.health.kube_proxy = testing::answers(503))), None);
     }
 

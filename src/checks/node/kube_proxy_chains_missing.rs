@@ -50,7 +50,8 @@ fn run(look: &Look<'_>) -> Outcome {
                 let detail = format!("kube-proxy's chains are missing ({}): {what}{blame}", gaps.place());
                 let finding = Finding::new(gaps.family.to_string(), detail);
                 let had = look.before.kube_proxy.contains(&(gaps.backend, gaps.family));
-                if settled && had { finding.repaired_within(NOBODY_REPAIRS) } else { finding }
+                let alone = settled && had;
+                chains::awaited(look, if alone { finding.repaired_within(NOBODY_REPAIRS) } else { finding })
             })
             .collect(),
     )
@@ -60,7 +61,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{Backend, Family, Seen};
+    use crate::facts::{Address, Backend, ClusterService, ClusterServicePort, Family, Seen};
 
     #[test]
     fn one_chain_gone_in_either_backend() {
@@ -72,6 +73,30 @@ mod tests {
             assert!(details[0].contains("nat KUBE-POSTROUTING"), "{details:?}");
             assert!(details[0].contains(&backend.to_string()), "{details:?}");
         }
+    }
+
+    #[test]
+    fn a_family_that_services_have_and_that_nobody_serves() {
+        let node = |address: &str| {
+            let address: std::net::IpAddr = address.parse().expect("an address");
+            Node::worker()
+                .with_map(|map| {
+                    let port = ClusterServicePort {
+                        name: "http".into(),
+                        protocol: "TCP".into(),
+                        port: 80,
+                        endpoints: vec![("fd00:10::1".parse().expect("an address"), 8080)],
+                    };
+                    let cluster_ips = vec!["fd00:20::1".parse().expect("an address")];
+                    let (namespace, name) = ("default".into(), "web".into());
+                    map.services = vec![ClusterService { namespace, name, cluster_ips, ports: vec![port] }];
+                })
+                .routing(|routing| routing.addresses.push(Address { link: 2, address, prefix: 64, global: true }))
+        };
+        let outcome = run(&node("2001:db8::5").look());
+        assert_eq!(testing::subjects(&outcome), ["IPv6"]);
+        assert!(testing::details(&outcome)[0].contains("nat KUBE-SERVICES"));
+        assert_eq!(run(&node("10.0.0.99").look()), Outcome::Healthy, "a node that does not speak it");
     }
 
     #[test]

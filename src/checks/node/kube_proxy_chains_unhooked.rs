@@ -1,8 +1,8 @@
 //! kube-proxy's chains are there, but nothing jumps to them.
 //!
-//! *Looks at* the jumps from the base chains. A living kube-proxy does not repair them for up to an hour, and its health
-//! port stays 200 (recorded: incidents 05 D and 05 E), so nobody is waited for. *Trap*: a start of kube-proxy makes
-//! chain and jump one after the other (catalogue R102).
+//! *Looks at* the jumps from the base chains, and in the native mode at where kube-proxy's own base chains are attached. A living kube-proxy does not repair them for up to an hour, and its health
+//! port stays 200 (recorded: incidents 05 D and 05 E), so nobody is waited for. *Traps*: a start of kube-proxy makes
+//! chain and jump one after the other; in IPVS mode it writes all of them each half minute (catalogue R102).
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ fn run(look: &Look<'_>) -> Outcome {
             .map(|gaps| {
                 let (what, blame) = (gaps.unhooked.join(", "), gaps.blame(look, &gaps.unhooked));
                 let detail = format!("Jumps to kube-proxy's chains are gone ({}): {what}{blame}", gaps.place());
-                Finding::new(gaps.family.to_string(), detail)
+                chains::awaited(look, Finding::new(gaps.family.to_string(), detail))
             })
             .collect(),
     )
@@ -44,7 +44,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{Action, Backend, Commit, Family, FilterRule, Piece, Removal};
+    use crate::facts::{Action, Backend, Commit, Family, FilterRule, Piece, Removal, Seen};
 
     fn without_jump(backend: Backend) -> Node {
         Node::worker().kube_proxy(backend).edit_chains(backend, "nat", |chains| {
@@ -79,6 +79,62 @@ mod tests {
     }
 
     #[test]
+    fn the_native_modes_filter_hooks_and_its_second_family() {
+        let with = |family: Family, change: fn(&mut crate::facts::Chain)| {
+            Node::worker().kube_proxy_native().edit(|now| {
+                let Seen::Yes(ruleset) = &mut now.nftables else { panic!("seen") };
+                let tables = ruleset.tables.iter_mut().filter(|table| table.family == family);
+                tables.flat_map(|table| &mut table.chains).for_each(change);
+            })
+        };
+        for base in ["filter-input", "filter-forward", "filter-output"] {
+            let check = format!("kube-proxy {base} -> service-endpoints-check");
+            let gone =
+                |chain: &mut crate::facts::Chain| chain.jumps.retain(|it| it.target != "service-endpoints-check");
+            let details = testing::details(&run(&with(Family::V6, gone).look()));
+            assert!(details.len() == 1 && details[0].contains("(IPv6, nf_tables)"), "{details:?}");
+            assert!(details[0].contains(&check), "{details:?}");
+        }
+        let node = with(Family::V4, |chain| {
+            chain.base = chain.base.filter(|_| chain.name != "filter-prerouting-pre-dnat");
+            if chain.name == "filter-prerouting-pre-dnat" {
+                chain.jumps.clear();
+            }
+        });
+        assert!(testing::details(&run(&node.look()))[0].ends_with("filter-prerouting-pre-dnat -> firewall-check"));
+        let late = with(Family::V4, |chain| {
+            if let Some(base) = chain.base.as_mut().filter(|base| base.priority == Some(-100)) {
+                base.priority = Some(50);
+            }
+        });
+        let details = testing::details(&run(&late.look()));
+        assert!(details[0].contains("kube-proxy nat-output is not at hook Output, priority -100"), "{details:?}");
+    }
+
+    #[test]
+    fn trap_the_native_mode_of_1_31_filters_ahead_of_the_translation() {
+        let early = Node::worker().kube_proxy_native().edit(|now| {
+            let Seen::Yes(ruleset) = &mut now.nftables else { panic!("seen") };
+            for chain in ruleset.tables.iter_mut().flat_map(|table| &mut table.chains) {
+                match chain.name.as_str() {
+                    "filter-prerouting-pre-dnat" => chain.name = "filter-prerouting".into(),
+                    "filter-output-pre-dnat" => chain.name = "filter-output-post-dnat".into(),
+                    name if name.starts_with("filter-") => {
+                        chain.jumps.retain(|jump| jump.target != "cluster-ips-check");
+                        chain.base = chain.base.map(|base| crate::facts::BaseChain { priority: Some(-110), ..base });
+                    }
+                    _ => {}
+                }
+            }
+        });
+        assert_eq!(run(&early.look()), Outcome::Healthy);
+        let node = early.edit_chains(Backend::Nftables, "kube-proxy", |chains| {
+            chains.iter_mut().filter(|chain| chain.name == "nat-output").for_each(|chain| chain.jumps.clear());
+        });
+        assert!(testing::details(&run(&node.look()))[0].ends_with("kube-proxy nat-output -> services"));
+    }
+
+    #[test]
     fn it_names_who_removed_the_jump() {
         let gone = |chain: &str| Piece {
             family: Family::V4,
@@ -102,6 +158,21 @@ mod tests {
     fn trap_the_legacy_backend_does_not_tell_who() {
         let details = testing::details(&run(&without_jump(Backend::Legacy).look()));
         assert!(details[0].ends_with("KUBE-SERVICES"), "{details:?}");
+    }
+
+    #[test]
+    fn trap_in_ipvs_mode_a_living_kube_proxy_writes_them_again() {
+        let node = Node::worker().ipvs().edit_chains(Backend::Nftables, "filter", |chains| {
+            for chain in chains {
+                chain.jumps.clear();
+            }
+        });
+        let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
+        assert!(findings[0].detail.ends_with("filter FORWARD -> KUBE-FORWARD"), "{findings:?}");
+        assert_eq!(findings[0].owner_repairs_within, Some(Duration::from_secs(35)));
+        let dead = node.edit(|now| now.health.kube_proxy = testing::timed_out("kube-proxy"));
+        let Outcome::Findings(findings) = run(&dead.look()) else { panic!("a finding") };
+        assert_eq!(findings[0].owner_repairs_within, None);
     }
 
     #[test]

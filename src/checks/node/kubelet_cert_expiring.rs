@@ -1,6 +1,8 @@
-//! The certificate by which the kubelet is known to the API server will expire, and nobody renews it.
+//! The certificate by which the kubelet is known to the API server will expire, and nobody renews it; or the one that it shows
+//! those who ask it for logs and metrics.
 //!
-//! *Looks at* the client certificate that the kubelet's kubeconfig names. *Traps*: a kubelet that rotates it does so after 70 to
+//! *Looks at* the client certificate that the kubelet's kubeconfig names, and at the serving certificate where it does not make
+//! that itself. *Traps*: one of its own making is checked by nobody; a kubelet that rotates it does so after 70 to
 //! 90 % of its life (`jitteryDuration` of `client-go/util/certificate`), so little time left is routine until then, however
 //! short that life is; many clouds authenticate their kubelets without a certificate (catalogue R049).
 
@@ -8,7 +10,8 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown, first_error, seen};
+use crate::facts::{KubeletCertificate, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "KubeletCertExpiring",
@@ -26,38 +29,44 @@ const BY_HAND: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 fn run(look: &Look<'_>) -> Outcome {
     let kubelet = seen!(look.now.kubelet, Outcome::NotApplicable("this is no Kubernetes worker".into()));
-    let absent = || Outcome::NotApplicable("the kubelet's kubeconfig names no client certificate".into());
-    let certificate = seen!(kubelet.client_certificate, absent());
+    let (client, serving) = (&kubelet.client_certificate, &kubelet.serving_certificate);
+    if let (Seen::Absent, Seen::Absent) = (client, serving) {
+        return Outcome::NotApplicable("the kubelet's kubeconfig names no client certificate".into());
+    }
+    let client_finding = client.get().and_then(|it| judge(look, it, "client"));
+    let serving_finding = serving.get().and_then(|it| judge(look, it, "serving")).map(|finding| {
+        finding.severity(Severity::Warning).next("see whether a request waits (`kubectl get csr`; nobody approves those of kubelet-serving by itself), approve it or renew the file, and restart the kubelet: until then `kubectl logs`, `exec` and metrics-server may fail on this node")
+    });
+    let findings = client_finding.into_iter().chain(serving_finding).collect();
+    findings_or_unknown(findings, first_error([client.error(), serving.error()]))
+}
+
+/// What is wrong with how long a certificate is valid.
+fn judge(look: &Look<'_>, certificate: &KubeletCertificate, which: &str) -> Option<Finding> {
     let (from, until, now) = (certificate.not_before, certificate.not_after, look.now.taken_at);
     let life = until.duration_since(from);
     let left = until.duration_since(now);
     let limit = if certificate.rotates { life / 12 } else { BY_HAND.min(life / 5) };
-    let path = &certificate.path;
-    let detail = match () {
-        () if left <= SignedDuration::ZERO => format!("The kubelet's client certificate {path} expired on {until}"),
-        () if now < from => format!(
-            "The kubelet's client certificate {path} is not valid before {from}: the clock of this node or of who signed it is wrong"
-        ),
-        () if left < limit && certificate.rotates => {
-            format!("The kubelet's client certificate {path} expires on {until}, and should have been renewed before")
-        }
-        () if left < limit => {
-            format!(
-                "The kubelet's client certificate {path} expires on {until}, and the kubelet is not set to renew it"
-            )
-        }
-        () => return Outcome::Healthy,
-    };
-    let finding = Finding::new(path.clone(), detail);
     let unusable = left <= SignedDuration::ZERO || now < from;
-    Outcome::from_findings(vec![if unusable { finding.severity(Severity::Critical) } else { finding }])
+    let said = match () {
+        () if left <= SignedDuration::ZERO => format!("expired on {until}"),
+        () if now < from => {
+            format!("is not valid before {from}: the clock of this node or of who signed it is wrong")
+        }
+        () if left < limit && certificate.rotates => format!("expires on {until}, and should have been renewed before"),
+        () if left < limit => format!("expires on {until}, and the kubelet is not set to renew it"),
+        () => return None,
+    };
+    let path = &certificate.path;
+    let finding = Finding::new(path.clone(), format!("The kubelet's {which} certificate {path} {said}"));
+    Some(if unusable { finding.severity(Severity::Critical) } else { finding })
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{ClientCertificate, Reason, Seen};
+    use crate::facts::Reason;
 
     const PATH: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
 
@@ -67,7 +76,7 @@ mod tests {
         let now = node.look().now.taken_at;
         node.edit(|snapshot| {
             let Seen::Yes(kubelet) = &mut snapshot.kubelet else { panic!("seen") };
-            kubelet.client_certificate = Seen::Yes(ClientCertificate {
+            kubelet.client_certificate = Seen::Yes(KubeletCertificate {
                 path: PATH.into(),
                 not_before: now - SignedDuration::from_hours(hours),
                 not_after: now + SignedDuration::from_hours(left),
@@ -93,6 +102,25 @@ mod tests {
         assert_eq!(severity(&certificate(8760, 0, true)), Some(Severity::Critical));
         assert_eq!(severity(&certificate(-1, 8760, true)), Some(Severity::Critical));
         assert_eq!(severity(&certificate(8200, 500, false)), Some(Severity::Warning), "nobody rotates it");
+    }
+
+    #[test]
+    fn the_one_that_it_serves_with_loses_no_node() {
+        let serving = |node: Node| {
+            node.edit(|now| {
+                let Seen::Yes(kubelet) = &mut now.kubelet else { panic!("seen") };
+                kubelet.serving_certificate = std::mem::replace(&mut kubelet.client_certificate, Seen::Absent);
+            })
+        };
+        let Outcome::Findings(findings) = run(&serving(certificate(8760, 0, true)).look()) else { panic!("expired") };
+        assert_eq!((findings[0].severity, findings[0].subject.as_str()), (Some(Severity::Warning), PATH));
+        assert!(findings[0].detail.starts_with("The kubelet's serving certificate") && findings[0].next_step.is_some());
+        assert_eq!(run(&serving(certificate(1, 8759, true)).look()), Outcome::Healthy);
+        let unread = certificate(1, 8759, true).edit(|now| {
+            let Seen::Yes(kubelet) = &mut now.kubelet else { panic!("seen") };
+            kubelet.serving_certificate = testing::denied(PATH);
+        });
+        assert!(matches!(run(&unread.look()), Outcome::Unknown(_)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
-use crate::facts::Machine;
+use crate::facts::{Machine, utc};
 
 pub(super) const CHECK: Check = Check {
     code: "MachineIdentityChanged",
@@ -30,7 +30,7 @@ fn run(look: &Look<'_>) -> Outcome {
     if look.now.taken_at.duration_since(former.until) > known {
         return Outcome::Healthy;
     }
-    let until = jiff::Timestamp::from_second(former.until.as_second()).unwrap_or(former.until);
+    let until = utc(former.until);
     let changes = changes(&former.machine, &past.machine);
     let detail = format!("This Node's machine is not the one that it was until {until}: {changes}");
     Outcome::from_findings(vec![Finding::new("machine", detail)])

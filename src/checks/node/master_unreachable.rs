@@ -32,10 +32,7 @@ fn run(look: &Look<'_>) -> Outcome {
     detail.push_str(&peers(path));
     detail.push_str(&rule);
     let finding = Finding::new(path.server.clone(), detail);
-    Outcome::from_findings(vec![match next(path, local, !rule.is_empty()) {
-        Some(next) => finding.next(next),
-        None => finding,
-    }])
+    Outcome::from_findings(vec![finding.next(next(path, local, !rule.is_empty()))])
 }
 
 /// What the other ways say of this one.
@@ -69,31 +66,37 @@ fn peers(path: &ControlPlanePath) -> String {
     }
 }
 
-/// What to do next, where it is known better than in general.
-fn next(path: &ControlPlanePath, local: Option<Local>, own_rule: bool) -> Option<String> {
+/// What to do next.
+fn next(path: &ControlPlanePath, local: Option<Local>, own_rule: bool) -> String {
     if own_rule {
-        return Some("take that rule or policy of this node out, or let the control plane's address pass ahead of it; the network's firewall comes after".into());
+        return "take that rule or policy of this node out, or let the control plane's address pass ahead of it; the network's firewall comes after".into();
     }
-    let fault = path.kubelet.fault()?;
+    let Some(fault) = path.kubelet.fault() else {
+        return format!(
+            "see what answers there (`curl -vk {}/version`): a balancer or proxy, whose API servers are down or not known to it",
+            path.server
+        );
+    };
     let host = path.kubelet.to.rsplit_once(':').map_or(path.kubelet.to.as_str(), |(host, _)| host);
     let address = path.kubelet.address.map_or_else(|| host.to_owned(), |address| address.to_string());
-    Some(match (fault.step, fault.kind, local) {
+    match (fault.step, fault.kind, local) {
         (PathStep::Name, ..) => format!("ask by hand (`getent hosts {host}`), then look at the node's /etc/resolv.conf and whether the servers in it answer"),
         (PathStep::Route, ..) => format!("look at the kernel's decision (`ip route get {address}`) and put the route back"),
         (PathStep::Connect, _, Some(Local::IbmProxy)) => "look for the static pod ibm-master-proxy-static on this node (`crictl ps -a --name ibm-master-proxy`, /etc/kubernetes/manifests), then at its log".into(),
         (PathStep::Connect, _, Some(Local::Proxy)) => format!("find what should listen at {} (`ss -ltnp`) and start it", path.kubelet.to),
         (PathStep::Connect, _, Some(Local::Server)) => "look at kube-apiserver on this node (`crictl ps -a --name kube-apiserver`) and its log".into(),
-        (_, FaultKind::Expired | FaultKind::NotYetValid, _) if path.kubelet.clock_ahead.is_some_and(|it| it != 0) => "correct this node's clock (`timedatectl`, `chronyc tracking`), then look again".into(),
-        (_, FaultKind::Expired, _) => "renew the API server's certificate (`openssl s_client -connect ADDRESS` shows it)".replace("ADDRESS", &path.kubelet.to),
-        _ => return None,
-    })
+        (_, FaultKind::Expired | FaultKind::NotYetValid, _) if path.kubelet.spoiled_by_clock() => "correct this node's clock (`timedatectl`, `chronyc tracking`), then look again".into(),
+        (_, FaultKind::ForeignAuthority | FaultKind::WrongName, _) => "see whose certificate it is (`openssl s_client -connect ADDRESS </dev/null`): a proxy's, and then let this address pass around it; or the cluster's new one, and then give the kubelet its authority".replace("ADDRESS", &path.kubelet.to),
+        (_, FaultKind::Expired | FaultKind::NotYetValid, _) => "renew the API server's certificate (`openssl s_client -connect ADDRESS` shows it)".replace("ADDRESS", &path.kubelet.to),
+        _ => CHECK.next_step.replace("SERVER", &path.server),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{self, Node, end, fault, rule};
     use super::*;
-    use crate::facts::{Backend, PathEnd};
+    use crate::facts::{Backend, PathEnd, PathFault};
 
     fn node(end_of: PathEnd) -> Node {
         Node::worker().path(|path| path.kubelet.end = end_of)
@@ -226,16 +229,33 @@ mod tests {
         }
     }
 
+    /// The finding of a certificate whose time is over by so many seconds, and what the other end says of the clock.
+    fn certificate(late: i64, clock_ahead: i64) -> Finding {
+        let kind = if late > 0 { FaultKind::Expired } else { FaultKind::NotYetValid };
+        let end = PathEnd::Fault(PathFault { late, ..PathFault::new(PathStep::Tls, kind, "") });
+        let node = node(end).path(|path| path.kubelet.clock_ahead = Some(clock_ahead));
+        let Outcome::Findings(mut findings) = run(&node.look()) else { panic!("a finding") };
+        findings.remove(0)
+    }
+
     #[test]
     fn a_clock_that_is_wrong_makes_certificates_invalid() {
-        let node =
-            node(fault(PathStep::Tls, FaultKind::NotYetValid)).path(|path| path.kubelet.clock_ahead = Some(-7500));
-        let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
-        assert!(
-            findings[0].detail.ends_with("clock is wrong: this node's is 2 h behind the other end's"),
-            "{findings:?}"
-        );
-        assert!(findings[0].next_step.as_ref().expect("own").starts_with("correct this node's clock"));
+        for (finding, said) in [
+            (certificate(-3600, -7500), "clock is wrong: this node's is 2 h behind the other end's"),
+            (certificate(301, 300), "clock is wrong: this node's is 5 min ahead of the other end's"),
+        ] {
+            assert!(finding.detail.ends_with(said), "{finding:?}");
+            assert!(finding.next_step.expect("own").starts_with("correct this node's clock"));
+        }
+    }
+
+    #[test]
+    fn trap_a_clock_that_is_wrong_by_less_or_to_the_other_side() {
+        for finding in [certificate(86_400, 300), certificate(3600, -7200), certificate(-3600, 7200)] {
+            assert!(finding.detail.ends_with("which does not explain it, so it is the certificate"), "{finding:?}");
+            assert!(!finding.next_step.expect("own").contains("clock"));
+        }
+        assert!(certificate(86_400, 0).detail.ends_with("the clocks agree, so it is the certificate"));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::super::space::{Supply, human_bytes};
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, pods, seen};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, kubelet_words, pods, seen};
 use crate::facts::{Memory, Quantity};
 
 pub(super) const CHECK: Check = Check {
@@ -34,6 +34,9 @@ fn run(look: &Look<'_>) -> Outcome {
         for finding in &mut findings {
             finding.detail.push_str(&used);
         }
+    }
+    if findings.is_empty() {
+        return kubelet_words::lingers(look, "MemoryPressure");
     }
     Outcome::from_findings(findings)
 }
@@ -135,6 +138,18 @@ mod tests {
     fn trap_page_cache_on_a_machine_without_kubelet() {
         let node = with(100_000_000, 9_000_000_000, None).edit(|now| now.kubelet = Seen::Absent);
         assert_eq!(run(&node.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_a_kubelet_that_stands_by_it_is_told_and_no_fault() {
+        let node =
+            Node::worker().says("MemoryPressure", "True", "KubeletHas", "kubelet has insufficient memory available");
+        let Outcome::Findings(findings) = run(&node.look()) else { panic!("it is told") };
+        assert_eq!((findings[0].subject.as_str(), findings[0].severity), ("MemoryPressure", Some(Severity::Info)));
+        assert_eq!(
+            run(&Node::worker().says("MemoryPressure", "False", "KubeletHas", "enough").look()),
+            Outcome::Healthy
+        );
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub(super) const CHECK: Check = Check {
 fn run(look: &Look<'_>) -> Outcome {
     let faults = seen!(look.now.files, Outcome::NotApplicable("this is no Kubernetes worker".into()));
     let finding = |fault: &crate::facts::FileFault| {
-        let (user, cure) = about(&fault.path);
+        let (user, cure) = about(look, &fault.path);
         let finding = Finding::new(fault.path.clone(), format!("{} {}: {user}", fault.path, fault.what));
         match cure {
             Some(cure) => finding.next(cure),
@@ -34,10 +34,12 @@ fn run(look: &Look<'_>) -> Outcome {
 }
 
 /// What a damaged file of this path means, and what helps if less than a reload may.
-fn about(path: &str) -> (&'static str, Option<&'static str>) {
+fn about(look: &Look<'_>, path: &str) -> (&'static str, Option<&'static str>) {
+    let static_pods = look.now.kubelet.get().map(|kubelet| std::path::Path::new(&kubelet.static_pods));
+    let is_static_pod = |path: &str| static_pods.is_some_and(|dir| std::path::Path::new(path).parent() == Some(dir));
     let in_kubelets = path.contains("/kubelet") || path.starts_with("/var/lib/rancher");
     match path {
-        _ if path.starts_with("/etc/kubernetes/manifests/") => (
+        _ if is_static_pod(path) => (
             "the kubelet does not run its static pod",
             Some(
                 "restore the manifest, from another worker of the pool if need be; look for more damage, and if there is some cordon, gather, drain and reload the worker",
@@ -94,6 +96,15 @@ mod tests {
             let Outcome::Findings(findings) = outcome else { unreachable!() };
             assert_eq!(findings[0].next_step.is_some(), helps, "{path}");
         }
+    }
+
+    #[test]
+    fn static_pods_are_where_the_kubelet_has_them() {
+        let node = damaged("/opt/kubelet/pods/proxy.yaml").edit(|now| {
+            let crate::facts::Seen::Yes(kubelet) = &mut now.kubelet else { panic!("seen") };
+            kubelet.static_pods = "/opt/kubelet/pods/".into();
+        });
+        assert!(testing::details(&run(&node.look()))[0].contains("does not run its static pod"));
     }
 
     #[test]

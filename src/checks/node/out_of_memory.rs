@@ -50,6 +50,7 @@ fn run(look: &Look<'_>) -> Outcome {
         let (subject, whose) = match (&kill.scope, &kill.pod) {
             (OomScope::Service(name), _) => (name.clone(), format!("Service {name}")),
             (_, Some(pod)) => (pods::name(look, pod), pods::name(look, pod)),
+            (OomScope::Pod, None) => ("gone".to_owned(), "A pod that has gone since".to_owned()),
             (OomScope::Elsewhere, _) => ("elsewhere".to_owned(), "A cgroup beside the pods and services".to_owned()),
             _ => ("unknown".to_owned(), "A container or service that has gone since".to_owned()),
         };
@@ -120,6 +121,7 @@ mod tests {
             (OomScope::Pod, Some("sandbox-1")),
             (service, None),
             (OomScope::Gone, None),
+            (OomScope::Pod, None),
             (OomScope::Elsewhere, None),
         ]));
         let short: Vec<_> = found.iter().map(|it| (it.subject.as_str(), it.severity)).collect();
@@ -128,6 +130,7 @@ mod tests {
             [
                 ("default/web", Some(Severity::Warning)),
                 ("elsewhere", Some(Severity::Info)),
+                ("gone", Some(Severity::Warning)),
                 ("unknown", Some(Severity::Warning)),
                 ("x.service", Some(Severity::Warning)),
             ]

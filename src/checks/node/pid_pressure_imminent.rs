@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::super::space::Supply;
-use super::super::{Area, Check, Finding, Look, Outcome, Severity, pods, seen};
+use super::super::{Area, Check, Finding, Look, Outcome, Severity, kubelet_words, pods, seen};
 use crate::facts::{Quantity, Tasks};
 
 pub(super) const CHECK: Check = Check {
@@ -24,7 +24,10 @@ pub(super) const CHECK: Check = Check {
 fn run(look: &Look<'_>) -> Outcome {
     let tasks = seen!(look.now.strain.tasks, Outcome::NotApplicable("no count of tasks here".into()));
     let findings: Vec<_> = node(look, tasks).into_iter().chain(all_pods(look, tasks)).collect();
-    let used = if findings.is_empty() { String::new() } else { pods::biggest(look, human, pods::Kind::Tasks) };
+    if findings.is_empty() {
+        return kubelet_words::lingers(look, "PIDPressure");
+    }
+    let used = pods::biggest(look, human, pods::Kind::Tasks);
     let told = findings.into_iter().map(|finding| Finding { detail: finding.detail.clone() + &used, ..finding });
     Outcome::from_findings(told.collect())
 }
@@ -98,6 +101,14 @@ mod tests {
         let tasks = Tasks { count: 60_000, limit: 4_194_304, per_second: Some(3.0), pods: None };
         let node = Node::worker().edit(|now| now.strain.tasks = Seen::Yes(tasks));
         assert_eq!(run(&node.look()), Outcome::Healthy);
+    }
+
+    #[test]
+    fn trap_a_kubelet_that_stands_by_it_is_told_and_no_fault() {
+        let node = Node::worker().says("PIDPressure", "True", "KubeletHas", "kubelet has insufficient PID available");
+        let Outcome::Findings(findings) = run(&node.look()) else { panic!("it is told") };
+        assert_eq!((findings[0].subject.as_str(), findings[0].severity), ("PIDPressure", Some(Severity::Info)));
+        assert_eq!(run(&Node::worker().says("PIDPressure", "False", "KubeletHas", "enough").look()), Outcome::Healthy);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::super::pod_ranges::{self, Ranges};
+use super::super::pod_ranges;
 use super::super::routes::{NEW_BLOCK, calico_map, is_at, map_lag, pool_of, repaired, written};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, not_yet, seen};
 use crate::facts::{ClusterMap, ClusterNode, Encapsulation, Program, RouteKind, Routing, TableRoute};
@@ -46,17 +46,7 @@ fn run(look: &Look<'_>) -> Outcome {
     if let Some(map) = calico_map(look) {
         return by_the_map(look, routing, map);
     }
-    match pod_ranges::map(look).map(|map| Ranges::of(look, routing, map)) {
-        Some(Some(ranges)) => match ranges.missing() {
-            // The blocks of Calico's pools, of which this map knows none, are not among the ranges.
-            none if none.is_empty() && look.expected.calico.is_some() => by_memory(look, routing),
-            missing => Outcome::from_findings(together(missing)),
-        },
-        Some(None) if look.expected.calico.is_none() => {
-            Outcome::NotApplicable("this node needs no routes to pod ranges of other nodes".into())
-        }
-        _ => by_memory(look, routing),
-    }
+    pod_ranges::judged(look, routing, |ranges| together(ranges.missing()), || by_memory(look, routing))
 }
 
 fn by_the_map(look: &Look<'_>, routing: &Routing, map: &ClusterMap) -> Outcome {

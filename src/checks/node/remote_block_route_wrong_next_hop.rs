@@ -31,17 +31,7 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::Unknown("cluster map: not looked at yet".into());
     }
     let Some(map) = calico_map(look) else {
-        return match pod_ranges::map(look).map(|map| Ranges::of(look, routing, map)) {
-            Some(Some(ranges)) => match ranges.wrong() {
-                // The blocks of Calico's pools, of which this map knows none, are not among the ranges.
-                none if none.is_empty() && look.expected.calico.is_some() => by_memory(look, routing),
-                wrong => Outcome::from_findings(wrong),
-            },
-            Some(None) if look.expected.calico.is_none() => {
-                Outcome::NotApplicable("this node needs no routes to pod ranges of other nodes".into())
-            }
-            _ => by_memory(look, routing),
-        };
+        return pod_ranges::judged(look, routing, Ranges::wrong, || by_memory(look, routing));
     };
     let mut findings = Vec::new();
     for (node, block) in map.ranges() {

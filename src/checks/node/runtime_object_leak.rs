@@ -1,14 +1,14 @@
 //! Thousands of containers came and went, and what they left behind was not removed.
 //!
-//! *Looks at* objects that nobody owns (containers and sandboxes of pods that are gone, shims, network namespaces, links) and
+//! *Looks at* objects that nobody owns (containers and sandboxes of pods that are gone, shims, network namespaces, links, control groups) and
 //! at resources that only grow. *Traps*: a node of many jobs has many ended containers, which the kubelet keeps on purpose:
 //! never totals, but objects without an owner, and growth while the pods become no more (catalogue R005, H14).
 
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
-use super::containerd_slow;
 use super::shim_leak::counted;
+use crate::facts::CallLatency;
 
 pub(super) const CHECK: Check = Check {
     code: "RuntimeObjectLeak",
@@ -25,7 +25,7 @@ pub(super) const CHECK: Check = Check {
 fn run(look: &Look<'_>) -> Outcome {
     let debris = seen!(look.now.debris, Outcome::NotApplicable("nothing has been watched for ten minutes".into()));
     // A runtime that suffers from it already is worse.
-    let slow = look.now.runtime.latency.iter().any(containerd_slow::is_slow);
+    let slow = look.now.runtime.latency.iter().any(CallLatency::lasts);
     let (severity, suffers) =
         if slow { (Severity::Critical, ", and the runtime is slow already") } else { (CHECK.severity, "") };
     let mut findings = Vec::new();
@@ -45,6 +45,7 @@ fn run(look: &Look<'_>) -> Outcome {
             (debris.shim_count, "shims"),
             (debris.namespaces, "network namespaces"),
             (links, "links"),
+            (debris.cgroups, "control groups of pods"),
         ];
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
@@ -77,7 +78,7 @@ fn links(look: &Look<'_>) -> u64 {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{CallLatency, Debris, Growing, Program, Resource, Seen};
+    use crate::facts::{Debris, Growing, Program, Resource, Seen};
 
     fn debris(debris: Debris) -> Node {
         Node::worker().edit(|now| now.debris = Seen::Yes(debris))
@@ -91,14 +92,18 @@ mod tests {
             containers: 501,
             exited: 1200,
             sandboxes: 900,
-            namespaces: 101,
+            namespaces: 90,
+            cgroups: 11,
             growing,
             ..Debris::default()
         });
         let outcome = run(&node.look());
         assert_eq!(testing::subjects(&outcome), ["containers", "objects", "open files of containerd"]);
         let details = testing::details(&outcome);
-        assert_eq!(details[1], "1001 objects have no pod any more: 900 sandboxes, 101 network namespaces");
+        assert_eq!(
+            details[1],
+            "1001 objects have no pod any more: 900 sandboxes, 90 network namespaces, 11 control groups of pods"
+        );
         let growth =
             "open files of containerd have grown from 600 to 9000 within 7 hours, with no more pods than before";
         assert_eq!(details[2], growth);

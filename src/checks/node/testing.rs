@@ -51,6 +51,12 @@ pub(super) fn details(outcome: &Outcome) -> Vec<String> {
     findings.iter().map(|finding| finding.detail.clone()).collect()
 }
 
+/// The kubelet and kube-proxy are well, and there is no Felix.
+fn health() -> Health {
+    let felix = error("127.0.0.1:9099", Reason::Refused);
+    Health { kubelet: answers(200), kube_proxy: answers(200), felix, restores_failing: 0 }
+}
+
 impl Node {
     /// A worker with kubelet, containerd, a bridge CNI, kube-proxy on nf_tables and one pod. Nothing is wrong with it.
     pub(super) fn worker() -> Self {
@@ -71,7 +77,7 @@ impl Node {
         now.forwarding = Forwarding { ipv4: Seen::Yes(true), ipv6: Seen::Yes(true) };
         now.nftables = no_tables(Backend::Nftables);
         now.legacy = Seen::Absent;
-        now.ip_sets = Seen::Absent;
+        (now.ip_sets, now.ipvs) = (Seen::Absent, Seen::Absent);
         now.xtables_lock = Seen::Absent;
         now.traffic = traffic();
         now.conntrack = Seen::Yes(Conntrack { count: 10, max: 1_000, ..Conntrack::default() });
@@ -90,15 +96,15 @@ impl Node {
         now.strain = strain();
         let found =
             vec![process(Program::Kubelet, 10), process(Program::Containerd, 11), process(Program::KubeProxy, 12)];
-        now.processes = Seen::Yes(Processes { found });
+        now.processes = Seen::Yes(Processes { found, ..Processes::default() });
         now.kubelet = Seen::Yes(kubelet());
-        now.health =
-            Health { kubelet: answers(200), kube_proxy: answers(200), felix: error("127.0.0.1:9099", Reason::Refused) };
+        now.health = health();
         now.control_plane = Seen::Yes(ControlPlanePath {
             server: "https://10.0.0.9:6443".into(),
             kubelet: leg("10.0.0.9:6443", PathEnd::Answered(403)),
             endpoints: vec![],
             service: None,
+            cni: vec![],
             host_answers: None,
             peers: vec![],
         });

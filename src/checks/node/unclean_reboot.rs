@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, kernel, not_yet, seen};
-use crate::facts::{End, FileFault, KernelFault, Seen};
+use crate::facts::{End, FileFault, KernelFault, Seen, utc};
 
 pub(super) const CHECK: Check = Check {
     code: super::UNCLEAN_REBOOT,
@@ -56,12 +56,8 @@ fn run(look: &Look<'_>) -> Outcome {
         [] => ("no damage was found so far".to_owned(), Severity::Warning),
         some => (format!("damaged: {}", some.join(", ")), Severity::Critical),
     };
-    let detail = format!("The boot at {} followed on no orderly stop: {why}; {drained}; {found}", whole(boot.next_at));
+    let detail = format!("The boot at {} followed on no orderly stop: {why}; {drained}; {found}", utc(boot.next_at));
     Outcome::from_findings(vec![Finding::new("boot", detail).severity(severity)])
-}
-
-fn whole(at: jiff::Timestamp) -> jiff::Timestamp {
-    jiff::Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 /// A file system with a role on this node that had not been unmounted, as the kernel says.

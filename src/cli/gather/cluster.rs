@@ -145,7 +145,7 @@ async fn choose(api: &Api, options: &Options) -> anyhow::Result<Vec<String>> {
     let nodes = list["items"].as_array().map_or(&[][..], Vec::as_slice);
     let mut nodes: Vec<(usize, String)> = nodes.iter().filter_map(ranked).collect();
     if let Some(worst) = options.worst {
-        nodes.sort();
+        nodes.sort_unstable();
         nodes.truncate(worst);
     }
     anyhow::ensure!(!nodes.is_empty(), "no worker has these labels: {selector}");
@@ -335,7 +335,7 @@ mod tests {
             node("../x", None),
         ];
         let mut ranked: Vec<_> = nodes.iter().filter_map(ranked).collect();
-        ranked.sort();
+        ranked.sort_unstable();
         assert_eq!(ranked.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["c", "d", "b", "a"]);
     }
 

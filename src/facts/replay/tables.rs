@@ -41,7 +41,7 @@ macro_rules! choices {
 
 records! {
     Address { link, address, prefix, global }
-    BaseChain { hook, policy, nat }
+    BaseChain { hook, policy, nat; priority }
     Bgp { daemons, tcp }
     BgpPeer { name, address, remote_as, state, since, error, imported, exported, restarting }
     BgpTcp { silent, connected, unsigned, unexpected, different }
@@ -50,30 +50,32 @@ records! {
     BirdDaemon { socket, family, had_peers, bird }
     CapacitySettings { soft, image_gc_high_percent, cgroup_root }
     Chain { name, base, jumps, rules, cut }
-    ClientCertificate { path, not_before, not_after, rotates }
+    KubeletCertificate { path, not_before, not_after, rotates }
     ClusterMap { own, nodes, pools, full_mesh, services }
     ClusterNode { name, ready, created_at, addresses, tunnels, blocks }
     ClusterService { namespace, name, cluster_ips, ports }
     ClusterServicePort { name, protocol, port, endpoints }
     Cni { conf_dir, bin_dirs, told_by, passes_over, files, binaries, loopback, kubeconfigs, awaited, nodename }
+    Cpus { count; idle }
     CniConfig { name, cni_version, plugins }
     CniFile { name, modified, content }
     CniKubeconfig { server, fault, token_expires_at, modified }
     CniPlugin { kind, ipam, kubeconfig, etcd, nodename_optional, awaits }
     Commit { at, generation, pid, program }
     Conntrack { count, max, dropped, dropped_since, insert_failed_since, early_drop_since }
-    ControlPlanePath { server, kubelet, endpoints, service, host_answers, peers }
-    Debris { shims, shim_count, zombies, containers, sandboxes, namespaces, exited, not_ready, growing }
+    ControlPlanePath { server, kubelet, endpoints, service, host_answers, peers; cni }
+    Debris { shims, shim_count, zombies, containers, sandboxes, namespaces, exited, not_ready, growing; cgroups, memo }
     Destination { source, destination, port, sockets, time_wait }
     FileFault { path, what }
     FormerBoot { id, until, next_at, cordoned, end }
     FormerMachine { machine, until }
     Machine { machine_id, product_uuid, cards }
-    Past { boot, machine, former_machine, cordoned }
+    Past { boot, machine, former_machine, cordoned; learned }
     EvictionThresholds { memory, nodefs, nodefs_inodes, imagefs, imagefs_inodes, pid }
     Files { allocated, limit, per_second }
     Filesystem {
-        mount_point, source, device, kind, roles, read_only, meant_read_only, space, bytes_per_second, inodes_per_second, biggest
+        mount_point, source, device, kind, roles, read_only, meant_read_only, space, bytes_per_second, inodes_per_second, biggest;
+        most_files
     }
     FilterRule {
         position, action, family, protocol, source, destination, input, output, states, mark, comment, packets;
@@ -81,7 +83,7 @@ records! {
     }
     Forwarding { ipv4, ipv6 }
     Growing { resource, was, now, hours }
-    Health { kubelet, kube_proxy, felix }
+    Health { kubelet, kube_proxy, felix; restores_failing }
     HttpAnswer { status, body }
     HungProcess { pid, threads, stopped, stuck }
     Identity { hostname, boot_id, machine_id, kernel, node_name }
@@ -94,8 +96,10 @@ records! {
     KernelProtocol { name, table, state, exported, missing, examples }
     Kubelet {
         config_path, kubeconfig_path, server, node_name, client_certificate, healthz_port, runtime_endpoint, eviction, capacity,
-        config_error
+        config_error; serving_certificate, static_pods
     }
+    KubeletCondition { kind, status, reason, message, since, heartbeat }
+    KubeletSaid { read_at, conditions }
     Link { index, name, kind, up, carrier, loopback, mtu, master }
     LinkCounters { link, up, packets, errors, carrier_changes }
     LinkSwitches { index, link, forwarding, proxy_arp, rp_filter }
@@ -106,17 +110,17 @@ records! {
     NeighbourTable { family, entries, limit, overflows }
     OomKill { scope, pod, processes, last }
     PacketFilterChanges { last, removals }
-    PathFault { step, kind, detail }
+    PathFault { step, kind, detail; late }
     PathLeg { to, address, port, source, end, clock_ahead }
     PeerAnswer { node, address, ready, answers }
     Piece { family, table, chain, target }
     PodCgroup { uid, containers }
     PodRoute { address, answer }
-    PodScan { pods, best_effort, unlimited, unlimited_use, limits, by_memory, by_tasks }
+    PodScan { pods, best_effort, unlimited, unlimited_use, limits, by_memory, by_tasks; by_io, by_cpu, cpu_limits, cpu_unlimited, cpu_unlimited_use, fixed, fixed_use }
     PodsMemory { limit, working_set }
     Pool { name, cidr, ipip, vxlan, disabled }
     Process { program, pid, state, started_at }
-    Processes { found }
+    Processes { found; proxy_mode, defunct }
     Registry { name, ways, reached }
     Removal { at, generation, commits, by, gone }
     Route { family, table, protocol, kind, metric, next_hops }
@@ -132,13 +136,14 @@ records! {
     Sockets { ports, in_use, busiest, syn_retransmits, syn_retransmits_since }
     Space { bytes, bytes_available, inodes, inodes_available }
     Stall { some_avg10, some_avg60, full_avg10, full_avg60 }
-    Strain { io, cpu, blocked, tasks, files, inotify, pods }
+    Strain { io, cpu, blocked, tasks, files, inotify, pods; cpus, file_tables }
     Table { family, name, chains, per_object_chains, foreign_chains }
     TableRoute { table, to, metric, protocol, kind, link, gateway, several }
     Tasks { count, limit, per_second, pods }
     Traffic { sockets, neighbours, links, switches, bridge_calls_iptables, reverse_path_drops, too_long }
     TunnelPeer { node, address, tunnel }
-    Writes { server, blocked, cordoned, registered_at }
+    VirtualServer { at, udp, endpoints }
+    Writes { server, blocked, cordoned, registered_at, said }
     XtablesLock { holders, waiters }
 }
 
@@ -166,6 +171,7 @@ choices! {
     PathStep or PathStep::Name => { Name, Route, Connect, Tls, Http }
     Policy or Policy::Accept => { Accept, Drop }
     Program or Program::Kubelet => { Kubelet, Containerd, Crio, KubeProxy, Felix, Bird }
+    ProxyMode or ProxyMode::Iptables => { Iptables, Nftables, Ipvs }
     Quantity or Quantity::Absolute(0) => { ; Absolute, Percent }
     Reason or Reason::Failed => {
         NotYet, Missing, Denied, Refused, TimedOut, WrongKind, Malformed, Unsupported, Failed
@@ -246,6 +252,7 @@ impl Replay for Snapshot {
             packet_filter_changes,
             legacy,
             ip_sets,
+            ipvs,
             xtables_lock,
             conntrack,
             traffic,

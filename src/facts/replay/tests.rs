@@ -18,6 +18,15 @@ fn each_form_of_a_fact_comes_back() {
     back(&RouteAnswer::NoWay("ENETUNREACH".into()));
     back(&Resource::Threads(Program::Containerd));
     back(&Quantity::Percent(12.5));
+    let condition = KubeletCondition {
+        kind: "Ready".into(),
+        status: "False".into(),
+        reason: "KubeletNotReady".into(),
+        message: "PLEG is not healthy".into(),
+        since: None,
+        heartbeat: Some(Timestamp::MAX),
+    };
+    back(&KubeletSaid { read_at: Timestamp::UNIX_EPOCH, conditions: vec![condition] });
     back(&OomScope::Service("ssh.service".into()));
     back(&BgpState::OpenSent);
     back(&Family::V6);

@@ -76,7 +76,7 @@ type Found<'a> = (&'a str, &'a str, &'a str);
 /// What a worker shows during each recorded incident, and the one headline that it gets.
 #[test]
 fn recorded_incidents_have_one_root() {
-    let cases: [(&[Found<'_>], &[&str]); 8] = [
+    let cases: [(&[Found<'_>], &[&str]); 10] = [
         // 02: BIRD dead for longer than the graceful restart.
         (
             &[("BgpAllSessionsDown", "/s", ""), ("RemoteBlockRouteMissing", "n1", ""), ("BgpDaemonDown", "/s", "")],
@@ -116,6 +116,15 @@ fn recorded_incidents_have_one_root() {
                 "KubeletUnhealthy<ContainerdUnresponsive",
                 "RuntimeNotReady<ContainerdUnresponsive",
             ],
+        ),
+        // A slow runtime, and what the kubelet says of that: not what its port says.
+        (
+            &[("KubeletUnhealthy", "Ready", "\"PLEG is not healthy: pleg\""), ("ContainerdSlow", "/s", "")],
+            &["ContainerdSlow", "KubeletUnhealthy<ContainerdSlow"],
+        ),
+        (
+            &[("KubeletUnhealthy", "kubelet", "does not answer"), ("ContainerdSlow", "/s", "")],
+            &["KubeletUnhealthy", "ContainerdSlow"],
         ),
         // 08: and killed.
         (
@@ -158,6 +167,11 @@ fn independent_faults_stay_headlines() {
     stay(&[("PodRouteShadowed", "10.244.0.0/28", ""), ("PodRouteMissing", "a/b 10.244.0.16", "")]);
     stay(&[("OutOfMemory", "system", "The kernel killed java"), ("KubeletDown", "kubelet", "")]);
     stay(&[("KubeProxyChainsMissing", "IPv6", ""), ("KubeProxyChainsUnhooked", "IPv4", "")]);
+    // A wrong clock drops no packet.
+    stay(&[
+        ("ClockSkewed", "clock", ""),
+        ("MasterUnreachable", "https://10.0.0.9:6443", "timed out: no answer to TCP"),
+    ]);
 }
 
 #[test]
@@ -177,6 +191,9 @@ fn subjects_that_match_are_explained() {
     explains(("PodRouteShadowed", "10.244.0.3/32", ""), ("PodRouteMissing", "default/web 10.244.0.3", ""));
     explains(("PodRouteShadowed", "fd00:10::/64", ""), ("PodRouteMissing", "default/web fd00:10::3", ""));
     explains(("BgpSessionDown", "Mesh_10_77_0_12", ""), ("RemoteBlockRouteMissing", "10.77.0.12", ""));
+    let clock =
+        "certificate: it has expired, or this node's clock is wrong: this node's is 2 h ahead of the other end's";
+    explains(("ClockSkewed", "clock", ""), ("MasterUnreachable", "https://10.0.0.9:6443", clock));
     // A warning whose consequence is critical takes the headline ahead of other criticals of its rank.
     let said = explained(&[
         ("KubeProxyDown", "kube-proxy", ""),

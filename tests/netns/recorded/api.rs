@@ -1,4 +1,5 @@
-//! An API server with one Node, and an admission webhook on its status that never answers, as it was recorded.
+//! An API server with one Node, an admission webhook on its status that never answers, as it was recorded, and behind its
+//! proxy an aggregator that has a map of the cluster.
 
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,7 @@ struct State {
     node: Value,
     webhook: Option<Policy>,
     version: u64,
+    map: Option<Value>,
 }
 
 /// Serves until it is dropped.
@@ -43,7 +45,7 @@ impl Api {
             "apiVersion": "v1", "kind": "Node", "status": {"conditions": []},
             "metadata": {"name": node, "resourceVersion": "1", "annotations": {}, "creationTimestamp": "2026-01-01T00:00:00Z"},
         });
-        let state = Arc::new(Mutex::new(State { node, webhook: None, version: 1 }));
+        let state = Arc::new(Mutex::new(State { node, webhook: None, version: 1, map: None }));
         let _guard = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let of_all = Arc::clone(&state);
@@ -58,6 +60,22 @@ impl Api {
     /// From now on writes of the Node's status wait for it, or for nothing.
     pub fn set_webhook(&self, webhook: Option<Policy>) {
         locked(&self.state).webhook = webhook;
+    }
+
+    /// From now on the aggregator tells this.
+    pub fn set_map(&self, map: &Value) {
+        locked(&self.state).map = Some(map.clone());
+    }
+
+    /// The kubelet writes its condition Ready now, which it has had for four minutes.
+    pub fn set_ready(&self, status: &str, reason: &str, message: &str) {
+        let now = jiff::Timestamp::now();
+        let since = now - jiff::SignedDuration::from_mins(4);
+        let patch = json!({"status": {"conditions": [{
+            "type": "Ready", "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": since, "lastHeartbeatTime": now,
+        }]}});
+        locked(&self.state).merge(&patch);
     }
 
     /// The Node as it is now.
@@ -79,7 +97,9 @@ fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
 /// Answers one request.
 async fn answer(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<()> {
     let (method, path, body) = request(&mut stream).await?;
+    let map = path.contains("/proxy/api/v1/map?").then(|| locked(&state).map.clone()).flatten();
     let (status, body) = match (method.as_str(), path.starts_with("/api/v1/nodes/")) {
+        ("GET", false) if map.is_some() => (200, map.unwrap_or_default()),
         ("GET", true) => (200, locked(&state).node.clone()),
         ("PATCH", true) => patched(&state, &body, path.contains("dryRun")).await,
         ("POST", false) => (201, json!({})),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 /// What one node held at one moment, by file name.
 #[derive(Debug, Clone, Default)]
@@ -93,6 +94,16 @@ impl Recording {
         }
         Ok(())
     }
+}
+
+/// The map that an aggregator would have made of the cluster of this incident, for this node.
+pub fn cluster(incident: &str, node: &str) -> Result<Value> {
+    let of = |incident: &str| root().join(incident).join("cluster.json");
+    let own = of(incident);
+    let file = if own.exists() { own } else { of("01-healthy") };
+    let mut map: Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+    map["own"] = node.into();
+    Ok(map)
 }
 
 fn root() -> PathBuf {

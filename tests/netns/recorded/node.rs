@@ -1,28 +1,28 @@
 //! A worker that holds what a recorded one held: kernel state in namespaces of its own, files below a root of its own,
 //! and stand-ins for its programs and for what they answer.
 
+mod program;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use tempfile::TempDir;
 
-use super::api::Api;
 use super::bird::Bird;
 use super::files::Recording;
 use super::ports::Ports;
 use super::runtime::ContainerRuntime;
-use crate::machine::{Checked, program};
 use crate::support::host::Host;
 use crate::support::netns::NetNs;
 use crate::support::wait::within;
+
+pub use self::program::{codes, headline};
 
 /// What the first process of the worker does: a root directory with this network's `/proc` and `/sys`.
 const SETUP: &str = "
@@ -64,7 +64,8 @@ pub struct Node {
     held: Recording,
     // Last: what it serves ends before it does.
     tokio: tokio::runtime::Runtime,
-    _master: Ports,
+    /// What answers at the kubelet's server.
+    master: Ports,
 }
 
 impl Node {
@@ -124,7 +125,7 @@ impl Node {
             routes: BTreeSet::new(),
             held: Recording::default(),
             tokio,
-            _master: master,
+            master,
         })
     }
 
@@ -266,6 +267,22 @@ impl Node {
         Ok(format!("{} {arguments}", script.display()))
     }
 
+    /// Its control plane goes, and whoever serves takes its place: `kubelet.conf` is written for TLS with this authority.
+    pub(super) fn over_tls(&mut self, authority: &str) -> Result<SocketAddr> {
+        self.master = Ports::default();
+        fs::write(self.path("etc/kubernetes/ca.crt"), authority)?;
+        let mut config: serde_json::Value = serde_json::from_str(&kubeconfig(KUBELETS_API))?;
+        let server = format!("https://{MASTER}:{KUBELETS_API}");
+        config["clusters"][0]["cluster"] = serde_json::json!({"server": server, "certificate-authority": "ca.crt"});
+        fs::write(self.path("etc/kubernetes/kubelet.conf"), config.to_string())?;
+        Ok(SocketAddr::new(MASTER.parse()?, KUBELETS_API))
+    }
+
+    /// Runs this where the other ends of its cables are.
+    pub(super) fn far<T: Send>(&self, work: impl Future<Output = T> + Send) -> T {
+        self.far.run(|| self.tokio.block_on(work))
+    }
+
     /// The runtime's fake, for pods that come and go.
     pub fn containerd(&self) -> &ContainerRuntime {
         &self.containerd
@@ -292,92 +309,6 @@ impl Node {
     pub(super) fn batch(&self, commands: &str) -> Result<()> {
         self.feed("ip -batch -", commands)
     }
-
-    /// `nodevitals check -o json` on it.
-    pub fn check(&self) -> Result<Checked> {
-        let program = program();
-        let arguments = ["check", "-o", "json", "--host-root"].map(OsStr::new);
-        let output =
-            self.host.exec(&[&[program.as_os_str()], &arguments[..], &[self.root.path().as_os_str()]].concat())?;
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(errors.is_empty(), "nodevitals check says: {errors}");
-        let json = serde_json::from_slice(&output.stdout).with_context(|| format!("not JSON: {output:?}"))?;
-        Ok(Checked { json, status: output.status.code() })
-    }
-
-    /// `nodevitals gather` on it, into this directory; what it said.
-    pub fn gather(&self, to: &Path) -> Result<String> {
-        let program = program();
-        let arguments = ["gather", "--host-root"].map(OsStr::new);
-        let places = [self.root.path().as_os_str(), OsStr::new("--output"), to.as_os_str()];
-        let output = self.host.exec(&[&[program.as_os_str()], &arguments[..], &places[..]].concat())?;
-        ensure!(output.status.success(), "{output:?}");
-        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-
-    /// The same as an archive on standard output.
-    pub fn gather_archive(&self) -> Result<Vec<u8>> {
-        let program = program();
-        let arguments = ["gather", "--output", "-", "--host-root"].map(OsStr::new);
-        let output =
-            self.host.exec(&[&[program.as_os_str()], &arguments[..], &[self.root.path().as_os_str()]].concat())?;
-        ensure!(output.status.success(), "{:?}", String::from_utf8_lossy(&output.stderr));
-        Ok(output.stdout)
-    }
-
-    /// Starts `nodevitals standalone` on it, and waits for its first verdict.
-    pub fn watch(&self) -> Result<()> {
-        let program = program();
-        let line = ["env", "NO_COLOR=1", text(&program)?, "standalone", "--host-root", text(self.root.path())?];
-        self.host
-            .spawn("nodevitals", &[&line[..], &["--config", text(&self.path("logs/nodevitals.yaml"))?]].concat())?;
-        within(Duration::from_secs(20), || {
-            let settling = self.verdict()?["settling"].clone();
-            ensure!(settling == false, "settling: {settling}");
-            Ok(())
-        })
-    }
-
-    /// An API server with this Node, for [`Node::run_agent`].
-    pub fn api(&self) -> Result<Api> {
-        let listener = self.far.run(|| TcpListener::bind(("0.0.0.0", API)))?;
-        Api::serve(self.tokio.handle(), listener, &self.name)
-    }
-
-    /// Starts `nodevitals agent` on it, and waits for its first verdict.
-    pub fn run_agent(&self) -> Result<()> {
-        let (program, own, state) = (program(), self.path("logs/agent.kubeconfig"), self.path("logs/state"));
-        fs::write(&own, kubeconfig(API))?;
-        fs::create_dir_all(&state)?;
-        let line = ["env", "NO_COLOR=1", text(&program)?, "agent", "--listen", "127.0.0.1:10580", "--node-name"];
-        let options = [&self.name, "--host-root", text(self.root.path())?, "--kubeconfig", text(&own)?];
-        let config = self.path("logs/nodevitals.yaml");
-        let files = ["--state-dir", text(&state)?, "--config", text(&config)?];
-        self.host.spawn("nodevitals", &[&line[..], &options[..], &files[..]].concat())?;
-        within(Duration::from_secs(20), || self.verdict().map(drop))
-    }
-
-    /// What the agent believes now.
-    pub fn verdict(&self) -> Result<Value> {
-        let page = self.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/findings"])?;
-        Ok(serde_json::from_str::<Value>(&page)?["verdict"].clone())
-    }
-
-    /// The codes of what counts now, worst first.
-    pub fn codes(&self) -> Result<Vec<String>> {
-        Ok(codes(&self.verdict()?["findings"]))
-    }
-
-    /// Every finding that was ever raised since [`Node::watch`]: lines of its log.
-    pub fn ever_raised(&self) -> Result<Vec<String>> {
-        let log = fs::read_to_string(self.host.log("nodevitals"))?;
-        Ok(log.lines().filter(|line| line.contains("finding raised")).map(str::to_owned).collect())
-    }
-}
-
-/// The codes of a list of findings.
-pub fn codes(findings: &Value) -> Vec<String> {
-    findings.as_array().into_iter().flatten().filter_map(|finding| Some(finding["code"].as_str()?.to_owned())).collect()
 }
 
 /// A kubeconfig without TLS: what is behind the port is not the point here, that it answers is.

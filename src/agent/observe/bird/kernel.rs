@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 
 use ipnet::IpNet;
-use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::super::netlink::{ATTEMPTS, Failure, Malformed, Netlink, find, refused};
+use super::super::netlink::{Malformed, Netlink, find, refused};
 use crate::facts::{Family, LookError};
 
 /// `RTM_NEWROUTE` and `RTM_GETROUTE` of `linux/rtnetlink.h`.
@@ -27,23 +26,15 @@ pub(super) async fn subtract(family: Family, wanted: &HashSet<IpNet>) -> Result<
     let mut socket = Netlink::open(NETLINK_ROUTE).map_err(|error| refused(what, &error))?;
     let mut question = [0; HEADER];
     question[0] = if family == Family::V4 { INET } else { INET6 };
-    for _ in 0..ATTEMPTS {
-        let mut missing = wanted.clone();
-        let take = |kind, body: &[u8]| {
-            if kind == NEW_ROUTE
-                && let Some(destination) = bird_route(body)?
-            {
-                missing.remove(&destination);
-            }
-            Ok(())
-        };
-        match socket.ask(GET_ROUTE, NLM_F_DUMP, &question, take).await {
-            Ok(()) => return Ok(missing),
-            Err(Failure::Interrupted) => {}
-            Err(failure) => return Err(failure.about(what)),
+    let take = |missing: &mut HashSet<IpNet>, kind, body: &[u8]| {
+        if kind == NEW_ROUTE
+            && let Some(destination) = bird_route(body)?
+        {
+            missing.remove(&destination);
         }
-    }
-    Err(Failure::Interrupted.about(what))
+        Ok(())
+    };
+    socket.whole(what, (GET_ROUTE, &question), || wanted.clone(), take).await
 }
 
 /// The destination of a route, if BIRD made it.
@@ -72,7 +63,7 @@ fn bird_route(body: &[u8]) -> Result<Option<IpNet>, Malformed> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(data: &[u8]) {
     let _ = bird_route(data);
 }

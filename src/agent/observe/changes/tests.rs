@@ -8,7 +8,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn ruleset(generation: u32, chains: &[&str], jumps: &[&str]) -> Ruleset {
-    let base = BaseChain { hook: Hook::Prerouting, policy: Policy::Accept, nat: true };
+    let base = BaseChain { hook: Hook::Prerouting, policy: Policy::Accept, nat: true, priority: Some(-100) };
     let jumps = jumps.iter().map(|target| Jump { position: 0, target: (*target).into() }).collect();
     let mut all = vec![Chain { jumps, ..Chain::new("PREROUTING", Some(base)) }];
     all.extend(chains.iter().map(|name| Chain::new(name, None)));

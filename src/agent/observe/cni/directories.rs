@@ -93,7 +93,7 @@ fn scan(text: &str, keys: &Keys) -> (Option<String>, Option<Vec<String>>) {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     for keys in &RUNTIMES {

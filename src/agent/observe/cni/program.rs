@@ -46,7 +46,7 @@ fn format(head: &[u8], own: &str) -> Option<String> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let _ = format(bytes, "x86_64");
 }

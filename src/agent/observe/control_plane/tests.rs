@@ -68,6 +68,8 @@ fn kubelet(kubeconfig: &str) -> Kubelet {
         kubeconfig_path: Some(kubeconfig.to_owned()),
         server: None,
         client_certificate: crate::facts::Seen::Absent,
+        serving_certificate: crate::facts::Seen::Absent,
+        static_pods: "/etc/kubernetes/manifests".into(),
         healthz_port: 0,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),
@@ -98,6 +100,32 @@ async fn any_status_is_an_answer_and_no_credentials_are_sent() {
 }
 
 #[tokio::test]
+async fn servers_of_the_cni_are_connected_to_seldom_and_where_no_other_way_leads() {
+    let ca = authority();
+    let api = api_server(server_of(&ca, "127.0.0.1", GOOD), UNAUTHORIZED).await;
+    let mut node = Node::new(&format!("https://{}", api.address), Some(&ca.pem()));
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = other.local_addr().expect("bound");
+    let config = |server: String, fault: Option<&str>| {
+        let fault = fault.map(str::to_owned);
+        Seen::Yes(CniKubeconfig { server, fault, token_expires_at: None, modified: None })
+    };
+    let mut cni = Cni::of(String::new(), vec![], String::new(), Seen::Absent);
+    cni.kubeconfigs.insert("/a".into(), config(format!("https://{}", api.address), None));
+    cni.kubeconfigs.insert("/b".into(), config(format!("https://[127.0.0.1]:{}/", at.port()), None));
+    cni.kubeconfigs.insert("/c".into(), config("https://127.0.0.1:9".into(), Some("cannot be used")));
+    node.ways.told_by_cni(&cni);
+    let ends = |path: ControlPlanePath| path.cni.into_iter().map(|leg| (leg.to, leg.end)).collect::<Vec<_>>();
+    assert_eq!(ends(node.look().await), [(at.to_string(), PathEnd::Connected)]);
+    drop(other);
+    assert_eq!(ends(node.look().await), [(at.to_string(), PathEnd::Connected)], "not by each look");
+    node.source.cni.clear();
+    let path = node.look().await;
+    let fault = path.leg(&at.to_string()).and_then(PathLeg::fault).expect("a fault");
+    assert_eq!((fault.step, fault.kind), (PathStep::Connect, FaultKind::Refused));
+}
+
+#[tokio::test]
 async fn what_is_well_is_asked_seldom_and_what_is_broken_each_time() {
     let ca = authority();
     let mut api = api_server(server_of(&ca, "127.0.0.1", GOOD), UNAUTHORIZED).await;
@@ -112,6 +140,10 @@ async fn what_is_well_is_asked_seldom_and_what_is_broken_each_time() {
         tokio::task::yield_now().await;
     }
     api.server.shutdown().await;
+    // Bound without listening, or another test might get the port.
+    let kept = tokio::net::TcpSocket::new_v4().expect("socket");
+    kept.set_reuseaddr(true).expect("an option");
+    kept.bind(api.address).expect("the port that was just left");
     for _ in 0..2 {
         assert_eq!(node.fault().await, (PathStep::Connect, FaultKind::Refused));
     }

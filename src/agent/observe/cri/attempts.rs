@@ -112,7 +112,7 @@ impl Attempts {
             times(&mut self.failed.iter().copied())
         };
         let mut pods: Vec<String> = empty.iter().map(|(_, pod)| pod.clone()).collect();
-        pods.sort();
+        pods.sort_unstable();
         pods.dedup();
         pods.truncate(3);
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -127,8 +127,14 @@ impl Attempts {
 }
 
 /// Logs that may hold the reason, where the node keeps them as text (facts.md C.7, K.4).
-const LOGS: [&str; 4] =
-    ["/var/log/calico/cni/cni.log", "/var/log/containerd.log", "/var/log/crio.log", "/var/log/syslog"];
+const LOGS: [&str; 5] = [
+    "/var/log/calico/cni/cni.log",
+    "/var/log/containerd.log",
+    "/var/log/crio.log",
+    // Of rsyslog on Debian, and on Red Hat.
+    "/var/log/syslog",
+    "/var/log/messages",
+];
 /// The end of a log that is read.
 const TAIL: u64 = 64 << 10;
 /// Of a line the end is kept, in characters: the cause is there.
@@ -155,12 +161,16 @@ fn tail(path: &Path, length: u64) -> std::io::Result<String> {
 
 /// The last line that tells of a sandbox that could not be made.
 fn last_failure(text: &str) -> Option<String> {
-    const TELLING: [&str; 3] = [
-        "Final result of CNI ADD was an error",
-        "failed to setup network for sandbox",
-        "failed to create pod network sandbox",
+    // Calico's plugin, containerd, CRI-O; whatever else fails containerd says, and the kubelet of either.
+    const TELLING: [[&str; 2]; 5] = [
+        ["Final result of CNI ADD was an error", ""],
+        ["failed to setup network for sandbox", ""],
+        ["failed to create pod network sandbox", ""],
+        ["RunPodSandbox for &PodSandboxMetadata", " failed, error"],
+        ["RunPodSandbox from runtime service failed", ""],
     ];
-    let line = text.lines().rev().find(|line| TELLING.iter().any(|telling| line.contains(telling)))?;
+    let tells = |line: &&str| TELLING.iter().any(|parts| parts.iter().all(|part| line.contains(part)));
+    let line = text.lines().rev().find(tells)?;
     let skipped = line.chars().count().saturating_sub(LONGEST);
     Some(line.chars().skip(skipped).collect())
 }
@@ -299,6 +309,42 @@ mod tests {
             node.attempts.count(node.now, (0..1000).map(|id| (round * 1000 + id, false, String::new())));
         }
         assert_eq!(node.attempts.empty.len(), MOST);
+    }
+
+    /// Lines of containerd 1.6 as recorded, with other reasons than a network; and what the kubelet makes of CRI-O's.
+    #[test]
+    fn a_sandbox_that_fails_before_its_network_is_told_too() {
+        use crate::checks::sandbox_failure::classify;
+        let containerd = r#"time="2026-11-21T02:47:21Z" level=error msg="RunPodSandbox for &PodSandboxMetadata{Name:web,Uid:98,Namespace:shop,Attempt:0,} failed, error" error="#;
+        let begun = r#"time="2026-11-21T02:47:22Z" level=info msg="RunPodSandbox for &PodSandboxMetadata{Name:web,Uid:98,Namespace:shop,Attempt:1,}""#;
+        let kubelet = r#"Nov 21 02:47:21 n2 kubelet[812]: E1121 remote_runtime.go:193] "RunPodSandbox from runtime service failed" err="rpc error: code = Unknown desc = "#;
+        for (front, why, cause) in [
+            (
+                containerd,
+                r#""failed to get sandbox image "registry.k8s.io/pause:3.9": pull failed""#,
+                "the image of the sandbox",
+            ),
+            (
+                containerd,
+                r#""failed to create containerd task: failed to start shim: fork/exec: no such process""#,
+                "shim or runc",
+            ),
+            (
+                containerd,
+                r#""failed to reserve sandbox name "web_shop_98_0": name "web_shop_98_0" is reserved for "3a"""#,
+                "earlier attempt",
+            ),
+            (
+                kubelet,
+                r#"error creating pod sandbox with name "k8s_web_shop_98_0": initializing source docker://pause: pinging registry""#,
+                "the image of the sandbox",
+            ),
+        ] {
+            let said = last_failure(&format!("{front}{why}\n{begun}\n")).expect("it tells");
+            assert!(said.ends_with(why), "{said}");
+            assert!(classify(&said).is_some_and(|known| known.what.contains(cause)), "{said}");
+        }
+        assert_eq!(last_failure(begun), None, "one that has begun");
     }
 
     #[test]

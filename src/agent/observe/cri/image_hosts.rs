@@ -17,7 +17,7 @@ pub(super) fn hosts(answer: &ListImagesResponse) -> Vec<String> {
         }
     }
     let mut counts: Vec<_> = counts.into_iter().collect();
-    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts.sort_unstable_by_key(|(host, count)| (std::cmp::Reverse(*count), *host));
     counts.into_iter().take(MOST).map(|(host, _)| host.to_owned()).collect()
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::facts::CallLatency;
+use crate::facts::{CallLatency, Memo};
 
 /// Long enough for a hundred looks: a single slow answer, or half a minute of image collection, is not the 95th percentile.
 const WINDOW: Duration = Duration::from_secs(300);
@@ -78,9 +78,31 @@ impl Latencies {
         self.told.clone()
     }
 
+    /// Goes on from what an earlier process of the agent kept of each call: what is usual, as if it had been so for an hour,
+    /// and the last two windows where they were slow.
+    pub(super) fn know(&mut self, memo: &Memo) {
+        for kind in &mut self.kinds {
+            let Some([usual, windows @ ..]) = memo.0.get(kind.call).map(Vec::as_slice) else { continue };
+            if let Some(usual) = u16::try_from(*usual).ok().filter(|usual| *usual > 0) {
+                kind.windows.extend([usual; ENOUGH]);
+            }
+            if let [now, before] = *windows {
+                let number = |number| u32::try_from(number).unwrap_or(u32::MAX);
+                let usual = kind.windows.front().map(|usual| u32::from(*usual));
+                kind.last = u16::try_from(now).ok();
+                self.told.push(CallLatency { call: kind.call, now: number(now), before: number(before), usual });
+            }
+        }
+    }
+
+    /// What is measured counts from some time on.
+    pub(super) fn settle(&mut self, now: Instant) {
+        self.began = now + SETTLING;
+    }
+
     /// Another process answers now, or the same one again after it hung: the windows around that are not measured.
     pub(super) fn restarted(&mut self, now: Instant) {
-        self.began = now + SETTLING;
+        self.settle(now);
         self.told.clear();
         for kind in &mut self.kinds {
             kind.samples.clear();
@@ -203,6 +225,32 @@ mod tests {
         assert_eq!(version(&latencies), None);
         run(&mut latencies, &mut now, 14, |_| 10);
         assert_eq!(version(&latencies), Some((10, 10, Some(10))));
+    }
+
+    #[test]
+    fn what_is_usual_outlives_the_agent_and_so_does_slowness_until_it_is_measured_anew() {
+        let memo = |numbers: &[u64]| Memo([("Version".to_owned(), numbers.to_vec())].into());
+        let mut now = Instant::now();
+        let mut latencies = Latencies::new(now);
+        latencies.know(&memo(&[40]));
+        assert_eq!(version(&latencies), None);
+        run(&mut latencies, &mut now, 14, |_| 300);
+        assert_eq!(version(&latencies), Some((300, 300, Some(40))), "at once, without an hour of its own");
+
+        let mut latencies = Latencies::new(now);
+        latencies.know(&memo(&[40, 900, 800]));
+        assert_eq!(version(&latencies), Some((900, 800, Some(40))));
+        run(&mut latencies, &mut now, 6, |_| 40);
+        assert_eq!(version(&latencies), Some((900, 800, Some(40))), "nothing newer is known");
+        run(&mut latencies, &mut now, 2, |_| 40);
+        assert_eq!(version(&latencies), Some((40, 900, Some(40))), "one window is over");
+        let mut latencies = Latencies::new(now);
+        latencies.know(&memo(&[40, 900, 800]));
+        latencies.restarted(now);
+        assert_eq!(version(&latencies), None, "another process answers");
+        for odd in [&[][..], &[u64::MAX], &[0, u64::MAX, 3], &[1, 2]] {
+            Latencies::new(now).know(&memo(odd));
+        }
     }
 
     #[test]

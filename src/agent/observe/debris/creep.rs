@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::facts::{Growing, Resource};
+use crate::facts::{Growing, Memo, Program, Resource};
 
 /// Samples are kept this far apart,
 const SPACING: Duration = Duration::from_secs(3600);
@@ -52,6 +52,30 @@ impl Creep {
         }
     }
 
+    /// Goes on from what [`Creep::memo`] answered to an earlier process in this boot.
+    pub(super) fn know(&mut self, memo: &Memo) {
+        let programs = [Program::Kubelet, Program::Containerd, Program::Crio];
+        let of = programs.map(|it| [Resource::Descriptors(it), Resource::Threads(it), Resource::Memory(it)]);
+        for resource in [Resource::Cgroups, Resource::Mounts].into_iter().chain(of.into_iter().flatten()) {
+            let Some([at, of, hours @ ..]) = memo.0.get(&resource.to_string()).map(Vec::as_slice) else { continue };
+            self.at = self.at.max(Some(Duration::from_secs(*at)));
+            let hours = hours.chunks_exact(2).take(DAY).map(|pair| (pair[0], pair[1])).collect();
+            self.resources.push(Samples { resource, of: i32::try_from(*of).unwrap_or(0), hours });
+        }
+    }
+
+    /// Everything by the resource's name: when the last sample was taken, the process, then pods and value in turns.
+    pub(super) fn memo(&self) -> Memo {
+        let at = self.at.map_or(0, |at| at.as_secs());
+        let mut memo = Memo::default();
+        for Samples { resource, of, hours } in &self.resources {
+            let mut numbers = vec![at, u64::from(of.unsigned_abs())];
+            numbers.extend(hours.iter().flat_map(|(pods, value)| [*pods, *value]));
+            memo.0.insert(resource.to_string(), numbers);
+        }
+        memo
+    }
+
     /// Those that have grown.
     pub(super) fn growing(&self) -> Vec<Growing> {
         self.resources.iter().filter_map(Samples::growing).collect()
@@ -92,7 +116,6 @@ fn least(resource: Resource) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::Program;
 
     const FILES: Resource = Resource::Descriptors(Program::Containerd);
 
@@ -126,6 +149,38 @@ mod tests {
         let mut hours = steps(&[40, 600, 900, 1200, 1700, 1800, 1900]);
         hours[4].1 = 8;
         assert_eq!(after(&hours), []);
+    }
+
+    #[test]
+    fn a_process_of_the_agent_goes_on_from_the_one_before() {
+        let values = [40, 600, 900, 1200, 1700, 1800, 1900];
+        let mut creep = Creep::default();
+        for (hour, value) in (0..).zip(values) {
+            // Another process of the agent for each sample, and one that is started between two.
+            let before = std::mem::take(&mut creep);
+            creep.know(&before.memo());
+            creep.push(Duration::from_secs(hour * 3600), 50, &[(FILES, 7, value)]);
+            let before = std::mem::take(&mut creep);
+            creep.know(&before.memo());
+            creep.push(Duration::from_secs(hour * 3600 + 60), 50, &[(FILES, 7, 1)]);
+            assert_eq!(creep.memo(), before.memo(), "an hour apart, whoever takes them");
+        }
+        let before = creep.memo();
+        let mut creep = Creep::default();
+        creep.know(&before);
+        assert_eq!(creep.growing(), [Growing { resource: FILES, was: 600, now: 1700, hours: 5 }], "at once");
+        creep.push(Duration::from_secs(7 * 3600), 50, &[(FILES, 7, 2000)]);
+        assert_eq!(creep.growing(), [Growing { resource: FILES, was: 600, now: 1800, hours: 6 }]);
+        let mut other = Creep::default();
+        other.know(&before);
+        other.push(Duration::from_secs(7 * 3600), 50, &[(FILES, 8, 2000)]);
+        assert_eq!(other.resources[0].hours.len(), 1, "another process of containerd");
+        for odd in [&[][..], &[1], &[1, 7], &[1, 7, 3], &[u64::MAX; 99]] {
+            let mut creep = Creep::default();
+            creep.know(&Memo([(FILES.to_string(), odd.to_vec())].into()));
+            creep.push(Duration::from_secs(9000), 5, &[(FILES, 7, 2)]);
+            assert!(creep.resources.iter().all(|samples| samples.hours.len() <= DAY), "{odd:?}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Node {
             std::fs::write(node.root.path().join(format!("run/netns/cni-{pod}")), "").expect("write");
             node.inventory.sandboxes.insert(digest(&format!("box-{pod}")), digest(&format!("uid-{pod}")));
             let pid = i32::try_from(pod).expect("small");
-            node.attendants.shims.push(Shim { pid, sandbox: format!("box-{pod}").into() });
+            node.attendants.shims.push(Shim { pid, sandbox: format!("box-{pod}").into(), by_pod: false });
         }
         node
     }
@@ -35,7 +35,10 @@ impl Node {
         let mut told = None;
         for minute in minutes {
             let now = Duration::from_secs(10_000 + minute * 60);
-            told = self.source.look(now, &self.inventory, &self.attendants, "/var/lib/kubelet/pods").expect("readable");
+            told = self
+                .source
+                .look(now, &self.inventory, &self.attendants, ("/var/lib/kubelet/pods", "/"))
+                .expect("readable");
         }
         told
     }
@@ -47,7 +50,11 @@ fn what_is_owned_is_no_debris_and_nothing_is_told_of_the_first_ten_minutes() {
     node.inventory.exited = vec![digest("box-1"); 300];
     assert_eq!(node.look(0..=9), None);
     let told = node.look(10..=30).expect("told");
-    assert_eq!(told, Debris { exited: 300, ..Debris::default() }, "many ended containers of a pod that is there");
+    assert_eq!(
+        told,
+        Debris { exited: 300, memo: told.memo.clone(), ..Debris::default() },
+        "many ended containers of a pod that is there"
+    );
 }
 
 #[test]
@@ -77,12 +84,77 @@ fn what_loses_its_owner_counts_after_ten_minutes() {
 }
 
 #[test]
+fn another_process_of_the_agent_goes_on_with_what_was_told() {
+    let mut node = Node::with_pods(6);
+    for pod in [0, 1] {
+        node.inventory.sandboxes.remove(&digest(&format!("box-{pod}")));
+    }
+    node.attendants.zombies = vec![(77, 1)];
+    let told = node.look(0..=11).expect("told");
+    assert_eq!((told.shim_count, told.namespaces, told.zombies), (2, 2, 1));
+    let anew = |node: &mut Node, memo: Memo| {
+        node.source = DebrisSource::new(HostRoot::new(node.root.path())).knowing(memo);
+    };
+    anew(&mut node, told.memo.clone());
+    assert!(node.source.told_of_some());
+    // Three more are being removed at this moment.
+    for pod in [2, 3, 4] {
+        node.inventory.sandboxes.remove(&digest(&format!("box-{pod}")));
+    }
+    let now = node.look(12..=12).expect("told at once");
+    assert_eq!((now.shim_count, now.namespaces, now.zombies), (2, 2, 1), "what is new has to last");
+    assert_eq!(now.memo, told.memo, "nothing new for the disk");
+    node.attendants.shims.retain(|shim| shim.pid == 1 || shim.pid == 5);
+    node.attendants.zombies.clear();
+    let now = node.look(13..=13).expect("told");
+    assert_eq!(
+        (now.shim_count, now.shims.clone(), now.zombies),
+        (1, vec![(1, "box-1".to_owned())], 0),
+        "cleared at once"
+    );
+    let now = node.look(14..=23).expect("told");
+    assert_eq!((now.shim_count, now.namespaces), (1, 5), "its own ten minutes are over");
+
+    let healthy = Node::with_pods(2).look(0..=11).expect("told");
+    anew(&mut node, healthy.memo);
+    assert!(!node.source.told_of_some());
+    assert_eq!(node.look(30..=30).map(|told| told.ownerless()), Some(0));
+    anew(&mut node, Memo([(TOLD.to_owned(), vec![1, 2])].into()));
+    assert_eq!(node.look(40..=40), None, "what is not understood is not known");
+}
+
+#[test]
+fn what_crio_leaves_and_cgroups_of_nobody() {
+    let mut node = Node::with_pods(2);
+    node.attendants.shims =
+        (0..3).map(|pod| Shim { pid: pod, sandbox: format!("uid-{pod}").into(), by_pod: true }).collect();
+    let base = node.root.path().join("sys/fs/cgroup");
+    for pod in ["kubepods/poduid-0", "kubepods/besteffort/poduid-8", "kubepods/burstable/poduid-9", "kubepods/other"] {
+        std::fs::create_dir_all(base.join(pod)).expect("mkdir");
+    }
+    std::fs::write(base.join("cgroup.controllers"), "memory\n").expect("write");
+    let netns = node.root.path().join("run/netns");
+    for name in ["0d3b4d3f-09a1-4c61-8f6e-0a1b2c3d4e5f", "vpn", "0d3b4d3f-09a1-4c61-8f6e-0a1b2c3d4e5"] {
+        std::fs::write(netns.join(name), "").expect("write");
+    }
+    let told = node.look(0..=20).expect("told");
+    assert_eq!((told.shim_count, told.cgroups, told.namespaces, told.ownerless()), (1, 2, 1, 4));
+    assert_eq!(told.shims, [(2, "uid-2".to_owned())]);
+    // A pod that the kubelet has not removed yet owns its cgroup, and so does a sandbox.
+    std::fs::create_dir(node.root.path().join("var/lib/kubelet/pods/uid-8")).expect("mkdir");
+    node.inventory.sandboxes.insert(digest("box-9"), digest("uid-9"));
+    node.inventory.sandboxes.insert(digest("box-2"), digest("uid-2"));
+    let told = node.look(21..=21).expect("told");
+    assert_eq!((told.shim_count, told.cgroups), (0, 0), "cleared at once");
+}
+
+#[test]
 fn what_comes_and_goes_never_adds_up() {
     let mut node = Node::with_pods(2);
     for minute in 0..60 {
         // A hundred other pods in each minute, which the list of the runtime just misses.
         node.attendants.shims = (0..100)
-            .map(|pod| Shim { pid: minute * 100 + pod, sandbox: format!("job-{minute}-{pod}").into() })
+            .map(|pod| Shim { pid: minute * 100 + pod, sandbox: format!("job-{minute}-{pod}").into(), by_pod: false })
             .collect();
         let busy = minute % 5 != 0;
         node.inventory.exited = if busy { vec![digest("gone"); 700] } else { Vec::new() };
@@ -103,7 +175,7 @@ fn without_the_kubelets_directory_sandboxes_need_no_owner() {
     std::fs::create_dir_all(node.root.path().join("var/lib/kubelet")).expect("mkdir");
     std::fs::write(node.root.path().join("var/lib/kubelet/pods"), "").expect("write");
     let now = Duration::from_secs(20_000);
-    let error = node.source.look(now, &node.inventory, &node.attendants, "/var/lib/kubelet/pods");
+    let error = node.source.look(now, &node.inventory, &node.attendants, ("/var/lib/kubelet/pods", "/"));
     assert!(error.expect_err("not a directory").to_string().contains("/var/lib/kubelet/pods"));
 }
 

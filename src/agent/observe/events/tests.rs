@@ -2,9 +2,13 @@
 
 use std::path::Path;
 
+use proptest::collection::vec;
+use proptest::prelude::{any, prop_assert_eq, proptest};
+
 use super::*;
 use crate::agent::observe::host_root::HostRoot;
 use crate::agent::observe::legacy::LockUses;
+use crate::agent::observe::netlink::attribute;
 use crate::agent::observe::netns::{NetNs, without_net_admin};
 
 /// How long an event may take. The window is the longest that it should.
@@ -288,4 +292,51 @@ async fn who_had_the_lock_of_iptables_is_told_when_it_is_done() {
     assert!(timeout_at(Instant::now() + WINDOW * 3, uses.told()).await.is_err());
     assert!(!task.is_finished());
     task.abort();
+}
+
+/// A message of nfnetlink.
+fn message(kind: u16, attributes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(20 + attributes.len()).expect("short");
+    let mut bytes = length.to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    // Flags, sequence, port, and `struct nfgenmsg`.
+    bytes.extend([0; 14]);
+    bytes.extend(attributes);
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_commit_or_nothing(datagram in vec(any::<u8>(), 0..200)) {
+        packet_filter(&datagram);
+    }
+
+    /// A commit is found behind other messages of its datagram, with attributes in any order and unknown ones between.
+    #[test]
+    fn a_commit_is_read_whatever_comes_with_it(
+        generation in any::<u32>(),
+        pid in any::<u32>(),
+        program in "[a-z-]{1,15}",
+        others in vec((any::<u16>(), vec(any::<u8>(), 0..12)), 0..3),
+        turn in 0..4_usize,
+    ) {
+        let mut parts = [
+            // `NFTA_GEN_ID`, `NFTA_GEN_PROC_PID`, `NFTA_GEN_PROC_NAME`, and one that no kernel has yet.
+            attribute(1, &generation.to_be_bytes()),
+            attribute(2, &pid.to_be_bytes()),
+            attribute(3, &[program.as_bytes(), &[0]].concat()),
+            attribute(99, &[1, 2, 3]),
+        ];
+        parts.rotate_left(turn);
+        let commit = message(wire::NEW_GENERATION, &parts.concat());
+        let before = others.iter().filter(|(kind, _)| *kind != wire::NEW_GENERATION);
+        let before: Vec<u8> = before.flat_map(|(kind, value)| message(*kind, &attribute(1, value))).collect();
+        let told = packet_filter(&[before, commit.clone()].concat());
+        prop_assert_eq!(told, Some(Event::PacketFilter { generation, pid: Some(pid), program: Some(program) }));
+        // Cut off anywhere it is nothing, and no other commit.
+        for end in 0..commit.len() {
+            let told = packet_filter(&commit[..end]);
+            assert!(told.is_none(), "{end}: {told:?}");
+        }
+    }
 }

@@ -179,7 +179,7 @@ pub(super) fn unescape(text: &str) -> String {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(bytes: &[u8]) {
     let Ok(infos) = parse(bytes, "/proc/1/mountinfo") else { return };
     let in_pod: Vec<_> = infos.iter().cloned().filter_map(|info| from_pod(info, "/host")).collect();

@@ -36,9 +36,7 @@ pub(super) struct Present {
 
 impl Present {
     pub(super) fn now() -> Self {
-        use nix::time::{ClockId, clock_gettime};
-        let since_boot = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-        Present { wall: Timestamp::now(), since_boot }
+        Present { wall: Timestamp::now(), since_boot: crate::clock::awake() }
     }
 
     fn age(self, at: Duration) -> Duration {
@@ -167,7 +165,7 @@ pub(super) fn parse_line(line: &str) -> Option<Line<'_>> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let now = Present { wall: Timestamp::UNIX_EPOCH, since_boot: Duration::from_secs(1_000) };

@@ -31,7 +31,7 @@ fn walk(host: &HostRoot, dir: &str, depth: u8, files: &mut Vec<String>) {
     let Ok(entries) = std::fs::read_dir(host.path(dir)) else { return };
     let mut entries: Vec<_> =
         entries.flatten().take(MOST * 2).map(|entry| (entry.file_name(), entry.file_type())).collect();
-    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
     for (name, kind) in entries {
         let path = format!("{dir}/{}", name.to_string_lossy());
         if kind.is_ok_and(|kind| kind.is_dir()) {
@@ -61,6 +61,9 @@ impl Configuration {
             cgroup_root: over.cgroup_root.or(self.cgroup_root),
             healthz_port: over.healthz_port.or(self.healthz_port),
             container_runtime_endpoint: over.container_runtime_endpoint.or(self.container_runtime_endpoint),
+            server_tls_bootstrap: over.server_tls_bootstrap.or(self.server_tls_bootstrap),
+            tls_cert_file: over.tls_cert_file.or(self.tls_cert_file),
+            static_pod_path: over.static_pod_path.or(self.static_pod_path),
             rotate_certificates: over.rotate_certificates.or(self.rotate_certificates),
             // Only the first file is asked for it.
             merge_default_eviction_settings: None,

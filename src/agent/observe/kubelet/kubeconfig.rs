@@ -163,7 +163,7 @@ fn absolute(kubeconfig: &str, file: &str) -> String {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str) {
     if let Ok(cluster) = understand("/etc/kubernetes/kubelet.conf", text) {
         assert!(!cluster.server.is_empty());

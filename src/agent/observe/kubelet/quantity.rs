@@ -38,7 +38,7 @@ fn number(digits: &str) -> Option<f64> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str) {
     if let Some(Quantity::Percent(percent)) = parse(text) {
         assert!((0.0..=100.0).contains(&percent), "{text:?} is {percent}");

@@ -68,6 +68,26 @@ fn the_client_certificate_of_the_context_in_use() {
 }
 
 #[test]
+fn the_serving_certificate_where_it_is_not_its_own_and_the_place_of_static_pods() {
+    let pem = rcgen::generate_simple_self_signed(vec!["node".to_owned()]).expect("a certificate").cert.pem();
+    let signed = "/var/lib/kubelet/pki/kubelet-server-current.pem";
+    let look = |configuration: &str, line: &str| {
+        let node = Node::new().with("/var/lib/kubelet/config.yaml", configuration).with("/own/tls.crt", &pem);
+        node.with(signed, &pem).look(line).expect("files")
+    };
+    let serving = |configuration: &str, line: &str| {
+        look(configuration, line).serving_certificate.get().map(|seen| (seen.path.clone(), seen.rotates))
+    };
+    assert_eq!(serving("serverTLSBootstrap: true", ""), Some((signed.to_owned(), true)));
+    assert_eq!(serving("tlsCertFile: /own/tls.crt", ""), Some(("/own/tls.crt".to_owned(), false)));
+    assert_eq!(serving("{}", "kubelet --rotate-server-certificates=true"), Some((signed.to_owned(), true)));
+    assert_eq!(look("{}", "").serving_certificate, Seen::Absent, "an old one is of no use");
+    assert_eq!(look("serverTLSBootstrap: true", "kubelet --cert-dir=/none").serving_certificate, Seen::Absent);
+    assert_eq!(look("{}", "").static_pods, "/etc/kubernetes/manifests");
+    assert_eq!(look("staticPodPath: /pods/", "").static_pods, "/pods");
+}
+
+#[test]
 fn no_kubelet_at_all() {
     assert_eq!(Node::new().look("").expect_err("nothing").reason, Reason::Missing);
 }

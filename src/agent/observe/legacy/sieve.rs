@@ -261,7 +261,7 @@ impl<'a> Sieve<'a> {
             }
             kept.services.push(service);
         }
-        kept.services.sort_by(|a, b| a.key().cmp(&b.key()));
+        kept.services.sort_unstable_by(|a, b| a.key().cmp(&b.key()));
     }
 }
 
@@ -297,7 +297,12 @@ pub(super) fn declare(table: &mut Table, chain: &str, policy: Option<&str>) {
         Some("DROP") => Some(Policy::Drop),
         _ => None,
     };
-    let base = policy.zip(hook(chain)).map(|(policy, hook)| BaseChain { hook, policy, nat: table.name == "nat" });
+    let base = policy.zip(hook(chain)).map(|(policy, hook)| BaseChain {
+        hook,
+        policy,
+        nat: table.name == "nat",
+        priority: None,
+    });
     match meaning(&table.name, chain) {
         Meaning::PerObject => table.per_object_chains += 1,
         Meaning::Foreign if base.is_none() => table.foreign_chains += 1,

@@ -44,7 +44,7 @@ fn recorded_tables_are_read() {
     assert_eq!(tables.iter().map(|table| table.name.as_str()).collect::<Vec<_>>(), ["raw", "mangle", "filter", "nat"]);
     let filter = &tables[2];
     let forward = filter.chain("FORWARD").expect("FORWARD");
-    assert_eq!(forward.base, Some(BaseChain { hook: Hook::Forward, policy: Policy::Drop, nat: false }));
+    assert_eq!(forward.base, Some(BaseChain { hook: Hook::Forward, policy: Policy::Drop, nat: false, priority: None }));
     assert!(filter.jumps("FORWARD", "KUBE-FORWARD"));
     let nat = &tables[3];
     assert_eq!((nat.per_object_chains, nat.foreign_chains), (2, 0));

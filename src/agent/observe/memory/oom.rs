@@ -5,18 +5,20 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-
-use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
 
 use super::super::cgroups::{self, Kubepods};
 use super::super::host_root::HostRoot;
 use crate::facts::{LookError, OomKill, OomScope, PodCgroup, Reason};
+use crate::verdict::Now;
 
 const VMSTAT: &str = "/proc/vmstat";
 /// Some kilobytes; in bytes.
 const LIMIT: u64 = 256 << 10;
 /// Causes that are told apart; a node on which more pods are killed has one cause.
 const MOST: usize = 16;
+/// Kills are told for so long.
+const LONGEST: Duration = Duration::from_secs(60 * OomKill::MINUTES.unsigned_abs());
 /// A node that was short of memory was so this many looks ago at most.
 const LATELY: u8 = 3;
 
@@ -29,7 +31,8 @@ pub(super) struct OomSource {
     marks: HashMap<PathBuf, Marks>,
     /// For so many looks yet memory was short lately.
     short: u8,
-    kills: Vec<OomKill>,
+    /// With the time since the kernel started at the last of each: a clock that is set ages none of them.
+    kills: Vec<(Duration, OomKill)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +59,7 @@ impl OomSource {
 
     /// The kills of the last minutes. Those before the first look are not known. `short` is whether the node has little
     /// memory now.
-    pub(super) fn look(&mut self, now: Timestamp, short: bool, root: &str) -> Result<Vec<OomKill>, LookError> {
+    pub(super) fn look(&mut self, now: Now, short: bool, root: &str) -> Result<Vec<OomKill>, LookError> {
         let counts = parse(&self.host.read_text(VMSTAT, LIMIT)?)
             .ok_or_else(|| LookError::new(VMSTAT, Reason::Unsupported, "this kernel does not count oom_kill"))?;
         self.short = if short { LATELY } else { self.short.saturating_sub(1) };
@@ -65,12 +68,11 @@ impl OomSource {
             Some(before) if counts.kills > before.kills => self.add(counts, before, root, now),
             Some(_) => {}
         }
-        let oldest = now - SignedDuration::from_mins(OomKill::MINUTES);
-        self.kills.retain(|kill| kill.last > oldest);
-        Ok(self.kills.clone())
+        self.kills.retain(|(last, _)| now.since_boot.saturating_sub(*last) < LONGEST);
+        Ok(self.kills.iter().map(|(_, kill)| kill.clone()).collect())
     }
 
-    fn add(&mut self, counts: Counts, before: Counts, root: &str, now: Timestamp) {
+    fn add(&mut self, counts: Counts, before: Counts, root: &str, now: Now) {
         let found = self.scan(root);
         let known: u64 = found.iter().map(|(_, _, processes)| processes).sum();
         let rest = (counts.kills - before.kills).saturating_sub(known);
@@ -83,17 +85,17 @@ impl OomSource {
         };
         for (scope, pod, processes) in found.into_iter().chain([(scope, None, rest)]) {
             if processes > 0 {
-                self.merge(OomKill { scope, pod, processes, last: now });
+                self.merge(now.since_boot, OomKill { scope, pod, processes, last: now.wall });
             }
         }
     }
 
-    fn merge(&mut self, kill: OomKill) {
-        match self.kills.iter_mut().find(|old| key(old) == key(&kill)) {
-            Some(old) => *old = OomKill { processes: old.processes + kill.processes, ..kill },
-            None => self.kills.push(kill),
+    fn merge(&mut self, at: Duration, kill: OomKill) {
+        match self.kills.iter_mut().find(|(_, old)| key(old) == key(&kill)) {
+            Some((last, old)) => (*last, *old) = (at, OomKill { processes: old.processes + kill.processes, ..kill }),
+            None => self.kills.push((at, kill)),
         }
-        self.kills.sort_by(|one, other| key(one).cmp(&key(other)));
+        self.kills.sort_unstable_by(|(_, one), (_, other)| key(one).cmp(&key(other)));
         self.kills.truncate(MOST);
     }
 
@@ -102,43 +104,52 @@ impl OomSource {
         let before = std::mem::take(&mut self.marks);
         let mut found = Vec::new();
         let (base, unified) = cgroups::hierarchy(&self.host, "memory");
-        let mut grown = |path: &Path| {
-            let now = marks(path, unified, "");
+        let mut grown = |path: &Path, local: &str| {
+            let (key, now) = (path.join(local), marks(path, unified, local));
+            let was = before.get(&key).copied().unwrap_or_default();
             if now != Marks::default() {
-                self.marks.insert(path.to_owned(), now);
+                self.marks.insert(key, now);
             }
-            let was = before.get(path).copied().unwrap_or_default();
             Marks { killed: now.killed.saturating_sub(was.killed), limited: now.limited.saturating_sub(was.limited) }
         };
         for (name, path) in services(&base) {
-            match grown(&path) {
+            match grown(&path, "") {
                 Marks { killed: 0, .. } => {}
                 Marks { killed, limited: 0 } => found.push((OomScope::Node, None, killed)),
                 Marks { killed, .. } => found.push((OomScope::Service(name), None, killed)),
             }
         }
         let Some(kubepods) = Kubepods::find(&self.host, "memory", root) else { return found };
-        let mut pods = Vec::new();
+        let (mut pods, mut sum) = (Vec::new(), Marks::default());
         for pod in kubepods.pods() {
-            let mut growth = grown(&pod.path);
+            let mut growth = grown(&pod.path, "");
             // v2 counts what happened below too, and goes on doing so when the container has gone.
             for (_, container) in if unified { Vec::new() } else { pod.containers() } {
-                let more = grown(&container);
-                growth = Marks { killed: growth.killed + more.killed, limited: growth.limited + more.limited };
+                growth = growth.and(grown(&container, ""));
             }
+            sum = sum.and(growth);
             if growth.killed > 0 {
                 pods.push((growth, pod.told()));
             }
         }
-        let all = marks(&kubepods.path, unified, ".local");
-        let limited = all.limited > before.get(&kubepods.path).map_or(0, |was| was.limited);
-        self.marks.insert(kubepods.path, all);
-        let all = if limited { OomScope::AllPods } else { OomScope::Node };
+        let own = grown(&kubepods.path, ".local");
+        let all = if own.limited > 0 { OomScope::AllPods } else { OomScope::Node };
+        // Of v2 too: pods that have gone since, as that of a job does when it ends.
+        let below = grown(&kubepods.path, "");
+        let gone = if below.limited > sum.and(own).limited { OomScope::Pod } else { all.clone() };
         found.extend(pods.into_iter().map(|(growth, pod)| {
             let scope = if growth.limited > 0 { OomScope::Pod } else { all.clone() };
             (scope, Some(pod), growth.killed)
         }));
+        found.push((gone, None, below.killed.saturating_sub(sum.killed)));
         found
+    }
+}
+
+impl Marks {
+    /// Both together.
+    fn and(self, more: Marks) -> Marks {
+        Marks { killed: self.killed + more.killed, limited: self.limited + more.limited }
     }
 }
 
@@ -173,7 +184,7 @@ fn parse(vmstat: &str) -> Option<Counts> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(text: &str) {
     let _ = parse(text);
 }

@@ -282,7 +282,7 @@ impl NftablesSource {
         // The native mode leads to them by a map: their names say whose they are.
         let native = found.endpoints.iter().filter(|it| (it.0, it.1, it.2) == service.key());
         targets.extend(native.map(|(.., chain, users)| (chain.clone(), *users)));
-        targets.sort();
+        targets.sort_unstable();
         targets.dedup();
         for (target, users) in targets.into_iter().take(chains::MOST_ENDPOINTS) {
             let Some(rules) = self.rules_of(family, &table, &target).await? else { return Ok(None) };

@@ -136,6 +136,8 @@ fn native_tables_are_read_and_bridges_are_left_out() {
     assert_eq!(targets(&ruleset, "kube-proxy", "filter-forward"), [(0, "services")]);
     assert_eq!(targets(&ruleset, "calico", "filter-FORWARD"), [(1, "filter-cali-FORWARD")]);
     let proxy = ruleset.table(Family::V4, "kube-proxy").expect("kube-proxy");
+    let base = proxy.chain("filter-forward").and_then(|chain| chain.base);
+    assert_eq!(base.map(|base| (base.hook, base.priority)), Some((Hook::Forward, Some(-101))));
     assert_eq!((proxy.chains.len(), proxy.per_object_chains), (2, 1));
     let calico = ruleset.table(Family::V4, "calico").expect("calico");
     let firewalld = ruleset.inet.iter().find(|table| table.name == "firewalld").expect("firewalld");

@@ -39,6 +39,7 @@ const CHAIN_USE: u16 = 6;
 const CHAIN_TYPE: u16 = 7;
 /// `NFTA_HOOK_HOOKNUM`.
 const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
 /// `NFTA_RULE_TABLE`.
 const RULE_TABLE: u16 = 1;
 /// `NFTA_RULE_CHAIN`.
@@ -181,12 +182,12 @@ pub(super) fn chain(body: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
         return Ok(None);
     }
     let (mut table, mut name, mut hook, mut policy) = (None, None, None, Policy::Accept);
-    let (mut users, mut nat) = (0, false);
+    let (mut users, mut nat, mut priority) = (0, false, None);
     for attribute in attributes {
         match attribute? {
             (CHAIN_TABLE, value) => table = Some(text(value)),
             (CHAIN_NAME, value) => name = Some(text(value)),
-            (CHAIN_HOOK, value) => hook = hook_of(value)?,
+            (CHAIN_HOOK, value) => (hook, priority) = hook_of(value)?,
             (CHAIN_USE, value) => users = number(value)?,
             (CHAIN_TYPE, value) => nat = text(value) == "nat",
             (CHAIN_POLICY, value) => policy = if number(value)? == 0 { Policy::Drop } else { Policy::Accept },
@@ -197,21 +198,23 @@ pub(super) fn chain(body: &[u8]) -> Result<Option<Chain<'_>>, Malformed> {
         family: family(protocol),
         table: table.ok_or(Malformed("a chain has no table"))?,
         name: name.ok_or(Malformed("a chain has no name"))?,
-        base: hook.map(|hook| BaseChain { hook, policy, nat }),
+        base: hook.map(|hook| BaseChain { hook, policy, nat, priority }),
         users,
     }))
 }
 
-/// `enum nf_inet_hooks` of `linux/netfilter.h`; none for hooks that the two families do not have.
-fn hook_of(value: &[u8]) -> Result<Option<Hook>, Malformed> {
-    Ok(match find(Attributes(value), HOOK_NUMBER)?.map(number).transpose()? {
+/// `enum nf_inet_hooks` of `linux/netfilter.h`, none for hooks that the two families do not have; and the place there.
+fn hook_of(value: &[u8]) -> Result<(Option<Hook>, Option<i32>), Malformed> {
+    let hook = match find(Attributes(value), HOOK_NUMBER)?.map(number).transpose()? {
         Some(0) => Some(Hook::Prerouting),
         Some(1) => Some(Hook::Input),
         Some(2) => Some(Hook::Forward),
         Some(3) => Some(Hook::Output),
         Some(4) => Some(Hook::Postrouting),
         _ => None,
-    })
+    };
+    let priority = find(Attributes(value), HOOK_PRIORITY)?.map(number).transpose()?;
+    Ok((hook, priority.map(u32::cast_signed)))
 }
 
 /// A generation, and who made it: the kernel says so only in the notification.
@@ -239,7 +242,7 @@ pub(crate) fn generation(body: &[u8]) -> Result<Generation, Malformed> {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let Some((which, body)) = data.split_first() else { return };
     match which % 5 {

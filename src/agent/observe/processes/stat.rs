@@ -53,7 +53,7 @@ pub(in super::super) fn threads(host: &HostRoot, pid: i32) -> Option<HungProcess
     Some(process)
 }
 
-/// The line of a process or thread.
+/// What is used of the line of a process or thread, by its directory.
 pub(super) fn read(process: &Path) -> Option<Stat> {
     let mut buffer = [0; LINE];
     let length = open_at_once(&process.join("stat")).and_then(|mut file| file.read(&mut buffer)).ok()?;

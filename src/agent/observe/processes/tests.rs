@@ -43,6 +43,29 @@ fn node() -> (tempfile::TempDir, ProcessSource) {
 }
 
 #[test]
+fn kube_proxys_mode_is_what_its_command_line_or_its_configuration_says() {
+    let mode = |arguments: &[&str], file: Option<&str>| {
+        let (dir, mut source) = node();
+        process(dir.path(), 20, "kube-proxy", &[&["/usr/bin/kube-proxy"], arguments].concat(), 'S', 700);
+        let inside = dir.path().join("proc/20/root/var/lib/kube-proxy");
+        std::fs::create_dir_all(&inside).expect("mkdir");
+        if let Some(text) = file {
+            std::fs::write(inside.join("config.conf"), text).expect("write");
+        }
+        let now = Timestamp::from_second(BOOT).expect("a valid time");
+        source.look(now, Duration::from_secs(100)).expect("readable").proxy_mode
+    };
+    assert_eq!(mode(&["--proxy-mode=ipvs"], None), Some(ProxyMode::Ipvs));
+    assert_eq!(mode(&["--proxy-mode", "nftables"], None), Some(ProxyMode::Nftables));
+    assert_eq!(mode(&[], None), None, "the default of its version");
+    let config = ["--config=/var/lib/kube-proxy/config.conf", "--proxy-mode=ipvs"];
+    assert_eq!(mode(&config, Some("kind: KubeProxyConfiguration\nmode: \"iptables\"\n")), Some(ProxyMode::Iptables));
+    assert_eq!(mode(&config, Some("kind: KubeProxyConfiguration\nmode: \"\"\n")), None);
+    assert_eq!(mode(&config, Some("mode: [")), None);
+    assert_eq!(mode(&config, None), None, "it may not be read");
+}
+
+#[test]
 fn finds_what_runs_and_since_when() {
     let (_dir, mut source) = node();
     let found = look(&mut source, 100);
@@ -165,7 +188,7 @@ fn shims_of_kubernetes_and_what_they_leave_unreaped() {
     look(&mut source, 102);
     look(&mut source, 160);
     let attendants = source.attendants();
-    assert_eq!(attendants.shims, [Shim { pid: 30, sandbox: "abc".into() }]);
+    assert_eq!(attendants.shims, [Shim { pid: 30, sandbox: "abc".into(), by_pod: false }]);
     assert_eq!(attendants.zombies, [(40, 700)], "the other one is a container's own");
     assert_eq!(attendants.daemons, [(Program::Kubelet, 10), (Program::Containerd, 11)]);
     for pid in [30, 40] {
@@ -173,6 +196,45 @@ fn shims_of_kubernetes_and_what_they_leave_unreaped() {
     }
     look(&mut source, 220);
     assert_eq!((source.attendants().shims.len(), source.attendants().zombies.len()), (0, 0));
+}
+
+#[test]
+fn conmon_of_crio_is_told_by_its_pod() {
+    let (dir, mut source) = node();
+    let conmon = |pid, name: &[&str]| {
+        let run = "/run/containers/storage/overlay-containers/c1/userdata";
+        let arguments = [&["/usr/bin/conmon", "-b", run, "-c", "c1", "--exit-dir", "/run/crio/exits"], name].concat();
+        process(dir.path(), pid, "conmon", &arguments, 'S', 600);
+    };
+    conmon(30, &["-n", "k8s_app_web-0_shop_11-22_3", "-P", "/run/conmon-pidfile", "-u", "c1"]);
+    conmon(31, &["-n", "podman-made", "-u", "c1"]);
+    conmon(32, &["--name", "k8s_POD_web-1_shop_33-44_0"]);
+    conmon(33, &[]);
+    for second in [100, 102, 160] {
+        look(&mut source, second);
+    }
+    let shims: Vec<_> =
+        source.attendants().shims.iter().map(|it| (it.pid, it.sandbox.to_string(), it.by_pod)).collect();
+    assert_eq!(shims, [(30, "11-22".to_owned(), true), (32, "33-44".to_owned(), true)]);
+}
+
+#[test]
+fn children_of_kube_proxy_that_ended_and_stay_are_told() {
+    let (dir, mut source) = node();
+    process(dir.path(), 20, "kube-proxy", &["/usr/bin/kube-proxy"], 'S', 700);
+    child(dir.path(), 41, 20, "iptables-restor", &[], 'Z', 800);
+    child(dir.path(), 42, 20, "sh", &[], 'Z', 800);
+    child(dir.path(), 43, 10, "iptables", &[], 'Z', 800);
+    let at = |seconds: u64| Timestamp::from_second(BOOT + i64::try_from(seconds).expect("small")).expect("valid");
+    let mut defunct = |seconds: u64| source.look(at(seconds), Duration::from_secs(seconds)).expect("readable").defunct;
+    assert_eq!(defunct(100), [], "only its name was read");
+    assert_eq!(defunct(160), [], "it may be asked about in the next moment");
+    assert_eq!(defunct(220), [(Program::KubeProxy, "iptables-restor".to_owned(), 41)]);
+    for walk in 0..12 {
+        assert_eq!(defunct(280 + walk * 60).len(), 1, "{walk}");
+    }
+    std::fs::remove_dir_all(dir.path().join("proc/41")).expect("asked about");
+    assert_eq!(defunct(1100), []);
 }
 
 #[test]

@@ -60,6 +60,16 @@ async fn one_that_was_never_reached() {
     assert_eq!(RegistrySource::wait(&seen), AGAIN[1]);
 }
 
+#[tokio::test]
+async fn one_that_an_earlier_process_reached_is_missed() {
+    let port = free().await.port();
+    let (_dir, source) = node(&format!("http://127.0.0.1:{port}"));
+    let mut source = source.knowing([NAME.to_owned()].into());
+    let seen = source.look(&[NAME.to_owned()]).await.expect("read");
+    assert!(seen[0].reached && !Registry::leads(&seen[0].ways[0]), "{seen:?}");
+    assert_eq!(RegistrySource::wait(&seen), AGAIN[0]);
+}
+
 /// How the only way to the only registry ends.
 async fn end(source: &mut RegistrySource) -> PathEnd {
     let seen = source.look(&[NAME.to_owned()]).await.expect("read");

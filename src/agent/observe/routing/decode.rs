@@ -287,12 +287,12 @@ fn neighbour_state(state: Nud) -> NeighbourState {
 }
 
 /// The fuzz target's door.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
     use netlink_packet_route::RouteNetlinkMessage as Message;
     let Some((which, body)) = data.split_first() else { return };
-    match which % 5 {
+    match which % 6 {
         0 => drop(link(body)),
         1 => {
             let mut routes = Routes::default();
@@ -311,6 +311,7 @@ pub(crate) fn fuzz(data: &[u8]) {
                 }
             }
         }
-        _ => super::programs::fuzz(body),
+        4 => super::programs::fuzz(body),
+        _ => drop(ipsec(body)),
     }
 }

@@ -43,10 +43,16 @@ fn node() -> NetNs {
 }
 
 fn look(node: &NetNs, pods: &[(&str, &[&str])]) -> Routing {
+    look_in(node, std::path::Path::new("/"), pods)
+}
+
+/// With the files of another machine.
+fn look_in(node: &NetNs, root: &std::path::Path, pods: &[(&str, &[&str])]) -> Routing {
     let address = |text: &&str| text.parse().expect("an address");
     let pods: Vec<(String, Vec<IpAddr>)> =
         pods.iter().map(|(id, addresses)| ((*id).to_owned(), addresses.iter().map(address).collect())).collect();
-    node.block_on(|| async move { RoutingSource::open().expect("open").look(&pods).await.expect("look") })
+    let host = HostRoot::new(root);
+    node.block_on(|| async move { RoutingSource::open(host).expect("open").look(&pods).await.expect("look") })
 }
 
 fn index(routing: &Routing, name: &str) -> u32 {
@@ -95,6 +101,22 @@ fn programs_on_links_where_calicos_ebpf_is_in_use() {
     assert_eq!(programs("cali1"), Some([false, true]));
     tc("qdisc del dev cali1 clsact");
     assert_eq!(programs("cali1"), Some([false; 2]));
+    // As Felix pins what it attaches by TCX.
+    let root = tempfile::tempdir().expect("a directory");
+    let pins = root.path().join("sys/fs/bpf/tcx");
+    std::fs::create_dir_all(&pins).expect("mkdir");
+    node.command("ip", &["link", "add", "eth0.5", "type", "veth", "peer", "name", "other"]);
+    for pin in ["cali1_ingress", "eth05_egress"] {
+        std::fs::write(pins.join(pin), "").expect("write");
+    }
+    let pinned = || look_in(&node, root.path(), &[]).programs;
+    let all = pinned().get().cloned().expect("readable");
+    assert_eq!((all.get("cali1"), all.get("eth0.5")), (Some(&[true, false]), Some(&[false, true])));
+    std::fs::remove_file(pins.join("cali1_ingress")).expect("rm");
+    assert_eq!(pinned().get().and_then(|all| all.get("cali1").copied()), Some([false; 2]));
+    std::fs::remove_dir_all(&pins).expect("rm");
+    std::fs::write(&pins, "").expect("write");
+    assert!(pinned().error().is_some(), "what cannot be read is not gone");
 }
 
 #[test]
@@ -246,7 +268,7 @@ fn blocks_beyond_what_is_kept_are_summed() {
 fn a_look_that_was_cancelled_does_not_spoil_the_next() {
     let node = node();
     node.block_on(|| async {
-        let source = RoutingSource::open().expect("open");
+        let source = RoutingSource::open(HostRoot::new("/")).expect("open");
         for polls in 1..10 {
             let mut look = Box::pin(source.look(&[]));
             for _ in 0..polls {
@@ -319,5 +341,5 @@ fn the_lowest_error_number_is_an_error_too() {
 #[test]
 fn the_future_can_be_spawned() {
     fn is_send<T: Send>(_: T) {}
-    NetNs::new().block_on(|| async { is_send(RoutingSource::open().expect("open").look(&[])) });
+    NetNs::new().block_on(|| async { is_send(RoutingSource::open(HostRoot::new("/")).expect("open").look(&[])) });
 }

@@ -13,7 +13,7 @@ use crate::agent::observe::registry::RegistrySource;
 use crate::agent::observe::store::StoreSource;
 use crate::agent::observe::{HostRoot, Update};
 use crate::clock::since_boot;
-use crate::facts::{LookError, Reason, Runtime, Seen};
+use crate::facts::{LookError, Memo, Reason, Runtime, Seen};
 
 // A runtime that hangs has to be told within 10 s.
 const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
@@ -28,8 +28,8 @@ const STORE_AGAIN: Duration = Duration::from_secs(20);
 // Its rhythm is its own: it depends on the answer.
 const REGISTRIES: Rhythm = rhythm("registries", 60, 30);
 
-pub(super) async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
-    let mut source = CriSource::new(host);
+pub(super) async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake, usual: Memo) {
+    let mut source = CriSource::new(host).knowing(&usual);
     loop {
         let began = Instant::now();
         let kubelet = shared.kubelet.borrow().clone();
@@ -88,11 +88,13 @@ fn share_runtime(seen: &Runtime, shared: &Shared, wake: &Wake) {
 }
 
 /// What containers left behind, where the runtime tells what it has.
-pub(super) async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared) {
-    let mut source = None;
+pub(super) async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, memo: Memo) {
+    let mut source = Some(DebrisSource::new(host.clone()).knowing(memo));
     let new = || DebrisSource::new(host.clone());
     // The runtime and the process table are looked at first.
-    out.updates.send(Update::Debris(Seen::Absent)).await.ok();
+    let some = source.as_ref().is_some_and(DebrisSource::told_of_some);
+    let first = if some { Seen::not_yet("debris of containers") } else { Seen::Absent };
+    out.updates.send(Update::Debris(first)).await.ok();
     loop {
         rest(&DEBRIS, Instant::now(), None).await;
         let began = Instant::now();
@@ -105,23 +107,24 @@ pub(super) async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shar
             continue;
         };
         let pods = format!("{}/pods", root_dir(shared.arguments.borrow().as_deref()));
+        let root = shared.kubelet.borrow().as_ref().map_or("/".to_owned(), |it| it.capacity.cgroup_root.clone());
         let looked = blocking.lend("debris of containers", DEBRIS.deadline, &mut source, new, move |source| {
-            source.look(since_boot(), &inventory, &known.attendants, &pods)
+            source.look(since_boot(), &inventory, &known.attendants, (&pods, &root))
         });
         let seen = looked.await.map_or_else(Seen::Unreadable, |found| found.map_or(Seen::Absent, Seen::Yes));
         out.tell(&DEBRIS, began, seen.error().is_none(), Update::Debris(seen)).await;
     }
 }
 
-/// What a crash damages: containerd's store, wherever it says that it is, and files of the kubelet and the CNI.
+/// What a crash damages: the runtime's store, wherever it says that it is, and files of the kubelet and the CNI.
 pub(super) async fn store(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
     let (mut source, mut files) = (None, None);
     let new = || StoreSource::new(host.clone());
     loop {
         let began = Instant::now();
         let images = shared.images.borrow().clone();
-        // `ROOT/io.containerd.snapshotter.v1.overlayfs`.
-        let root = images.as_deref().and_then(|path| path.split("/io.containerd.").next());
+        // `ROOT/io.containerd.snapshotter.v1.overlayfs`; of CRI-O `ROOT/overlay-images`.
+        let root = images.as_deref().and_then(|path| path.split("/io.containerd.").next()?.split("/overlay-").next());
         let root = root.unwrap_or("/var/lib/containerd").to_owned();
         let looked =
             blocking.lend("store of containerd", STORE.deadline, &mut source, new, move |source| source.look(&root));

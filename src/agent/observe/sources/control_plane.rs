@@ -9,8 +9,9 @@ use super::{Outlet, Rhythm, Shared, Wake, rest, rhythm, set, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::cluster::{Answer, Asked, ClusterSource, Failed};
 use crate::agent::observe::control_plane::{ControlPlaneSource, Ways};
+use crate::agent::observe::health::HealthSource;
 use crate::agent::observe::processes::ProcessSource;
-use crate::agent::observe::{HostRoot, Update, health as port_of_kubelet, kubelet as files};
+use crate::agent::observe::{HostRoot, Update, kubelet as files};
 use crate::clock::since_boot;
 use crate::facts::{Kubelet, Seen};
 
@@ -24,13 +25,17 @@ const CLUSTER: Rhythm = rhythm("cluster", 60, 10);
 const MAP_LASTS: Duration = Duration::from_secs(3600);
 
 pub(super) async fn kubelet(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
+    let mut first = true;
     loop {
         let began = Instant::now();
         let (host, arguments) = (host.clone(), shared.arguments.borrow().clone());
         let looked = blocking.run("kubelet files", KUBELET.deadline, move || files::look(&host, arguments.as_deref()));
         let seen: Seen<Kubelet> = looked.await.into();
-        if shared.kubelet.send_if_modified(|old| set(old, seen.get().cloned())) {
+        let changed = shared.kubelet.send_if_modified(|old| set(old, seen.get().cloned()));
+        if changed || std::mem::take(&mut first) {
             wake.filesystems.notify_one();
+        }
+        if changed {
             wake.runtime.notify_one();
             wake.control_plane.notify_one();
             wake.store.notify_one();
@@ -41,10 +46,11 @@ pub(super) async fn kubelet(out: Outlet, host: HostRoot, blocking: Blocking, sha
 }
 
 pub(super) async fn health(out: Outlet, shared: Shared, wake: Wake) {
+    let mut source = HealthSource::default();
     loop {
         let began = Instant::now();
         let port = shared.kubelet.borrow().as_ref().map_or(10248, |kubelet| kubelet.healthz_port);
-        let seen = port_of_kubelet::look(port).await;
+        let seen = source.look(port).await;
         out.tell(&HEALTH, began, true, Update::Health(seen)).await;
         rest(&HEALTH, began, Some(&wake.health)).await;
     }

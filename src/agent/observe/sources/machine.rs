@@ -3,27 +3,33 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use tokio::time::timeout;
 
 use super::{Outlet, Rhythm, Shared, Wake, rest, rhythm, root_dir, set, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::filesystems::FilesystemSource;
 use crate::agent::observe::kernel_log::KernelLogSource;
 use crate::agent::observe::memory::MemorySource;
-use crate::agent::observe::pressure::MemoryTrigger;
+use crate::agent::observe::pod_scan::Wanted;
+use crate::agent::observe::pressure::Trigger;
 use crate::agent::observe::processes::ProcessSource;
-use crate::agent::observe::strain::StrainSource;
+use crate::agent::observe::strain::{self, StrainSource};
 use crate::agent::observe::{HostRoot, Update, pod_scan};
 use crate::clock::since_boot;
 use crate::facts::{Kubelet, Memory, PodScan, Role, Seen, Strain};
 
 const FILESYSTEMS: Rhythm = rhythm("filesystems", 10, 10);
+/// The first look at file systems waits so long for the first one at the kubelet's files.
+const FIRST: Duration = Duration::from_secs(1);
 // Its lines wake it; the period is for the system call, which tells of nothing.
 const KERNEL_LOG: Rhythm = rhythm("kernel log", 30, 10);
-// The kernel wakes it when tasks wait for memory, where it may.
+// The kernel wakes it when tasks wait for memory or disks, where it may.
 const MEMORY: Rhythm = rhythm("memory", 10, 2);
 const STRAIN: Rhythm = rhythm("strain", 10, 2);
 /// While something runs short the pods are looked at this often: with 250 of them that costs some milliseconds.
 const PODS: Duration = Duration::from_secs(60);
+/// The longest look at them: a walk and two measures of half a second each, where disks or CPUs are busy.
+const SCAN: Duration = Duration::from_secs(6);
 // Between walks this is one file per known process.
 const PROCESSES: Rhythm = rhythm("processes", 2, 5);
 
@@ -32,6 +38,8 @@ pub(super) async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shar
     let mut source = MemorySource::new(host.clone());
     let mut strains = StrainSource::new(host.clone());
     let mut pods: Option<(Instant, Seen<PodScan>)> = None;
+    let mut of_cpus = false;
+    let mut tables: Option<(Instant, Vec<(String, u64)>)> = None;
     loop {
         let began = Instant::now();
         let root = shared.kubelet.borrow().as_ref().map_or("/".to_owned(), |it| it.capacity.cgroup_root.clone());
@@ -39,12 +47,24 @@ pub(super) async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shar
         let mut strain = strains.look(Timestamp::now(), &root);
         if !short(seen.get(), &strain) {
             pods = None;
-        } else if pods.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS) {
+        } else if pods.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS)
+            || (strain.short_of_cpus().is_some() && !of_cpus)
+        {
             let (host, root) = (host.clone(), root.clone());
-            let scan = blocking.run("cgroups of pods", STRAIN.deadline, move || Ok(pod_scan::look(&host, &root)));
+            let wanted = Wanted { disks: waits_for_disks(&strain), cpus: strain.short_of_cpus().is_some() };
+            of_cpus = wanted.cpus;
+            let scan = blocking.run("cgroups of pods", SCAN, move || Ok(pod_scan::look(&host, &root, wanted)));
             let scan = scan.await.map_or_else(Seen::Unreadable, |scan| scan.map_or(Seen::Absent, Seen::Yes));
             pods = Some((Instant::now(), scan));
         }
+        if !strain.files.get().is_some_and(|files| many(files.allocated, files.limit)) {
+            tables = None;
+        } else if tables.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS) {
+            let host = host.clone();
+            let look = blocking.run("tables of open files", STRAIN.deadline, move || strain::file_tables(&host));
+            tables = Some((Instant::now(), look.await.unwrap_or_default()));
+        }
+        strain.file_tables = tables.as_ref().map(|(_, tables)| tables.clone()).unwrap_or_default();
         strain.pods = pods.as_ref().map_or(Seen::Absent, |(_, scan)| scan.clone());
         let success = strain.tasks.error().is_none() && strain.files.error().is_none();
         out.tell(&STRAIN, began, success, Update::Strain(strain)).await;
@@ -61,19 +81,28 @@ fn short(memory: Option<&Memory>, strain: &Strain) -> bool {
             || memory.stall.is_some_and(|stall| stall.full_avg10 >= 5.0)
             || memory.kills.get().is_some_and(|kills| !kills.is_empty())
     });
-    let many = |count: u64, limit: u64| count / 3 > limit / 4;
     let tasks = strain.tasks.get().is_some_and(|tasks| {
         many(tasks.count, tasks.limit) || tasks.pods.is_some_and(|(count, limit)| many(count, limit))
     });
-    memory || tasks
+    memory || tasks || waits_for_disks(strain) || strain.short_of_cpus().is_some()
 }
 
-/// Looks at memory as soon as tasks wait for it. Where the kernel does not tell, the rhythm has to do.
-pub(super) async fn memory_events(wake: Wake) {
-    let trigger = match MemoryTrigger::open() {
+/// Whether more than three quarters are in use.
+fn many(count: u64, limit: u64) -> bool {
+    count / 3 > limit / 4
+}
+
+/// Whether it is worth knowing who uses the disks: all tasks wait for them for half of what counts as much.
+fn waits_for_disks(strain: &Strain) -> bool {
+    strain.io.get().is_some_and(|stall| stall.full_avg10 >= 20.0)
+}
+
+/// Looks at what runs short as soon as tasks wait for it. Where the kernel does not tell, the rhythm has to do.
+pub(super) async fn pressure_events(wanted: (&'static str, &'static [u8]), wake: Wake) {
+    let trigger = match Trigger::open(wanted) {
         Ok(trigger) => trigger,
         Err(error) => {
-            tracing::debug!(%error, "the kernel does not tell when tasks wait for memory");
+            tracing::debug!(%error, file = wanted.0, "the kernel does not tell when tasks wait");
             return;
         }
     };
@@ -100,6 +129,8 @@ pub(super) async fn kernel_log(out: Outlet, host: HostRoot, wake: Wake) {
 
 pub(super) async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, wake: Wake) {
     let mut source = FilesystemSource::new(host, blocking);
+    // Which ones are in use the kubelet's files say, and those are read within milliseconds.
+    timeout(FIRST, wake.filesystems.notified()).await.ok();
     loop {
         let began = Instant::now();
         let images = shared.images.borrow().clone();

@@ -29,14 +29,14 @@ const BGP: Rhythm = rhythm("bgp", 2, 15);
 const NO_BGP: Duration = Duration::from_secs(10);
 const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);
 
-pub(super) async fn routing(out: Outlet, shared: Shared, wake: Wake) {
+pub(super) async fn routing(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
     let mut source = None;
     let mut answers = BTreeMap::new();
     loop {
         let began = Instant::now();
         let pods = shared.pods.borrow().clone();
         let look = async |source: &mut routes::RoutingSource| source.look(&pods).await;
-        let seen = through(&ROUTING, &mut source, routes::RoutingSource::open, look).await;
+        let seen = through(&ROUTING, &mut source, || routes::RoutingSource::open(host.clone()), look).await;
         if let Ok(routing) = &seen {
             let moved = answers.iter().any(|(pod, old)| routing.pods.get(pod).is_some_and(|now| now != old));
             if moved && !confirmed(&shared, &wake, began, &pods).await {

@@ -8,6 +8,7 @@ use super::{Outlet, Rhythm, Wake, rest, rhythm, through, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::changes::History;
 use crate::agent::observe::ipset::IpSetSource;
+use crate::agent::observe::ipvs::IpvsSource;
 use crate::agent::observe::legacy::{LegacySource, LockUses, Pace};
 use crate::agent::observe::net_sysctl::ConntrackSource;
 use crate::agent::observe::nftables::NftablesSource;
@@ -57,12 +58,18 @@ pub(super) async fn legacy(out: Outlet, host: HostRoot, blocking: Blocking, uses
     }
 }
 
-pub(super) async fn ip_sets(out: Outlet) {
-    let mut source = None;
+/// Sets of addresses, and the virtual servers of IPVS.
+pub(super) async fn ip_sets(out: Outlet, host: HostRoot, blocking: Blocking) {
+    let (mut source, mut ipvs) = (None, None);
     loop {
         let began = Instant::now();
         let seen: Seen<_> = through(&IP_SETS, &mut source, IpSetSource::open, IpSetSource::look).await.into();
-        out.tell(&IP_SETS, began, seen.error().is_none(), Update::IpSets(seen)).await;
+        let at = host.clone();
+        let look = move |source: &mut IpvsSource| source.look(&at);
+        let servers = blocking.lend("virtual servers", IP_SETS.deadline, &mut ipvs, IpvsSource::default, look);
+        let servers: Seen<_> = servers.await.into();
+        let success = seen.error().is_none() && servers.error().is_none();
+        out.tell(&IP_SETS, began, success, Update::IpSets(seen, servers)).await;
         rest(&IP_SETS, began, None).await;
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{self, sleep, sleep_until, timeout};
 
 use crate::agent::observe::{Stats, Update};
 use crate::facts::LookError;
@@ -49,24 +49,28 @@ pub(super) async fn rest(rhythm: &Rhythm, began: Instant, wake: Option<&Notify>)
         return false;
     };
     let breath = (began.elapsed() * 20).clamp(Duration::from_millis(50), LONGEST_BREATH);
-    let rested = Instant::now() + breath;
+    let rested = time::Instant::now() + breath;
     let told = timeout(beat.max(breath), wake.notified()).await.is_ok();
     if told {
-        sleep(rested.saturating_duration_since(Instant::now())).await;
+        sleep_until(rested).await;
         // What was told meanwhile is seen by the look that follows.
         wake.notified().now_or_never();
     }
     told
 }
 
-/// How long it is until the next multiple of `every` since the first beat. So sources of the same rhythm look together: the
-/// process wakes once for all of them, and one verdict tells of all. The measure is shorter by up to a tenth, other on each
-/// node, so that nodes do not march in step.
+/// How long it is until the next beat of this rhythm. Sources of the same rhythm look together: the process wakes once for all of
+/// them, and one verdict tells of all. The measure is shorter by up to a tenth, other on each node, so that nodes do not march in
+/// step.
 fn next_beat(every: Duration) -> Duration {
     static FIRST: OnceLock<Instant> = OnceLock::new();
-    let every = every.mul_f64(1.0 - f64::from(std::process::id() % 100) / 1000.0);
-    let past = FIRST.get_or_init(Instant::now).elapsed().as_secs_f64() % every.as_secs_f64();
-    every.saturating_sub(Duration::from_secs_f64(past))
+    let measure = every.mul_f64(1.0 - f64::from(std::process::id() % 100) / 1000.0);
+    until_beat(FIRST.get_or_init(Instant::now).elapsed(), measure)
+}
+
+/// How long it is, so long after the first beat, until the next multiple of the measure.
+fn until_beat(past: Duration, measure: Duration) -> Duration {
+    measure.saturating_sub(Duration::from_secs_f64(past.as_secs_f64() % measure.as_secs_f64()))
 }
 
 /// One look with its deadline.
@@ -108,29 +112,26 @@ mod tests {
 
     #[test]
     fn sources_of_one_rhythm_look_together() {
-        let every = Duration::from_secs(10);
-        let ends = [0, 30, 60].map(|later| {
-            std::thread::sleep(Duration::from_millis(later));
-            Instant::now() + next_beat(every)
-        });
-        let measure = every.mul_f64(1.0 - f64::from(std::process::id() % 100) / 1000.0).as_secs_f64();
-        for end in ends {
-            // A whole measure where one has just begun.
-            let apart = end.saturating_duration_since(ends[0]).as_secs_f64() % measure;
-            assert!(apart < 0.02 || apart > measure - 0.02, "{apart} s apart");
+        let measure = Duration::from_millis(9_370);
+        for (past, beat) in [(0, 1), (30, 1), (9_369, 1), (9_370, 2), (12_000, 2), (86_400_000, 9_221)] {
+            let end = Duration::from_millis(past) + until_beat(Duration::from_millis(past), measure);
+            let apart = end.abs_diff(measure * beat);
+            assert!(apart < Duration::from_micros(1), "{past} ms: {apart:?} from beat {beat}");
         }
+        let every = Duration::from_secs(10);
         assert!(next_beat(every) <= every && next_beat(Duration::from_nanos(1)) <= Duration::from_nanos(1));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_event_is_waited_for_and_what_follows_within_a_breath_is_the_same_look() {
-        let (wake, began, seldom) = (Notify::new(), Instant::now(), rhythm("test", 3600, 1));
+        let (wake, seldom) = (Notify::new(), rhythm("test", 3600, 1));
+        let (looked, began) = (Instant::now(), time::Instant::now());
         wake.notify_one();
         let again = async {
             sleep(Duration::from_millis(10)).await;
             wake.notify_one();
         };
-        tokio::join!(rest(&seldom, began, Some(&wake)), again);
+        tokio::join!(rest(&seldom, looked, Some(&wake)), again);
         assert!(began.elapsed() >= Duration::from_millis(50), "it takes a breath");
         assert!(wake.notified().now_or_never().is_none(), "nothing is left to look for");
     }

@@ -14,16 +14,7 @@ fn write(root: &Path, path: &str, text: &str) {
 }
 
 fn link(index: u32, name: &str, kind: Option<&str>, master: Option<u32>) -> Link {
-    Link {
-        index,
-        name: name.into(),
-        kind: kind.map(Into::into),
-        up: true,
-        carrier: true,
-        loopback: name == "lo",
-        mtu: 1500,
-        master,
-    }
+    Link { master, ..Link::working(index, name, kind) }
 }
 
 fn routing(links: Vec<Link>, addressed: &[u32]) -> Routing {

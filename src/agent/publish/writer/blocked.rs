@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::timeout;
 
 use super::super::{NodeNow, read_node};
 use super::Writer;
 use crate::api::chain;
-use crate::facts::{LookError, Reason, Seen, Writes};
+use crate::facts::{KubeletSaid, LookError, Reason, Seen, Writes};
 
 impl Writer {
     /// What an answer to a patch says about writes.
@@ -47,9 +48,7 @@ impl Writer {
     fn tell_writes(&self, blocked: Option<String>) {
         let server = self.ways[0].server.clone();
         self.writes.send_if_modified(|old| {
-            let before = old.get();
-            let (cordoned, registered_at) = before.map_or((None, None), |it| (it.cordoned, it.registered_at));
-            let new = Seen::Yes(Writes { server, blocked, cordoned, registered_at });
+            let new = Seen::Yes(Writes { server, blocked, ..old.get().cloned().unwrap_or_default() });
             let different = *old != new;
             if different {
                 *old = new;
@@ -62,9 +61,14 @@ impl Writer {
     pub(super) fn tell_node(&self, now: &NodeNow) {
         self.writes.send_if_modified(|writes| {
             let Seen::Yes(writes) = writes else { return false };
-            let told = (writes.cordoned, writes.registered_at);
-            (writes.cordoned, writes.registered_at) = (Some(now.cordoned), now.created);
-            told != (writes.cordoned, writes.registered_at)
+            let said = KubeletSaid { read_at: Timestamp::now(), conditions: now.said.clone() };
+            // What stays well is nothing new with each of its heartbeats.
+            let well = said.is_well() && writes.said.as_ref().is_some_and(KubeletSaid::is_well);
+            let said = if well { writes.said.take() } else { Some(said) };
+            let told = (Some(now.cordoned), now.created);
+            let news = !well || told != (writes.cordoned, writes.registered_at);
+            (writes.cordoned, writes.registered_at, writes.said) = (told.0, told.1, said);
+            news
         });
     }
 

@@ -1,5 +1,6 @@
 //! The writer against an API server on loopback that answers, hangs or is not there, in time that passes at once.
 
+use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -19,9 +20,9 @@ fn a_wait_that_is_asked_for_has_an_end() {
         let status = serde_json::json!({ "code": 429, "details": { "retryAfterSeconds": seconds } });
         retry_after(&serde_json::from_value(status).expect("a Status"))
     };
-    assert_eq!(asked(0), None);
-    assert_eq!(asked(7), Some(Duration::from_secs(7)));
-    assert_eq!(asked(u32::MAX), Some(Duration::from_secs(300)));
+    assert_eq!(asked(0), Duration::ZERO);
+    assert_eq!(asked(7), Duration::from_secs(7));
+    assert_eq!(asked(u32::MAX), Duration::from_secs(300));
 }
 
 /// What the API server holds and does.
@@ -144,19 +145,20 @@ impl Worker {
     }
 }
 
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").expect("procfs").count()
+/// Ends of connections with this port that are open. The descriptors of other tests in the same process are not these.
+fn open_ends(port: u16) -> usize {
+    const TIME_WAIT: &str = "06";
+    let (table, port) = (std::fs::read_to_string("/proc/thread-self/net/tcp").expect("procfs"), format!(":{port:04X}"));
+    let open = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1..3].iter().any(|end| end.ends_with(&port)) && fields[3] != TIME_WAIT
+    };
+    table.lines().skip(1).filter(open).count()
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_hour_without_an_api_server_loses_no_transition_and_grows_nothing() {
-    let node = json!({"metadata": {"resourceVersion": "1", "annotations": {}}, "status": {"conditions": []}});
-    let server: Shared = Arc::new(Mutex::new(Server { node, answers: true, patches: 0, version: 1 }));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let mut serving: JoinHandle<()> = tokio::spawn(serve(listener, Arc::clone(&server)));
-    let url = format!("http://{address}").parse().expect("a URL");
-    let way = Api::from_config(kube::Config::new(url)).expect("a client");
+    let (server, way, address, mut serving) = served(json!({"conditions": []})).await;
     let (tell, told) = watch::channel(None);
     let writer = Writer::new(vec![way], "n1".into(), told, Arc::default(), 0);
     let fates = writer.fates();
@@ -171,7 +173,7 @@ async fn an_hour_without_an_api_server_loses_no_transition_and_grows_nothing() {
         match second {
             300 => {
                 assert_eq!(locked(&server).condition("CapacityProblem")["status"], "False");
-                before = descriptors();
+                before = open_ends(address.port());
                 locked(&server).answers = false;
             }
             // Nobody listens any more.
@@ -188,7 +190,8 @@ async fn an_hour_without_an_api_server_loses_no_transition_and_grows_nothing() {
         if second == 3890 {
             let failed = fates.failed();
             assert!((40..=200).contains(&failed), "{failed} tries in an hour");
-            assert!(descriptors() <= before + 2, "{before} descriptors before, {} now", descriptors());
+            let now = open_ends(address.port());
+            assert!(before > 0 && now <= before + 2, "{before} open ends before, {now} now");
             let kept = state_file::load(directory.path()).await.expect("local first");
             let told: Vec<_> = kept.episodes.iter().map(|it| (it.since, it.cleared.is_some())).collect();
             let made = [600, 1200, 1800, 2400, 3000, 3600].map(|second| (at(second).wall, second < 3600));
@@ -212,17 +215,22 @@ async fn an_hour_without_an_api_server_loses_no_transition_and_grows_nothing() {
     serving.abort();
 }
 
-#[tokio::test(start_paused = true)]
-async fn one_of_many_waits_for_its_turn_and_writes_the_latest_truth_once() {
-    let node = json!({"metadata": {"resourceVersion": "1", "annotations": {}}, "status": {"conditions": []}});
+/// A server with a Node, the way to it, and what serves.
+async fn served(status: Value) -> (Shared, Api, SocketAddr, JoinHandle<()>) {
+    let node = json!({"metadata": {"resourceVersion": "1", "annotations": {}}, "status": status});
     let server: Shared = Arc::new(Mutex::new(Server { node, answers: true, patches: 0, version: 1 }));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address")).parse().expect("a URL");
+    let address = listener.local_addr().expect("an address");
+    let url = format!("http://{address}").parse().expect("a URL");
     let serving = tokio::spawn(serve(listener, Arc::clone(&server)));
-    let way = Api::from_config(kube::Config::new(url)).expect("a client");
+    (server, Api::from_config(kube::Config::new(url)).expect("a client"), address, serving)
+}
+
+async fn waits_for_its_turn_and_writes_the_latest_truth_once(mapped: usize, agents: usize) {
+    // Whatever it is asked for the server answers with one object, which so is the DaemonSet too.
+    let (server, way, _, serving) = served(json!({"conditions": [], "desiredNumberScheduled": agents})).await;
     let (tell, told) = watch::channel(None);
-    // More than an hour for all, so that hardly any turn comes within the first seconds.
-    let pace = Pace { nodes: Arc::new(|| 1_000_000), per_second: 200 };
+    let pace = Pace::new(Arc::new(move || mapped), "/apis/apps/v1/namespaces/n/daemonsets/d".into(), 200);
     tokio::spawn(Writer::new(vec![way], "n1".into(), told, Arc::default(), 0).among(pace).run());
     // It begins before there is a verdict.
     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -232,10 +240,86 @@ async fn one_of_many_waits_for_its_turn_and_writes_the_latest_truth_once() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(locked(&server).patches, 0, "its turn has not come");
-    for _ in 0..10 {
+    for _ in 0..11 {
         tokio::time::sleep(Duration::from_secs(700)).await;
     }
     let server = locked(&server);
     assert_eq!((server.patches, server.condition("CapacityProblem")["status"].clone()), (1, json!("True")));
+    serving.abort();
+}
+
+// More than an hour for all, so that hardly any turn comes within the first seconds.
+
+#[tokio::test(start_paused = true)]
+async fn one_of_many_nodes_of_the_map_waits_for_its_turn() {
+    waits_for_its_turn_and_writes_the_latest_truth_once(1_000_000, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_many_agents_that_start_without_a_map_waits_for_its_turn() {
+    waits_for_its_turn_and_writes_the_latest_truth_once(0, 1_000_000).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_may_be_rarer_than_the_reads_between() {
+    let (server, way, _, serving) = served(json!({"conditions": []})).await;
+    let (tell, told) = watch::channel(None);
+    tokio::spawn(Writer::new(vec![way], "n1".into(), told, Arc::default(), 300).run());
+    let mut worker = Worker { beliefs: Beliefs::default(), tell, keep: watch::channel(None).0 };
+    worker.second(0, false);
+    for _ in 0..2_000 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let patches = locked(&server).patches;
+    assert!((6..=7).contains(&patches), "the first, and one each 300 s: {patches}");
+    serving.abort();
+}
+
+/// A server with such a Node, a writer for it, and what that tells of it.
+async fn reading(status: Value) -> (Shared, Writer, watch::Receiver<Seen<Writes>>, JoinHandle<()>) {
+    let (server, way, _, serving) = served(status).await;
+    let told = Told { conditions: Vec::new(), annotations: std::collections::BTreeMap::new() };
+    let writer = Writer::new(vec![way], "n1".into(), watch::channel(Some(told)).1, Arc::default(), 0);
+    let seen = writer.writes();
+    (server, writer, seen, serving)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kubelet_says_is_read_along_and_again_soon_while_it_is_bad() {
+    let ready = |status: &str, message: &str, heartbeat: &str| {
+        json!([
+            { "type": "Ready", "status": status, "reason": "R", "message": message,
+              "lastTransitionTime": "2026-11-21T02:59:14Z", "lastHeartbeatTime": heartbeat },
+            { "type": "PIDPressure", "status": "False", "reason": "R", "message": "m", "lastTransitionTime": "never" },
+            { "type": "CNIProblem", "status": "Odd" },
+        ])
+    };
+    let well = ready("True", "kubelet is posting ready status", "2026-11-21T02:59:20Z");
+    let (server, mut writer, mut seen, serving) = reading(json!({"conditions": well})).await;
+    writer.read().await.expect("a Node");
+    let said = |now: &Seen<Writes>| now.get().and_then(|it| it.said.clone()).expect("it was read");
+    let well = said(&seen.borrow_and_update());
+    assert!(well.is_well() && well.of("CNIProblem").is_none() && well.conditions.len() == 2, "{well:?}");
+    assert_eq!(
+        (well.of("PIDPressure").expect("there").since, well.of("Ready").expect("there").message.len()),
+        (None, 31)
+    );
+    locked(&server).node["status"]["conditions"] = ready("True", "still", "2026-11-21T03:04:20Z");
+    writer.read().await.expect("a Node");
+    assert!(!seen.has_changed().expect("a writer"), "a heartbeat is no news");
+    locked(&server).node["status"]["conditions"] = ready("False", &"é".repeat(2000), "2026-11-21T03:05:20Z");
+    writer.read().await.expect("a Node");
+    let bad = said(&seen.borrow_and_update());
+    let words = bad.of("Ready").expect("there");
+    assert_eq!((bad.is_well(), words.message.chars().count(), words.status.as_str()), (false, 1024, "False"));
+    assert!(words.heartbeat > words.since && bad.read_at > well.read_at, "{bad:?}");
+    // From now on it runs by itself, and has nothing to write.
+    locked(&server).node["status"]["conditions"] = ready("True", "again", "2026-11-21T03:05:30Z");
+    let began = Instant::now();
+    tokio::spawn(writer.run());
+    while !said(&seen.borrow_and_update()).is_well() {
+        seen.changed().await.expect("a writer");
+    }
+    assert!(began.elapsed() <= UNWELL_AGAIN + Duration::from_secs(1), "{:?}", began.elapsed());
     serving.abort();
 }

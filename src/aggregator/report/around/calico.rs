@@ -3,29 +3,38 @@
 //! A worker whose kubelet is silent, or that has a found cause of its own below Calico, is left to that: Calico is often
 //! innocent. A rolling update takes seconds on each node and is none of all this.
 
+mod condition;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
 use super::super::Scope;
 use super::super::contrast::{Crowd, Member};
+use super::super::scope::in_maintenance;
 use super::{Draft, lasts, workers};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::pods::CalicoPod;
 use crate::aggregator::row::Row;
 use crate::aggregator::surroundings::What;
-use crate::aggregator::workloads::Workload;
+use crate::aggregator::workloads::{FailedCreate, Workload};
 use crate::checks::{Area, Severity};
 use crate::config::ClusterLimits;
 use crate::facts::utc;
-use crate::verdict::Status;
+use condition::by_calico;
 
 /// That there is no Pod anywhere has to last so long: who restores them is quick.
 const NONE_FOR: i64 = 60;
-/// Condition and taint belong together; one without the other may last so long (R093).
-const TAINT_AFTER: i64 = 300;
+/// A new Pod of calico-node is Ready in less time, in seconds.
+const AWAY: i64 = 60;
 /// An Event about a Pod that could not be made counts for so long; who tries waits up to a quarter of an hour.
 pub(super) const TRIED_WITHIN: i64 = 1800;
+
+/// The last time that a webhook kept a Pod of such an owner from being made.
+pub(super) fn refused(cluster: &Cluster, is_owner: impl Fn(&str) -> bool, now: Timestamp) -> Option<&FailedCreate> {
+    let all = cluster.surroundings.failed_creates().filter(|event| is_owner(&event.owner));
+    all.filter(|event| !lasts(Some(event.at), TRIED_WITHIN, now)).max_by_key(|event| event.at)
+}
 
 /// A cluster that uses Calico.
 struct Calico<'a> {
@@ -48,10 +57,16 @@ pub(super) fn findings(
 ) -> Vec<Draft> {
     let Some(calico) = Calico::of(cluster, duplicates, locked, now) else { return Vec::new() };
     let mut all: Vec<Draft> = calico.absent().into_iter().chain(calico.rolling()).collect();
+    if !calico.pods.is_empty() {
+        all.extend(calico.failing());
+    }
+    // What concerns all of it is told on it as well.
+    if let Some(set) = calico.sets.first() {
+        all = all.into_iter().map(|it| it.object("DaemonSet", &set.namespace, "calico-node")).collect();
+    }
     if calico.pods.is_empty() {
         return all;
     }
-    all.extend(calico.failing());
     all.extend(calico.recurring());
     all.extend(calico.unavailable());
     all.extend(calico.contradictions());
@@ -61,12 +76,22 @@ pub(super) fn findings(
 /// The workers on which calico-node fails, if that can be seen; none where it fails nearly everywhere, which is no worker's.
 pub(in crate::aggregator) fn failing(cluster: &Cluster, now: Timestamp) -> Option<Vec<String>> {
     let nobody = BTreeSet::new();
-    let seen = cluster.nodes_sight.is_clear() && cluster.api_sight.is_lost().is_none();
+    let seen = cluster.nodes_sight.is_clear()
+        && cluster.api_sight.is_lost().is_none()
+        && cluster.surroundings.is_clear(What::CalicoPods);
     let calico = Calico::of(cluster, &cluster.duplicates(), &nobody, now).filter(|_| seen)?;
     let broken = calico.broken();
     let wide = matches!(Scope::of(broken.len(), calico.workers.len(), cluster.limits()), Scope::Most | Scope::All);
     let counts = broken.iter().map(|(at, ..)| calico.workers[*at]).filter(|(_, row)| !wide && !row.unschedulable);
     Some(counts.map(|(name, _)| name.to_owned()).collect())
+}
+
+/// What episodes of a worker go by (R177): a new one with its address in its pool has the same connections, whatever its name;
+/// one of the same name in another place has not.
+pub(in crate::aggregator) fn place(name: &str, row: &Row) -> String {
+    row.addresses
+        .first()
+        .map_or_else(|| name.to_owned(), |at| format!("{}/{at}", row.pool.as_deref().unwrap_or_default()))
 }
 
 impl<'a> Calico<'a> {
@@ -94,11 +119,6 @@ impl<'a> Calico<'a> {
         self.cluster.limits()
     }
 
-    /// Whether a Pod is started again and again, or not Ready for longer than in an update.
-    fn is_bad(&self, pod: &CalicoPod) -> bool {
-        pod.keeps_failing(self.limits(), self.now) || pod.unready_for(self.limits().routine(), self.now)
-    }
-
     /// There is no calico-node anywhere (R094).
     fn absent(&self) -> Option<Draft> {
         let around = &self.cluster.surroundings;
@@ -108,9 +128,7 @@ impl<'a> Calico<'a> {
         let gone = self.workers.iter().filter_map(|(name, _)| around.bereft_since(name)).max();
         let since =
             gone.or(around.complete_since(What::CalicoPods)).filter(|since| lasts(Some(*since), NONE_FOR, self.now))?;
-        let blocked = around.failed_creates().filter(|event| &*event.owner == "DaemonSet calico-node");
-        let blocked =
-            blocked.filter(|event| !lasts(Some(event.at), TRIED_WITHIN, self.now)).max_by_key(|event| event.at);
+        let blocked = refused(self.cluster, |owner| owner == "DaemonSet calico-node", self.now);
         let (reason, what, next) = if self.sets.is_empty() {
             ("DaemonSetMissing", "its DaemonSet is neither in kube-system nor in calico-system".to_owned(), REFRESH)
         } else if let Some(event) = blocked {
@@ -144,12 +162,37 @@ impl<'a> Calico<'a> {
             "calico-node in {} is being updated: {} of {} nodes are done, {slow} are not Ready for more than {routine} s; each node's NetworkUnavailable is True for some seconds meanwhile",
             set.namespace, set.updated, set.desired
         );
-        Some(Draft::new(
-            "CalicoRollingUpdate",
-            Severity::Info,
-            detail,
-            "wait; nothing is to be done while no node is slow",
-        ))
+        // Those that are away at once, each for longer than a new Pod needs; of those where it is none of Calico's nothing is known.
+        let mut away: Vec<(&str, Option<Timestamp>)> = self
+            .not_ready()
+            .filter(|(node, pod)| {
+                // One that is new, or that somebody works on, is none of the update's.
+                let settled = |row: &Row| lasts(row.created, self.limits().settling_seconds.into(), self.now);
+                let of_calico = |row: &Row| {
+                    !row.kubelet_silent()
+                        && !has_deeper_cause(row)
+                        && settled(row)
+                        && !in_maintenance(row, pod.since.unwrap_or(self.now))
+                };
+                pod.unready_for(AWAY, self.now) && self.cluster.node(node).is_some_and(of_calico)
+            })
+            .map(|(node, pod)| (node, pod.since))
+            .collect();
+        let most = set.most_away;
+        if away.len() <= most as usize {
+            let next = "wait; nothing is to be done while no node is slow";
+            return Some(Draft::new("CalicoRollingUpdate", Severity::Info, detail, next));
+        }
+        away.sort_unstable();
+        let detail = format!(
+            "{detail}; it is away on {} nodes at once, and its DaemonSet allows {most} (maxUnavailable): that is no routine",
+            away.len()
+        );
+        let next = format!(
+            "stop the update: `kubectl -n {0} rollout undo daemonset/calico-node`, or let its owner (operator, provider) do so; gather on two of these workers, and look at why its Pods do not become Ready there",
+            set.namespace
+        );
+        Some(Draft::new("CalicoRollingUpdate", Severity::Warning, detail, next).on_since(&away))
     }
 
     /// The youngest Pod of each node that has some, but none that is Ready: while Calico moves there may be two.
@@ -176,7 +219,7 @@ impl<'a> Calico<'a> {
             }
             if let Some(pod) = not_ready.get(name) {
                 // Why an init container fails is told apart.
-                let bad = self.is_bad(pod);
+                let bad = pod.is_bad(self.limits(), self.now);
                 if bad && pod.failed.is_none() {
                     let since = pod.since.unwrap_or(self.now);
                     broken.push((
@@ -197,10 +240,14 @@ impl<'a> Calico<'a> {
 
     /// Few, many or nearly all: the remedies are opposites (R095, R175, R176).
     fn failing(&self) -> Option<Draft> {
-        let broken = self.broken();
+        let mut broken = self.broken();
+        broken.retain(|(at, since, _)| !in_maintenance(self.workers[*at].1, *since));
         let (_, first, example) = broken.iter().min_by_key(|(_, since, _)| *since)?;
         let failing: Vec<usize> = broken.iter().map(|(at, ..)| *at).collect();
-        let (count, total) = (failing.len(), self.workers.len());
+        // Those on which it might have failed: not where somebody works on it, or something deeper is wrong.
+        let counts = |row: &Row| !row.unschedulable && !row.kubelet_silent() && !has_deeper_cause(row);
+        let compared = |(at, (_, row)): &(usize, &(&str, &Row))| counts(row) || failing.binary_search(at).is_ok();
+        let (count, total) = (failing.len(), self.workers.iter().enumerate().filter(compared).count());
         let detail = format!(
             "calico-node does not run as it should on {count} of {total} workers, on the first since {}: {example}",
             utc(*first)
@@ -213,7 +260,7 @@ impl<'a> Calico<'a> {
                     row,
                     calico: versions.get(name).copied(),
                     hosts: self.cluster.hosted.as_ref().and_then(|it| Some(&**it.on.get(*name)?)),
-                    counts: true,
+                    counts: counts(row),
                 };
                 let crowd = Crowd::new(
                     &self.cluster.values,
@@ -241,10 +288,13 @@ impl<'a> Calico<'a> {
     fn recurring(&self) -> Option<Draft> {
         let (days, times) = (self.limits().recurrence_days, self.limits().recurrences);
         let since = self.now.as_second() - i64::from(days) * 24 * 3600;
-        let there = |(name, begun): &(&str, Vec<i64>)| {
-            begun.len() >= times as usize && self.workers.binary_search_by_key(name, |(name, _)| *name).is_ok()
-        };
-        let all: Vec<(&str, Vec<i64>)> = self.cluster.memory.episodes(since).filter(there).collect();
+        let often: BTreeMap<&str, Vec<i64>> =
+            self.cluster.memory.episodes(since).filter(|(_, begun)| begun.len() >= times as usize).collect();
+        if often.is_empty() {
+            return None;
+        }
+        let here = |(name, row): &(&'a str, &Row)| Some((*name, often.get(&*place(name, row))?.clone()));
+        let all: Vec<(&str, Vec<i64>)> = self.workers.iter().filter_map(here).collect();
         let (name, begun) = all.iter().max_by_key(|(_, begun)| begun.len())?;
         let times: Vec<String> = begun.iter().filter_map(|at| Timestamp::from_second(*at).ok()).map(utc).collect();
         let detail = format!(
@@ -257,95 +307,6 @@ impl<'a> Calico<'a> {
         let draft = Draft::new("CalicoFailureRecurring", Severity::Warning, detail, next).since(first);
         Some(draft.on(all.iter().map(|(name, _)| *name)))
     }
-
-    /// `NetworkUnavailable` is True: for seconds in each update, and then it is no problem (R091).
-    fn unavailable(&self) -> Vec<Draft> {
-        let (mut brief, mut warned, mut long) = (Vec::new(), Vec::new(), Vec::new());
-        let (routine, critical) = (self.limits().routine(), self.limits().critical_seconds.into());
-        let not_ready: BTreeMap<&str, &CalicoPod> = self.not_ready().collect();
-        for (name, row) in &self.workers {
-            let Some((Status::True, since)) = by_calico(row) else { continue };
-            if self.locked.contains(*name) {
-                continue;
-            }
-            // Whether the restarts rise beats time (H2).
-            let failing = not_ready.get(name).is_some_and(|pod| pod.keeps_failing(self.limits(), self.now));
-            if !failing && self.ready_for(name, routine) {
-                continue;
-            }
-            let list = match (failing || lasts(since, critical, self.now), lasts(since, routine, self.now)) {
-                (true, _) => &mut long,
-                (false, true) => &mut warned,
-                (false, false) => &mut brief,
-            };
-            list.push((*name, since));
-        }
-        let draft = |code, severity, list: Vec<(&str, Option<Timestamp>)>, what: &str, next: String| {
-            let since = list.iter().filter_map(|(_, since)| *since).min();
-            let detail = format!("NetworkUnavailable is True on {} workers, {what}", list.len());
-            (!list.is_empty())
-                .then(|| Draft::new(code, severity, detail, next).since(since).on(list.iter().map(|(name, _)| *name)))
-        };
-        let prolonged = "so that no new Pods are scheduled there; those that run keep their network as long as routes and chains stay";
-        let look = "look at calico-node on these workers, as with CalicoNodeFailingOnNode; within a rolling update, at why its Pod does not become Ready";
-        [
-            draft("NetworkUnavailableProlonged", Severity::Critical, long, prolonged, look.to_owned()),
-            draft("NetworkUnavailableProlonged", Severity::Warning, warned, prolonged, look.to_owned()),
-            draft(
-                "NetworkUnavailableBrief",
-                Severity::Info,
-                brief,
-                &format!("for less than {routine} s, as in each start of calico-node"),
-                format!("wait; tell alerts on this condition to wait for {routine} s too"),
-            ),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    /// The condition, its taint and what is there do not fit together (R092, R093).
-    fn contradictions(&self) -> Vec<Draft> {
-        let (mut stale, mut stuck) = (Vec::new(), Vec::new());
-        for (name, row) in &self.workers {
-            let Some((status, since)) = by_calico(row) else { continue };
-            let wrong = match status {
-                Status::True => self.ready_for(name, self.limits().routine()),
-                Status::False => row.has("BgpDaemonDown") && !row.kubelet_silent(),
-                Status::Unknown => false,
-            };
-            if wrong {
-                stale.push(*name);
-            } else if (status == Status::True) != row.network_taint
-                && lasts(since.max(row.network_taint_since), TAINT_AFTER, self.now)
-            {
-                stuck.push(*name);
-            }
-        }
-        let mut drafts = Vec::new();
-        if !stale.is_empty() {
-            let detail = "NetworkUnavailable says the opposite of what calico-node does: it is written only at a clean start and stop, and a write that failed is not always tried again".to_owned();
-            let next = "trust the agent and calico-node's readiness; delete the calico-node Pod there, which writes the condition anew";
-            drafts.push(Draft::new("NetworkConditionStale", Severity::Warning, detail, next).on(stale));
-        }
-        if !stuck.is_empty() {
-            let detail = "the taint node.kubernetes.io/network-unavailable and the condition NetworkUnavailable contradict each other for more than five minutes".to_owned();
-            let next = "look whether kube-controller-manager (its node lifecycle controller) runs and may write Nodes; the taint goes by itself once it does";
-            drafts.push(Draft::new("NetworkTaintStuck", Severity::Warning, detail, next).on(stuck));
-        }
-        drafts
-    }
-
-    /// Whether calico-node has been Ready there for so long.
-    fn ready_for(&self, node: &str, seconds: i64) -> bool {
-        let mut pods = self.pods.get(node).into_iter().flatten();
-        pods.any(|pod| pod.ready && pod.since.is_some_and(|since| lasts(Some(since), seconds, self.now)))
-    }
-}
-
-/// What calico-node wrote there, if it was calico-node.
-fn by_calico(row: &Row) -> Option<(Status, Option<Timestamp>)> {
-    row.network.as_ref().filter(|condition| condition.reason().starts_with("Calico")).map(|it| (it.status, it.since()))
 }
 
 /// Whether the agent has found something below Calico that explains it.
@@ -362,7 +323,7 @@ pub(super) fn state(pod: &CalicoPod, limits: &ClusterLimits, now: Timestamp) -> 
 }
 
 const REFRESH: &str = "let its owner make it again: the Tigera operator, or on IBM Cloud `ibmcloud ks cluster master refresh --cluster CLUSTER`, which takes up to 45 minutes; if it does not come, look for webhooks that keep Pods from being made";
-const UNBLOCK: &str = "fix that webhook first (scope it away from system namespaces, or remove it), and the Pods come by themselves; a master refresh does not help while it blocks";
+pub(super) const UNBLOCK: &str = "fix that webhook first (scope it away from system namespaces, or remove it), and the Pods come by themselves; a master refresh does not help while it blocks";
 const LADDER: &str = "one worker at a time: `kubectl cordon` it, gather (describe and logs of the Pod, also --previous) before anything is deleted, delete the calico-node Pod; if that does not help drain and reboot, then reload or replace it; `kubectl uncordon` at the first success";
 const WIDESPREAD: &str = "do not cordon, delete, reboot or reload: look at Calico's configuration, its datastore (ClusterInformation datastoreReady) and the control plane, and at what changed before then; gather on two or three workers";
 

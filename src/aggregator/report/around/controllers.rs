@@ -5,21 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::calico::state;
+use super::calico::{UNBLOCK, refused, state};
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::pods::{App, CalicoPod};
 use crate::aggregator::surroundings::What;
+use crate::aggregator::workloads::Workload;
 use crate::checks::Severity::{Critical, Info, Warning};
 
+const CONTROLLERS: &str = "calico-kube-controllers";
 /// Two may run for so long while one takes over.
 const TWO: i64 = 300;
-/// A move of Calico to calico-system that has not gone on for so long does not go on.
-const STALLED: i64 = 3600;
 /// Parts of Calico may have different versions for so long: an update of a large cluster takes its time.
 const MIXED: i64 = 3600;
 /// Cleaning up takes less than so long.
 const LOCKED: i64 = 30 * 60;
+/// Where it did not come up longer ago may be well by now.
+const TRIED: i64 = 24 * 3600;
 /// A memory limit that was hit longer ago is no news.
 const MEMORY: i64 = 3600;
 
@@ -29,7 +31,11 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     if !cluster.surroundings.is_seen(What::CalicoPods) {
         return all;
     }
-    all.extend(controllers(cluster, now));
+    let mut own = controllers(cluster, now);
+    if let Some(deployment) = cluster.surroundings.workloads(CONTROLLERS).next() {
+        own = own.into_iter().map(|it| it.object("Deployment", &deployment.namespace, CONTROLLERS)).collect();
+    }
+    all.extend(own);
     all.extend(typha(cluster, now));
     all.extend(tunnel(cluster, now));
     all.extend(migration(cluster, now));
@@ -40,7 +46,7 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
 fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     let around = &cluster.surroundings;
     let pods: Vec<&CalicoPod> = around.pods(App::Controllers).collect();
-    let Some(deployment) = around.workloads("calico-kube-controllers").next() else {
+    let Some(deployment) = around.workloads(CONTROLLERS).next() else {
         let used = around.is_seen(What::SystemDeployments) && around.is_seen(What::CalicoDeployments);
         return missing(cluster, now).into_iter().filter(|_| used && pods.is_empty()).collect();
     };
@@ -57,18 +63,18 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         && ready.iter().all(|since| lasts(Some(*since), TWO, now))
     {
         let detail = format!("{} Pods of calico-kube-controllers run, and exactly one has to", ready.len());
-        return vec![Draft::new("CalicoKubeControllersCount", Info, detail, "set the Deployment to one replica")];
+        let draft = Draft::new("CalicoKubeControllersCount", Info, detail, "set the Deployment to one replica");
+        return vec![draft.since(ready.into_iter().max())];
     }
     if pods.iter().any(|pod| pod.ready) {
         return Vec::new();
     }
     let Some(pod) = pods.iter().max_by_key(|pod| pod.created) else {
-        // That there was never a Pod is known since the Deployment was made, or since Pods are seen.
-        let since = deployment.created.max(around.complete_since(What::CalicoPods));
-        return vec![down(cluster, "there is no Pod", since, now)];
+        return vec![without_pod(cluster, deployment, now)];
     };
     let on = (!pod.node.is_empty()).then_some(&*pod.node);
-    let name = format!("{}/{} {}", pod.namespace, pod.name, state(pod, cluster.limits(), now));
+    let tried = tried(cluster, on, now);
+    let name = format!("{}/{} {}{tried}", pod.namespace, pod.name, state(pod, cluster.limits(), now));
     if let Some(node) = on
         && cluster.node(node).is_none_or(|row| !row.is_ready())
     {
@@ -84,11 +90,39 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         return vec![Draft::new("CalicoKubeControllersOomKilled", Warning, detail, next).since(Some(at))];
     }
     if pod.keeps_failing(cluster.limits(), now) {
-        let next = "cordon its node and delete the Pod, on nodes of several zones in turn, and uncordon; if it fails everywhere, gather, and look at Calico's configuration, the datastore, and what changed before then";
+        let next = if tried.is_empty() {
+            "cordon its node and delete the Pod, on nodes of several zones in turn, and uncordon; if it fails everywhere, gather, and look at Calico's configuration, the datastore, and what changed before then"
+        } else {
+            "the nodes are not to blame: uncordon those that were tried, gather, and look at Calico's configuration, the datastore, and what changed before then"
+        };
         let detail = format!("calico-kube-controllers does not stay up: {name}");
         return vec![Draft::new("CalicoKubeControllersCrashLooping", Warning, detail, next).since(pod.since)];
     }
     vec![down(cluster, &name, pod.since, now)]
+}
+
+/// There is no Pod of the Deployment.
+fn without_pod(cluster: &Cluster, deployment: &Workload, now: Timestamp) -> Draft {
+    let is_its_own = |owner: &str| owner.starts_with("ReplicaSet calico-kube-controllers-");
+    if let Some(event) = refused(cluster, is_its_own, now) {
+        let detail = format!("there is no Pod of calico-kube-controllers, and none can be made: {}", event.message);
+        let draft = Draft::new("CalicoKubeControllersMissing", Warning, detail, UNBLOCK);
+        return draft.since(Some(event.at));
+    }
+    // That there was never a Pod is known since the Deployment was made, or since Pods are seen.
+    let since = deployment.created.max(cluster.surroundings.complete_since(What::CalicoPods));
+    down(cluster, "there is no Pod", since, now)
+}
+
+/// The nodes from which it was moved, in vain, within a day.
+fn tried(cluster: &Cluster, on: Option<&str>, now: Timestamp) -> String {
+    let recent = |(node, at): &&(Box<str>, Timestamp)| Some(&**node) != on && !lasts(Some(*at), TRIED, now);
+    let nodes: Vec<&str> = cluster.surroundings.tried.iter().filter(recent).map(|(node, _)| &**node).collect();
+    if nodes.is_empty() {
+        String::new()
+    } else {
+        format!(", moved there after it did not come up on {}", nodes.join(", "))
+    }
 }
 
 /// No worker suffers from it at once, and a short absence harms nobody, unless nodes go meanwhile.
@@ -127,8 +161,7 @@ fn typha(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let waits =
         |pod: &CalicoPod| pod.node.is_empty() && ready > 0 && pods.len() > cluster.nodes().len().saturating_sub(1);
     let limits = cluster.limits();
-    let bad =
-        |pod: &&&CalicoPod| (pod.keeps_failing(limits, now) || pod.unready_for(limits.routine(), now)) && !waits(pod);
+    let bad = |pod: &&&CalicoPod| pod.is_bad(limits, now) && !waits(pod);
     let bad: Vec<&&CalicoPod> = pods.iter().filter(bad).collect();
     let worst = bad.first()?;
     let severity = if ready == 0 { Critical } else { Warning };
@@ -142,7 +175,8 @@ fn typha(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     );
     let next = "if one is bad, look at its node, cordon it and delete the Pod; if all are, gather their logs and look at memory limits, configuration and certificates";
     let since = bad.iter().filter_map(|pod| pod.since).min();
-    Some(Draft::new("TyphaUnhealthy", severity, detail, next).since(since))
+    let draft = Draft::new("TyphaUnhealthy", severity, detail, next).since(since);
+    Some(draft.object("Deployment", &worst.namespace, "calico-typha"))
 }
 
 fn tunnel(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
@@ -177,7 +211,8 @@ fn migration(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
         return None;
     }
     let last = new.iter().filter_map(|pod| pod.created).max();
-    let stalled = lasts(last, STALLED, now);
+    let minutes = cluster.limits().migration_minutes;
+    let stalled = lasts(last, i64::from(minutes) * 60, now);
     let detail = format!(
         "Calico moves from kube-system to calico-system: {} of {} nodes are done",
         new.len(),
@@ -185,10 +220,12 @@ fn migration(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     );
     if !stalled {
         let next = "wait, it takes hours in a large cluster; add, reload or replace no workers meanwhile";
-        return Some(Draft::new("CalicoMigrationInProgress", Info, detail, next));
+        let begun = new.iter().filter_map(|pod| pod.created).min();
+        return Some(Draft::new("CalicoMigrationInProgress", Info, detail, next).since(begun));
     }
     let unready = new.iter().filter(|pod| !pod.ready).count();
-    let detail = format!("{detail}, {unready} of these are not Ready, and none was added for more than an hour");
+    let detail =
+        format!("{detail}, {unready} of these are not Ready, and none was added for more than {minutes} minutes");
     let next = "read the log of tigera-operator; see that all of Calico's Pods are Ready; where BGP has a password, that its Secret is in calico-system too (BgpPasswordSecretMissing)";
     Some(Draft::new("CalicoMigrationStalled", Critical, detail, next).since(last).on(old.iter().map(|pod| &*pod.node)))
 }
@@ -214,7 +251,7 @@ fn drift(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         );
         let next = "only settings that the provider documents, such as the MTU, may be changed: take the others out again, or let the provider write the object anew";
         let draft = Draft::new("CalicoConfigDrift", Warning, detail, next).about(format!("{kind} {name}"));
-        all.push(draft.since(Some(drift.at)));
+        all.push(draft.object(kind, "", name).since(Some(drift.at)));
     }
     all
 }
@@ -239,6 +276,7 @@ fn mixed(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let next = "find out who changed an image, and let the owner of Calico (operator, provider) set them all";
     Some(
         Draft::new("CalicoVersionMixed", Warning, detail, next)
+            .since(rarest.iter().filter_map(|pod| pod.created).min())
             .on(rarest.iter().map(|pod| &*pod.node).filter(|node| !node.is_empty())),
     )
 }

@@ -1,26 +1,25 @@
-//! Which Nodes there are: left over, with one address, too few, gone and not replaced; kubelets that are silent all at once; and webhooks that keep
-//! Pods of the system from being made (catalogue R020, R027, R029, R075, R076, R111). Pure.
+//! Which Nodes there are: left over, with one address, too few, gone and not replaced, on their way for too long; and webhooks that
+//! keep Pods of the system from being made (catalogue R014, R027, R029, R075 to R077, R111). Pure.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use super::super::Scope;
+use super::super::scope::in_maintenance;
 use super::calico::TRIED_WITHIN;
+use super::master::{self, Silence};
 use super::{Draft, lasts, webhooks};
 use crate::aggregator::cluster::Cluster;
-use crate::aggregator::row::Row;
+use crate::aggregator::row::{Condition, Row};
 use crate::checks::Area;
 use crate::checks::Severity::{Critical, Info, Warning};
 
-/// Fewer workers that are silent are silent each for itself.
-const FEWEST: usize = 3;
-/// Kubelets are silent all at once for so long, in seconds, before it is told: an API server that restarts is back by then.
-const SILENT: i64 = 60;
 /// Of a worker that went longer ago, in seconds, it is known by now whether it was meant. One that came as long ago may be in
 /// its place already: drains take their time.
 const REMEMBERED: i64 = 24 * 3600;
+/// The kubelet of a new worker is not Ready at first; Node and condition are not made in the same moment.
+const JOINS: SignedDuration = SignedDuration::from_secs(60);
 /// Workers that are named.
 const NAMED: usize = 5;
 
@@ -30,12 +29,17 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now:
         .nodes()
         .filter(|(name, row)| !row.deleting && !row.control_plane && !duplicates.contains_key(name))
         .collect();
-    let mut all: Vec<Draft> = left_over(duplicates).into_iter().collect();
+    let mut all: Vec<Draft> = left_over(cluster, duplicates).into_iter().collect();
     all.extend(one_address(cluster, now));
+    all.extend(none_left(cluster, now));
+    all.extend(master::updating(cluster, now));
     // Of workers whose kubelets nobody hears, none is at fault and none is missing.
-    match silent(cluster, &workers, now) {
-        Some(silent) => all.push(silent),
-        None => all.extend(too_few(&workers)),
+    if let Some(silence) = Silence::of(cluster, &workers) {
+        all.extend(silence.told(cluster, now));
+    } else {
+        all.extend(too_few(&workers));
+        all.extend(master::unheard(cluster, &workers, now));
+        all.extend(stuck(cluster, &workers, now));
     }
     all.extend(not_refilled(cluster, &workers, now));
     all.extend(blocked(cluster, now));
@@ -43,7 +47,7 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now:
 }
 
 /// Node objects of workers that have another one by now (R027): no harm but to who counts.
-fn left_over(duplicates: &HashMap<&str, &str>) -> Option<Draft> {
+fn left_over(cluster: &Cluster, duplicates: &HashMap<&str, &str>) -> Option<Draft> {
     let mut pairs: Vec<(&str, &str)> = duplicates.iter().map(|(old, twin)| (*old, *twin)).collect();
     pairs.sort_unstable();
     let (old, twin) = pairs.first()?;
@@ -53,7 +57,8 @@ fn left_over(duplicates: &HashMap<&str, &str>) -> Option<Draft> {
     );
     let next = format!("see that {twin} is Ready, then `kubectl delete node {old}`; never the Ready one of the two");
     let draft = Draft::new("DuplicateNodeObject", Info, detail, next);
-    Some(draft.on(pairs.into_iter().map(|(old, _)| old)))
+    let since = |name: &str| cluster.node(name)?.ready.as_ref()?.since();
+    Some(draft.on_since(&pairs.into_iter().map(|(old, _)| (old, since(old))).collect::<Vec<_>>()))
 }
 
 /// Two Nodes have one address (R075): what is sent to it reaches one of them, and no condition says so.
@@ -74,13 +79,36 @@ fn one_address(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         );
         let next = "find out which worker has the address (`ip addr` on each); delete what is left of the other in Calico and in Kubernetes, and drain and reboot the one that stays";
         let draft = Draft::new("NodeIpReused", Critical, detail, next).about(address.to_string());
-        draft.on(nodes.into_iter().map(|(name, _)| name))
+        // Since the last of them came.
+        draft.since(nodes.iter().filter_map(|(_, row)| row.created).max()).on(nodes.into_iter().map(|(name, _)| name))
     };
     shared.map(draft).collect()
 }
 
+/// There were workers, and there are none (R077). A cluster that never had any was made so.
+fn none_left(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
+    // The one that takes the place of the last needs as long to come (H12).
+    let came_by_then = i64::from(cluster.limits().settling_seconds);
+    let since = cluster.memory.last_gone().filter(|since| lasts(Some(*since), came_by_then, now))?;
+    if cluster.nodes().any(|(_, row)| !row.control_plane) {
+        return None;
+    }
+    let detail = "the cluster had workers, and has none: nothing runs but the control plane, and on a classic account the VLANs of its zones may be reclaimed".to_owned();
+    let next = "nothing, if all were removed on purpose. Else order workers again (resize a pool); if that fails because of a VLAN that is gone, `nodevitals explain VlanUnavailable`";
+    let mut draft = Draft::new("ClusterWithoutWorkers", Critical, detail, next).since(Some(since));
+    draft.area = Area::Capacity;
+    Some(draft)
+}
+
 fn takes_pods(row: &Row) -> bool {
     row.is_ready() && !row.unschedulable
+}
+
+/// Since when one takes no Pods, as far as that is known.
+fn out_since(row: &Row) -> Option<Timestamp> {
+    let cordoned = row.cordoned_since.filter(|_| row.unschedulable);
+    let unready = row.ready.as_ref().filter(|_| !row.is_ready()).and_then(Condition::since);
+    [cordoned, unready].into_iter().flatten().min()
 }
 
 /// Hardly a worker takes Pods, of several that there are (R029). A cluster or zone of one worker was made so.
@@ -93,15 +121,19 @@ fn too_few(workers: &[(&str, &Row)]) -> Vec<Draft> {
             workers.len()
         );
         let next = "add a worker, or uncordon one, before anything is drained, reloaded or removed";
-        return vec![Draft::new("LastWorkerAtRisk", Warning, detail, next).on(left)];
+        let since = workers.iter().filter_map(|(_, row)| out_since(row)).max();
+        return vec![Draft::new("LastWorkerAtRisk", Warning, detail, next).since(since).on(left)];
     }
-    let mut zones: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let mut zones: BTreeMap<&str, (usize, usize, Option<Timestamp>)> = BTreeMap::new();
     for (_, row) in workers {
         let zone = zones.entry(row.zone.as_deref().unwrap_or_default()).or_default();
-        *zone = (zone.0 + 1, zone.1 + usize::from(takes_pods(row)));
+        *zone = (zone.0 + 1, zone.1 + usize::from(takes_pods(row)), zone.2.max(out_since(row)));
     }
-    let short = |(zone, (all, left)): (&str, (usize, usize))| {
-        (all > 1 && left < 2 && !zone.is_empty()).then(|| format!("{zone} ({left} of {all})"))
+    let mut since: Option<Timestamp> = None;
+    let short = |(zone, (all, left, out)): (&str, (usize, usize, Option<Timestamp>))| {
+        let short = all > 1 && left < 2 && !zone.is_empty();
+        since = [since, out.filter(|_| short)].into_iter().flatten().min();
+        short.then(|| format!("{zone} ({left} of {all})"))
     };
     let short: Vec<String> = zones.into_iter().filter_map(short).collect();
     if short.is_empty() {
@@ -111,12 +143,8 @@ fn too_few(workers: &[(&str, &Row)]) -> Vec<Draft> {
         "zones with fewer than two workers that are Ready and not cordoned: {}; Ingress there has no second place",
         short.join(", ")
     );
-    vec![Draft::new(
-        "ZoneBelowTwoWorkers",
-        Info,
-        detail,
-        "add or uncordon a worker there before another is drained or reloaded",
-    )]
+    let next = "add or uncordon a worker there before another is drained or reloaded";
+    vec![Draft::new("ZoneBelowTwoWorkers", Info, detail, next).since(since)]
 }
 
 /// Workers went, and no new ones came in their place (R076). Of a pool that is empty now that was meant.
@@ -127,9 +155,11 @@ fn not_refilled(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> 
     let mut all = Vec::new();
     for (pool, mut gone) in cluster.memory.to_replace(begin) {
         let here = || workers.iter().filter(|(_, row)| row.pool.as_deref() == Some(pool));
-        let new = here().filter(|(_, row)| row.created.is_some_and(|created| created.as_second() >= begin)).count();
-        gone.retain(|(at, _)| now.as_second() - at >= replaced);
         gone.sort_unstable();
+        // In an update the new one may come first, and is not to be forgotten before the one that it replaces.
+        let first = gone.first().map_or(begin, |(at, _)| at - REMEMBERED);
+        let new = here().filter(|(_, row)| row.created.is_some_and(|created| created.as_second() >= first)).count();
+        gone.retain(|(at, _)| now.as_second() - at >= replaced);
         let missing = gone.len().saturating_sub(new);
         if missing == 0 || here().next().is_none() {
             continue;
@@ -149,37 +179,43 @@ fn not_refilled(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> 
     all
 }
 
-/// Nearly all kubelets are silent at once (R020): that is not the workers.
-fn silent(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Option<Draft> {
-    let cut = |row: &Row| row.kubelet_silent() || row.has("MasterUnreachable");
-    let silent: Vec<&(&str, &Row)> = workers.iter().filter(|(_, row)| cut(row)).collect();
-    let wide = matches!(Scope::of(silent.len(), workers.len(), cluster.limits()), Scope::Most | Scope::All);
-    if silent.len() < FEWEST || !wide {
-        return None;
-    }
-    // Since the first of them; those that were silent long before are no part of it.
-    let mut since: Vec<Timestamp> = silent.iter().filter_map(|(_, row)| row.ready.as_ref()?.since()).collect();
-    since.sort_unstable();
-    let since = since.get(since.len() / 2).copied();
-    if !lasts(since, SILENT, now) {
-        return None;
-    }
+/// Workers that are rebooted or reloaded, or that are new, and do not arrive (R014).
+fn stuck(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Option<Draft> {
+    let minutes = cluster.limits().transit_minutes;
+    let on_its_way = |row: &Row| {
+        let since = row.ready.as_ref().map_or(row.created, Condition::since);
+        let (what, since) = if row.unschedulable && !row.maintained && in_maintenance(row, since.unwrap_or(now)) {
+            ("cordoned", since)
+        } else {
+            // It has not been Ready since it joined. Of one that is silent that cannot be told (KubeletHeartbeatLost).
+            let never = row.created.is_some_and(|created| since.is_none_or(|it| it.duration_since(created) < JOINS));
+            (!row.unschedulable && !row.kubelet_silent() && never).then_some(("new", row.created))?
+        };
+        (!row.is_ready() && lasts(since, i64::from(minutes) * 60, now)).then_some((since, what))
+    };
+    let mut all: Vec<_> = workers.iter().filter_map(|(name, row)| Some((on_its_way(row)?, *name, *row))).collect();
+    all.sort_by_key(|((since, _), name, _)| (*since, *name));
+    let ((since, what), name, row) = all.first()?;
+    let said = row.findings.first().filter(|_| !row.marked_stale());
     let detail = format!(
-        "{} of {} workers have no connection to the control plane at once, which is not the workers' fault",
-        silent.len(),
-        workers.len()
+        "{} workers that are rebooted, reloaded, updated or new have not become Ready for more than {minutes} minutes: {name} is {what}, and not Ready since {}{}",
+        all.len(),
+        since.map_or_else(|| "an unknown time".to_owned(), crate::facts::utc),
+        said.map_or_else(String::new, |root| format!("; its agent says {}", root.code))
     );
-    let next = "touch no worker: is the master being updated? If it lasts for more than 45 minutes: status of the provider, firewall and load balancer before the API server, then a support case with the agents' logs";
-    let mut draft = Draft::new("MasterUnreachableClusterwide", Critical, detail, next).since(since);
+    let next = format!(
+        "read the provider's Status of {name} (`ibmcloud ks worker get`) and ask `nodevitals explain` what it means: what is pending waits for something else, which it names. If nobody works on it, repair it: `nodevitals repair {name}`"
+    );
+    let mut draft = Draft::new("WorkerStuckInTransition", Warning, detail, next).since(*since);
     draft.area = Area::ControlPlanePath;
-    Some(draft.on(silent.into_iter().map(|(name, _)| *name)))
+    Some(draft.on(all.into_iter().map(|(_, name, _)| name)))
 }
 
 /// Pods of the system that a webhook keeps from being made (R111).
 fn blocked(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let all = cluster.surroundings.failed_creates();
     let mut young: Vec<_> = all.filter(|event| !lasts(Some(event.at), TRIED_WITHIN, now)).collect();
-    young.sort_by(|a, b| (b.at, &a.owner).cmp(&(a.at, &b.owner)));
+    young.sort_unstable_by(|a, b| (b.at, &a.owner).cmp(&(a.at, &b.owner)));
     let last = young.first()?;
     let detail = format!(
         "Pods of the system cannot be made because of an admission webhook, of {} owners within half an hour, the last of them {} in {}: {}{}",
@@ -190,7 +226,11 @@ fn blocked(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
         webhooks::behind(cluster, &last.message).unwrap_or_default()
     );
     let next = "repair what serves the webhook, or scope it away from system namespaces (namespaceSelector on kubernetes.io/metadata.name), or as the last way delete its configuration, which no webhook can prevent; the Pods come by themselves then, and only after that a master refresh helps";
-    Some(Draft::new("WebhookBlocksSystemPods", Critical, detail, next))
+    // Of each owner the last time is known: it was there then at the latest.
+    let draft = Draft::new("WebhookBlocksSystemPods", Critical, detail, next);
+    let (kind, name) = last.owner.split_once(' ').unwrap_or_default();
+    let draft = draft.object(kind, &last.namespace, name);
+    Some(draft.since(young.iter().map(|event| event.at).min()))
 }
 
 #[cfg(test)]

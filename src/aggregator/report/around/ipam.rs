@@ -15,9 +15,6 @@ use crate::aggregator::surroundings::{HostEndpoint, What};
 use crate::checks::Area;
 use crate::checks::Severity::{Critical, Warning};
 
-/// calico-kube-controllers cleans up behind a node that went within so long, in seconds: its grace of 15 minutes, and the
-/// round that follows.
-const CLEANED: i64 = 30 * 60;
 /// What is named.
 const NAMED: usize = 5;
 
@@ -25,10 +22,11 @@ const NAMED: usize = 5;
 pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     let mut all = conflicts(cluster);
     all.extend(host_endpoints(cluster, now));
-    let Some(ipam) = &cluster.ipam else { return all };
+    // Without Calico there is none of it any more, whatever was read before.
+    let Some(ipam) = cluster.ipam.as_ref().filter(|_| cluster.surroundings.is_seen(What::Pools)) else { return all };
     all.extend(exhausted(cluster, ipam));
     all.extend(left(cluster, ipam, now));
-    all.extend(leaked(ipam, now));
+    all.extend(leaked(cluster, ipam, now));
     all
 }
 
@@ -78,9 +76,9 @@ fn exhausted(cluster: &Cluster, ipam: &Ipam) -> Vec<Draft> {
                 full.len()
             );
             let next = "see that calico-kube-controllers runs, and free what leaked (IpLeakSuspected); then add a pool; cordoning or reloading workers helps nothing";
-            all.push(
-                draft("ClusterIpPoolExhausted", Critical, Area::Cni, detail, next).about(name.to_owned()).on(full),
-            );
+            let draft = draft("ClusterIpPoolExhausted", Critical, Area::Cni, detail, next).about(name.to_owned());
+            let draft = draft.object("IPPool", "", &pools[0].pool.name);
+            all.push(draft.since(felt(cluster, &full)).on(full));
             continue;
         }
         let limited: Vec<&str> = full.into_iter().filter(|node| own(node).blocks >= ipam.most_blocks).collect();
@@ -92,9 +90,15 @@ fn exhausted(cluster: &Cluster, ipam: &Ipam) -> Vec<Draft> {
             own(first).used
         );
         let next = "compare the addresses taken with the Pods there (`calicoctl ipam check`) and free what leaked; else spread the Pods, or add a worker; other nodes are fine";
-        all.push(draft("NodeIpBlocksExhausted", Critical, Area::Cni, detail, next).about(name.to_owned()).on(limited));
+        let draft = draft("NodeIpBlocksExhausted", Critical, Area::Cni, detail, next).about(name.to_owned());
+        all.push(draft.since(felt(cluster, &limited)).on(limited));
     }
     all
+}
+
+/// Since when Pods do not start on these for want of a network, as their agents say.
+fn felt(cluster: &Cluster, nodes: &[&str]) -> Option<Timestamp> {
+    nodes.iter().filter_map(|node| cluster.node(node)?.since_of("PodSandboxFailing")).min()
 }
 
 /// What Calico still holds of nodes that are gone: addresses that nobody has, an address that another node has by now, or
@@ -121,7 +125,10 @@ fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
         );
         let next = format!("delete what Calico holds of {node}, and nothing else; then drain and reboot {heir}");
         all.push(
-            draft("NodeIpReused", Critical, Area::PodRouting, detail, &next).about(address.to_string()).on([*heir]),
+            draft("NodeIpReused", Critical, Area::PodRouting, detail, &next)
+                .about(address.to_string())
+                .since(cluster.node(heir).and_then(|row| row.created))
+                .on([*heir]),
         );
     }
     let (blocks, addresses) = old.iter().fold((0, 0), |sum, (_, left)| (sum.0 + left.blocks, sum.1 + left.addresses));
@@ -140,8 +147,9 @@ fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
         let next = "delete what Calico holds of these nodes (with the datastore Kubernetes their blockaffinities and ipamblocks; `calicoctl delete node` works with etcd only), nothing else; wait ten minutes; that calico-kube-controllers runs proves nothing";
         let draft = draft("CalicoDataForDeletedNodes", Critical, Area::PodRouting, detail, next).since(since);
         all.push(draft.on(failing.iter().map(String::as_str)));
-    } else if let Some(since) = since.filter(|since| lasts(Some(*since), CLEANED, now)) {
-        let detail = format!("{holds}, which calico-kube-controllers should have freed within half an hour");
+    } else if let Some(since) = since.filter(|since| lasts(Some(*since), cluster.limits().cleanup(), now)) {
+        let minutes = cluster.limits().cleanup_minutes;
+        let detail = format!("{holds}, which calico-kube-controllers should have freed within {minutes} minutes");
         let next = "see that exactly one calico-kube-controllers runs; then `calicoctl ipam check`, and release what it reports while the datastore is locked, for twenty minutes at most; unlock it";
         all.push(draft("IpLeakSuspected", Warning, Area::Cni, detail, next).since(Some(since)));
     }
@@ -149,17 +157,18 @@ fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
 }
 
 /// Addresses of Pods that are not there, on nodes that are, which calico-kube-controllers should have freed.
-fn leaked(ipam: &Ipam, now: Timestamp) -> Option<Draft> {
-    let told = |leaked: &&Leaked| lasts(Some(leaked.since), CLEANED, now);
+fn leaked(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Option<Draft> {
+    let told = |leaked: &&Leaked| leaked.again && lasts(Some(leaked.since), cluster.limits().cleanup(), now);
     let counts = ipam.leaked.iter().map(|(node, all)| (all.iter().filter(told).count(), &**node));
     let nodes: Vec<(usize, &str)> = counts.filter(|(count, _)| *count > 0).collect();
     let (most, worst) = nodes.iter().max()?;
     let all = || ipam.leaked.values().flatten().filter(told);
     let examples: Vec<String> = ipam.leaked.get(*worst)?.iter().filter(told).map(|it| it.address.to_string()).collect();
     let detail = format!(
-        "Calico holds {} addresses of Pods that are not there, on {} nodes that are, for more than half an hour, as far as nodes were looked at; {most} of them on {worst} ({})",
+        "Calico holds {} addresses of Pods that are not there, on {} nodes that are, for more than {} minutes, as far as nodes were looked at; {most} of them on {worst} ({})",
         all().count(),
         nodes.len(),
+        cluster.limits().cleanup_minutes,
         examples[..examples.len().min(NAMED)].join(", ")
     );
     let next = "see whose they were (`calicoctl ipam show --ip=ADDRESS`) and that exactly one calico-kube-controllers runs, which frees them; else `calicoctl ipam check`, and release what it reports while the datastore is locked, for twenty minutes at most; unlock it";
@@ -231,7 +240,9 @@ fn host_endpoints(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     }
     let wrong = |it: &&&HostEndpoint| match cluster.node(&it.node) {
         // Whether a node is gone or has never been one of the cluster's is known of those that were seen.
-        None => cluster.memory.gone(&it.node).is_some_and(|gone| now.as_second() - gone.at >= CLEANED),
+        None => {
+            cluster.memory.gone(&it.node).is_some_and(|gone| now.as_second() - gone.at >= cluster.limits().cleanup())
+        }
         Some(row) => {
             let own = row.addresses.iter().chain(&row.external).chain(&row.tunnels);
             !it.addresses.is_empty()

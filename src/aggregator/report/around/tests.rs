@@ -30,7 +30,7 @@ fn with(pods: &[Value]) -> Cluster {
 }
 
 fn findings(cluster: &Cluster, only: Option<&str>, now: Timestamp) -> Vec<ClusterFinding> {
-    super::findings(cluster, &cluster.duplicates(), only, now)
+    super::findings(cluster, &cluster.duplicates(), only, now).0
 }
 
 #[test]
@@ -61,6 +61,57 @@ fn all_pods_are_looked_at_and_told_by_what_they_say() {
     let one = findings(&cluster, Some("n031"), at(600));
     assert_eq!((one.len(), one[0].workers.as_slice()), (1, &["n031".to_owned()][..]));
     assert!(findings(&cluster, Some("n000"), at(600)).is_empty());
+}
+
+#[test]
+fn what_is_left_out_is_counted_and_is_the_least_bad() {
+    let pods: Vec<_> = (0..MOST + 3).map(|number| pod(number, 0, &format!("init-{number}"), "no")).collect();
+    let mut cluster = with(&pods);
+    cluster.nodes_sight.list_ends();
+    let (all, more) = super::findings(&cluster, &cluster.duplicates(), None, at(600));
+    assert_eq!((all.len(), more), (MOST, 3));
+    cluster.surroundings.take(What::Pools, Change::Lost("no".into()), at(0));
+    let report = super::super::build(
+        &cluster,
+        super::super::Agents::Once,
+        super::super::Source::Aggregator,
+        None,
+        crate::aggregator::testing::moment(600),
+    );
+    assert_eq!((report.cluster.len(), report.cluster_more), (MOST, 3));
+    assert_eq!(report.view.cannot_look[0].what, ["ippools"]);
+}
+
+#[test]
+fn what_tells_no_time_is_there_since_it_was_noticed_and_has_its_changes() {
+    let mut cluster = with(&[]);
+    cluster.nodes_sight.list_ends();
+    let take = |cluster: &mut Cluster, what, change, second| cluster.surroundings.take(what, change, at(second));
+    let object = |object: Value| serde_json::from_value(object).expect("an object");
+    let scaled = |replicas: usize| json!({"metadata": {"name": "calico-kube-controllers", "namespace": "kube-system"}, "spec": {"replicas": replicas}});
+    let policy = json!({"metadata": {"name": "closed", "namespace": "default", "creationTimestamp": at(50),
+        "managedFields": [{"manager": "kubectl", "time": at(50)}]}});
+    take(&mut cluster, What::Policies, Change::Here(object(policy)), 50);
+    take(&mut cluster, What::SystemDeployments, Change::Here(object(scaled(0))), 60);
+    let one = |cluster: &Cluster, second| {
+        let all = findings(cluster, None, at(second));
+        all.into_iter().map(|it| (it.since, it.noticed, it.before.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(one(&cluster, 70), [(None, true, 0)]);
+    crate::aggregator::memory::notice(&mut cluster, at(100));
+    crate::aggregator::memory::notice(&mut cluster, at(120));
+    assert_eq!(one(&cluster, 200), [(Some(at(100)), true, 1)]);
+    // While it is not seen nobody knows whether it is over.
+    take(&mut cluster, What::SystemDeployments, Change::Lost("no".into()), 200);
+    crate::aggregator::memory::notice(&mut cluster, at(300));
+    assert!(one(&cluster, 300).is_empty());
+    take(&mut cluster, What::SystemDeployments, Change::Found, 310);
+    assert_eq!(one(&cluster, 320), [(Some(at(100)), true, 1)]);
+    take(&mut cluster, What::SystemDeployments, Change::Here(object(scaled(1))), 330);
+    crate::aggregator::memory::notice(&mut cluster, at(340));
+    take(&mut cluster, What::SystemDeployments, Change::Here(object(scaled(0))), 350);
+    crate::aggregator::memory::notice(&mut cluster, at(360));
+    assert_eq!(one(&cluster, 370), [(Some(at(360)), true, 1)], "it is another one");
 }
 
 #[test]

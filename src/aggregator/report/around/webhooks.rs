@@ -53,8 +53,7 @@ pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> (Vec<Draft>, BTreeS
 fn stuck(cluster: &Cluster, now: Timestamp) -> BTreeSet<&str> {
     let mut pods: Vec<&CalicoPod> = cluster.surroundings.calico_pods().collect();
     let ready: BTreeSet<&str> = pods.iter().filter(|pod| pod.ready).map(|pod| &*pod.node).collect();
-    let limits = cluster.limits();
-    pods.retain(|pod| pod.unready_for(limits.routine(), now) || pod.keeps_failing(limits, now));
+    pods.retain(|pod| pod.is_bad(cluster.limits(), now));
     pods.into_iter().map(|pod| &*pod.node).filter(|node| !ready.contains(node)).collect()
 }
 
@@ -114,7 +113,9 @@ fn deadlock(cluster: &Cluster, about: String, webhook: &Webhook, circle: &Circle
     let next = format!(
         "{first}set the webhook's timeoutSeconds to 1; or take nodes/status out of its rules (a namespaceSelector never excludes Nodes); or, as the last way, delete {about}, which no webhook can prevent"
     );
-    let mut draft = Draft::new("WebhookDeadlock", Critical, detail, next).about(about);
+    let mut draft = Draft::new("WebhookDeadlock", Critical, detail, next);
+    draft.object.clone_from(&about);
+    draft.subject = about;
     draft.area = Area::ControlPlanePath;
     let pods = cluster.surroundings.calico_pods().filter(|pod| circle.on.contains(&*pod.node));
     draft.since(pods.filter_map(|pod| pod.since).max()).on(circle.on.iter().copied())
@@ -145,6 +146,7 @@ fn risk(cluster: &Cluster, about: &str, webhook: &Webhook, now: Timestamp) -> Op
     };
     let mut draft = Draft::new("WebhookRisk", if nobody { Warning } else { Info }, detail, next);
     draft.area = Area::ControlPlanePath;
+    about.clone_into(&mut draft.object);
     Some(draft.about(about.to_owned()).since(backend.nobody_since))
 }
 

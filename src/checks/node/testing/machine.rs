@@ -58,6 +58,7 @@ pub(super) fn root_filesystem() -> Filesystem {
         bytes_per_second: Some(0.0),
         inodes_per_second: Some(0.0),
         biggest: vec![],
+        most_files: vec![],
     }
 }
 
@@ -83,6 +84,8 @@ pub(super) fn strain() -> Strain {
         files: Seen::Yes(Files { allocated: 2_000, limit: 1_000_000, per_second: None }),
         inotify: Seen::Yes(InotifyRoom { instances: 8, tried: 8, limit: 128, watch: Some(true), watches: 8_192 }),
         pods: Seen::Absent,
+        file_tables: vec![],
+        cpus: None,
     }
 }
 
@@ -93,7 +96,9 @@ pub(in crate::checks::node) fn pods() -> Seen<PodScan> {
     Seen::Yes(PodScan {
         pods: 2,
         by_memory: vec![(known.clone(), 1 << 30), (other.clone(), 2 << 20)],
-        by_tasks: vec![(other, 900), (known, 7)],
+        by_tasks: vec![(other, 900), (known.clone(), 7)],
+        by_io: vec![(known.clone(), 12 << 20)],
+        by_cpu: vec![(known, 2500)],
         ..PodScan::default()
     })
 }
@@ -105,6 +110,8 @@ pub(super) fn kubelet() -> Kubelet {
         server: Some("https://10.0.0.9:6443".into()),
         node_name: Some("n1".into()),
         client_certificate: Seen::Absent,
+        serving_certificate: Seen::Absent,
+        static_pods: "/etc/kubernetes/manifests".into(),
         healthz_port: 10248,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),
@@ -164,6 +171,40 @@ impl Node {
     /// containerd was started so many seconds ago.
     pub(in crate::checks::node) fn containerd_started_ago(self, seconds: i64) -> Self {
         self.started_ago(Program::Containerd, seconds)
+    }
+
+    /// The Node, read 20 s ago, says this since 250 s; the kubelet wrote it 30 s ago.
+    pub(in crate::checks::node) fn says(self, kind: &str, status: &str, reason: &str, message: &str) -> Self {
+        self.edit(|now| {
+            let ago = |seconds| now.taken_at - SignedDuration::from_secs(seconds);
+            let [kind, status, reason, message] = [kind, status, reason, message].map(str::to_owned);
+            let (since, heartbeat) = (Some(ago(250)), Some(ago(30)));
+            let conditions = vec![KubeletCondition { kind, status, reason, message, since, heartbeat }];
+            now.writes = Seen::Yes(Writes {
+                server: "https://10.0.0.9:6443/".into(),
+                blocked: None,
+                cordoned: Some(false),
+                registered_at: Some(ago(86_400)),
+                said: Some(KubeletSaid { read_at: ago(20), conditions }),
+            });
+        })
+    }
+
+    /// Its words were written so many seconds ago.
+    pub(in crate::checks::node) fn heartbeat_ago(self, seconds: i64) -> Self {
+        self.words(|said, now| said.conditions[0].heartbeat = Some(now - SignedDuration::from_secs(seconds)))
+    }
+
+    /// They were read so many seconds ago.
+    pub(in crate::checks::node) fn read_ago(self, seconds: i64) -> Self {
+        self.words(|said, now| said.read_at = now - SignedDuration::from_secs(seconds))
+    }
+
+    fn words(self, change: impl FnOnce(&mut KubeletSaid, Timestamp)) -> Self {
+        self.edit(|now| {
+            let Seen::Yes(Writes { said: Some(said), .. }) = &mut now.writes else { panic!("said") };
+            change(said, now.taken_at);
+        })
     }
 
     /// The kernel reports this, as if it had this name for what it is about.

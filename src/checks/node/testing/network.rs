@@ -75,17 +75,7 @@ pub(super) fn cluster_map() -> ClusterMap {
 }
 
 pub(in crate::checks::node) fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
-    let loopback = name == "lo";
-    Link {
-        index,
-        name: name.into(),
-        kind: kind.map(Into::into),
-        up: true,
-        carrier: true,
-        loopback,
-        mtu: 1500,
-        master: None,
-    }
+    Link::working(index, name, kind)
 }
 
 pub(super) fn routing() -> Routing {

@@ -18,7 +18,7 @@ pub(super) fn chain(name: &str, targets: &[&str]) -> Chain {
         position: u32::try_from(position).expect("few"),
         target: (*target).into(),
     };
-    let hook = match name.rsplit('-').next().unwrap_or(name).to_uppercase().as_str() {
+    let hook = match name.trim_end_matches("-pre-dnat").rsplit('-').next().unwrap_or(name).to_uppercase().as_str() {
         "PREROUTING" => Some(Hook::Prerouting),
         "INPUT" => Some(Hook::Input),
         "FORWARD" => Some(Hook::Forward),
@@ -26,7 +26,8 @@ pub(super) fn chain(name: &str, targets: &[&str]) -> Chain {
         "POSTROUTING" => Some(Hook::Postrouting),
         _ => None,
     };
-    let base = hook.filter(|_| !targets.is_empty()).map(|hook| BaseChain { hook, policy: Policy::Accept, nat: false });
+    let base = hook.filter(|_| !targets.is_empty());
+    let base = base.map(|hook| BaseChain { hook, policy: Policy::Accept, nat: false, priority: None });
     let jumps: Vec<Jump> = targets.iter().enumerate().map(jump).collect();
     let rule = |jump: &Jump| FilterRule { action: Action::Jump(jump.target.clone()), ..FilterRule::new(jump.position) };
     let rules = base.is_some().then(|| jumps.iter().map(rule).collect());
@@ -41,6 +42,25 @@ pub(super) fn api_chain(name: &str) -> Vec<ServiceChain> {
     let endpoints = vec!["10.0.0.9:6443".parse().expect("an address")];
     let chain = ServiceChain::new(Family::V4, "default/kubernetes:https", "tcp", name);
     vec![ServiceChain { referenced: Some(true), endpoints, ..chain }]
+}
+
+/// A Service of one port as the cluster tells it: `namespace/name`, where it is asked, name and protocol of the port.
+pub(in crate::checks::node) fn service(
+    name: &str,
+    at: &str,
+    (port, protocol): (&str, &str),
+    endpoints: &[&str],
+) -> ClusterService {
+    let address = |text: &str| text.parse::<std::net::SocketAddr>().expect("an address");
+    let (namespace, name) = name.split_once('/').expect("a namespace");
+    let endpoints = endpoints.iter().map(|it| address(it)).map(|it| (it.ip(), it.port())).collect();
+    let (name_of_port, protocol) = (port.to_owned(), protocol.to_owned());
+    ClusterService {
+        namespace: namespace.into(),
+        name: name.into(),
+        cluster_ips: vec![address(at).ip()],
+        ports: vec![ClusterServicePort { name: name_of_port, protocol, port: address(at).port(), endpoints }],
+    }
 }
 
 /// A rule as `iptables-save` prints it behind `-A CHAIN`.
@@ -111,23 +131,46 @@ impl Node {
     /// kube-proxy's native nftables mode.
     pub(in crate::checks::node) fn kube_proxy_native(self) -> Self {
         self.edit(|now| {
-            let table = filter_table(
-                "kube-proxy",
-                vec![
-                    chain("nat-prerouting", &["services"]),
-                    chain("nat-output", &["services"]),
-                    chain("nat-postrouting", &["masquerading"]),
-                    chain("services", &[]),
-                    chain("masquerading", &[]),
-                    chain("cluster-ips-check", &[]),
-                ],
-            );
+            let hooked: [(&str, i32, &[&str]); 8] = [
+                ("filter-prerouting-pre-dnat", -110, &["firewall-check"]),
+                ("filter-output-pre-dnat", -110, &["firewall-check"]),
+                ("filter-input", 0, &["nodeport-endpoints-check", "service-endpoints-check"]),
+                ("filter-forward", 0, &["service-endpoints-check", "cluster-ips-check"]),
+                ("filter-output", 0, &["service-endpoints-check", "cluster-ips-check"]),
+                ("nat-prerouting", -100, &["services"]),
+                ("nat-output", -100, &["services"]),
+                ("nat-postrouting", 100, &["masquerading"]),
+            ];
+            let mut chains: Vec<Chain> = hooked.iter().map(|(name, _, targets)| chain(name, targets)).collect();
+            for (chain, (_, priority, _)) in chains.iter_mut().zip(hooked) {
+                chain.base = chain.base.map(|base| BaseChain { priority: Some(priority), ..base });
+            }
+            for target in hooked.iter().flat_map(|(.., targets)| *targets) {
+                if !chains.iter().any(|chain| chain.name == *target) {
+                    chains.push(chain(target, &[]));
+                }
+            }
+            let ip6 = Table { family: Family::V6, ..filter_table("kube-proxy", chains.clone()) };
             now.nftables = Seen::Yes(Ruleset {
                 generation: Some(1),
-                tables: vec![table],
+                tables: vec![filter_table("kube-proxy", chains), ip6],
                 services: api_chain("service-2QRHZV4L-default/kubernetes/tcp/https"),
                 ..Ruleset::empty(Backend::Nftables)
             });
+        })
+    }
+
+    /// kube-proxy's IPVS mode, with the link of its addresses and the chains that it makes.
+    pub(in crate::checks::node) fn ipvs(self) -> Self {
+        self.routing(|routing| {
+            let mut device = routing.links[1].clone();
+            (device.index, device.name) = (40, IPVS_DEVICE.into());
+            routing.links.push(device);
+        })
+        .edit_chains(Backend::Nftables, "nat", |chains| {
+            for chain in chains.iter_mut().filter(|chain| chain.name == "KUBE-NODEPORTS") {
+                chain.name = "KUBE-NODE-PORT".into();
+            }
         })
     }
 
@@ -193,7 +236,7 @@ impl Node {
             }
             let table = all.iter_mut().find(|it| it.name == table).expect("just made");
             table.chains.retain(|chain| chain.name != name);
-            let base = base.map(|(hook, policy)| BaseChain { hook, policy, nat: false });
+            let base = base.map(|(hook, policy)| BaseChain { hook, policy, nat: false, priority: None });
             let numbered = (0..).zip(rules).map(|(position, rule)| FilterRule { position, ..rule }).collect::<Vec<_>>();
             let jump = |rule: &FilterRule| {
                 rule.target().map(|target| Jump { position: rule.position, target: target.to_owned() })

@@ -1,7 +1,7 @@
 //! The texts, compared with what is in `tests/golden`. `UPDATE_GOLDEN=1 cargo test` writes them anew.
 
 use super::*;
-use crate::aggregator::report::{API_VERSION, ChangeBefore, ClusterFinding, Source};
+use crate::aggregator::report::{API_VERSION, CannotLook, ChangeBefore, ClusterFinding, Ended, Source};
 use crate::aggregator::testing::{agent, at, cluster, marked, moment, node, silent};
 use crate::aggregator::{report_once, testing::bare};
 
@@ -60,9 +60,11 @@ fn what_is_wrong_with_the_cluster() {
         severity: Severity::Critical,
         area: crate::checks::Area::PodRouting,
         subject: "install-cni: Error".to_owned(),
+        object: String::new(),
         detail: "init container install-cni\u{1b}[2J of calico-node does not succeed".to_owned(),
         next: "read `kubectl -n calico-system logs calico-node-1 -c install-cni`".to_owned(),
         since: Some(at(-300)),
+        noticed: false,
         before: Vec::new(),
         nodes,
         workers: workers.iter().map(|name| (*name).to_owned()).collect(),
@@ -74,6 +76,18 @@ fn what_is_wrong_with_the_cluster() {
         change(-420, "FelixConfiguration default changed", "kubectl-edit\u{7}"),
         change(-7_500, "IPPool a removed", ""),
     ];
+    report.cluster_more = 2;
+    report.view.cannot_look = vec![CannotLook {
+        what: vec!["ippools".to_owned(), "pods".to_owned()],
+        why: "no permission\u{7}".to_owned(),
+        since: at(-300),
+        codes: vec!["IpLeakSuspected".to_owned(), "TyphaUnhealthy".to_owned()],
+    }];
+    let (cleared, cure) = (at(-3_600), None);
+    report.nodes.iter_mut().filter(|node| node.name == "worker-04").for_each(|node| {
+        node.episodes = vec![Ended { code: "DiskFull\u{7}".to_owned(), since: at(-10_800), cleared, cure }];
+        node.more = std::num::NonZeroU32::new(3);
+    });
     let whole = render(&report, None, false, Paint::PLAIN);
     let part = whole.split("\nZONE").next().expect("a part");
     report.cluster.remove(0);

@@ -14,6 +14,7 @@ use super::*;
 
 mod ask;
 mod damage;
+mod many;
 
 /// How long one step may take; starting loads all plugins.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -322,38 +323,4 @@ async fn containerd_1_a_shim_that_outlives_the_store() {
 #[tokio::test]
 async fn containerd_2_a_shim_that_outlives_the_store() {
     a_shim_that_outlives_the_store(two()).await;
-}
-
-/// Containers come and go by the hundred while the runtime is looked at; then it is stopped for a while.
-async fn hundreds_of_containers(program: PathBuf, hundreds: u32) {
-    let containerd = Containerd::start(program);
-    let mut source = containerd.source();
-    eventually(&containerd, &mut source, "ready", answers).await;
-    let asking = Asking::of(&containerd).await;
-    let sandbox = asking.sandbox("web", 0, true).await.expect("it starts");
-    for round in 0..hundreds {
-        let ids = asking.containers(&sandbox, round, 100).await;
-        let runtime = source.look(None, true).await;
-        assert!(answers(&runtime), "{runtime:?}");
-        assert_eq!(runtime.failures, crate::facts::SandboxFailures::default());
-        asking.remove(ids).await;
-    }
-    containerd.signal(Signal::SIGSTOP);
-    // Its threads stop one by one.
-    eventually(&containerd, &mut source, "stopped", hangs).await;
-    for _ in 0..3 {
-        assert!(hangs(&source.look(None, true).await));
-    }
-    containerd.signal(Signal::SIGCONT);
-    eventually(&containerd, &mut source, "going on", answers).await;
-}
-
-#[tokio::test]
-async fn containerd_1_a_thousand_containers() {
-    hundreds_of_containers(one(), 10).await;
-}
-
-#[tokio::test]
-async fn containerd_2_hundreds_of_containers() {
-    hundreds_of_containers(two(), 2).await;
 }

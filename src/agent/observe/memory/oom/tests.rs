@@ -2,20 +2,22 @@
 
 use std::process::Command;
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::*;
 
 /// A node of cgroup v2 with two pods and a service.
 struct Node {
     dir: tempfile::TempDir,
     source: OomSource,
-    now: Timestamp,
+    now: Now,
 }
 
 impl Node {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let source = OomSource::new(HostRoot::new(dir.path()));
-        let node = Node { dir, source, now: Timestamp::UNIX_EPOCH };
+        let node = Node { dir, source, now: Now { wall: Timestamp::UNIX_EPOCH, since_boot: Duration::ZERO } };
         node.write("sys/fs/cgroup/cgroup.controllers", "memory pids\n");
         node.vmstat(0, 7);
         for path in
@@ -44,7 +46,7 @@ impl Node {
     }
 
     fn look(&mut self, short: bool) -> Vec<(OomScope, Option<String>, u64)> {
-        self.now += SignedDuration::from_secs(10);
+        self.now.since_boot += Duration::from_secs(10);
         let kills = self.source.look(self.now, short, "/").expect("readable");
         kills.into_iter().map(|kill| (kill.scope, kill.pod.map(|pod| pod.uid), kill.processes)).collect()
     }
@@ -61,7 +63,11 @@ fn a_pod_at_its_own_limit() {
     let own = [(OomScope::Pod, Some("a".to_owned()), 2)];
     assert_eq!(node.look(true), own);
     assert_eq!(node.look(true), own, "told for some minutes");
-    node.now += SignedDuration::from_mins(OomKill::MINUTES);
+    for jump in [-9, 9] {
+        node.now.wall += SignedDuration::from_hours(jump);
+        assert_eq!(node.look(true), own, "the clock was set");
+    }
+    node.now.since_boot += LONGEST;
     assert_eq!(node.look(true), [], "and over then");
 }
 
@@ -82,6 +88,30 @@ fn the_common_limit_of_all_pods() {
     node.events("kubepods.slice", ".local", 1, 0);
     node.events("kubepods.slice/kubepods-podb.slice", "", 0, 1);
     assert_eq!(node.look(false), [(OomScope::AllPods, Some("b".to_owned()), 1)]);
+}
+
+#[test]
+fn a_pod_that_has_gone_with_its_counters() {
+    // By its own limit; for want of memory of the node; at the common limit; while another pod is killed by its own.
+    let a = (OomScope::Pod, Some("a".to_owned()), 2);
+    let cases = [
+        ([1, 0, 0], vec![(OomScope::Pod, None, 1)]),
+        ([0, 0, 0], vec![(OomScope::Node, None, 1)]),
+        ([1, 1, 0], vec![(OomScope::AllPods, None, 1)]),
+        ([2, 0, 1], vec![(OomScope::Pod, None, 1), a.clone()]),
+        ([1, 0, 1], vec![(OomScope::Node, None, 1), a]),
+    ];
+    for ([below, local, other], expected) in cases {
+        let mut node = Node::new();
+        node.events("kubepods.slice", "", 3, 5);
+        node.vmstat(5, 7);
+        node.look(false);
+        node.vmstat(6 + 2 * other, 7);
+        node.events("kubepods.slice", "", 3 + below, 6 + 2 * other);
+        node.events("kubepods.slice", ".local", local, 0);
+        node.events("kubepods.slice/kubepods-poda.slice", "", other, 2 * other);
+        assert_eq!(node.look(false), expected, "{below} {local} {other}");
+    }
 }
 
 #[test]
@@ -163,11 +193,11 @@ fn a_real_kill_at_a_limit_of_this_kernel() {
     std::fs::write(container.join(limit), "16M").expect("limit");
 
     let mut source = OomSource::new(HostRoot::new("/"));
-    assert_eq!(source.look(Timestamp::now(), false, &root), Ok(vec![]));
+    assert_eq!(source.look(crate::clock::now(), false, &root), Ok(vec![]));
     let hog = format!("echo $$ > {}/cgroup.procs; exec tail /dev/zero", container.display());
     let status = Command::new("sh").args(["-c", &hog]).status().expect("sh");
     assert!(!status.success(), "tail keeps all of what it reads, until it is killed");
-    let kills = source.look(Timestamp::now(), false, &root).expect("readable");
+    let kills = source.look(crate::clock::now(), false, &root).expect("readable");
     // Others on this machine may be killed meanwhile.
     let kill = kills.iter().find(|kill| kill.pod.is_some()).expect("a kill in the pod");
     assert_eq!((&kill.scope, kill.processes), (&OomScope::Pod, 1));

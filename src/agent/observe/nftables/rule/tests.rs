@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::agent::observe::netlink::attribute;
 use crate::agent::observe::netns::NetNs;
 use crate::agent::observe::nftables::NftablesSource;
 
@@ -191,13 +192,6 @@ fn destinations_are_read_in_both_ways_of_writing_them() {
         let rule = rules(&node, Some(family), "t", "c").remove(0);
         assert_eq!(rule.action, Action::Dnat(Some(expected.parse().expect("an address"))));
     }
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + value.len()).expect("short");
-    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
 
 fn number_attribute(kind: u16, value: u32) -> Vec<u8> {

@@ -6,15 +6,8 @@ use proptest::prelude::*;
 
 use super::super::rule::rule;
 use super::*;
-use crate::agent::observe::netlink::Netlink;
+use crate::agent::observe::netlink::{Netlink, attribute};
 use crate::agent::observe::netns::NetNs;
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + value.len()).expect("short");
-    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
 
 fn number_attribute(kind: u16, value: u32) -> Vec<u8> {
     attribute(kind, &value.to_be_bytes())

@@ -103,7 +103,7 @@ impl Node {
         snapshot.routing = Seen::Yes(look(&self.net, &[("web", &[POD, POD6])]));
         snapshot.cluster = self.cluster.clone();
         let bird = self.bird.then_some(Process { program: Program::Bird, pid: 1, state: 'S', started_at: now });
-        snapshot.processes = Seen::Yes(Processes { found: bird.into_iter().collect() });
+        snapshot.processes = Seen::Yes(Processes { found: bird.into_iter().collect(), ..Processes::default() });
         let address = |text: &str| text.parse::<IpAddr>().expect("an address");
         snapshot.runtime.sandboxes = Seen::Yes(vec![Sandbox {
             id: "web".into(),

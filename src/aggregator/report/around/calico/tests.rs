@@ -92,6 +92,30 @@ use Severity::{Critical, Info, Warning};
 const WEEK: i64 = 7 * 24 * 3600;
 
 #[test]
+fn where_somebody_works_already_it_is_no_failure_and_counts_for_no_scope() {
+    let cordon = |cluster: &mut Cluster, number: usize, since: i64| {
+        let mut node = worker(number, Some(("False", -86_400)));
+        node["spec"]["unschedulable"] = true.into();
+        node["spec"]["taints"] =
+            json!([{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule", "timeAdded": at(since)}]);
+        apply(cluster, &node);
+    };
+    let mut cluster = planted(30, &[0, 1, 2], -300);
+    cordon(&mut cluster, 0, -400);
+    assert_eq!(codes(&cluster, 0), [("CalicoNodeFailingOnNode", Critical, 2)]);
+    cordon(&mut cluster, 1, -200);
+    assert_eq!(codes(&cluster, 0), [("CalicoNodeFailingOnNode", Critical, 2)], "cordoned because of it");
+    cordon(&mut cluster, 1, -400);
+    cordon(&mut cluster, 2, -400);
+    assert!(codes(&cluster, 0).is_empty());
+    // Of the others none is left to be well: it is not only few.
+    let mut drained = planted(30, &[0, 1, 2], -300);
+    (3..30).for_each(|number| cordon(&mut drained, number, -400));
+    assert_eq!(codes(&drained, 0), [("CalicoNodeFailingWidespread", Critical, 3)]);
+    assert!(findings(&drained, at(0))[0].detail.contains("on 3 of 3 workers"));
+}
+
+#[test]
 fn few_many_and_all_have_opposite_remedies() {
     assert!(codes(&planted(30, &[], 0), 0).is_empty());
     let all = |count| (0..count).collect::<Vec<_>>();
@@ -334,6 +358,75 @@ fn what_was_cured_and_fails_again_is_told_for_a_week() {
 }
 
 #[test]
+fn an_update_that_takes_more_nodes_than_it_may_is_no_routine() {
+    let mut cluster = planted(20, &[3, 4, 5], -60);
+    let mut rolling = set("kube-system", 20, 8);
+    let told = |cluster: &Cluster, now| {
+        let all = findings(cluster, at(now)).into_iter();
+        let of_it = all.filter(|draft| draft.code == "CalicoRollingUpdate");
+        of_it.map(|draft| (draft.severity, draft.on.len(), draft.since)).collect::<Vec<_>>()
+    };
+    list(&mut cluster, What::DaemonSets, &[rolling.clone()], 0);
+    assert_eq!(told(&cluster, -1), [(Info, 0, None)], "a new Pod takes its time");
+    assert_eq!(told(&cluster, 0), [(Warning, 3, Some(at(-60)))]);
+    assert!(findings(&cluster, at(0))[0].detail.contains("away on 3 nodes at once, and its DaemonSet allows 1"));
+    for (most, severity) in [(json!(3), Info), (json!(2), Warning), (json!("15%"), Info), (json!("10%"), Warning)] {
+        rolling["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"] = most.clone();
+        list(&mut cluster, What::DaemonSets, &[rolling.clone()], 0);
+        assert_eq!(told(&cluster, 0)[0].0, severity, "{most}");
+    }
+    list(&mut cluster, What::DaemonSets, &[set("kube-system", 20, 20)], 0);
+    assert!(told(&cluster, 0).is_empty(), "it is over");
+}
+
+#[test]
+fn episodes_go_by_the_place_of_a_worker_and_not_by_its_name() {
+    let at_address = |name: &str, pool: &str, address: &str| {
+        let mut node = node(name, "a", pool, "Normal", &[]);
+        node["status"]["addresses"] = json!([{"type": "InternalIP", "address": address}]);
+        node
+    };
+    let told = |cluster: &Cluster| {
+        let all = findings(cluster, at(86_500)).into_iter();
+        all.filter(|draft| draft.code == "CalicoFailureRecurring").flat_map(|draft| draft.on).collect::<Vec<_>>()
+    };
+    let mut cluster = planted(20, &[], 0);
+    apply(&mut cluster, &at_address("n03", "p", "10.0.0.3"));
+    let before = place("n03", cluster.node("n03").expect("it is there"));
+    for begun in [0, 86_400] {
+        cluster.memory.note(&[&before], at(begun));
+        cluster.memory.note(&[], at(begun + 50));
+    }
+    assert_eq!(told(&cluster), ["n03"]);
+    // Reloaded under another name, it keeps its address and its history.
+    cluster.remove_node("n03", at(86_460));
+    apply(&mut cluster, &at_address("n99", "p", "10.0.0.3"));
+    assert_eq!(told(&cluster), ["n99"]);
+    // Another worker that was given the name elsewhere has none of it.
+    cluster.remove_node("n99", at(86_470));
+    for (pool, address) in [("p", "10.0.0.77"), ("q", "10.0.0.3")] {
+        apply(&mut cluster, &at_address("n03", pool, address));
+        assert!(told(&cluster).is_empty(), "{pool} {address}");
+    }
+}
+
+#[test]
+fn another_node_of_the_same_name_is_not_the_one_before() {
+    let mut cluster = planted(3, &[], 0);
+    for second in 0..3 {
+        cluster.memory.turned("n01", true, at(second));
+    }
+    let mut new = worker(1, None);
+    new["metadata"]["creationTimestamp"] = at(100).to_string().into();
+    new["status"]["nodeInfo"] = json!({"bootID": "b"});
+    apply(&mut cluster, &new);
+    assert_eq!(cluster.memory.turns("n01", 0..=i64::MAX), 0);
+    let row = cluster.node("n01").expect("it is there");
+    assert_eq!((row.created, row.rebooted, row.network.is_none()), (Some(at(100)), None, true));
+    assert!(cluster.memory.gone("n01").is_none(), "it is there again");
+}
+
+#[test]
 fn an_episode_is_of_a_few_workers_that_nobody_works_on() {
     let noted = |cluster: &Cluster| failing(cluster, at(120));
     assert_eq!(noted(&planted(20, &[3, 4], 0)), Some(vec![name(3), name(4)]));
@@ -348,7 +441,7 @@ fn an_episode_is_of_a_few_workers_that_nobody_works_on() {
     // A kubelet that comes and goes is none of Calico's.
     let mut flapping = planted(20, &[3], 0);
     for second in 0..3 {
-        flapping.memory.turned("n03", at(second));
+        flapping.memory.turned("n03", true, at(second));
     }
     assert!(codes(&flapping, 120).is_empty());
 }

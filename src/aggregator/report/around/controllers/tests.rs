@@ -75,6 +75,33 @@ fn its_node_its_memory_and_its_restarts_are_told_apart() {
 }
 
 #[test]
+fn where_it_was_tried_in_vain_is_remembered_until_it_is_well() {
+    let crash = |number, node| looping(pod(KC, "kube-system", number, node, false, 0, 4));
+    let take = |cluster: &mut Cluster, change: fn(_) -> Change<_>, pod: &Value, when| {
+        let pod = serde_json::from_value(pod.clone()).expect("a Pod");
+        cluster.surroundings.take(What::CalicoPods, change(pod), at(when));
+    };
+    let mut cluster = planted(&[crash(1, "n1")]);
+    assert!(findings(&cluster, at(10))[0].next.starts_with("cordon its node"));
+    take(&mut cluster, Change::Gone, &crash(1, "n1"), 20);
+    take(&mut cluster, Change::Here, &crash(2, "n2"), 30);
+    take(&mut cluster, Change::Gone, &crash(2, "n2"), 40);
+    take(&mut cluster, Change::Here, &crash(3, "n3"), 50);
+    let told = findings(&cluster, at(60)).remove(0);
+    assert!(told.detail.ends_with("moved there after it did not come up on n1, n2"), "{}", told.detail);
+    assert!(told.next.starts_with("the nodes are not to blame"), "{}", told.next);
+    let late = findings(&cluster, at(60 + TRIED)).remove(0);
+    assert!(!late.detail.contains("moved there"), "{}", late.detail);
+    // Ready for a moment between two crashes is not well; Ready for two minutes is.
+    for (ready, bad, tried) in [(70, 100, true), (200, 400, false)] {
+        take(&mut cluster, Change::Here, &pod(KC, "kube-system", 3, "n3", true, ready, 4), ready);
+        take(&mut cluster, Change::Here, &crash(3, "n3"), bad);
+        let told = findings(&cluster, at(bad + 10)).remove(0);
+        assert_eq!(told.detail.contains("moved there"), tried, "{}", told.detail);
+    }
+}
+
+#[test]
 fn exactly_one_has_to_run() {
     let two = [pod(KC, "kube-system", 1, "n1", true, -86_400, 0), pod(KC, "kube-system", 2, "n2", true, 0, 0)];
     assert!(codes(&planted(&two), 299).is_empty(), "one takes over");
@@ -93,6 +120,24 @@ fn a_deployment_that_was_there_and_is_not_is_missing() {
     assert_eq!(codes(&cluster, 120), [("CalicoKubeControllersMissing", Warning)]);
     list(&mut cluster, What::CalicoDeployments, &[deployment(1)], 130);
     assert_ne!(codes(&cluster, 131), [("CalicoKubeControllersMissing", Warning)], "it has moved");
+}
+
+#[test]
+fn a_webhook_that_keeps_its_pods_from_being_made_is_why_there_is_none() {
+    let refused = |owner: &str| {
+        let mut cluster = planted(&[]);
+        let event = json!({"metadata": {"name": "e", "namespace": "kube-system"}, "series": {"lastObservedTime": at(0)},
+            "message": "Error creating: failed calling webhook \"guard.example\": no endpoints available",
+            "involvedObject": {"kind": "ReplicaSet", "namespace": "kube-system", "name": owner}});
+        list(&mut cluster, What::FailedCreates, &[event], 0);
+        cluster
+    };
+    let cluster = refused("calico-kube-controllers-5d78c9869d");
+    assert_eq!(codes(&cluster, 1), [("CalicoKubeControllersMissing", Warning)]);
+    let draft = findings(&cluster, at(1)).remove(0);
+    assert!(draft.detail.contains("guard.example") && draft.next.starts_with("fix that webhook first"), "{draft:?}");
+    assert_eq!(codes(&cluster, 1_800), [("CalicoKubeControllersDown", Warning)], "that was long ago");
+    assert_eq!(codes(&refused("coredns-5d78c9869d"), 1), [("CalicoKubeControllersDown", Warning)], "another's");
 }
 
 fn fine() -> Value {

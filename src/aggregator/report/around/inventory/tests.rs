@@ -1,4 +1,4 @@
-//! Nodes that are left over, that share an address, that are few, that are silent; and Pods that cannot be made.
+//! Nodes that are left over, that share an address, that are few, that do not arrive; and Pods that cannot be made.
 
 use serde_json::{Value, json};
 
@@ -168,6 +168,7 @@ fn workers_that_were_to_go_are_not_missed() {
     apply(&mut surged, &new);
     surged.remove_node("n4", at(0));
     assert!(codes(&surged, REPLACED).is_empty());
+    assert!(codes(&surged, 86_400 - 7_199).is_empty(), "nor when it came more than a day ago");
     // What was left over of a worker that has another Node by now.
     let mut twice = refilled();
     let mut old = not_ready(worker(5));
@@ -178,31 +179,108 @@ fn workers_that_were_to_go_are_not_missed() {
     assert!(codes(&twice, REPLACED).is_empty());
     let mut empty = refilled();
     (0..6).for_each(|number| empty.remove_node(&format!("n{number}"), at(0)));
-    assert!(codes(&empty, REPLACED).is_empty(), "the pool was removed");
+    assert_eq!(codes(&empty, REPLACED), [("ClusterWithoutWorkers", Critical, vec![])], "the pool was removed");
 }
 
 #[test]
-fn when_nearly_all_are_silent_it_is_the_control_plane() {
-    // They have been silent for two minutes.
-    let cut = |count: usize| planted(move |number, node| if number < count { mute(node) } else { node });
-    let told = |cluster: &Cluster, now| {
-        let all = codes(cluster, now);
-        all.into_iter()
-            .filter(|(code, ..)| *code == "MasterUnreachableClusterwide")
-            .map(|(.., on)| on.len())
-            .collect::<Vec<_>>()
+fn a_cluster_that_had_workers_and_has_none_is_told() {
+    let left = |cluster: &Cluster, now| {
+        codes(cluster, now).into_iter().filter(|(code, ..)| *code == "ClusterWithoutWorkers").count()
     };
-    assert_eq!((told(&cut(5), 0), told(&cut(6), 0)), (vec![5], vec![6]));
-    assert_eq!(codes(&cut(6), 0).len(), 1, "that none is Ready follows from it");
-    assert!(told(&cut(4), 0).is_empty(), "two thirds");
-    assert!(told(&cut(6), -61).is_empty(), "it may be back at once");
-    assert_eq!(told(&cut(6), -60), [6]);
-    let said = ("MasterUnreachable", "critical", "controlPlanePath", "cannot reach it");
-    let agents = cluster(
-        &(0..4).map(|number| node(&format!("n{number}"), "a", "p", "Critical", &[said])).collect::<Vec<_>>(),
-        &[],
+    let mut cluster = planted(|_, node| node);
+    (0..5).for_each(|number| cluster.remove_node(&format!("n{number}"), at(0)));
+    assert_eq!(left(&cluster, 9_999), 0, "there is one left");
+    cluster.remove_node("n5", at(100));
+    assert_eq!(left(&cluster, 699), 0, "the one in its place may come yet");
+    assert_eq!(codes(&cluster, 700), [("ClusterWithoutWorkers", Critical, vec![])]);
+    assert_eq!(findings(&cluster, at(700))[0].since, Some(at(100)));
+    let mut master = worker(9);
+    master["spec"]["taints"] = json!([{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]);
+    apply(&mut cluster, &master);
+    assert_eq!(left(&cluster, 700), 1, "nothing else runs there");
+    let mut masters = planted(|_, node| node);
+    (0..6).for_each(|number| masters.remove_node(&format!("n{number}"), at(0)));
+    let mut never = Cluster::default();
+    apply(&mut never, &master);
+    never.remove_node("n9", at(0));
+    assert_eq!((left(&masters, 700), left(&never, 700)), (1, 0), "one of the control plane was no worker");
+    apply(&mut cluster, &not_ready(worker(7)));
+    assert_eq!(left(&cluster, 700), 0, "it clears, whatever that one is like");
+}
+
+/// The fifth worker was cordoned so long ago, and is not Ready since then.
+fn in_transit(cordoned: i64, since: i64) -> Cluster {
+    planted(move |number, node| {
+        let mut node = if number == 4 { not_ready(node) } else { return node };
+        node["status"]["conditions"][0]["lastTransitionTime"] = json!(at(since));
+        node["spec"] = json!({"unschedulable": true,
+            "taints": [{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule", "timeAdded": at(cordoned)}]});
+        node
+    })
+}
+
+#[test]
+fn a_worker_that_is_reloaded_and_does_not_come_back_is_told_after_twenty_minutes() {
+    let stuck = |cluster: &Cluster, now| {
+        let all = codes(cluster, now).into_iter().filter(|(code, ..)| *code == "WorkerStuckInTransition");
+        all.map(|(_, severity, on)| (severity, on)).collect::<Vec<_>>()
+    };
+    let mut cluster = in_transit(-60, 0);
+    assert!(stuck(&cluster, 1_199).is_empty(), "a repair takes its time");
+    assert_eq!(stuck(&cluster, 1_200), [(Warning, names(&[4]))]);
+    let all = findings(&cluster, at(1_200));
+    let draft = all.iter().find(|draft| draft.code == "WorkerStuckInTransition").expect("just found");
+    assert!(draft.detail.contains("n4 is cordoned, and not Ready since 2026-11-21T10:00:00Z"), "{}", draft.detail);
+    assert!(draft.next.contains("`nodevitals repair n4`"), "{}", draft.next);
+    let mut limits = cluster.surroundings.limits.clone();
+    limits.transit_minutes = 60;
+    cluster.surroundings.limits = limits;
+    assert!(stuck(&cluster, 1_200).is_empty(), "as it is configured");
+    cluster.surroundings.limits = crate::config::ClusterLimits::default();
+    apply(&mut cluster, &worker(4));
+    assert!(stuck(&cluster, 9_999).is_empty(), "it clears");
+    assert!(stuck(&in_transit(60, 0), 9_999).is_empty(), "it was cordoned because of it");
+    // Silent while it is reloaded is on its way too, and not lost.
+    let mut gone = mute(worker(4));
+    gone["spec"] = json!({"unschedulable": true, "taints": []});
+    let gone = planted(move |number, node| if number == 4 { gone.clone() } else { node });
+    let at_first = codes(&gone, 0);
+    assert!(at_first.iter().all(|(code, ..)| *code == "ZoneBelowTwoWorkers"), "{at_first:?}");
+    assert_eq!(stuck(&gone, 1_200), [(Warning, names(&[4]))]);
+    // Somebody says that it is on purpose.
+    let mut kept = not_ready(worker(4));
+    kept["spec"] = json!({"unschedulable": true});
+    kept["metadata"]["annotations"]["nodevitals.dev/maintenance"] = "disks".into();
+    let kept = planted(move |number, node| if number == 4 { kept.clone() } else { node });
+    assert!(stuck(&kept, 9_999).is_empty());
+}
+
+#[test]
+fn a_new_worker_that_never_was_ready_is_told_with_what_its_agent_says() {
+    let new = |created: i64, since: i64| {
+        planted(move |number, node| {
+            let mut node = if number == 4 { not_ready(node) } else { return node };
+            node["metadata"]["creationTimestamp"] = json!(at(created));
+            node["status"]["conditions"][0]["lastTransitionTime"] = json!(at(since));
+            node["metadata"]["annotations"]["nodevitals.dev/findings"] =
+                json!([{"code": "CniConfigMissing", "severity": "critical",
+                "area": "cni", "subject": "s", "since": at(created), "detail": "d", "next": "n"}])
+                .to_string()
+                .into();
+            node
+        })
+    };
+    let stuck = |cluster: &Cluster, now| {
+        findings(cluster, at(now)).into_iter().find(|draft| draft.code == "WorkerStuckInTransition")
+    };
+    assert!(stuck(&new(0, 2), 1_199).is_none());
+    let draft = stuck(&new(0, 2), 1_200).expect("told");
+    assert!(
+        draft.detail.contains("n4 is new") && draft.detail.ends_with("; its agent says CniConfigMissing"),
+        "{}",
+        draft.detail
     );
-    assert_eq!(told(&agents, 0), [4], "by the agents' word");
+    assert!(stuck(&new(0, 600), 9_999).is_none(), "it was Ready before: it is broken, and not on its way");
 }
 
 #[test]

@@ -8,6 +8,9 @@ use crate::aggregator::ipam::Given;
 use crate::aggregator::testing::{apply, at, cluster, node};
 use crate::checks::Severity;
 
+/// As it is where nothing is set.
+const CLEANED: i64 = 30 * 60;
+
 const POOL: &str = "172.30.0.0/24";
 
 fn worker(number: usize) -> Value {

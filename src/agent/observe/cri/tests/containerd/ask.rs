@@ -6,6 +6,9 @@ use super::*;
 
 const RUN: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
 const CREATE: &str = "/runtime.v1.RuntimeService/CreateContainer";
+const START: &str = "/runtime.v1.RuntimeService/StartContainer";
+const STOP_SANDBOX: &str = "/runtime.v1.RuntimeService/StopPodSandbox";
+const REMOVE_SANDBOX: &str = "/runtime.v1.RuntimeService/RemovePodSandbox";
 const REMOVE: &str = "/runtime.v1.RuntimeService/RemoveContainer";
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -109,18 +112,34 @@ impl Asking {
                     metadata: named(format!("c-{round}-{number}")),
                     image: named("docker.io/library/pause:test".into()),
                 }),
-                sandbox_config: Some(config("web", 0, true)),
+                sandbox_config: Some(config("web", round, true)),
             };
             self.0.call_within::<_, Id>(PATIENCE, CREATE, request).await.expect("made").id
         };
         futures::stream::iter(0..count).map(one).buffer_unordered(8).collect().await
     }
 
-    /// Removes them.
+    /// Starts them.
+    pub(super) async fn start(&self, containers: &[String]) {
+        self.each(START, containers).await;
+    }
+
+    /// Removes them; those that run are killed.
     pub(super) async fn remove(&self, containers: Vec<String>) {
-        let one = |id: String| async move {
-            self.0.call_within::<_, Empty>(PATIENCE, REMOVE, Id { id }).await.expect("removed");
+        self.each(REMOVE, &containers).await;
+    }
+
+    /// Ends a pod and removes it.
+    pub(super) async fn remove_sandbox(&self, sandbox: String) {
+        self.each(STOP_SANDBOX, std::slice::from_ref(&sandbox)).await;
+        self.each(REMOVE_SANDBOX, &[sandbox]).await;
+    }
+
+    async fn each(&self, call: &'static str, ids: &[String]) {
+        let one = |id: &String| {
+            let id = Id { id: id.clone() };
+            async move { self.0.call_within::<_, Empty>(PATIENCE, call, id).await.expect(call) }
         };
-        futures::stream::iter(containers).map(one).buffer_unordered(8).collect::<()>().await;
+        futures::stream::iter(ids).map(one).buffer_unordered(8).map(drop).collect::<()>().await;
     }
 }

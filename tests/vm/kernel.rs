@@ -1,0 +1,75 @@
+//! What the kernel itself says of its troubles: a task that hangs, a file system with an error. The agent reads it
+//! from `/dev/kmsg`, tells each once, and not again after a restart of its own.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::machine::Machine;
+
+/// The agent of a worker whose API server does not answer, with its state on the disk.
+const AGENT: &str = r#"
+echo '{"apiVersion": "v1", "kind": "Config", "current-context": "x",
+  "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+  "clusters": [{"name": "x", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "/ca.crt"}}],
+  "users": [{"name": "x", "user": {"token": "none"}}]}' > /kubeconfig
+mkdir -p /state
+NO_COLOR=1 nodevitals agent --node-name n1 --kubeconfig /kubeconfig --state-dir /state >>/log 2>&1 &
+echo $! > /agent.pid
+"#;
+const CODES: [&str; 2] = ["FilesystemErrors", "TaskHung"];
+
+/// The findings that only the kernel's log tells: code, since when, and detail.
+fn told(verdict: &Value) -> Vec<[String; 3]> {
+    let findings = verdict["findings"].as_array().into_iter().flatten();
+    let text = |it: &Value| ["code", "since", "detail"].map(|key| it[key].as_str().unwrap_or("").to_owned());
+    let mut told: Vec<_> = findings.map(text).filter(|[code, ..]| CODES.contains(&code.as_str())).collect();
+    told.sort();
+    told
+}
+
+fn exactly(machine: &mut Machine, codes: &[&str]) -> Result<Vec<[String; 3]>> {
+    machine.eventually(&format!("{codes:?}"), |verdict| {
+        let told = told(verdict);
+        let settled = verdict["settling"] == false;
+        ensure!(settled && told.iter().map(|[code, ..]| code).eq(codes.iter()), "{told:?}");
+        Ok(told)
+    })
+}
+
+#[test]
+fn the_kernels_own_words_are_told_once_and_not_again_after_a_restart() -> Result<()> {
+    let mut machine = Machine::boot()?;
+    machine.run("insmod /brd.ko rd_nr=1 rd_size=65536 && mke2fs /dev/ram0 && mount -t ext4 /dev/ram0 /tmp")?;
+    machine.run(AGENT)?;
+    exactly(&mut machine, &[])?;
+
+    // A task that waits for a file system that stands still, as for a disk that does not answer.
+    machine.run(
+        "echo 2 > /proc/sys/kernel/hung_task_timeout_secs; echo 1 > /proc/sys/kernel/hung_task_check_interval_secs",
+    )?;
+    machine.run("fsfreeze --freeze /tmp; (exec dd if=/dev/zero of=/tmp/file bs=1k count=1) >/dev/null 2>&1 &")?;
+    let hung = exactly(&mut machine, &["TaskHung"])?;
+    ensure!(hung[0][2].starts_with("The process dd (PID "), "{hung:?}");
+    ensure!(hung[0][2].contains("blocked for more than 2 seconds"), "{hung:?}");
+    machine.run("fsfreeze --unfreeze /tmp")?;
+    exactly(&mut machine, &[]).context("it goes on")?;
+
+    machine.run("echo nodevitals-test > /sys/fs/ext4/ram0/trigger_fs_error")?;
+    let before = exactly(&mut machine, &["FilesystemErrors"])?;
+    ensure!(before[0][2].contains("nodevitals-test"), "{before:?}");
+
+    machine.run("kill $(cat /agent.pid); while kill -0 $(cat /agent.pid) 2>/dev/null; do usleep 100000; done")?;
+    machine.run(AGENT)?;
+    let after = exactly(&mut machine, &["FilesystemErrors"])?;
+    ensure!(before == after, "{before:?} became {after:?}");
+    // The lines are still in the kernel's log, and the journal has one entry for each trouble.
+    let page = machine.page()?;
+    for code in CODES {
+        let episodes = page["episodes"].as_array().into_iter().flatten().filter(|it| it["code"] == code).count();
+        ensure!(episodes == 1, "{code}: {}", page["episodes"]);
+    }
+
+    machine.run("umount /tmp && mke2fs /dev/ram0 && mount -t ext4 /dev/ram0 /tmp")?;
+    exactly(&mut machine, &[]).context("a new file system is mounted")?;
+    Ok(())
+}
