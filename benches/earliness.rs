@@ -214,10 +214,11 @@ fn bird_hung() -> Fault {
     sent(10.0, ("bird", Signal::SIGSTOP), fault("BIRD hung", "PodRoutingProblem", "BgpDaemonDown", "", ""))
 }
 
-/// The words of `NODEVITALS_BENCH_FAULT`.
+/// The words of `NODEVITALS_BENCH_FAULT`; without any all faults are wanted.
 fn wanted() -> Option<Vec<String>> {
     let words = std::env::var("NODEVITALS_BENCH_FAULT").ok()?;
-    Some(words.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect())
+    let words: Vec<String> = words.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+    (!words.is_empty()).then_some(words)
 }
 
 /// Makes and repairs a fault again and again, and prints the median, the least and the most.

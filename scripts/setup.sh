@@ -151,7 +151,7 @@ kernel() {
   say "fetching the kernel of the virtual machine"
   building=$(mktemp -d "$cache/building.XXXXXX")
   if ! { apt-get update -q && cd "$building" &&
-      package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2 }') &&
+      package=$(LC_ALL=C apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2 }') &&
       apt-get download -q "$package" && dpkg-deb -x linux-image-*.deb root && mkdir kernel &&
       cp root/boot/vmlinuz-* kernel/vmlinuz && cp root/lib/modules/*/kernel/drivers/{net/dummy,block/brd}.ko kernel/; } \
       >"$building/log" 2>&1; then

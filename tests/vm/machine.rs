@@ -23,8 +23,8 @@ use crate::support::{parts, shell};
 const BOOT: Duration = Duration::from_secs(60);
 /// What a script inside may take; most take milliseconds.
 const SCRIPT: Duration = Duration::from_secs(30);
-/// What a page of the agent may take.
-pub const SOON: Duration = Duration::from_secs(45);
+/// What a page of the agent may take, and a hold-down that the tests set.
+pub const SOON: Duration = Duration::from_secs(90);
 /// What the emulator answers within.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Registers of the clock (MC146818).
@@ -127,7 +127,14 @@ impl Machine {
             ensure!(status["status"] == "suspended", "it does not suspend: {status}");
             Ok(())
         })?;
-        let end = self.clock(MINUTES)? * 60 + self.clock(SECONDS)? + seconds;
+        // They are read one after the other, and a minute may begin in between.
+        let now = loop {
+            let (minutes, rest) = (self.clock(MINUTES)?, self.clock(SECONDS)?);
+            if self.clock(MINUTES)? == minutes {
+                break minutes * 60 + rest;
+            }
+        };
+        let end = now + seconds;
         ensure!(end < 3600, "the hour does not advance");
         for (register, value) in [(MINUTES, end / 60), (SECONDS, end % 60)] {
             self.monitor(&format!("o /b 0x70 {register}"))?;

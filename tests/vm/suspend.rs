@@ -11,7 +11,7 @@ use crate::machine::Machine;
 /// Longer than any look takes, and shorter than the hold-downs here.
 const A_WHILE: Duration = Duration::from_secs(5);
 
-/// A worker with an uplink, whose API server does not answer. What is held down is so for 12 s.
+/// A worker with an uplink, whose API server does not answer. What is held down is so for 40 s.
 const WORKER: &str = r#"
 insmod /dummy.ko
 ip link add uplink type dummy
@@ -19,7 +19,7 @@ ip address add 192.0.2.5/24 dev uplink
 ip link set uplink up
 ip route add default via 192.0.2.1
 mkdir /state
-echo '{"settlingSeconds": 0, "holdDownSeconds": {"DefaultRouteMissing": 12}, "clearSeconds": {"DefaultRouteMissing": 12}}' > /config
+echo '{"settlingSeconds": 0, "holdDownSeconds": {"DefaultRouteMissing": 40}, "clearSeconds": {"DefaultRouteMissing": 40}}' > /config
 echo '{"apiVersion": "v1", "kind": "Config", "current-context": "x",
   "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
   "clusters": [{"name": "x", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "/ca.crt"}}],
@@ -88,7 +88,7 @@ fn a_suspended_machine_makes_no_transition() -> Result<()> {
     })?;
     suspend(&mut machine, 180, "")?;
     // Seconds do not count either: it has been seen for five by now.
-    suspend(&mut machine, 9, "")?;
+    suspend(&mut machine, 37, "")?;
     machine.eventually("it has lasted", |verdict| {
         ensure!(codes(&verdict["findings"]).contains(&"DefaultRouteMissing"), "{}", verdict["findings"]);
         Ok(())
