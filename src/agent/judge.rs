@@ -82,7 +82,8 @@ impl Judge {
     }
 
     /// Takes in what is known from before.
-    pub(crate) fn take_past(&mut self, past: Past) {
+    pub(crate) fn take_past(&mut self, mut past: Past) {
+        past.learned.kubelet_starts.forget_future(self.snapshot.taken_at);
         self.remembered.kubelet_starts.clone_from(&past.learned.kubelet_starts);
         self.snapshot.past = Seen::Yes(past);
     }
@@ -150,9 +151,9 @@ impl Judge {
             // Damage that comes later has another cause.
             past.boot = None;
         }
-        let Snapshot { past, registries, runtime, debris, .. } = &mut self.snapshot;
+        let Snapshot { past, registries, runtime, processes, debris, .. } = &mut self.snapshot;
         if let Seen::Yes(past) = past {
-            past.learned.update(registries, runtime, debris, &self.remembered.kubelet_starts);
+            past.learned.update(registries, runtime, processes, debris, &self.remembered.kubelet_starts);
         }
         verdict
     }

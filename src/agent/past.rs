@@ -13,9 +13,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 
 /// What is known of the node from before, as far as anybody kept it.
 pub(crate) async fn recall(host: &HostRoot, identity: &Identity, kept: Option<&Kept>, node: Option<&NodeNow>) -> Past {
-    let (blocking, now) = (Blocking::default(), now());
-    let files = host.clone();
-    let machine = blocking.run("identity of the machine", DEADLINE, move || Ok(observe::machine(&files))).await;
+    let (blocking, now, machine) = (Blocking::default(), now(), machine(host).await);
     let (of, until, before) = match (kept, node) {
         (Some(kept), _) => (kept.boot_id.clone(), kept.saved_at, kept.past.clone()),
         (None, Some(node)) => told_by(node, now.wall),
@@ -23,7 +21,7 @@ pub(crate) async fn recall(host: &HostRoot, identity: &Identity, kept: Option<&K
     };
     let began = now.wall.checked_sub(now.since_boot).unwrap_or(now.wall);
     let cordoned = node.map(|node| node.cordoned);
-    let mut past = before.carried((&of, until), (&identity.boot_id, began), machine.unwrap_or_default(), cordoned);
+    let mut past = before.carried((&of, until), (&identity.boot_id, began), machine, cordoned);
     past.registered(cordoned, node.and_then(|node| node.created));
     if let Some(boot) = &mut past.boot
         && boot.end == End::Untold
@@ -35,10 +33,17 @@ pub(crate) async fn recall(host: &HostRoot, identity: &Identity, kept: Option<&K
     past
 }
 
-/// What earlier processes have learned of this node, as far as it holds in this boot.
-pub(crate) fn learned(kept: Option<&Kept>, boot_id: &str) -> Learned {
-    let learned = kept.map(|kept| kept.past.learned.clone()).unwrap_or_default();
-    if kept.is_some_and(|kept| kept.boot_id == boot_id) { learned } else { learned.after_boot() }
+/// What earlier processes have learned of this node, as far as it holds in this boot and on this machine.
+pub(crate) async fn learned(host: &HostRoot, kept: Option<&Kept>, boot_id: &str) -> Learned {
+    let Some(kept) = kept else { return Learned::default() };
+    kept.past.learned_for(kept.boot_id == boot_id && !boot_id.is_empty(), &machine(host).await)
+}
+
+/// What makes this machine the one that it is; of what cannot be read in time nothing is known.
+async fn machine(host: &HostRoot) -> Machine {
+    let host = host.clone();
+    let blocking = Blocking::default();
+    blocking.run("identity of the machine", DEADLINE, move || Ok(observe::machine(&host))).await.unwrap_or_default()
 }
 
 /// What the annotations say. When they were written nobody knows, but not before the Node was there.
@@ -114,14 +119,19 @@ mod tests {
         assert_eq!(recall(&host, &identity(), None, None).await.boot, None, "the first boot");
     }
 
-    #[test]
-    fn what_was_learned_in_another_boot_holds_in_part() {
+    #[tokio::test]
+    async fn what_was_learned_in_another_boot_holds_in_part_and_on_another_machine_not_at_all() {
+        let (_dir, here) = host("m");
         let mut before = kept(false);
         before.past.learned.registries.insert("icr.io".into());
         before.past.learned.debris.0.insert("mounts".into(), vec![1]);
-        assert_eq!(learned(Some(&before), "b1"), before.past.learned);
-        assert_eq!(learned(Some(&before), "b2"), before.past.learned.clone().after_boot());
-        assert_eq!(learned(None, "b1"), Learned::default());
+        assert_eq!(learned(&here, Some(&before), "b1").await, before.past.learned);
+        assert_eq!(learned(&here, Some(&before), "b2").await, before.past.learned.clone().after_boot());
+        assert_eq!(learned(&here, None, "b1").await, Learned::default());
+        let (_dir, other) = host("other");
+        assert_eq!(learned(&other, Some(&before), "b1").await, Learned::default());
+        let past = recall(&other, &identity(), Some(&before), None).await;
+        assert_eq!(past.learned, Learned::default(), "by the same rule");
     }
 
     #[tokio::test]

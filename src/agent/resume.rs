@@ -126,13 +126,12 @@ mod tests {
         assert_eq!(since(Some(&marked), Some(kept(20, 25))), Some((at(20), at(20))));
     }
 
-    /// A process of the agent that goes on from what another kept and sees a kubelet that has been up for so many seconds;
-    /// the codes that it believes, and what it keeps.
-    fn sees_kubelet(kept: Option<&Kept>, process: i32, up: i64) -> (Vec<String>, Kept) {
+    /// A process of the agent that goes on from what another kept and sees a kubelet that was started then; the codes that it
+    /// believes, and what it keeps.
+    fn sees_kubelet(kept: Option<&Kept>, process: i32, started_at: Timestamp) -> (Vec<String>, Kept) {
         let mut judge = judge();
         judge.take_past(kept.map(|kept| kept.past.clone()).unwrap_or_default());
         restore(&mut judge, None, kept.cloned());
-        let started_at = Timestamp::now() - jiff::SignedDuration::from_secs(up);
         let kubelet = Process { program: Program::Kubelet, pid: process, state: 'S', started_at };
         judge.take(Update::Processes(Seen::Yes(Processes { found: vec![kubelet], ..Processes::default() })));
         let verdict = judge.judge(now());
@@ -144,20 +143,27 @@ mod tests {
 
     #[test]
     fn a_kubelet_that_restarts_beside_the_agent_is_counted_once_each_time() {
-        let (codes, kept) = sees_kubelet(None, 7, 900);
+        let base = Timestamp::now();
+        let ago = |seconds| base - jiff::SignedDuration::from_secs(seconds);
+        let (codes, kept) = sees_kubelet(None, 7, ago(900));
         assert!(codes.is_empty(), "the first start that was ever seen");
-        let (codes, kept) = sees_kubelet(Some(&kept), 7, 900);
+        let (codes, kept) = sees_kubelet(Some(&kept), 7, ago(900));
         assert!(codes.is_empty(), "only the agent was restarted");
-        let (codes, kept) = sees_kubelet(Some(&kept), 8, 300);
+        let (codes, kept) = sees_kubelet(Some(&kept), 8, ago(300));
         assert!(codes.is_empty(), "an update of both");
-        let (codes, kept) = sees_kubelet(Some(&kept), 9, 60);
+        let (codes, kept) = sees_kubelet(Some(&kept), 9, ago(60));
         assert_eq!(codes, ["KubeletRestarting"]);
-        let (codes, again) = sees_kubelet(Some(&kept), 9, 60);
+        let (codes, again) = sees_kubelet(Some(&kept), 9, ago(60));
         assert_eq!(codes, ["KubeletRestarting"], "it goes on");
         assert_eq!(again.past.learned, kept.past.learned, "nothing new for the disk");
         let back: Kept = serde_json::from_value(serde_json::to_value(&kept).expect("plain")).expect("as it is written");
         assert_eq!(back.past.learned, kept.past.learned);
-        assert!(sees_kubelet(None, 9, 60).0.is_empty(), "nothing is known");
+        assert!(sees_kubelet(None, 9, ago(60)).0.is_empty(), "nothing is known");
+        // The clock was an hour ahead, and set while no agent ran.
+        let (_, kept) = sees_kubelet(None, 7, ago(-3600));
+        let (_, kept) = sees_kubelet(Some(&kept), 8, ago(600));
+        let (_, kept) = sees_kubelet(Some(&kept), 9, ago(300));
+        assert_eq!(sees_kubelet(Some(&kept), 10, ago(60)).0, ["KubeletRestarting"]);
     }
 
     #[test]

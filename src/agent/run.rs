@@ -60,7 +60,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Some(directory) => state_file::load(directory).await,
         None => None,
     };
-    let observer = observe::start(&host, asked, past::learned(kept.as_ref(), &identity.boot_id));
+    let observer = observe::start(&host, asked, past::learned(&host, kept.as_ref(), &identity.boot_id).await);
     let mut judge = Judge::new(identity, &config, now());
     let node = timeout(FIRST_LOOK, writer.read()).await.ok().flatten();
     let announcer = Announcer::new(&options.node_name, config.events, &told_before(node.as_ref(), kept.as_ref()));

@@ -87,15 +87,16 @@ pub(crate) async fn watch_node(
 ) {
     let (first_look, doubt) = (Instant::now() + FIRST_LOOK, Arc::clone(&tell.doubt));
     let mut judge_at = Some(first_look);
-    let (mut last, mut due) = (Clocks::now(), None);
+    let mut rounds = Rounds { last: Clocks::now(), due: None };
     // Before anything is judged: what was waited for while nobody looked proves nothing.
-    let mut notice_absence = |due| {
-        let before = std::mem::replace(&mut last, Clocks::now());
-        if let Some(absence) = last.absence(before, due) {
+    let notice_absence = |rounds: &mut Rounds| {
+        let absence = rounds.next(Clocks::now());
+        if let Some(absence) = absence {
             tracing::info!(seconds = absence.as_secs(), "was paused or suspended");
             watched.change(|judge| judge.was_away(now()));
             doubt.notify_one();
         }
+        absence.is_some()
     };
     loop {
         let wake = async {
@@ -119,10 +120,10 @@ pub(crate) async fn watch_node(
                 judge_at = Some(Instant::now() + BURST);
             }
             () = wake => {
-                notice_absence(due);
+                notice_absence(&mut rounds);
                 let (before, verdict) = watched.judge();
                 log(before.as_ref(), &verdict);
-                due = verdict.look_again_in.map(|wait| since_boot() + wait);
+                rounds.due = verdict.look_again_in.map(|wait| since_boot() + wait);
                 judge_at = verdict.look_again_in.map(|wait| Instant::now() + wait.max(BURST));
                 if let Some(wait) = take_evidence(watched, tell, &verdict) {
                     let then = Instant::now() + wait;
@@ -134,7 +135,28 @@ pub(crate) async fn watch_node(
             }
         }
         heart.beat();
-        notice_absence(due);
+        let waits = rounds.due.is_some();
+        if notice_absence(&mut rounds) && waits {
+            // The timer did not go on meanwhile, and what it waits for is due.
+            judge_at = Some(Instant::now() + BURST);
+        }
+    }
+}
+
+/// The rounds of the loop.
+#[derive(Debug)]
+struct Rounds {
+    last: Clocks,
+    /// When something is to be judged again, on the boot clock.
+    due: Option<Duration>,
+}
+
+impl Rounds {
+    /// For how long nobody looked since the last round; none where all went on. What was due then is late once.
+    fn next(&mut self, now: Clocks) -> Option<Duration> {
+        let absence = now.absence(std::mem::replace(&mut self.last, now), self.due)?;
+        self.due = None;
+        Some(absence)
     }
 }
 
@@ -260,12 +282,23 @@ fn log(before: Option<&Verdict>, now: &Verdict) {
 mod tests {
     use super::*;
 
+    fn at(since_boot: u64, awake: u64) -> Clocks {
+        Clocks { since_boot: Duration::from_millis(since_boot), awake: Duration::from_millis(awake) }
+    }
+
+    #[test]
+    fn an_absence_is_noticed_once() {
+        // Suspended for three minutes: the timer stood still, so that what was due is still to come for it.
+        let mut rounds = Rounds { last: at(1_000_000, 900_000), due: Some(Duration::from_secs(1060)) };
+        assert_eq!(rounds.next(at(1_180_000, 900_010)), Some(Duration::from_secs(180)));
+        assert_eq!(rounds.next(at(1_180_020, 900_030)), None);
+        rounds.due = Some(Duration::from_secs(1190));
+        assert_eq!(rounds.next(at(1_189_000, 909_010)), None, "it goes on");
+        assert_eq!(rounds.next(at(1_199_000, 919_010)), Some(Duration::from_secs(10)), "stopped when it was due");
+    }
+
     #[test]
     fn who_did_not_look_for_a_while_was_paused_or_suspended() {
-        let at = |since_boot, awake| Clocks {
-            since_boot: Duration::from_millis(since_boot),
-            awake: Duration::from_millis(awake),
-        };
         let before = at(1_000_000, 900_000);
         let cases = [
             // The next source tells; one that is slow to; nobody for long, stopped or suspended.

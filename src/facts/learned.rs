@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CallLatency, Debris, Reader, Registry, Replay, Runtime, Seen, Starts};
+use super::{CallLatency, Debris, Processes, Program, Reader, Registry, Replay, Runtime, Seen, Starts};
 
 /// Numbers by name, which only their source understands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,8 @@ pub struct Learned {
     pub registries: BTreeSet<String>,
     /// Starts of the kubelet in this boot.
     pub kubelet_starts: Starts,
-    /// How long each CRI call usually takes, in milliseconds; and its last two windows where they are slow.
+    /// How long each CRI call usually takes, in milliseconds; and its last two windows where they are slow, with the processes of
+    /// the runtime at that time.
     pub latency: Memo,
     /// What the source of debris goes on from, in this boot.
     pub debris: Memo,
@@ -28,7 +29,8 @@ pub struct Learned {
 impl Learned {
     /// What of it holds in another boot: processes, cgroups and mounts have begun anew.
     #[must_use]
-    pub fn after_boot(self) -> Self {
+    pub fn after_boot(mut self) -> Self {
+        self.forget_slowness();
         Learned { kubelet_starts: Starts::default(), debris: Memo::default(), ..self }
     }
 
@@ -37,6 +39,7 @@ impl Learned {
         &mut self,
         registries: &Seen<Vec<Registry>>,
         runtime: &Runtime,
+        processes: &Seen<Processes>,
         debris: &Seen<Debris>,
         kubelet_starts: &Starts,
     ) {
@@ -44,11 +47,11 @@ impl Learned {
             self.registries = registries.iter().filter(|it| it.reached).map(|it| it.name.clone()).collect();
         }
         for call in &runtime.latency {
-            self.take_latency(call);
+            self.take_latency(call, processes.get());
         }
         if runtime.latency.is_empty() && runtime.status.get().is_some() {
             // Another process answers: that the one before was slow says nothing of it.
-            self.latency.0.values_mut().for_each(|numbers| numbers.truncate(1));
+            self.forget_slowness();
         }
         if let Some(debris) = debris.get()
             && self.debris != debris.memo
@@ -60,8 +63,12 @@ impl Learned {
         }
     }
 
+    fn forget_slowness(&mut self) {
+        self.latency.0.values_mut().for_each(|numbers| numbers.truncate(1));
+    }
+
     /// What moved by no more than a tenth, or 4 ms, is no news for the disk.
-    fn take_latency(&mut self, call: &CallLatency) {
+    fn take_latency(&mut self, call: &CallLatency, processes: Option<&Processes>) {
         let slow = call.lasts();
         let known = self.latency.0.get(call.call).map_or(&[][..], Vec::as_slice);
         let usual = u64::from(call.usual.unwrap_or(0));
@@ -69,8 +76,14 @@ impl Learned {
         if near && slow == (known.len() > 1) || usual == 0 && !slow && known.is_empty() {
             return;
         }
-        let windows = [usual, call.now.into(), call.before.into()];
-        self.latency.0.insert(call.call.to_owned(), windows[..if slow { 3 } else { 1 }].to_vec());
+        let mut numbers = vec![usual];
+        if slow {
+            numbers.extend([u64::from(call.now), u64::from(call.before)]);
+            let found = processes.map_or(&[][..], |processes| processes.found.as_slice());
+            let runtimes = found.iter().filter(|it| matches!(it.program, Program::Containerd | Program::Crio));
+            numbers.extend(runtimes.filter_map(|it| u64::try_from(it.pid).ok()));
+        }
+        self.latency.0.insert(call.call.to_owned(), numbers);
     }
 }
 
@@ -90,7 +103,7 @@ impl Replay for Memo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::RuntimeStatus;
+    use crate::facts::{Process, RuntimeStatus};
 
     fn call(now: u32, before: u32, usual: Option<u32>) -> CallLatency {
         CallLatency { call: "Status", now, before, usual }
@@ -98,7 +111,10 @@ mod tests {
 
     fn after(learned: &mut Learned, call: CallLatency) -> Vec<u64> {
         let runtime = Runtime { latency: vec![call], ..Runtime::absent() };
-        learned.update(&Seen::Absent, &runtime, &Seen::Absent, &Starts::default());
+        let process = |program, pid| Process { program, pid, state: 'S', started_at: jiff::Timestamp::UNIX_EPOCH };
+        let found = vec![process(Program::Kubelet, 6), process(Program::Containerd, 7)];
+        let processes = Seen::Yes(Processes { found, ..Processes::default() });
+        learned.update(&Seen::Absent, &runtime, &processes, &Seen::Absent, &Starts::default());
         learned.latency.0.get("Status").cloned().unwrap_or_default()
     }
 
@@ -109,14 +125,17 @@ mod tests {
         assert_eq!(after(&mut learned, call(9, 9, Some(40))), [40]);
         assert_eq!(after(&mut learned, call(9, 9, Some(44))), [40]);
         assert_eq!(after(&mut learned, call(9, 9, Some(45))), [45]);
-        assert_eq!(after(&mut learned, call(2000, 1500, Some(45))), [45, 2000, 1500]);
-        assert_eq!(after(&mut learned, call(2500, 1900, Some(45))), [45, 2000, 1500], "slow already");
+        assert_eq!(after(&mut learned, call(2000, 1500, Some(45))), [45, 2000, 1500, 7]);
+        assert_eq!(after(&mut learned, call(2500, 1900, Some(45))), [45, 2000, 1500, 7], "slow already");
         assert_eq!(after(&mut learned, call(50, 1900, Some(45))), [45]);
         let mut young = Learned::default();
-        assert_eq!(after(&mut young, call(2000, 1500, None)), [0, 2000, 1500]);
+        assert_eq!(after(&mut young, call(2000, 1500, None)), [0, 2000, 1500, 7]);
         let error = crate::facts::LookError::timed_out("CRI", 2.0);
-        young.update(&Seen::Absent, &Runtime::silent(Seen::Absent, error), &Seen::Absent, &Starts::default());
-        assert_eq!(young.latency.0["Status"], [0, 2000, 1500], "it does not answer");
+        let mut sees = |runtime: &Runtime| {
+            young.update(&Seen::Absent, runtime, &Seen::Absent, &Seen::Absent, &Starts::default());
+            young.latency.0["Status"].clone()
+        };
+        assert_eq!(sees(&Runtime::silent(Seen::Absent, error)), [0, 2000, 1500, 7], "it does not answer");
         let status = RuntimeStatus {
             name: "containerd".into(),
             version: "2".into(),
@@ -126,8 +145,7 @@ mod tests {
             cni_load: None,
         };
         let another = Runtime { status: Seen::Yes(status), ..Runtime::absent() };
-        young.update(&Seen::Absent, &another, &Seen::Absent, &Starts::default());
-        assert_eq!(young.latency.0["Status"], [0], "another process does");
+        assert_eq!(sees(&another), [0], "another process does");
     }
 
     #[test]
@@ -138,12 +156,12 @@ mod tests {
         starts.take(7, "2026-11-21T10:00:00Z".parse().expect("a time"));
         let mut learned = Learned::default();
         let none = Runtime::absent();
-        learned.update(&Seen::Yes(vec![registry(true)]), &none, &Seen::Yes(debris.clone()), &starts);
+        learned.update(&Seen::Yes(vec![registry(true)]), &none, &Seen::Absent, &Seen::Yes(debris.clone()), &starts);
         assert_eq!((learned.registries.len(), &learned.debris, &learned.kubelet_starts), (1, &debris.memo, &starts));
         let before = learned.clone();
-        learned.update(&Seen::not_yet("registries"), &none, &Seen::Absent, &starts);
+        learned.update(&Seen::not_yet("registries"), &none, &Seen::Absent, &Seen::Absent, &starts);
         assert_eq!(learned, before);
-        learned.update(&Seen::Yes(vec![registry(false)]), &none, &Seen::Absent, &starts);
+        learned.update(&Seen::Yes(vec![registry(false)]), &none, &Seen::Absent, &Seen::Absent, &starts);
         assert!(learned.registries.is_empty(), "no image is from there any more");
     }
 
@@ -151,10 +169,11 @@ mod tests {
     fn another_boot_begins_anew_with_what_belongs_to_one() {
         let mut learned = Learned { registries: ["icr.io".to_owned()].into(), ..Learned::default() };
         learned.kubelet_starts.take(7, "2026-11-21T10:00:00Z".parse().expect("a time"));
-        learned.latency.0.insert("Status".into(), vec![40]);
+        learned.latency.0.insert("Status".into(), vec![40, 900, 800, 7]);
         learned.debris.0.insert("mounts".into(), vec![1]);
         let then = learned.clone().after_boot();
-        assert_eq!((&then.registries, &then.latency), (&learned.registries, &learned.latency));
+        assert_eq!(then.registries, learned.registries);
+        assert_eq!(then.latency.0["Status"], [40], "who was slow is gone");
         assert_eq!((then.kubelet_starts, then.debris), (Starts::default(), Memo::default()));
     }
 }

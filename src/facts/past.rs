@@ -94,11 +94,7 @@ impl Past {
         cordoned: Option<bool>,
     ) -> Past {
         let same_boot = of == boot_id && !of.is_empty();
-        let learned = match self.machine.differs(&machine) {
-            true => Learned::default(),
-            false if same_boot => self.learned,
-            false => self.learned.after_boot(),
-        };
+        let learned = self.learned_for(same_boot, &machine);
         let boot = if same_boot || of.is_empty() || boot_id.is_empty() {
             self.boot
         } else {
@@ -111,6 +107,17 @@ impl Past {
             None => None,
         };
         Past { boot, machine, former_machine, cordoned: cordoned.or(self.cordoned), learned }
+    }
+
+    /// What of that which was learned holds on this machine, in the boot in which it was kept or in another one.
+    #[must_use]
+    pub fn learned_for(&self, same_boot: bool, machine: &Machine) -> Learned {
+        let learned = || self.learned.clone();
+        match self.machine.differs(machine) {
+            true => Learned::default(),
+            false if same_boot => learned(),
+            false => learned().after_boot(),
+        }
     }
 
     /// Takes in what the Node object says: whether it is cordoned and when it was made. One that is younger than what is

@@ -72,6 +72,14 @@ impl Starts {
         }
     }
 
+    /// Forgets a last start that is yet to come at `now`: the clock was set back, and each start until then would pass for an
+    /// older one.
+    pub(crate) fn forget_future(&mut self, now: Timestamp) {
+        if self.last.is_some_and(|last| last > now) {
+            (self.process, self.last) = (0, None);
+        }
+    }
+
     /// Whether one began so shortly before this.
     pub fn precede(&self, at: Timestamp, time: SignedDuration) -> bool {
         let since = |restart: &Timestamp| at.duration_since(*restart);
@@ -312,6 +320,21 @@ mod tests {
         assert_eq!((count(7, 0), count(7, 1), count(7, 90), count(7, -3000)), (0, 0, 0, 0));
         assert_eq!((count(8, -2000), count(8, -2000)), (1, 1), "after a clock that was set back");
         assert_eq!((count(9, -1000), count(8, -2000), count(9, -1000)), (2, 2, 2), "an older one beside it");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_while_no_agent_runs_hides_no_start_of_the_kubelet() {
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).expect("valid");
+        let mut starts = Starts::default();
+        starts.take(7, at(5000));
+        let kept = starts.clone();
+        starts.forget_future(at(5000));
+        assert_eq!(starts, kept);
+        starts.forget_future(at(1000));
+        starts.take(8, at(990));
+        assert_eq!(starts.restarts_within(at(1000), Duration::from_secs(900)), 0, "whether it is another nobody knows");
+        starts.take(9, at(1100));
+        assert_eq!(starts.restarts_within(at(1100), Duration::from_secs(900)), 1);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use kube::Config;
 use kube::client::ConfigExt as _;
 use kube::config::{Cluster, Context, KubeConfigOptions, Kubeconfig, NamedCluster, NamedContext};
+use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -36,6 +37,8 @@ const CERTIFICATES: u64 = 4 << 20;
 const ANSWER_EVERY: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
 /// Multus and Calico have a kubeconfig each.
 const SERVERS_OF_CNI: usize = 3;
+/// So long for each of these: they come last in a look, after ways that may have taken nearly all of its time.
+const SERVER_OF_CNI: Duration = Duration::from_secs(3);
 /// So many endpoints are walked to, in one look and at all.
 const ENDPOINTS: usize = 8;
 
@@ -199,21 +202,24 @@ impl ControlPlaneSource {
         Ok(path)
     }
 
-    /// The ways to servers of the CNI that are none of the others, to the connection and seldom: of one that stands as seldom as
-    /// an answer is asked for.
+    /// The ways to servers of the CNI that are none of the others, to the connection: one that stands as seldom as an answer is
+    /// asked for, a broken one by each look, so that what is told of it is never old.
     async fn servers_of_cni(&mut self, ways: &Ways, path: &ControlPlanePath) -> Vec<PathLeg> {
         let all = ways.cni.iter().take(SERVERS_OF_CNI);
         let all = all.map(|(host, port)| Target { host: host.clone(), port: *port, tls: None, path: "" });
         let mut due: Vec<Target> = all.filter(|target| path.leg(&target.to()).is_none()).collect();
-        self.cni.retain(|to, (leg, at)| {
-            due.iter().any(|target| target.to() == *to) && at.elapsed() < ANSWER_EVERY[usize::from(!leg.broken())]
+        self.cni.retain(|to, _| due.iter().any(|target| target.to() == *to));
+        due.retain(|target| {
+            let known = self.cni.get(&target.to());
+            known.is_none_or(|(leg, at)| leg.broken() || at.elapsed() >= ANSWER_EVERY[1])
         });
-        due.retain(|target| !self.cni.contains_key(&target.to()));
         // All at once: one after the other they might outlast the whole look.
         let walks = due.iter().map(|target| probe::walk(target, Depth::Connection, &self.blocking));
-        let walked = join_all(walks).await;
+        let walked = join_all(walks.map(|walk| timeout(SERVER_OF_CNI, walk))).await;
         let now = Instant::now();
-        self.cni.extend(due.iter().zip(walked).map(|(target, leg)| (target.to(), (leg, now))));
+        // What was known of one that takes too long is neither confirmed nor refuted.
+        let walked = due.iter().zip(walked).filter_map(|(target, leg)| Some((target.to(), (leg.ok()?, now))));
+        self.cni.extend(walked);
         self.cni.values().map(|(leg, _)| leg.clone()).collect()
     }
 

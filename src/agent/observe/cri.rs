@@ -65,6 +65,8 @@ pub(crate) struct CriSource {
     inventory: Option<(Instant, Option<Arc<Inventory>>)>,
     meter: Arc<Meter>,
     latencies: Latencies,
+    /// What earlier processes of the agent found usual here, until the runtime is connected to.
+    kept: Option<Memo>,
     attempts: Attempts,
     /// When the logs were last read for a reason, and what they said.
     said: Option<(Instant, Option<String>)>,
@@ -113,6 +115,7 @@ impl CriSource {
             inventory: None,
             meter: Arc::default(),
             latencies: Latencies::new(Instant::now()),
+            kept: None,
             attempts: Attempts::default(),
             said: None,
             pid: None,
@@ -120,8 +123,8 @@ impl CriSource {
     }
 
     /// With what earlier processes found usual here.
-    pub(crate) fn knowing(mut self, latency: &Memo) -> Self {
-        self.latencies.know(latency);
+    pub(crate) fn knowing(mut self, latency: Memo) -> Self {
+        self.kept = Some(latency);
         self
     }
 
@@ -205,10 +208,13 @@ impl CriSource {
         let connection = Connection::open(socket, &self.host.path(socket), Arc::clone(&self.meter)).await?;
         let before = std::mem::replace(&mut self.pid, connection.pid());
         let now = Instant::now();
-        match before {
-            Some(_) if self.pid == before => {}
+        match (self.kept.take(), before) {
             // The first that answers: what an earlier process of the agent saw of it holds until there is something newer.
-            None if self.pid.is_some() => self.latencies.settle(now),
+            (Some(kept), _) => {
+                self.latencies.know(&kept, |pid| processes::is_runtime(&self.host, pid));
+                self.latencies.settle(now);
+            }
+            (None, Some(_)) if self.pid == before => {}
             _ => self.latencies.restarted(now),
         }
         let version = version(&connection).await?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use self::identity::is_nested;
+pub(super) use self::identity::is_runtime;
 #[cfg(any(test, fuzzing))]
 use self::identity::{SHORT_NAMES, classify};
 use self::identity::{identify, proxy_mode};
@@ -33,6 +34,8 @@ const SOON: Duration = Duration::from_secs(60);
 /// What the programs begin with that change the packet filter; so many of them are told that have ended.
 const TOOLS: [&str; 5] = ["iptables", "ip6tables", "xtables", "ipset", "nft"];
 const MOST_DEFUNCT: usize = 16;
+/// A process that has ended stays if two walks this far apart saw it: nearly as far as two walks are while nothing is missing.
+const STAYS: Duration = Duration::from_secs(45);
 /// So many shims are asked for their sandbox in one look.
 const AT_ONCE: usize = 64;
 /// Boot time is the difference of two clocks; below this it has not moved.
@@ -68,7 +71,10 @@ struct Zombie {
     parent: i32,
     /// Its name, if it is one of those that change the packet filter.
     tool: Option<Box<str>>,
-    /// Whether a later walk saw it too: whoever waits for its children is only slower than that walk.
+    /// When a walk saw it first, on the boot clock.
+    since: Duration,
+    /// Whether a walk saw it long after that too: whoever waits for its children is only slower than walks that follow each other
+    /// at once.
     again: bool,
 }
 
@@ -194,7 +200,9 @@ impl ProcessSource {
         let mut proc = Listing::open(&path)?;
         let seconds = u32::try_from(since_boot.as_secs()).unwrap_or(u32::MAX);
         let mut buffer = [0; LINE];
-        self.zombies.iter_mut().for_each(|zombie| zombie.again = true);
+        for zombie in &mut self.zombies {
+            zombie.again |= since_boot.saturating_sub(zombie.since) >= STAYS;
+        }
         for Listed { pid, new } in self.table.list(&mut proc, seconds)? {
             if new {
                 self.forget(pid);
@@ -232,8 +240,14 @@ impl ProcessSource {
             if !self.zombies.iter().any(|known| (known.pid, known.start) == (pid, stat.starttime)) {
                 self.forget(pid);
                 let tool = TOOLS.iter().any(|tool| comm.starts_with(tool)).then(|| comm.into());
-                let zombie = Zombie { pid, start: stat.starttime, parent: stat.parent, tool, again: false };
-                self.zombies.push(zombie);
+                self.zombies.push(Zombie {
+                    pid,
+                    start: stat.starttime,
+                    parent: stat.parent,
+                    tool,
+                    since: at.1,
+                    again: false,
+                });
             }
             return;
         }

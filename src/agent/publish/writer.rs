@@ -55,6 +55,8 @@ pub(crate) struct Writer {
     known: Option<NodeNow>,
     /// What becomes of the writes.
     writes: watch::Sender<Seen<Writes>>,
+    /// What was told of them before nothing was answered any more.
+    before: Writes,
     probes: Backoff,
     /// The newest version of the Node that was read, and how many reads since were older.
     newest: (u64, u32),
@@ -92,6 +94,7 @@ impl Writer {
             fates: Fates::default(),
             known: None,
             writes: watch::Sender::new(Seen::Yes(writes)),
+            before: Writes::default(),
             probes: Backoff::new(PROBES.0, PROBES.1),
             newest: (0, 0),
         }
@@ -241,9 +244,11 @@ impl Writer {
     async fn beat(&mut self, told: &Told) {
         // What the Node says is known whenever the writer rests; without it the next round reads and writes anyway.
         let Some(now) = &self.known else { return };
-        match self.send(&patch::heartbeat(now, told, Timestamp::now()), "").await {
+        let patch = patch::heartbeat(now, told, Timestamp::now());
+        match self.send(&patch, "").await {
             Ok(now) => {
                 self.fates.count(0, 1);
+                self.tell_node(&now);
                 self.known = Some(now);
             }
             Err(error) => self.failed("PATCH", &error),
@@ -268,12 +273,13 @@ impl Writer {
 
     /// Tries whether writes are taken again, by one that changes nothing.
     async fn probe(&mut self) {
-        if let Err(error) = self.send(&serde_json::json!({}), "&dryRun=All").await {
-            tracing::debug!(error = chain(&error), "the API server takes no writes yet");
+        match self.send(&serde_json::json!({}), "&dryRun=All").await {
+            Ok(now) => self.tell_node(&now),
+            Err(error) => tracing::debug!(error = chain(&error), "the API server takes no writes yet"),
         }
     }
 
-    async fn send(&self, patch: &serde_json::Value, more: &str) -> Result<NodeNow, kube::Error> {
+    async fn send(&mut self, patch: &serde_json::Value, more: &str) -> Result<NodeNow, kube::Error> {
         let uri = format!("/api/v1/nodes/{}/status?fieldManager=nodevitals-agent{more}", self.node);
         let request = http::Request::patch(uri)
             .header(http::header::CONTENT_TYPE, "application/strategic-merge-patch+json")

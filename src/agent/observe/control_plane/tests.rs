@@ -117,7 +117,14 @@ async fn servers_of_the_cni_are_connected_to_seldom_and_where_no_other_way_leads
     node.ways.told_by_cni(&cni);
     let ends = |path: ControlPlanePath| path.cni.into_iter().map(|leg| (leg.to, leg.end)).collect::<Vec<_>>();
     assert_eq!(ends(node.look().await), [(at.to_string(), PathEnd::Connected)]);
+    let silent = PathFault::new(PathStep::Connect, FaultKind::TimedOut, "");
+    node.source.cni.values_mut().for_each(|(leg, _)| leg.end = PathEnd::Fault(silent.clone()));
+    assert_eq!(ends(node.look().await), [(at.to_string(), PathEnd::Connected)], "a broken one by each look");
     drop(other);
+    // Bound without listening, or another test might get the port.
+    let kept = tokio::net::TcpSocket::new_v4().expect("socket");
+    kept.set_reuseaddr(true).expect("an option");
+    kept.bind(at).expect("the port that was just left");
     assert_eq!(ends(node.look().await), [(at.to_string(), PathEnd::Connected)], "not by each look");
     node.source.cni.clear();
     let path = node.look().await;

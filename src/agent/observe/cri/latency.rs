@@ -79,18 +79,22 @@ impl Latencies {
     }
 
     /// Goes on from what an earlier process of the agent kept of each call: what is usual, as if it had been so for an hour,
-    /// and the last two windows where they were slow.
-    pub(super) fn know(&mut self, memo: &Memo) {
+    /// and the last two windows where they were slow. Of those nothing is left where a process of the runtime that was there then
+    /// does not run any more: another one answers now.
+    pub(super) fn know(&mut self, memo: &Memo, runs: impl Fn(u64) -> bool) {
         for kind in &mut self.kinds {
             let Some([usual, windows @ ..]) = memo.0.get(kind.call).map(Vec::as_slice) else { continue };
             if let Some(usual) = u16::try_from(*usual).ok().filter(|usual| *usual > 0) {
                 kind.windows.extend([usual; ENOUGH]);
             }
-            if let [now, before] = *windows {
+            if let [now, before, runtimes @ ..] = windows
+                && !runtimes.is_empty()
+                && runtimes.iter().all(|pid| runs(*pid))
+            {
                 let number = |number| u32::try_from(number).unwrap_or(u32::MAX);
                 let usual = kind.windows.front().map(|usual| u32::from(*usual));
-                kind.last = u16::try_from(now).ok();
-                self.told.push(CallLatency { call: kind.call, now: number(now), before: number(before), usual });
+                kind.last = u16::try_from(*now).ok();
+                self.told.push(CallLatency { call: kind.call, now: number(*now), before: number(*before), usual });
             }
         }
     }
@@ -232,24 +236,32 @@ mod tests {
         let memo = |numbers: &[u64]| Memo([("Version".to_owned(), numbers.to_vec())].into());
         let mut now = Instant::now();
         let mut latencies = Latencies::new(now);
-        latencies.know(&memo(&[40]));
+        let runs = |pid: u64| pid == 7;
+        latencies.know(&memo(&[40]), runs);
         assert_eq!(version(&latencies), None);
         run(&mut latencies, &mut now, 14, |_| 300);
         assert_eq!(version(&latencies), Some((300, 300, Some(40))), "at once, without an hour of its own");
 
         let mut latencies = Latencies::new(now);
-        latencies.know(&memo(&[40, 900, 800]));
+        latencies.know(&memo(&[40, 900, 800, 7]), runs);
         assert_eq!(version(&latencies), Some((900, 800, Some(40))));
         run(&mut latencies, &mut now, 6, |_| 40);
         assert_eq!(version(&latencies), Some((900, 800, Some(40))), "nothing newer is known");
         run(&mut latencies, &mut now, 2, |_| 40);
         assert_eq!(version(&latencies), Some((40, 900, Some(40))), "one window is over");
         let mut latencies = Latencies::new(now);
-        latencies.know(&memo(&[40, 900, 800]));
+        latencies.know(&memo(&[40, 900, 800, 7]), runs);
         latencies.restarted(now);
         assert_eq!(version(&latencies), None, "another process answers");
-        for odd in [&[][..], &[u64::MAX], &[0, u64::MAX, 3], &[1, 2]] {
-            Latencies::new(now).know(&memo(odd));
+        for gone in [&[40, 900, 800][..], &[40, 900, 800, 8], &[40, 900, 800, 7, 8]] {
+            let mut latencies = Latencies::new(now);
+            latencies.know(&memo(gone), runs);
+            assert_eq!(version(&latencies), None, "it was started anew while no agent looked: {gone:?}");
+            run(&mut latencies, &mut now, 14, |_| 300);
+            assert_eq!(version(&latencies), Some((300, 300, Some(40))), "what is usual is kept");
+        }
+        for odd in [&[][..], &[u64::MAX], &[0, u64::MAX, 3, 7], &[1, 2]] {
+            Latencies::new(now).know(&memo(odd), runs);
         }
     }
 

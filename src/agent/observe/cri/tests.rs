@@ -230,6 +230,19 @@ async fn what_there_is_in_all_is_counted_once_a_minute() {
 }
 
 #[tokio::test]
+async fn slowness_that_an_earlier_agent_saw_is_of_a_process_that_still_runs() {
+    let (dir, socket, _) = node();
+    let _fake = Fake::start(&socket);
+    std::fs::create_dir_all(dir.path().join("proc/7")).expect("mkdir");
+    std::fs::write(dir.path().join("proc/7/comm"), "containerd\n").expect("write");
+    for (pid, told) in [(7, 1), (8, 0)] {
+        let memo = Memo([("Version".to_owned(), vec![40, 900, 800, pid])].into());
+        let mut source = CriSource::new(HostRoot::new(dir.path())).knowing(memo);
+        assert_eq!(source.look(None, true).await.latency.len(), told, "{pid}");
+    }
+}
+
+#[tokio::test]
 async fn where_images_are_kept_is_asked_for_seldom() {
     let (_dir, socket, mut source) = node();
     let fake = Fake::start(&socket);

@@ -8,6 +8,10 @@ use crate::facts::{Program, ProxyMode};
 
 /// kube-proxy's configuration is some kilobytes; in bytes.
 const CONFIGURATION: u64 = 1 << 18;
+/// A process is in one cgroup of each hierarchy, a dozen at most. In bytes.
+const CGROUPS: u64 = 64 << 10;
+/// A short name has 15 bytes at most.
+const NAME: u64 = 64;
 
 /// Which program a process runs, and its arguments. The kernel's short name rules out nearly all processes.
 pub(super) fn identify(proc: &Path, pid: i32, comm: &str) -> Option<(Program, Vec<String>)> {
@@ -31,14 +35,19 @@ pub(super) fn identify(proc: &Path, pid: i32, comm: &str) -> Option<(Program, Ve
 
 /// The mode that kube-proxy was told: where it has a configuration file, by that alone (`pkg/proxy/apis/config`). That of a
 /// container is seen by whoever may trace its processes, that of a program of the host by everybody; where it cannot be read,
-/// nothing is known.
+/// nothing is known: a file of the same name on the host may be left from another installation.
 pub(super) fn proxy_mode(host: &HostRoot, pid: i32, arguments: &[String]) -> Option<ProxyMode> {
     let told = match argument(arguments, "config") {
         None => argument(arguments, "proxy-mode")?,
         Some(file) => {
-            let inside = format!("/proc/{pid}/root/{}", file.trim_start_matches('/'));
-            let text = host.read_text(&inside, CONFIGURATION).or_else(|_| host.read_text(&file, CONFIGURATION)).ok()?;
-            let config: serde_json::Value = crate::yaml::parse(&text).ok()?;
+            let text = if in_container(&host.read_text(&format!("/proc/{pid}/cgroup"), CGROUPS).ok()?) {
+                // Only the kernel follows this link, whose text is `/`.
+                let root = HostRoot::new(host.path("/proc").join(format!("{pid}/root")));
+                root.read_text(&file, CONFIGURATION)
+            } else {
+                host.read_text(&file, CONFIGURATION)
+            };
+            let config: serde_json::Value = crate::yaml::parse(&text.ok()?).ok()?;
             config.get("mode")?.as_str()?.to_owned()
         }
     };
@@ -48,6 +57,20 @@ pub(super) fn proxy_mode(host: &HostRoot, pid: i32, arguments: &[String]) -> Opt
         "iptables" => ProxyMode::Iptables,
         _ => return None,
     })
+}
+
+/// Whether a process is a container's, by its `/proc/PID/cgroup`: below the cgroup of all pods, or below one that a runtime
+/// named after a container, by 64 hexadecimal digits. To whoever has a cgroup namespace of its own the way there begins above
+/// its own cgroup, which may leave out the name of the first.
+pub(super) fn in_container(cgroups: &str) -> bool {
+    let id = |part: &str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    cgroups.contains("kubepods") || cgroups.split(['/', '-', '.', ':', '\n']).any(id)
+}
+
+/// Whether this process runs, and is a container runtime.
+pub(in super::super) fn is_runtime(host: &HostRoot, pid: u64) -> bool {
+    let comm = host.read_text(&format!("/proc/{pid}/comm"), NAME);
+    comm.is_ok_and(|comm| matches!(comm.trim_end(), "containerd" | "crio"))
 }
 
 /// Whether a process lives in another network than this one: what programs the packet filter there (a worker inside a

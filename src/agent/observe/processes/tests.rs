@@ -44,25 +44,52 @@ fn node() -> (tempfile::TempDir, ProcessSource) {
 
 #[test]
 fn kube_proxys_mode_is_what_its_command_line_or_its_configuration_says() {
-    let mode = |arguments: &[&str], file: Option<&str>| {
-        let (dir, mut source) = node();
+    const POD: &str = "0::/../../kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/cri-containerd-2.scope\n";
+    const SERVICE: &str = "0::/../../../system.slice/kube-proxy.service\n";
+    let mode = |cgroup: &str, arguments: &[&str], [inside, outside]: [Option<&str>; 2]| {
+        let ((dir, mut source), container) = (node(), tempfile::tempdir().expect("a temporary directory"));
         process(dir.path(), 20, "kube-proxy", &[&["/usr/bin/kube-proxy"], arguments].concat(), 'S', 700);
-        let inside = dir.path().join("proc/20/root/var/lib/kube-proxy");
-        std::fs::create_dir_all(&inside).expect("mkdir");
-        if let Some(text) = file {
-            std::fs::write(inside.join("config.conf"), text).expect("write");
+        std::fs::write(dir.path().join("proc/20/cgroup"), cgroup).expect("write");
+        // A plain directory would be found by any way there: the kernel's is a link that leads out of the host's tree.
+        std::os::unix::fs::symlink(container.path(), dir.path().join("proc/20/root")).expect("link");
+        for (root, file) in [(container.path(), inside), (dir.path(), outside)] {
+            let directory = root.join("var/lib/kube-proxy");
+            std::fs::create_dir_all(&directory).expect("mkdir");
+            if let Some(text) = file {
+                std::fs::write(directory.join("config.conf"), text).expect("write");
+            }
         }
         let now = Timestamp::from_second(BOOT).expect("a valid time");
         source.look(now, Duration::from_secs(100)).expect("readable").proxy_mode
     };
-    assert_eq!(mode(&["--proxy-mode=ipvs"], None), Some(ProxyMode::Ipvs));
-    assert_eq!(mode(&["--proxy-mode", "nftables"], None), Some(ProxyMode::Nftables));
-    assert_eq!(mode(&[], None), None, "the default of its version");
+    assert_eq!(mode(POD, &["--proxy-mode=ipvs"], [None; 2]), Some(ProxyMode::Ipvs));
+    assert_eq!(mode(POD, &["--proxy-mode", "nftables"], [None; 2]), Some(ProxyMode::Nftables));
+    assert_eq!(mode(POD, &[], [None; 2]), None, "the default of its version");
     let config = ["--config=/var/lib/kube-proxy/config.conf", "--proxy-mode=ipvs"];
-    assert_eq!(mode(&config, Some("kind: KubeProxyConfiguration\nmode: \"iptables\"\n")), Some(ProxyMode::Iptables));
-    assert_eq!(mode(&config, Some("kind: KubeProxyConfiguration\nmode: \"\"\n")), None);
-    assert_eq!(mode(&config, Some("mode: [")), None);
-    assert_eq!(mode(&config, None), None, "it may not be read");
+    let (iptables, ipvs) = (Some("kind: KubeProxyConfiguration\nmode: \"iptables\"\n"), Some("mode: ipvs\n"));
+    assert_eq!(mode(POD, &config, [iptables, ipvs]), Some(ProxyMode::Iptables), "not what was left on the host");
+    assert_eq!(mode(POD, &config, [Some("kind: KubeProxyConfiguration\nmode: \"\"\n"), ipvs]), None);
+    assert_eq!(mode(POD, &config, [Some("mode: ["), ipvs]), None);
+    assert_eq!(mode(POD, &config, [None, ipvs]), None, "it may not be read");
+    assert_eq!(mode(SERVICE, &config, [iptables, ipvs]), Some(ProxyMode::Ipvs), "a program of the host");
+    assert_eq!(mode(SERVICE, &config, [iptables, None]), None);
+}
+
+#[test]
+fn processes_of_containers_by_their_cgroups() {
+    let id = "0123456789abcdef".repeat(4);
+    for (cgroups, inside) in [
+        ("0::/system.slice/kube-proxy.service\n".to_owned(), false),
+        ("12:pids:/kubepods/besteffort/pod1/2\n0::/\n".to_owned(), true),
+        // As a pod of the same class sees it.
+        (format!("0::/../../podb1-c2/{id}\n"), true),
+        (format!("0::/system.slice/docker-{id}.scope\n"), true),
+        (format!("0::/system.slice/containerd.service/a.slice:cri-containerd:{id}\n"), true),
+        (format!("0::/system.slice/{id}0.service\n"), false),
+        (String::new(), false),
+    ] {
+        assert_eq!(identity::in_container(&cgroups), inside, "{cgroups}");
+    }
 }
 
 #[test]
@@ -235,6 +262,22 @@ fn children_of_kube_proxy_that_ended_and_stay_are_told() {
     }
     std::fs::remove_dir_all(dir.path().join("proc/41")).expect("asked about");
     assert_eq!(defunct(1100), []);
+}
+
+#[test]
+fn walks_that_follow_each_other_at_once_are_no_two() {
+    let (dir, mut source) = node();
+    process(dir.path(), 20, "kube-proxy", &["/usr/bin/kube-proxy"], 'S', 700);
+    look(&mut source, 100);
+    std::fs::remove_dir_all(dir.path().join("proc/10")).expect("the kubelet ends");
+    child(dir.path(), 41, 20, "iptables", &[], 'Z', 800);
+    let at = |seconds: u64| Timestamp::from_second(BOOT + i64::try_from(seconds).expect("small")).expect("valid");
+    let mut defunct = |seconds: u64| source.look(at(seconds), Duration::from_secs(seconds)).expect("readable").defunct;
+    // At each look for a minute: of the first one its name alone is read.
+    for seconds in [102, 104, 106, 108, 148] {
+        assert_eq!(defunct(seconds), [], "{seconds}");
+    }
+    assert_eq!(defunct(150), [(Program::KubeProxy, "iptables".to_owned(), 41)]);
 }
 
 #[test]

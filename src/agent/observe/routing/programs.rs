@@ -67,8 +67,10 @@ fn pins(host: &HostRoot) -> Result<BTreeSet<String>, LookError> {
     for place in PINS {
         match std::fs::read_dir(host.path(place)) {
             Ok(entries) => {
-                let found = entries.filter_map(Result::ok).take(MOST * 2);
-                names.extend(found.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+                for entry in entries.take(MOST * 2) {
+                    let entry = entry.map_err(|error| LookError::io(place, &error))?;
+                    names.insert(entry.file_name().to_string_lossy().into_owned());
+                }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(LookError::io(place, &error)),

@@ -13,7 +13,7 @@ use crate::agent::observe::registry::RegistrySource;
 use crate::agent::observe::store::StoreSource;
 use crate::agent::observe::{HostRoot, Update};
 use crate::clock::since_boot;
-use crate::facts::{LookError, Memo, Reason, Runtime, Seen};
+use crate::facts::{Debris, LookError, Memo, Reason, Runtime, Seen};
 
 // A runtime that hangs has to be told within 10 s.
 const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
@@ -29,7 +29,7 @@ const STORE_AGAIN: Duration = Duration::from_secs(20);
 const REGISTRIES: Rhythm = rhythm("registries", 60, 30);
 
 pub(super) async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake, usual: Memo) {
-    let mut source = CriSource::new(host).knowing(&usual);
+    let mut source = CriSource::new(host).knowing(usual);
     loop {
         let began = Instant::now();
         let kubelet = shared.kubelet.borrow().clone();
@@ -87,12 +87,40 @@ fn share_runtime(seen: &Runtime, shared: &Shared, wake: &Wake) {
     }
 }
 
+/// The source of debris with what it told last: where it hangs, another one goes on from that.
+struct DebrisLooks {
+    host: HostRoot,
+    source: Option<DebrisSource>,
+    memo: Memo,
+}
+
+impl DebrisLooks {
+    fn new(host: HostRoot, memo: Memo) -> Self {
+        let source = DebrisSource::new(host.clone()).knowing(memo.clone());
+        DebrisLooks { host, source: Some(source), memo }
+    }
+
+    async fn look(
+        &mut self,
+        blocking: &Blocking,
+        deadline: Duration,
+        look: impl FnOnce(&mut DebrisSource) -> Result<Option<Debris>, LookError> + Send + 'static,
+    ) -> Seen<Debris> {
+        let new = || DebrisSource::new(self.host.clone()).knowing(self.memo.clone());
+        let looked = blocking.lend("debris of containers", deadline, &mut self.source, new, look).await;
+        let seen = looked.map_or_else(Seen::Unreadable, |found| found.map_or(Seen::Absent, Seen::Yes));
+        if let Some(debris) = seen.get() {
+            self.memo.clone_from(&debris.memo);
+        }
+        seen
+    }
+}
+
 /// What containers left behind, where the runtime tells what it has.
 pub(super) async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shared: Shared, memo: Memo) {
-    let mut source = Some(DebrisSource::new(host.clone()).knowing(memo));
-    let new = || DebrisSource::new(host.clone());
+    let mut looks = DebrisLooks::new(host, memo);
     // The runtime and the process table are looked at first.
-    let some = source.as_ref().is_some_and(DebrisSource::told_of_some);
+    let some = looks.source.as_ref().is_some_and(DebrisSource::told_of_some);
     let first = if some { Seen::not_yet("debris of containers") } else { Seen::Absent };
     out.updates.send(Update::Debris(first)).await.ok();
     loop {
@@ -108,10 +136,10 @@ pub(super) async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shar
         };
         let pods = format!("{}/pods", root_dir(shared.arguments.borrow().as_deref()));
         let root = shared.kubelet.borrow().as_ref().map_or("/".to_owned(), |it| it.capacity.cgroup_root.clone());
-        let looked = blocking.lend("debris of containers", DEBRIS.deadline, &mut source, new, move |source| {
+        let looked = looks.look(&blocking, DEBRIS.deadline, move |source| {
             source.look(since_boot(), &inventory, &known.attendants, (&pods, &root))
         });
-        let seen = looked.await.map_or_else(Seen::Unreadable, |found| found.map_or(Seen::Absent, Seen::Yes));
+        let seen = looked.await;
         out.tell(&DEBRIS, began, seen.error().is_none(), Update::Debris(seen)).await;
     }
 }
@@ -170,5 +198,42 @@ pub(super) async fn registries(out: Outlet, mut source: RegistrySource, shared: 
             _ = rest(&rhythm, began, None) => {}
             Ok(()) = names.changed() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[tokio::test]
+    async fn a_source_of_debris_that_hangs_leaves_what_it_told_to_the_next_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (blocking, patience) = (Blocking::default(), Duration::from_secs(5));
+        let mut looks = DebrisLooks::new(HostRoot::new(dir.path()), Memo::default());
+        let memo = Memo([("told".to_owned(), vec![0, 0, 3, 0, 0, 0])].into());
+        let told = Debris { memo, ..Debris::default() };
+        assert!(looks.look(&blocking, patience, move |_| Ok(Some(told))).await.get().is_some());
+        let (release, wait) = channel::<()>();
+        let hangs = move |_: &mut DebrisSource| {
+            wait.recv().ok();
+            Ok(None)
+        };
+        let hung = looks.look(&blocking, Duration::from_millis(20), hangs).await;
+        assert_eq!(hung.error().map(|error| error.reason), Some(Reason::TimedOut));
+        release.send(()).expect("the thread waits");
+        let goes_on = loop {
+            let (tell, told) = channel();
+            let look = move |source: &mut DebrisSource| {
+                tell.send(source.told_of_some()).ok();
+                Ok(None)
+            };
+            // Until the thread is gone nobody looks.
+            if looks.look(&blocking, patience, look).await.error().is_none() {
+                break told.recv();
+            }
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(goes_on, Ok(true));
     }
 }

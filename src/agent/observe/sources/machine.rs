@@ -38,21 +38,22 @@ pub(super) async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shar
     let mut source = MemorySource::new(host.clone());
     let mut strains = StrainSource::new(host.clone());
     let mut pods: Option<(Instant, Seen<PodScan>)> = None;
-    let mut of_cpus = false;
+    let mut asked = Wanted::default();
     let mut tables: Option<(Instant, Vec<(String, u64)>)> = None;
     loop {
         let began = Instant::now();
         let root = shared.kubelet.borrow().as_ref().map_or("/".to_owned(), |it| it.capacity.cgroup_root.clone());
         let seen: Seen<_> = source.look(Timestamp::now(), &root).into();
         let mut strain = strains.look(Timestamp::now(), &root);
-        if !short(seen.get(), &strain) {
+        let runs_short = short(seen.get(), &strain);
+        // Before the pods are looked at, which may take seconds.
+        out.tell(&MEMORY, began, seen.error().is_none(), Update::Memory(seen)).await;
+        let wanted = Wanted { disks: waits_for_disks(&strain), cpus: strain.short_of_cpus().is_some() };
+        if !runs_short {
             pods = None;
-        } else if pods.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS)
-            || (strain.short_of_cpus().is_some() && !of_cpus)
-        {
+        } else if pods.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS) || asks_more(wanted, asked) {
             let (host, root) = (host.clone(), root.clone());
-            let wanted = Wanted { disks: waits_for_disks(&strain), cpus: strain.short_of_cpus().is_some() };
-            of_cpus = wanted.cpus;
+            asked = wanted;
             let scan = blocking.run("cgroups of pods", SCAN, move || Ok(pod_scan::look(&host, &root, wanted)));
             let scan = scan.await.map_or_else(Seen::Unreadable, |scan| scan.map_or(Seen::Absent, Seen::Yes));
             pods = Some((Instant::now(), scan));
@@ -68,9 +69,13 @@ pub(super) async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shar
         strain.pods = pods.as_ref().map_or(Seen::Absent, |(_, scan)| scan.clone());
         let success = strain.tasks.error().is_none() && strain.files.error().is_none();
         out.tell(&STRAIN, began, success, Update::Strain(strain)).await;
-        out.tell(&MEMORY, began, seen.error().is_none(), Update::Memory(seen)).await;
         rest(&MEMORY, began, Some(&wake.memory)).await;
     }
+}
+
+/// Whether something is wanted that the last look at the pods was not asked for.
+fn asks_more(wanted: Wanted, asked: Wanted) -> bool {
+    (wanted.disks && !asked.disks) || (wanted.cpus && !asked.cpus)
 }
 
 /// Whether it is worth knowing what the pods use.
@@ -187,5 +192,24 @@ pub(super) async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, s
         }
         out.tell(&PROCESSES, began, seen.is_ok(), Update::Processes(seen.into())).await;
         rest(&PROCESSES, began, None).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_looked_at_again_for_what_the_last_look_was_not_asked() {
+        let of = |disks, cpus| Wanted { disks, cpus };
+        for (wanted, asked, more) in [
+            (of(true, false), of(false, false), true),
+            (of(true, true), of(false, true), true),
+            (of(true, true), of(true, false), true),
+            (of(true, false), of(true, true), false),
+            (of(false, false), of(false, false), false),
+        ] {
+            assert_eq!(asks_more(wanted, asked), more, "{wanted:?} after {asked:?}");
+        }
     }
 }

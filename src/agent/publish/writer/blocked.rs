@@ -12,7 +12,7 @@ use crate::facts::{KubeletSaid, LookError, Reason, Seen, Writes};
 
 impl Writer {
     /// What an answer to a patch says about writes.
-    pub(super) async fn judge(&self, answer: &Result<NodeNow, kube::Error>, took: Duration) {
+    pub(super) async fn judge(&mut self, answer: &Result<NodeNow, kube::Error>, took: Duration) {
         let seconds = took.as_secs_f32();
         match answer {
             Ok(_) if took < self.patience => self.tell_writes(None),
@@ -33,13 +33,16 @@ impl Writer {
     }
 
     /// A write was held up: that is a fault of its own only if a read is answered meanwhile.
-    pub(super) async fn held_up(&self, why: String) {
-        match timeout(self.patience, read_node(&self.ways[0].unary, &self.node)).await {
+    pub(super) async fn held_up(&mut self, why: String) {
+        let read = timeout(self.patience, read_node(&self.ways[0].unary, &self.node)).await;
+        match read {
             Ok(Ok(_)) => self.tell_writes(Some(why)),
             // What was known of writes is neither confirmed nor refuted.
             _ if self.is_blocked() => {
                 let error = LookError::new(&self.ways[0].server, Reason::TimedOut, "reads are not answered either");
-                self.writes.send_replace(Seen::Unreadable(error));
+                if let Seen::Yes(before) = self.writes.send_replace(Seen::Unreadable(error)) {
+                    self.before = before;
+                }
             }
             _ => {}
         }
@@ -48,7 +51,8 @@ impl Writer {
     fn tell_writes(&self, blocked: Option<String>) {
         let server = self.ways[0].server.clone();
         self.writes.send_if_modified(|old| {
-            let new = Seen::Yes(Writes { server, blocked, ..old.get().cloned().unwrap_or_default() });
+            // What the Node says holds until it is read again.
+            let new = Seen::Yes(Writes { server, blocked, ..old.get().unwrap_or(&self.before).clone() });
             let different = *old != new;
             if different {
                 *old = new;

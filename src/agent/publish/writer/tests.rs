@@ -323,3 +323,26 @@ async fn what_the_kubelet_says_is_read_along_and_again_soon_while_it_is_bad() {
     assert!(began.elapsed() <= UNWELL_AGAIN + Duration::from_secs(1), "{:?}", began.elapsed());
     serving.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kubelet_says_outlives_an_outage_and_comes_with_each_answer() {
+    let ready = |status: &str| json!([{ "type": "Ready", "status": status, "reason": "R", "message": "m" }]);
+    let (server, mut writer, seen, serving) = reading(json!({"conditions": ready("False")})).await;
+    let well = || seen.borrow().get().map(|it| it.said.as_ref().expect("it was read").is_well());
+    writer.read().await.expect("a Node");
+    writer.held_up("a patch was not answered".into()).await;
+    assert_eq!((writer.is_blocked(), well()), (true, Some(false)));
+    locked(&server).answers = false;
+    writer.held_up("a patch was not answered".into()).await;
+    assert_eq!(well(), None, "reads are not answered either");
+    writer.judge(&Ok(NodeNow::default()), Duration::ZERO).await;
+    assert_eq!((writer.is_blocked(), well()), (false, Some(false)), "writes are taken again");
+    locked(&server).answers = true;
+    locked(&server).node["status"]["conditions"] = ready("True");
+    writer.probe().await;
+    assert_eq!(well(), Some(true), "the answer to a probe is the Node");
+    locked(&server).node["status"]["conditions"] = ready("False");
+    writer.beat(&Told { conditions: Vec::new(), annotations: std::collections::BTreeMap::new() }).await;
+    assert_eq!(well(), Some(false), "and so is that to a heartbeat");
+    serving.abort();
+}
