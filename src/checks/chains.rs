@@ -316,7 +316,7 @@ impl Gaps {
 
 /// Whether kube-proxy has something to translate: IPv4 in any case, IPv6 where this node has such an address and the cluster has
 /// such a Service with ready endpoints.
-fn has_services(look: &Look<'_>, family: Family) -> bool {
+pub(super) fn has_services(look: &Look<'_>, family: Family) -> bool {
     let v6 = |address: &IpAddr| Family::of(*address) == Family::V6;
     let node = || look.now.routing.get().is_some_and(|it| it.addresses.iter().any(|it| it.global && v6(&it.address)));
     let services = look.now.cluster.get().into_iter().flat_map(|cluster| &cluster.services);
@@ -339,8 +339,9 @@ fn gaps_in(ruleset: &Ruleset, plan: Plan, family: Family) -> Gaps {
         let rules = ruleset.table(family, table).and_then(|table| table.chain(chain)?.rules.as_ref());
         rules.is_none_or(|rules| rules.iter().any(|rule| rule.action == Action::Other("vmap".into())))
     };
-    // The kube-proxies of 1.31 and before filter ahead of the translation, in chains of other names and at other priorities.
-    let early = has("kube-proxy", "filter-output-post-dnat");
+    // The kube-proxies of 1.31 and before filter ahead of the translation, in chains of other names and at other priorities;
+    // one that follows them leaves their chains behind.
+    let early = has("kube-proxy", "filter-output-post-dnat") && !has("kube-proxy", "filter-output-pre-dnat");
     let judged = |table: &str, chain: &str| !(early && table == "kube-proxy" && chain.starts_with("filter-"));
     let unhooked =
         plan.jumps.iter().filter(|(table, from, to)| judged(table, from) && has(table, to) && !jumps(table, from, to));

@@ -24,8 +24,8 @@ const OWNERS: [&str; 10] =
 /// Links that no pod is behind, unless a route to one says so: those of Docker, libvirt, LXC and Podman.
 const NO_PODS: [&str; 6] = ["docker", "br-", "virbr", "lxc", "lxd", "podman"];
 
-/// A port that connections are opened from (`net.ipv4.ip_local_port_range`), in the place of one that is not known.
-const EPHEMERAL: u16 = 40_000;
+/// Ports that connections are opened from where nothing else is set (`net.ipv4.ip_local_port_range`).
+const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 
 /// Marks of kube-proxy: packets that it translates, of which a connection between pods is none (`masqueradeBit`).
 const MASQUERADE: u32 = 0x4000;
@@ -289,7 +289,7 @@ impl Packet {
 
     /// What another host answers to a TCP connection that this node opens.
     pub(super) fn of_answer(from: IpAddr) -> Self {
-        Packet { answer: true, ..Packet::of_peer(from, EPHEMERAL) }
+        Packet { answer: true, ..Packet::of_peer(from, EPHEMERAL.0) }
     }
 
     /// Its family.
@@ -331,6 +331,17 @@ impl Packet {
             return if rule.protocol.is_some() || !rule.ports.is_empty() { Fit::Maybe } else { Fit::Always };
         };
         let tcp = rule.protocol.as_ref().is_none_or(|it| (it.value == TCP) != it.not);
+        if self.answer && tcp && !rule.ports.is_empty() {
+            // From which of them this node asked is not known.
+            let (first, last) = EPHEMERAL;
+            return if rule.ports.iter().any(|(low, high)| *low <= first && last <= *high) {
+                Fit::Always
+            } else if rule.ports.iter().any(|(low, high)| *low <= last && first <= *high) {
+                Fit::Maybe
+            } else {
+                Fit::Never
+            };
+        }
         let port = rule.ports.is_empty() || rule.ports.iter().any(|(low, high)| (*low..=*high).contains(&port));
         if tcp && port { Fit::Always } else { Fit::Never }
     }

@@ -27,7 +27,7 @@ pub(super) fn missing(look: &Look<'_>, felix: Option<Duration>) -> Outcome {
     if none && (had.is_empty() || felix.is_some()) {
         // A living Felix that takes all of them away puts others there.
         return Outcome::Unknown(
-            "no program of Calico's eBPF dataplane is seen, neither attached by tc nor pinned below /sys/fs/bpf".into(),
+            "no program of Calico's eBPF dataplane is seen, neither attached by tc nor pinned below /sys/fs/bpf (should that have been mounted after this agent began: delete the agent's Pod)".into(),
         );
     }
     let usual = usual(now);

@@ -1,7 +1,6 @@
 //! The CNI directory as the runtime sees it: which files count, in which order, and what they need.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher as _};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -169,11 +168,21 @@ impl Cni {
     /// A short hash of the configuration in force, of what is read of it and is not each node's own: two nodes with the same
     /// have the same. None where there is none, and where it was not seen.
     pub(crate) fn hash(&self) -> Option<u32> {
-        let text = serde_json::to_string(&(&self.active()?.name, self.config()?)).ok()?;
-        let mut hasher = DefaultHasher::new();
-        hasher.write(text.as_bytes());
-        u32::try_from(hasher.finish() & u64::from(u32::MAX)).ok()
+        let config = self.config()?;
+        let plugins = config.plugins.iter().flat_map(|plugin| {
+            let ipam = plugin.ipam.as_deref().unwrap_or_default();
+            [&*plugin.kind, ipam, if plugin.etcd { "etcd" } else { "" }]
+        });
+        let words = [&*self.active()?.name, &*config.name, &*config.cni_version];
+        Some(fnv(words.into_iter().chain(plugins)))
     }
+}
+
+/// FNV-1a of 32 bits over some words (draft-eastlake-fnv), each with its end: the same in every version of the program, unlike
+/// the hashes of the standard library and what is made of all that is read. Nodes run different versions during an update.
+fn fnv<'a>(words: impl Iterator<Item = &'a str>) -> u32 {
+    let bytes = words.flat_map(|word| word.bytes().chain([0]));
+    bytes.fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 impl CniKubeconfig {
@@ -224,6 +233,8 @@ mod tests {
         assert_eq!(with("10-calico.conflist", &["calico", "portmap"], Some(Timestamp::UNIX_EPOCH)).hash(), usual);
         assert_ne!(with("10-calico.conflist", &["calico"], None).hash(), usual);
         assert_ne!(with("05-other.conflist", &["calico", "portmap"], None).hash(), usual);
+        // Every version of this program says the same of it.
+        assert_eq!(usual, Some(0x3bbf_cfaf));
         let mut none = with("10-calico.conflist", &[], None);
         none.files = Seen::Absent;
         assert_eq!(none.hash(), None);

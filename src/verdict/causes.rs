@@ -70,7 +70,11 @@ const CLOCK: &str = "this node's clock is wrong: this node's is";
 /// What lies beyond the gateway.
 const BEYOND: &[&str] = &["MasterUnreachable", "MasterPathPartial", "RegistryUnreachable"];
 /// What needs Services.
-const NO_SERVICES: &[&str] = &["MasterClusterIpUnreachable", "CniKubeconfigInvalid"];
+const NO_SERVICES: &[&str] = &["MasterClusterIpUnreachable"];
+/// Of a kubeconfig of the CNI: the file is good, and its server away.
+const NOT_REACHED: &str = "is not reached from here";
+/// And: nobody could renew what is in it.
+const NOT_RENEWED: [&str; 2] = ["holds a token that expire", "its token is not renewed"];
 
 const RULES: &[Rule] = &[
     ("UncleanReboot", Reach::Worker, &["ContainerdStoreCorrupt", "NodeFilesDamaged"]),
@@ -102,15 +106,12 @@ const RULES: &[Rule] = &[
     (
         "MasterUnreachable",
         Reach::Worker,
-        &[
-            "MasterPathPartial",
-            "MasterClusterIpUnreachable",
-            "KubeProxyRulesStale",
-            "WorkerCutFromMasterOnly",
-            "CniKubeconfigInvalid",
-        ],
+        &["MasterPathPartial", "MasterClusterIpUnreachable", "KubeProxyRulesStale", "WorkerCutFromMasterOnly"],
     ),
-    ("MasterClusterIpUnreachable", Reach::Worker, &["CniKubeconfigInvalid"]),
+    ("MasterUnreachable", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
+    ("MasterUnreachable", Reach::Saying(NOT_RENEWED[0]), &["CniKubeconfigInvalid"]),
+    ("MasterUnreachable", Reach::Saying(NOT_RENEWED[1]), &["CniKubeconfigInvalid"]),
+    ("MasterClusterIpUnreachable", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
     ("ContainerdStoreCorrupt", Reach::Worker, &["ContainerdDown", "ContainerdUnresponsive"]),
     ("ContainerdStoreCorrupt", Reach::Worker, NO_RUNTIME),
     ("ContainerdDown", Reach::Worker, NO_RUNTIME),
@@ -161,6 +162,7 @@ const RULES: &[Rule] = &[
     // A full table drops what opens a connection, to localhost too; sockets of the file system do not pass it.
     ("ConntrackFull", Reach::Worker, BEYOND),
     ("ConntrackFull", Reach::Worker, NO_SERVICES),
+    ("ConntrackFull", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
     (
         "ConntrackFull",
         Reach::Worker,
@@ -172,6 +174,9 @@ const RULES: &[Rule] = &[
     ("KubeProxyChainsMissing", Reach::Worker, NO_SERVICES),
     ("KubeProxyChainsUnhooked", Reach::Worker, NO_SERVICES),
     ("KubeProxyRulesStale", Reach::Worker, NO_SERVICES),
+    ("KubeProxyChainsMissing", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
+    ("KubeProxyChainsUnhooked", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
+    ("KubeProxyRulesStale", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
     ("IptablesLockContention", Reach::Worker, &["KubeProxyRulesStale"]),
     ("CalicoChainsMissing", Reach::Subject, &["CalicoChainsUnhooked"]),
 ];

@@ -169,6 +169,10 @@ mod tests {
         assert!(found(&with_rules(silent(), "INPUT", &answers)).detail.contains("-s 10.0.0.0/24 -j DROP` in INPUT"));
         let kept = ["-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", "-s 10.0.0.0/24 -j DROP"];
         assert!(found(&with_rules(silent(), "INPUT", &kept)).detail.contains("gets no answer"), "answers are accepted");
+        let ports = |range: &str| with_rules(silent(), "INPUT", &[&format!("-p tcp --dport {range} -j DROP")]);
+        assert!(found(&ports("1024:65535")).detail.contains("` in INPUT of table"), "whichever it asked from");
+        assert!(found(&ports("30000:50000")).detail.contains("gets no answer"), "its own port may be another");
+        assert!(found(&ports("179")).detail.contains("gets no answer"), "that is the other's port");
         let passive = peer(BgpState::Passive, None, |_| ());
         assert_eq!(run(&passive.look()), Outcome::Healthy);
         assert!(found(&with_rules(passive.clone(), "INPUT", &drop)).detail.contains("` in INPUT of table"));

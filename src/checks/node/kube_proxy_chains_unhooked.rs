@@ -128,6 +128,15 @@ mod tests {
             }
         });
         assert_eq!(run(&early.look()), Outcome::Healthy);
+        // What it leaves behind when another version follows it hides nothing.
+        let followed = Node::worker().kube_proxy_native().edit_chains(Backend::Nftables, "kube-proxy", |chains| {
+            chains.iter_mut().filter(|chain| chain.name == "filter-output").for_each(|chain| chain.jumps.clear());
+            let mut old = chains.iter().find(|chain| chain.name == "filter-output").expect("there").clone();
+            old.name = "filter-output-post-dnat".into();
+            chains.push(old);
+        });
+        let details = testing::details(&run(&followed.look()));
+        assert!(details[0].contains("filter-output -> service-endpoints-check"), "{details:?}");
         let node = early.edit_chains(Backend::Nftables, "kube-proxy", |chains| {
             chains.iter_mut().filter(|chain| chain.name == "nat-output").for_each(|chain| chain.jumps.clear());
         });

@@ -58,9 +58,10 @@ fn run(look: &Look<'_>) -> Outcome {
     }
     let mut findings: Vec<Finding> = Vec::new();
     for gaps in &whole {
-        for chain in held(look, gaps) {
+        for chain in held(look, gaps).filter(|chain| !is_left_over(chain)) {
             let alone = alone(chain);
-            let map = look.now.cluster.get().filter(|_| alone.is_none());
+            // The endpoints of the API server hardly ever go; those of others may be gone since the map was made.
+            let map = look.now.cluster.get().filter(|_| alone.is_none() || chain.service != API);
             let said = match look.now.cluster.get().and_then(|cluster| port_of(cluster, chain)) {
                 Some(port) => compare(chain, port),
                 None => alone,
@@ -112,6 +113,12 @@ fn ready(port: &ClusterServicePort, family: Family) -> Vec<SocketAddr> {
     all.map(|(address, port)| SocketAddr::new(*address, *port)).collect()
 }
 
+/// Of a Service that has lost its endpoints: kube-proxy empties its chain and deletes it with a later sync
+/// (`pkg/proxy/nftables/proxier.go`), which in a quiet cluster is the next hourly one.
+fn is_left_over(chain: &ServiceChain) -> bool {
+    chain.referenced == Some(false) && chain.endpoints.is_empty() && chain.dead_ends.is_empty()
+}
+
 /// What a chain says by itself.
 fn alone(chain: &ServiceChain) -> Option<(String, Severity)> {
     if chain.referenced == Some(false) {
@@ -155,7 +162,8 @@ fn compare(chain: &ServiceChain, port: &ClusterServicePort) -> Option<(String, S
 /// all of them.
 fn missing(look: &Look<'_>, whole: &[&Gaps], all: bool) -> Vec<Finding> {
     let has = |gaps: &Gaps, name: &str, protocol: &str| {
-        held(look, gaps).any(|chain| chain.service == name && chain.protocol.eq_ignore_ascii_case(protocol))
+        let mut chains = held(look, gaps).filter(|chain| !is_left_over(chain));
+        chains.any(|chain| chain.service == name && chain.protocol.eq_ignore_ascii_case(protocol))
     };
     let finding = |gaps: &Gaps, name: &str, why: &str| {
         let detail = format!("kube-proxy has no chain for {name} ({}){why}", gaps.place());
@@ -243,6 +251,24 @@ mod tests {
         assert_eq!(held(&many), Some(Duration::from_secs(600)));
         let empty = services(told(Node::worker(), &["10.0.0.77:6443"]), |all| all[0].endpoints.clear());
         assert_eq!(held(&empty), None, "that a chain leads nowhere needs no map");
+    }
+
+    #[test]
+    fn trap_what_kube_proxy_deletes_later() {
+        let dns = |node: Node, endpoints: &[&str]| {
+            let endpoints = endpoints.iter().map(|it| it.parse().expect("an address")).collect();
+            let chain = ServiceChain::new(Family::V4, "kube-system/kube-dns:dns", "udp", "KUBE-SVC-TCOU7JCQXEZGVUNU");
+            services(node, |all| all.push(ServiceChain { referenced: Some(false), endpoints, ..chain }))
+        };
+        let with_map =
+            || told_of(Node::worker(), "kube-system/kube-dns", ("dns", "UDP"), &["10.244.0.9:53", "10.244.1.9:53"]);
+        assert_eq!(run(&dns(Node::worker(), &[]).look()), Outcome::Healthy, "its Service has no endpoint any more");
+        for (endpoints, says) in [(&[][..], "has no chain for"), (&["10.244.0.9:53"], "nothing leads to its chain")] {
+            let Outcome::Findings(findings) = run(&dns(with_map(), endpoints).look()) else { panic!("a finding") };
+            assert!(findings[0].detail.contains(says), "{findings:?}");
+            let held = findings[0].owner_repairs_within;
+            assert_eq!(held, Some(Duration::from_secs(120)), "the map may be older than that the endpoints went");
+        }
     }
 
     #[test]

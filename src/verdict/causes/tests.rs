@@ -55,6 +55,24 @@ fn every_code_has_its_place() {
 }
 
 #[test]
+fn a_kubeconfig_of_the_cni_that_is_damaged_is_a_fault_of_its_own() {
+    let with = |cause: &str, what: &str| {
+        let detail = format!("The CNI's kubeconfig /x {what}");
+        explained(&[(cause, "", ""), ("CniKubeconfigInvalid", "/x", &detail)])
+    };
+    for cause in ["MasterUnreachable", "MasterClusterIpUnreachable", "KubeProxyChainsMissing", "ConntrackFull"] {
+        let reached = with(cause, "names the server [10.96.0.1]:443, which is not reached from here: no answer");
+        assert_eq!(reached[1], format!("CniKubeconfigInvalid<{cause}"));
+        assert!(with(cause, "names no credentials").contains(&"CniKubeconfigInvalid".to_owned()), "{cause}");
+    }
+    for what in ["holds a token that expired at 7", "was last written at 7: its token is not renewed and expires at 8"]
+    {
+        assert!(with("MasterUnreachable", what).contains(&"CniKubeconfigInvalid<MasterUnreachable".to_owned()));
+        assert!(with("KubeProxyRulesStale", what).contains(&"CniKubeconfigInvalid".to_owned()));
+    }
+}
+
+#[test]
 fn nothing_explains_itself() {
     let mut edges: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (cause, _, consequences) in RULES {

@@ -48,7 +48,10 @@ fn wanted<'a>(look: &'a Look<'_>) -> Vec<(String, SocketAddr, Option<&'a Cluster
     });
     let kept = |port: &ClusterServicePort| VirtualServer::PORTS.contains(&port.port);
     services
-        .filter(|(_, address, port)| kept(port) && !ready(port, Family::of(*address)).is_empty())
+        .filter(|(_, address, port)| {
+            let family = Family::of(*address);
+            kept(port) && chains::has_services(look, family) && !ready(port, family).is_empty()
+        })
         .map(|(service, address, port)| {
             let name = format!("{}/{}:{}", service.namespace, service.name, port.name);
             (name, SocketAddr::new(address, port.port), Some(port))
@@ -172,6 +175,17 @@ mod tests {
         };
         assert!(within(&broken).is_some_and(|time| time.as_secs() > 30));
         assert_eq!(within(&broken.edit(|now| now.health.kube_proxy = testing::answers(503))), None);
+        // A Service of both families, on a node without IPv6: kube-proxy serves the one alone there.
+        let both = told(&whole()).with_map(|map| {
+            let v6 = testing::service("kube-system/coredns", "[fd00:96::a]:53", ("dns", "UDP"), &["[fd00:244::9]:53"]);
+            map.services.push(v6);
+        });
+        assert_eq!(super::super::run(&both.look()), Outcome::Healthy);
+        let dual = both.routing(|routing| {
+            let address = "fd00::7".parse().expect("an address");
+            routing.addresses.push(Address { link: 2, address, prefix: 64, global: true });
+        });
+        assert!(details(&dual)[0].contains("there is no virtual server [fd00:96::a]:53"), "{:?}", details(&dual));
         let idle = told(&whole()).with_map(|map| map.services[1].ports[0].endpoints.clear());
         let idle = idle.edit(|now| now.ipvs = Seen::Yes(vec![whole()[0].clone(), server("10.96.0.10:53", &[])]));
         assert_eq!(super::super::run(&idle.look()), Outcome::Healthy);
