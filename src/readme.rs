@@ -101,7 +101,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("cluster.agentGraceSeconds", "`AgentStale`: without a Ready Pod of the agent"),
     ("cluster.readyTurns", "`NodeReadyFlapping`: times that a kubelet turned Ready or not"),
     ("cluster.readyTurnMinutes", "`NodeReadyFlapping`: within this time"),
-    ("cluster.staleMinutes", "`NodeIpReused`, `IpamBlocksForDeletedNodes`: what may still be cleaned up"),
+    ("cluster.staleMinutes", "`NodeIpReused`, `CalicoDataForDeletedNodes`: what may still be cleaned up"),
     ("cluster.controllersAbsentMinutes", "`CalicoKubeControllersDown` is a warning from then on"),
     (
         "cluster.cleanupMinutes",

@@ -10,7 +10,7 @@ use http::Request;
 use jiff::Timestamp;
 use kube::Client;
 
-use super::looked::{self, Look, Looked};
+use super::looked::{self, Look, Looked, Unread};
 use super::model::ListPage;
 use super::object::ObjectView;
 use super::store::Store;
@@ -82,11 +82,14 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
         if !last.is_due(&wanted, failed || before.values().any(|it| it.nobody_since.is_some()), AGAIN) {
             continue;
         }
+        failed = false;
         let (mut found, mut error) = (Backends::new(), None);
         for service in &wanted {
             let known = before.get(service);
             let looked = look(client, service).await.unwrap_or_else(|why| {
-                error = Some(why);
+                // What is denied is not asked for any sooner.
+                failed |= !matches!(why, Unread::Denied);
+                error = Some(why.to_string());
                 // For a short time it is as it was.
                 known.cloned()
             });
@@ -95,7 +98,6 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
                 .then(|| known.and_then(|known| known.nobody_since).unwrap_or_else(Timestamp::now));
             found.insert(service.clone(), backend);
         }
-        failed = error.is_some();
         store.change(|cluster| {
             cluster.revision += u64::from(cluster.backends != found);
             cluster.backends = found;
@@ -106,7 +108,7 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
 }
 
 /// None where the Service leads out of the cluster; why not, when nobody answered and without permission.
-async fn look(client: &Client, (namespace, name): &Service) -> Result<Option<Backend>, String> {
+async fn look(client: &Client, (namespace, name): &Service) -> Result<Option<Backend>, Unread> {
     let core = format!("/api/v1/namespaces/{namespace}/services/{name}");
     let service: Option<ObjectView> = get(client, &core).await?;
     let Some(service) = service else { return Ok(Some(Backend { missing: true, ..Backend::default() })) };
@@ -134,13 +136,13 @@ fn endpoints(slices: &[ObjectView]) -> Vec<Endpoint> {
 }
 
 /// None where there is no such thing.
-async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Result<Option<T>, String> {
-    let request = Request::get(path).body(Vec::new()).map_err(|error| error.to_string())?;
+async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Result<Option<T>, Unread> {
+    let request = Request::get(path).body(Vec::new()).map_err(|error| Unread::Failed(error.to_string()))?;
     let answer = tokio::time::timeout(DEADLINE, client.request(request)).await;
-    match answer.map_err(|_| format!("no answer within {} s", DEADLINE.as_secs()))? {
+    match answer.map_err(|_| Unread::late(DEADLINE))? {
         Ok(object) => Ok(Some(object)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(error) => Err(crate::api::chain(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 

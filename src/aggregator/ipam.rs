@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use kube::Client;
 use serde_json::Value;
 
-use super::looked::Look;
+use super::looked::{Look, Unread};
 use super::object::{ObjectView, text};
 use super::store::Store;
 use super::surroundings::What;
@@ -187,27 +187,26 @@ pub(crate) fn family(cidr: &IpNet) -> usize {
     usize::from(matches!(cidr, IpNet::V6(_)))
 }
 
-/// Why nothing was read.
-enum Unread {
-    /// There is no permission: what was known before no longer counts.
-    Denied,
-    /// Nobody answered.
-    Failed(String),
-}
-
 /// Reads for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
     let (mut at, mut failed, mut rounds): (Option<Duration>, _, _) = (None, false, leaks::Rounds::default());
     loop {
         tokio::time::sleep(TICK).await;
         let (pools, before, cleanup) = {
-            let inner = store.lock();
+            let inner = &mut *store.lock();
             let around = &inner.cluster.surroundings;
             // Without Calico's pools there is no Calico, and without the Nodes all would seem to be gone.
-            if !around.is_seen(What::Pools) || !inner.cluster.nodes_sight.is_clear() {
+            let seen = around.is_seen(What::Pools);
+            let pools: Vec<IpNet> = around.pools().iter().map(|pool| pool.cidr).collect();
+            if around.is_missing(What::Pools) || (seen && pools.is_empty()) {
+                // A look that failed while there was a Calico is made good by none.
+                inner.cluster.looked(Look::Blocks, None, Timestamp::now());
+                inner.cluster.ipam = None;
                 continue;
             }
-            let pools: Vec<IpNet> = around.pools().iter().map(|pool| pool.cidr).collect();
+            if !seen || !inner.cluster.nodes_sight.is_clear() {
+                continue;
+            }
             let wanting = inner.cluster.nodes().any(|(_, row)| row.has("PodSandboxFailing"));
             let least = if wanting || failed { SOON } else { AGAIN.0 };
             let blocks = inner.cluster.ipam.as_ref().map_or(0, Ipam::blocks);
@@ -231,7 +230,8 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
                 rounds.end(client, before.as_ref(), &mut ipam).await;
                 (Some(ipam), None)
             }
-            Err(Unread::Denied) => (None, Some("no permission to list it".to_owned())),
+            // What was known before no longer counts.
+            Err(Unread::Denied) => (None, Some(Unread::Denied.to_string())),
             // For a short time it is as it was.
             Err(Unread::Failed(why)) => (before, Some(why)),
         };
@@ -279,11 +279,10 @@ async fn each(client: &Client, name: &'static str, take: &mut dyn FnMut(ObjectVi
         match list(client, &kind, at, sink).await {
             Ok(_) => return Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(kube::Error::Api(status)) if status.code == 403 => return Err(Unread::Denied),
             Err(error) => {
-                let why = crate::api::chain(&error);
-                tracing::debug!(name, error = why, "cannot read how addresses are given out");
-                return Err(Unread::Failed(why));
+                let why = Unread::from(error);
+                tracing::debug!(name, error = %why, "cannot read how addresses are given out");
+                return Err(why);
             }
         }
     }

@@ -32,6 +32,33 @@ impl Look {
     }
 }
 
+/// Why nothing was seen.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unread {
+    /// There is none, and asking sooner would not help.
+    #[error("no permission to look at it")]
+    Denied,
+    /// Nobody answered.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Unread {
+    /// There was no answer in time.
+    pub(super) fn late(deadline: Duration) -> Unread {
+        Unread::Failed(format!("no answer within {} s", deadline.as_secs()))
+    }
+}
+
+impl From<kube::Error> for Unread {
+    fn from(error: kube::Error) -> Unread {
+        match error {
+            kube::Error::Api(status) if status.code == 403 => Unread::Denied,
+            error => Unread::Failed(crate::api::chain(&error)),
+        }
+    }
+}
+
 /// What was looked at last, and when.
 #[derive(Debug)]
 pub(super) struct Looked<T> {

@@ -39,7 +39,12 @@ pub(crate) struct Change {
     pub(crate) from: Box<str>,
     /// And then.
     pub(crate) to: Box<str>,
+    /// When one of the two was answered after the other last, in seconds since the epoch.
+    last: i64,
 }
+
+/// Two servers that answer in turns are one change. After this time, in seconds, without a turn it is another.
+const SAME: i64 = 3_600;
 
 impl Master {
     /// An API server answered this. Says whether that is news. What is no version says nothing.
@@ -52,7 +57,16 @@ impl Master {
         if from.is_empty() {
             return false;
         }
-        self.changed = Some(Change { at: now.as_second(), from, to: version.into() });
+        let (at, to) = (now.as_second(), &self.version);
+        let turn = |change: &Change| {
+            let same = (&from, to) == (&change.from, &change.to) || (&from, to) == (&change.to, &change.from);
+            same && at.saturating_sub(change.last) < SAME
+        };
+        if let Some(change) = self.changed.as_mut().filter(|change| turn(change)) {
+            change.last = at;
+            return false;
+        }
+        self.changed = Some(Change { at, from, to: version.into(), last: at });
         true
     }
 
@@ -77,7 +91,7 @@ impl Master {
         if let (Some(at), Some(from), Some(to)) = (written[0].as_i64(), written[1].as_str(), written[2].as_str())
             && self.changed.as_ref().is_none_or(|change| change.at < at)
         {
-            self.changed = Some(Change { at, from: from.into(), to: to.into() });
+            self.changed = Some(Change { at, from: from.into(), to: to.into(), last: at });
         }
     }
 }
@@ -133,9 +147,20 @@ mod tests {
         let change = master.update(WITHIN, at(60 + WITHIN - 1)).expect("an update");
         assert_eq!((&*change.from, &*change.to, change.at), ("v1.34.2", "v1.35.4+IKS", at(60).as_second()));
         assert_eq!(master.update(WITHIN, at(60 + WITHIN)), None, "it clears");
-        // Two servers, one after the other: as long as both answer it goes on.
-        assert!(master.answered("v1.34.2", at(90)) && master.answered("v1.35.4+IKS", at(120)));
-        assert!(master.update(WITHIN, at(90 + WITHIN)).is_some());
+    }
+
+    #[test]
+    fn two_servers_that_answer_in_turns_are_one_change_that_ends() {
+        let mut master = Master::default();
+        assert!(!master.answered("v1.34.2", at(0)) && master.answered("v1.35.4", at(60)));
+        for second in (90..2 * WITHIN).step_by(60) {
+            assert!(!master.answered("v1.34.2", at(second)) && !master.answered("v1.35.4", at(second + 30)));
+        }
+        assert!(master.update(WITHIN, at(60 + WITHIN - 1)).is_some());
+        assert_eq!(master.update(WITHIN, at(60 + WITHIN)), None, "it clears, though both still answer");
+        assert!(master.answered("v1.36.0", at(2 * WITHIN)), "a third is another change");
+        assert!(!master.answered("v1.35.4", at(2 * WITHIN + SAME - 1)), "a turn");
+        assert!(master.answered("v1.36.0", at(2 * WITHIN + 2 * SAME)), "much later it is another change");
     }
 
     #[test]

@@ -145,6 +145,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = backends::run(&api.unary, &store) => match never {},
         never = Box::pin(agreement::run(&store, options.agent_port)) => match never {},
         never = Box::pin(mtus::run(&store, options.agent_port)) => match never {},
+        never = Box::pin(stale::signs::run(&store, options.agent_port)) => match never {},
         never = elect(&api, &store, &mut elector, options.read_only) => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -10,7 +10,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-use super::looked::{self, Look, Looked};
+use super::looked::{self, Look, Looked, Unread};
 use super::store::Store;
 use super::surroundings::Surroundings;
 
@@ -71,25 +71,27 @@ fn ways(around: &Surroundings) -> Vec<Way> {
 
 /// Looks for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
-    let (mut last, mut answered) = (Looked::new(), true);
+    let (mut last, mut failed) = (Looked::new(), false);
     loop {
         looked::tick().await;
         let (ways, before) = {
             let inner = store.lock();
             (ways(&inner.cluster.surroundings), inner.cluster.password.clone())
         };
-        if !last.is_due(&ways, !answered || before.iter().any(Found::is_wrong), AGAIN) {
+        if !last.is_due(&ways, failed || before.iter().any(Found::is_wrong), AGAIN) {
             continue;
         }
-        let mut found = Vec::new();
-        answered = true;
+        let (mut found, mut answered) = (Vec::new(), true);
+        failed = false;
         for way in &ways {
             let known = before.iter().find(|known| known.way == *way);
             // For a short time it is as it was.
             let (exists, refused) = (exists(client, way).await, refused(client, way).await);
-            answered &= exists.is_some() && refused.is_some();
+            answered &= exists.is_some() && refused.is_ok();
+            // What is denied is not asked for any sooner.
+            failed |= exists.is_none() || matches!(refused, Err(Unread::Failed(_)));
             let exists = exists.unwrap_or_else(|| known.and_then(|known| known.exists));
-            let refused = refused.unwrap_or_else(|| known.map(|known| known.refused.clone()).unwrap_or_default());
+            let refused = refused.unwrap_or_else(|_| known.map(|known| known.refused.clone()).unwrap_or_default());
             let mut this = Found { way: way.clone(), exists, refused, since: None };
             if this.is_wrong() {
                 this.since = known.and_then(|known| known.since).or_else(|| Some(Timestamp::now()));
@@ -121,18 +123,18 @@ async fn exists(client: &Client, way: &Way) -> Option<Option<bool>> {
     }
 }
 
-/// What calico-node may not do; none when that could not be asked.
-async fn refused(client: &Client, way: &Way) -> Option<Vec<&'static str>> {
+/// What calico-node may not do.
+async fn refused(client: &Client, way: &Way) -> Result<Vec<&'static str>, Unread> {
     let mut refused = Vec::new();
     for verb in VERBS {
         if !may(client, way, verb).await? {
             refused.push(verb);
         }
     }
-    Some(refused)
+    Ok(refused)
 }
 
-async fn may(client: &Client, way: &Way, verb: &str) -> Option<bool> {
+async fn may(client: &Client, way: &Way, verb: &str) -> Result<bool, Unread> {
     let Way { namespace, account, secret } = way;
     let question = json!({
         "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
@@ -146,17 +148,17 @@ async fn may(client: &Client, way: &Way, verb: &str) -> Option<bool> {
     let request = Request::post("/apis/authorization.k8s.io/v1/subjectaccessreviews")
         .header(CONTENT_TYPE, "application/json")
         .body(question.to_string().into_bytes())
-        .ok()?;
-    let answer = tokio::time::timeout(DEADLINE, client.request_text(request)).await.ok()?.ok()?;
-    let answer: Value = serde_json::from_str(&answer).ok()?;
+        .map_err(|error| Unread::Failed(error.to_string()))?;
+    let answer = tokio::time::timeout(DEADLINE, client.request::<Value>(request)).await;
+    let answer = answer.map_err(|_| Unread::late(DEADLINE))??;
     let status = &answer["status"];
     // Roles that are bound and gone are an error beside what others grant.
     if status["allowed"] == true {
-        return Some(true);
+        return Ok(true);
     }
     // An authorizer that failed has not refused.
     if status["evaluationError"].as_str().is_some_and(|error| !error.is_empty()) {
-        return None;
+        return Err(Unread::Failed("the authorizer failed".to_owned()));
     }
-    status["allowed"].as_bool()
+    status["allowed"].as_bool().ok_or_else(|| Unread::Failed("an answer that says nothing".to_owned()))
 }

@@ -2,9 +2,12 @@
 //!
 //! An agent has no heartbeat: that its Pod is Ready, which the kubelet reports, is its sign of life. When the kubelet is
 //! silent itself, the readiness of its Pods says nothing, and the silence is what counts: unless the agent gives other signs of
-//! life. One that puts right what was written of it, or asks for the map, is alive, and what it writes stands.
+//! life. One that puts right what was written of it, or answers when it is asked, is alive, and what it writes stands.
+
+pub(super) mod signs;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,7 +22,7 @@ const AGENT_KNOWS: [&str; 2] = ["KubeletDown", "KubeletUnhealthy"];
 const SAYS_ITSELF: &str = "Ready";
 
 /// After a sign of life an agent is left alone for so long. It asks for the map every minute, of which several aggregators hear
-/// a part each; one that asks nobody is called gone, and puts that right, no more often than this.
+/// a part each; one that cannot be asked is called gone, and puts that right, no more often than this.
 const ALIVE: Duration = Duration::from_secs(600);
 
 /// What is missing.
@@ -70,6 +73,8 @@ struct Since {
     marked: bool,
     /// The last sign of life of its agent since then, where the kubelet is silent.
     heard: Option<Duration>,
+    /// Somebody has asked for the map in its name, and the agent was not yet asked whether it lives.
+    claimed: bool,
 }
 
 impl Watchdog {
@@ -93,7 +98,8 @@ impl Watchdog {
                 }
                 known.marked = marked;
             } else {
-                let since = Since { what, noticed: now.since_boot, wall: now.wall, marked, heard: None };
+                let since =
+                    Since { what, noticed: now.since_boot, wall: now.wall, marked, heard: None, claimed: false };
                 self.missing.insert(name.into(), since);
             }
         }
@@ -107,7 +113,29 @@ impl Watchdog {
         }
     }
 
-    /// The agent of this node has asked something.
+    /// Somebody asks something in the name of this node.
+    pub(crate) fn claimed(&mut self, name: &str) {
+        if let Some(since) = self.missing.get_mut(name) {
+            since.claimed = true;
+        }
+    }
+
+    /// Nodes whose agents are to be asked whether they live, each with its address: once for each claim, and not again while
+    /// they count as alive for long.
+    pub(crate) fn ask_whom(&mut self, cluster: &Cluster, now: Duration) -> Vec<(String, IpAddr)> {
+        let due = |since: &Since| {
+            let fresh = since.heard.is_some_and(|heard| now.saturating_sub(heard) < ALIVE / 2);
+            since.what == Missing::Kubelet && since.claimed && !fresh
+        };
+        let due = self.missing.iter_mut().filter(|(_, since)| due(since)).take(signs::ASKED);
+        due.filter_map(|(name, since)| {
+            since.claimed = false;
+            Some((name.to_string(), *cluster.node(name)?.addresses.first()?))
+        })
+        .collect()
+    }
+
+    /// The agent of this node has answered.
     pub(crate) fn heard(&mut self, name: &str, now: Duration) {
         if let Some(since) = self.missing.get_mut(name) {
             since.heard = Some(now);

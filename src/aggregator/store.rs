@@ -1,5 +1,6 @@
 //! The one place where what is known is kept: watches put it in, pages and the writer read it.
 
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -107,13 +108,24 @@ impl Store {
         let inner = &mut *self.lock();
         let cluster = &mut inner.cluster;
         if cluster.node(node).is_some() {
-            inner.watchdog.heard(node, now.since_boot);
+            inner.watchdog.claimed(node);
             told(query).for_each(|(family, sums)| cluster.agreement.says(node, family, sums, now.since_boot));
             cluster.agent_said(node, query, now.wall);
             if let Some(said) = mtus::told(query) {
                 cluster.mtus_told(node, said, now.wall);
             }
         }
+    }
+
+    /// Agents that are to be asked whether they live.
+    pub(super) fn claimed(&self, now: Duration) -> Vec<(String, IpAddr)> {
+        let inner = &mut *self.lock();
+        inner.watchdog.ask_whom(&inner.cluster, now)
+    }
+
+    /// The agent of this node lives.
+    pub(super) fn heard(&self, node: &str, now: Now) {
+        self.lock().watchdog.heard(node, now.since_boot);
     }
 
     /// Compares what was said; answers with whom to ask.

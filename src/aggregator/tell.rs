@@ -1,6 +1,6 @@
 //! Events about what only the aggregator knows: agents that are gone or back, and what is wrong with the cluster. They are
-//! about the object that a finding names, and the Nodes that it concerns; about the Lease of the replica that leads and tells
-//! them where there is neither.
+//! about the object that a finding names, and the Nodes that it concerns; where there are none, about the Lease of the replica
+//! that leads and tells them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,8 +24,11 @@ const CLUSTER_ROUNDS: u32 = 6;
 const MISSED: u32 = 2;
 /// Of the workers that a finding about the cluster concerns, so many have an Event of it.
 const NODES: usize = 5;
-/// What began longer ago is no news: an Event of it would be gone by now, and a replica that led before has told it.
+/// What began longer ago, a replica that led before has told, and the Event of it would be gone by now.
 const NEWS: SignedDuration = SignedDuration::from_hours(1);
+/// After so many looks at the cluster a replica has seen what was there before it led. What it sees for the first time then is
+/// news, whenever it began: some of what is told has to be old.
+const LOOKED_OVER: u32 = 20;
 /// Of one replica: when all agents go at once, most of them are told by their conditions only.
 const BUDGET: Budget = Budget { burst: 50, per_hour: 1200, all_per_second: 10 };
 
@@ -67,6 +70,7 @@ struct Known {
     /// What is wrong with the cluster, by code and subject.
     wrong: BTreeMap<(String, String), Wrong>,
     round: u32,
+    looks: u32,
 }
 
 #[derive(Debug)]
@@ -80,7 +84,7 @@ impl Known {
     /// What is there when a replica begins to lead was told by the one before.
     fn begin(cluster: &Cluster, namespace: &str) -> Self {
         let lease = Object::lease(namespace, lease::NAME);
-        Known { lease, stale: stale(cluster), wrong: BTreeMap::new(), round: 0 }
+        Known { lease, stale: stale(cluster), wrong: BTreeMap::new(), round: 0, looks: 0 }
     }
 
     /// What has changed.
@@ -122,6 +126,7 @@ impl Known {
         now: Timestamp,
         happened: &mut Vec<Occurrence>,
     ) {
+        self.looks = self.looks.saturating_add(1);
         let known = |code: &String| !unknown.iter().any(|cannot| cannot.codes.contains(code));
         for ((code, _), wrong) in &mut self.wrong {
             wrong.missed += u32::from(known(code));
@@ -135,10 +140,11 @@ impl Known {
             }
             let nodes = finding.workers.iter().take(NODES).map(|name| Object::node(name));
             let mut about: Vec<Object> = Object::named(&finding.object).into_iter().chain(nodes).collect();
-            if about.is_empty() {
+            // Where the object is there may be no permission to tell of it, and it may be gone.
+            if finding.workers.is_empty() {
                 about.push(self.lease.clone());
             }
-            if now.duration_since(since) < NEWS {
+            if now.duration_since(since) < NEWS || self.looks > LOOKED_OVER {
                 let message = sentence(&finding, since);
                 let tell =
                     |object: &Object| occurrence(object.clone(), &finding.code, true, message.clone(), since, now);
@@ -291,5 +297,10 @@ mod tests {
         ];
         assert_eq!(short(&over), ends);
         assert_eq!(over[0].message, "A (s) is over; it was there since 2026-11-21T10:00:00Z, for 160 s.");
+        for look in 0..LOOKED_OVER {
+            assert!(step(vec![], &[], 190 + 30 * i64::from(look)).is_empty());
+        }
+        let happened = step(vec![finding("B", -3601, &["n1"])], &[], 900);
+        assert_eq!(short(&happened), [("n1", "B", true)], "it is old, and was not there before");
     }
 }

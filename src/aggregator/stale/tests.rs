@@ -86,12 +86,22 @@ fn an_agent_that_lives_while_its_kubelet_is_silent_is_the_only_writer() {
     }
     assert!(marked_after(&cluster, &mut watchdog, 21..=30).is_empty());
     // The agent of one puts that right; that of the other is gone indeed.
-    apply(&mut cluster, &silent(healthy("n")));
+    let mut right = silent(healthy("n"));
+    right["status"]["addresses"] = serde_json::json!([{"type": "InternalIP", "address": "10.0.0.7"}]);
+    apply(&mut cluster, &right);
     assert!(marked_after(&cluster, &mut watchdog, 31..=600).is_empty(), "it is alive");
     assert_eq!(watchdog.agent(&cluster, "n", cluster.node("n").expect("there"), moment(600)), Agent::NotSeen);
     assert_eq!(marked_after(&cluster, &mut watchdog, 601..=631), ["n"], "nothing was heard of it since");
+    // Whoever asks for the map in its name is a reason to ask the agent, and nothing more.
+    watchdog.claimed("n");
+    assert_eq!(watchdog.to_mark(&cluster, moment(631))[0].0, "n");
+    let asked = watchdog.ask_whom(&cluster, moment(631).since_boot);
+    assert_eq!(asked, [("n".to_owned(), std::net::IpAddr::from([10, 0, 0, 7]))]);
+    assert!(watchdog.ask_whom(&cluster, moment(631).since_boot).is_empty(), "once");
     watchdog.heard("n", moment(631).since_boot);
-    assert!(marked_after(&cluster, &mut watchdog, 632..=1_230).is_empty(), "it has asked for the map");
+    watchdog.claimed("n");
+    assert!(watchdog.ask_whom(&cluster, moment(930).since_boot).is_empty(), "it has just answered");
+    assert!(marked_after(&cluster, &mut watchdog, 632..=1_230).is_empty(), "it has answered");
     assert_eq!(marked_after(&cluster, &mut watchdog, 1_231..=1_231), ["n"]);
     // It does so before the next look.
     let mut at_once = Watchdog::default();

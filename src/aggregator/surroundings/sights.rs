@@ -21,6 +21,11 @@ impl Surroundings {
         self.sights.get(&what).is_some_and(|sight| sight.not_there.is_none() && sight.sight.is_complete())
     }
 
+    /// Whether there is no such kind in this cluster.
+    pub(in crate::aggregator) fn is_missing(&self, what: What) -> bool {
+        self.sights.get(&what).is_some_and(|sight| sight.not_there == Some(NotThere::Missing))
+    }
+
     /// Whether a kind must not be looked at.
     pub(in crate::aggregator) fn is_denied(&self, what: What) -> bool {
         self.sights.get(&what).is_some_and(|sight| sight.not_there == Some(NotThere::Denied))

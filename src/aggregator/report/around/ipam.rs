@@ -139,7 +139,7 @@ fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
         names.join(", ")
     );
     let since = old.iter().map(|(node, left)| went(node, left)).min();
-    if let Some(failing) = without_workers(cluster, now).filter(|_| !old.is_empty()) {
+    if let Some(failing) = without_workers(cluster, &old, now).filter(|_| !old.is_empty()) {
         let detail = format!(
             "{holds}, all workers are newer than Calico itself, so that there was none for a while, and calico-node fails on {} of them",
             failing.len()
@@ -176,13 +176,17 @@ fn leaked(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Option<Draft> {
     Some(draft.since(all().map(|it| it.since).min()).on(nodes.into_iter().map(|(_, node)| node)))
 }
 
-/// The workers on which calico-node fails, if all workers came after Calico.
-fn without_workers(cluster: &Cluster, now: Timestamp) -> Option<Vec<String>> {
+/// The workers on which calico-node fails, if there may have been a time without any worker: all came after Calico, and none
+/// is known to have been there already when one of these nodes went.
+fn without_workers(cluster: &Cluster, old: &[(&str, &Left)], now: Timestamp) -> Option<Vec<String>> {
     let sets =
         cluster.surroundings.workloads("calico-node").chain(cluster.surroundings.workloads("calico-kube-controllers"));
     let made = sets.filter_map(|set| set.created).max()?;
     let newer = cluster.nodes().all(|(_, row)| row.created.is_some_and(|created| created > made));
-    failing(cluster, now).filter(|failing| newer && !failing.is_empty())
+    let ends = || old.iter().filter_map(|(node, _)| cluster.memory.gone(node));
+    let here = |row: &Row| ends().any(|gone| row.created.is_some_and(|created| created.as_second() < gone.at));
+    let there = cluster.nodes().any(|(_, row)| here(row));
+    failing(cluster, now).filter(|failing| newer && !there && !failing.is_empty())
 }
 
 /// Two nodes have the same block, or one in the other: each throws away what is for the other's Pods.

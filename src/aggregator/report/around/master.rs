@@ -39,8 +39,12 @@ impl<'a> Silence<'a> {
         if silent.len() < FEWEST || Scope::of(silent.len(), workers.len(), cluster.limits()) < Scope::Most {
             return None;
         }
+        // Of one whose kubelet is still heard, by its agent's word, its Ready says nothing.
+        let of = |row: &Row| {
+            if row.kubelet_silent() { row.ready.as_ref()?.since() } else { row.since_of("MasterUnreachable") }
+        };
         // Since the first of them; those that were silent long before are no part of it.
-        let mut since: Vec<Timestamp> = silent.iter().filter_map(|(_, row)| row.ready.as_ref()?.since()).collect();
+        let mut since: Vec<Timestamp> = silent.iter().filter_map(|(_, row)| of(row)).collect();
         since.sort_unstable();
         let since = since.get(since.len() / 2).copied();
         Some(Silence { on: silent.into_iter().map(|(name, _)| *name).collect(), since, workers: workers.len() })

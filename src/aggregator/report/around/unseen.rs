@@ -10,7 +10,10 @@ use crate::aggregator::cluster::Cluster;
 use crate::aggregator::looked::Look;
 use crate::aggregator::surroundings::What;
 
-const PODS: &[&str] = &[
+/// Findings that need the same kind.
+type Codes = &'static [&'static str];
+
+const CALICO_NODES: Codes = &[
     "CalicoInitFailed",
     "CalicoNodeAbsent",
     "CalicoRollingUpdate",
@@ -24,12 +27,16 @@ const PODS: &[&str] = &[
     "NetworkTaintStuck",
     "BgpPasswordSecretMissing",
     "CalicoDataForDeletedNodes",
+];
+const CONTROLLERS: Codes = &[
     "CalicoKubeControllersMissing",
     "CalicoKubeControllersDown",
     "CalicoKubeControllersCount",
     "CalicoKubeControllersOnBadNode",
     "CalicoKubeControllersOomKilled",
     "CalicoKubeControllersCrashLooping",
+];
+const OTHER_PODS: Codes = &[
     "TyphaUnhealthy",
     "ControlTunnelDown",
     "CalicoMigrationInProgress",
@@ -37,38 +44,25 @@ const PODS: &[&str] = &[
     "CalicoVersionMixed",
     "WebhookDeadlock",
 ];
-const CONTROLLERS: &[&str] = &[
-    "CalicoKubeControllersMissing",
-    "CalicoKubeControllersDown",
-    "CalicoKubeControllersCount",
-    "CalicoKubeControllersOnBadNode",
-    "CalicoKubeControllersOomKilled",
-    "CalicoKubeControllersCrashLooping",
-];
-const POOLS: &[&str] = &[
-    "ClusterIpPoolExhausted",
-    "NodeIpBlocksExhausted",
-    "IpLeakSuspected",
-    "CalicoDataForDeletedNodes",
-    "CalicoConfigDrift",
-];
-const WEBHOOKS: &[&str] = &["WebhookRisk", "WebhookDeadlock"];
+const ADDRESSES: Codes =
+    &["ClusterIpPoolExhausted", "NodeIpBlocksExhausted", "IpLeakSuspected", "CalicoDataForDeletedNodes"];
+const WEBHOOKS: Codes = &["WebhookRisk", "WebhookDeadlock"];
 
 /// The findings that a kind is needed for.
-fn codes(what: What) -> &'static [&'static str] {
+fn codes(what: What) -> &'static [Codes] {
     match what {
-        What::Affinities => &["IpBlockConflict"],
-        What::Pools => POOLS,
-        What::Bgp => &["BgpPasswordSecretMissing", "CalicoConfigDrift"],
-        What::CalicoPods => PODS,
-        What::VpnPods => &["ControlTunnelDown"],
-        What::DaemonSets => &["CalicoNodeAbsent", "CalicoRollingUpdate", "CalicoVersionMixed"],
-        What::SystemDeployments | What::CalicoDeployments => CONTROLLERS,
-        What::FailedCreates => &["WebhookBlocksSystemPods"],
-        What::HostEndpoints => &["HostEndpointMissing", "HostEndpointStale"],
-        What::ClusterInformation | What::Felix | What::Peers | What::Installations => &["CalicoConfigDrift"],
-        What::Validating | What::Mutating => WEBHOOKS,
-        What::Namespaces => &["WebhookRisk"],
+        What::Affinities => &[&["IpBlockConflict"]],
+        What::Pools => &[ADDRESSES, &["CalicoConfigDrift"]],
+        What::Bgp => &[&["BgpPasswordSecretMissing", "CalicoConfigDrift"]],
+        What::CalicoPods => &[CALICO_NODES, CONTROLLERS, OTHER_PODS],
+        What::VpnPods => &[&["ControlTunnelDown"]],
+        What::DaemonSets => &[&["CalicoNodeAbsent", "CalicoRollingUpdate", "CalicoVersionMixed"]],
+        What::SystemDeployments | What::CalicoDeployments => &[CONTROLLERS],
+        What::FailedCreates => &[&["WebhookBlocksSystemPods"]],
+        What::HostEndpoints => &[&["HostEndpointMissing", "HostEndpointStale"]],
+        What::ClusterInformation | What::Felix | What::Peers | What::Installations => &[&["CalicoConfigDrift"]],
+        What::Validating | What::Mutating => &[WEBHOOKS],
+        What::Namespaces => &[&["WebhookRisk"]],
         // The map of the agents and the changes before a failure are made of these, and no finding.
         What::ApiService
         | What::ApiSlices
@@ -80,18 +74,18 @@ fn codes(what: What) -> &'static [&'static str] {
     }
 }
 
-fn of_look(look: Look) -> &'static [&'static str] {
+fn of_look(look: Look) -> &'static [Codes] {
     match look {
-        Look::Blocks => &POOLS[..4],
-        Look::Backends => WEBHOOKS,
-        Look::Password => &["BgpPasswordSecretMissing"],
+        Look::Blocks => &[ADDRESSES],
+        Look::Backends => &[WEBHOOKS],
+        Look::Password => &[&["BgpPasswordSecretMissing"]],
     }
 }
 
 /// All of it, what has the same reason together.
 pub(in super::super) fn unseen(cluster: &Cluster, now: Timestamp) -> Vec<CannotLook> {
     let mut all: Vec<CannotLook> = Vec::new();
-    let mut add = |name: &str, codes: &[&str], why: &str, since: Timestamp| {
+    let mut add = |name: &str, codes: &[Codes], why: &str, since: Timestamp| {
         let at = all.iter().position(|known| known.why == why).unwrap_or_else(|| {
             all.push(CannotLook { what: Vec::new(), why: why.to_owned(), since, codes: Vec::new() });
             all.len() - 1
@@ -99,7 +93,7 @@ pub(in super::super) fn unseen(cluster: &Cluster, now: Timestamp) -> Vec<CannotL
         let known = &mut all[at];
         known.since = known.since.min(since);
         add_new(&mut known.what, [name]);
-        add_new(&mut known.codes, codes.iter().copied());
+        add_new(&mut known.codes, codes.iter().copied().flatten().copied());
     };
     for what in What::ALL {
         if let Some(lost) = cluster.surroundings.is_unseen(what, now) {
@@ -127,7 +121,7 @@ fn add_new<'a>(list: &mut Vec<String>, more: impl IntoIterator<Item = &'a str>) 
 pub(super) fn outdated(cluster: &Cluster, now: Timestamp) -> Vec<&'static str> {
     let kinds = What::ALL.into_iter().filter(|what| cluster.surroundings.is_blind(*what, now)).map(codes);
     let looks = cluster.looks.iter().filter(|(_, sight)| sight.is_blind(now).is_some()).map(|(look, _)| of_look(*look));
-    kinds.chain(looks).flatten().copied().collect()
+    kinds.chain(looks).flatten().copied().flatten().copied().collect()
 }
 
 #[cfg(test)]

@@ -181,6 +181,13 @@ fn a_cluster_that_had_no_worker_is_told_from_a_leak() {
     };
     assert_eq!(codes(&fails(-900_000), 0), [("CalicoDataForDeletedNodes", Critical, names(&[1]))]);
     assert_eq!(codes(&fails(-800_000), 0), [("IpLeakSuspected", Warning, vec![])], "some workers were there before");
+    // A worker that went is known, and those of now were there by then.
+    let mut replaced = fails(-900_000);
+    replaced.memory.bury("n9", &[], None, at(-86_400));
+    assert_eq!(codes(&replaced, 0), [("IpLeakSuspected", Warning, vec![])]);
+    let mut emptied = fails(-900_000);
+    emptied.memory.bury("n9", &[], None, at(-864_001));
+    assert_eq!(codes(&emptied, 0), [("CalicoDataForDeletedNodes", Critical, names(&[1]))]);
 }
 
 fn affinities(cluster: &mut Cluster, all: &[(&str, &str)]) {

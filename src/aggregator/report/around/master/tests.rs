@@ -88,6 +88,17 @@ fn who_is_left_over_goes_or_is_new_is_not_missed() {
     assert!(told(|node| node["metadata"]["creationTimestamp"] = at(-599).to_string().into()).is_empty());
     assert_eq!(told(|node| node["metadata"]["creationTimestamp"] = at(-600).to_string().into()).len(), 1);
     assert!(told(|node| node["spec"]["unschedulable"] = true.into()).is_empty(), "somebody works on it");
+    let taint = |key: &str| serde_json::json!([{"key": key, "effect": "NoSchedule"}]);
+    let down = taint("node.cloudprovider.kubernetes.io/shutdown");
+    let shut = codes(
+        &planted(move |number, node| {
+            let mut node = if number == 0 { mute(node) } else { return node };
+            node["spec"]["taints"] = down.clone();
+            node
+        }),
+        0,
+    );
+    assert!(shut.is_empty(), "it was shut down, and who did it knows");
     let mut twin = cut(0);
     let mut old = mute(worker(9));
     old["status"]["addresses"] = serde_json::json!([{"type": "InternalIP", "address": "10.0.0.1"}]);
@@ -116,6 +127,10 @@ fn when_nearly_all_are_silent_it_is_the_control_plane() {
         &[],
     );
     assert_eq!(codes(&agents, 0), [("MasterUnreachableClusterwide", Critical, 4)], "by the agents' word");
+    let since = drafts(&agents, 0)[0].since.expect("since the agents say so");
+    assert!(since > at(-3_600), "and not since the workers became Ready: {since}");
+    let second = since.duration_since(at(0)).as_secs();
+    assert!(codes(&agents, second + 59).is_empty() && codes(&agents, second + 60).len() == 1, "it may be back at once");
 }
 
 #[test]
