@@ -38,4 +38,7 @@ mod yaml;
 pub mod fuzzing;
 
 #[cfg(test)]
+mod manifests;
+
+#[cfg(test)]
 mod readme;

@@ -47,19 +47,26 @@ pub(super) fn restore(judge: &mut Judge, node: Option<&NodeNow>, kept: Option<Ke
 mod tests {
     use super::*;
     use crate::agent::observe::Update;
+    use crate::checks::Area;
     use crate::config::Config;
-    use crate::facts::{Identity, Past, Process, Processes, Program, Seen};
-    use crate::verdict::{Episodes, Verdict, annotation, told};
+    use crate::facts::{Identity, Past, Process, Processes, Program, Seen, Snapshot};
+    use crate::verdict::{Cure, Episodes, Now, Verdict, annotation, told};
     use jiff::Timestamp;
+    use std::time::Duration;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + second).expect("valid")
     }
 
     fn judge() -> Judge {
+        judge_in("b")
+    }
+
+    /// In this boot.
+    fn judge_in(boot: &str) -> Judge {
         let identity = Identity {
             hostname: "n1".into(),
-            boot_id: "b".into(),
+            boot_id: boot.into(),
             machine_id: "m".into(),
             kernel: "6".into(),
             node_name: None,
@@ -164,6 +171,61 @@ mod tests {
         let (_, kept) = sees_kubelet(Some(&kept), 8, ago(600));
         let (_, kept) = sees_kubelet(Some(&kept), 9, ago(300));
         assert_eq!(sees_kubelet(Some(&kept), 10, ago(60)).0, ["KubeletRestarting"]);
+    }
+
+    /// What the judge makes of it when it looks again and sees this too.
+    fn looks(judge: &mut Judge, see: impl FnOnce(&mut Snapshot), now: Now) -> Verdict {
+        let mut seen = judge.snapshot().clone();
+        see(&mut seen);
+        judge.take_all(seen);
+        judge.judge(now)
+    }
+
+    /// The journal: code, since when, until when, and what cured it.
+    fn journal(judge: &Judge) -> Vec<(&str, Timestamp, Option<Timestamp>, Option<Cure>)> {
+        judge.episodes().iter().map(|it| (it.code.as_str(), it.since, it.cleared, it.cure)).collect()
+    }
+
+    #[test]
+    fn a_finding_whose_check_is_no_more_is_over_at_the_first_look() {
+        let mut kept = kept(20, 25);
+        for finding in &mut kept.findings {
+            (finding.code, finding.area) = ("GoneCheck".into(), Area::Runtime);
+        }
+        for condition in kept.conditions.iter_mut().filter(|it| it.kind == "RuntimeProblem") {
+            (condition.status, condition.reason) = (Status::True, "GoneCheck".into());
+            condition.last_transition_time = Some(at(20));
+        }
+        let episodes = serde_json::to_string(&kept.episodes).expect("plain").replace("DiskFull", "GoneCheck");
+        kept.episodes = serde_json::from_str(&episodes).expect("as it is written");
+        let mut judge = judge();
+        restore(&mut judge, None, Some(kept));
+        assert_eq!(journal(&judge), [("GoneCheck", at(20), None, None)]);
+        let no_runtime = |seen: &mut Snapshot| {
+            (seen.runtime.socket, seen.runtime.status) = (Seen::Absent, Seen::Absent);
+            (seen.store, seen.debris) = (Seen::Absent, Seen::Absent);
+        };
+        let verdict = looks(&mut judge, no_runtime, now());
+        assert_eq!(verdict.findings, []);
+        let condition = verdict.condition("RuntimeProblem").expect("always there");
+        assert_eq!((condition.status, condition.since), (Status::False, verdict.at), "{condition:?}");
+        assert_eq!(journal(&judge), [("GoneCheck", at(20), Some(verdict.at), Some(Cure::Nothing))]);
+    }
+
+    #[test]
+    fn a_boot_keeps_the_times_of_what_is_still_there_and_has_cured_what_is_not() {
+        let mut judge = judge_in("c");
+        restore(&mut judge, None, Some(kept(20, 25)));
+        let booted = now();
+        let verdict = judge.judge(booted);
+        let told = (verdict.root().map(|it| it.since), verdict.condition("CapacityProblem").map(|it| it.since));
+        assert_eq!(told, (Some(at(20)), Some(at(20))), "nothing says yet that it is over");
+        assert_eq!(journal(&judge), [("DiskFull", at(20), None, None)]);
+        looks(&mut judge, |seen| seen.filesystems = Seen::Yes(Vec::new()), booted);
+        let later = Now { since_boot: booted.since_boot + Duration::from_secs(3600), ..booted };
+        let verdict = judge.judge(later);
+        assert_eq!(verdict.findings, []);
+        assert_eq!(journal(&judge), [("DiskFull", at(20), Some(verdict.at), Some(Cure::Reboot))]);
     }
 
     #[test]

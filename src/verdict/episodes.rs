@@ -1,5 +1,7 @@
 //! When which fault was there: episodes, how often they came back, and what cured them (catalogue H13, R118).
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,9 @@ pub struct Episode {
     pub area: Area,
     /// When it was first seen.
     pub since: Timestamp,
+    /// When it was last seen; none while it lasts, and when only an earlier process of the agent saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Timestamp>,
     /// When it was over; none while it lasts.
     pub cleared: Option<Timestamp>,
     /// How many episodes of this code began within seven days, or as configured (catalogue H13), this one included.
@@ -117,8 +122,16 @@ fn concerned(area: Area) -> &'static [Program] {
 pub struct Episodes(Vec<Episode>);
 
 impl Episodes {
-    /// Takes in which findings count now, and tells them how often they came back within a time and what cured them last.
-    pub(super) fn update(&mut self, findings: &mut [Raised], around: &Around, recurs_within: SignedDuration, now: Now) {
+    /// Takes in which findings count now and when each code was last seen, and tells the findings how often they came back
+    /// within a time and what cured them last.
+    pub(super) fn update(
+        &mut self,
+        findings: &mut [Raised],
+        around: &Around,
+        seen: &BTreeMap<&'static str, Timestamp>,
+        recurs_within: SignedDuration,
+        now: Now,
+    ) {
         for finding in findings.iter().filter(|finding| finding.is_problem()) {
             match self.0.iter_mut().find(|episode| episode.cleared.is_none() && episode.code == finding.code) {
                 Some(episode) => episode.severity = episode.severity.max(finding.severity),
@@ -127,11 +140,15 @@ impl Episodes {
         }
         for episode in self.0.iter_mut().filter(|episode| episode.cleared.is_none()) {
             if !findings.iter().any(|finding| finding.is_problem() && finding.code == episode.code) {
+                episode.seen = seen.get(episode.code.as_str()).copied();
                 episode.cleared = Some(now.wall);
                 episode.cure = Some(episode.began_in.cure(around, episode.area));
             }
         }
-        self.forget(now);
+        while self.0.len() > MOST {
+            let oldest = self.0.iter().position(|episode| episode.cleared.is_some()).unwrap_or(0);
+            self.0.remove(oldest);
+        }
         for finding in findings {
             let mut of_code = self.0.iter().rev().filter(|episode| episode.code == finding.code);
             let Some(this) = of_code.next().filter(|episode| episode.cleared.is_none()) else { continue };
@@ -149,6 +166,7 @@ impl Episodes {
             severity: finding.severity,
             area: finding.area,
             since: finding.since,
+            seen: None,
             cleared: None,
             times: u32::try_from(times).unwrap_or(u32::MAX),
             cure: None,
@@ -156,13 +174,9 @@ impl Episodes {
         });
     }
 
-    /// Those that are over for long, and the oldest of too many.
-    fn forget(&mut self, now: Now) {
+    /// Forgets those that are over for long, by the clock on the wall: not while that cannot be trusted.
+    pub(super) fn forget(&mut self, now: Now) {
         self.0.retain(|episode| episode.cleared.is_none_or(|at| now.wall.duration_since(at) < KEPT));
-        while self.0.len() > MOST {
-            let oldest = self.0.iter().position(|episode| episode.cleared.is_some()).unwrap_or(0);
-            self.0.remove(oldest);
-        }
     }
 
     /// All of them, oldest first.
@@ -177,6 +191,7 @@ mod tests {
     use std::time::Duration;
 
     const WEEK: SignedDuration = SignedDuration::from_hours(7 * 24);
+    static UNSEEN: BTreeMap<&str, Timestamp> = BTreeMap::new();
 
     fn at(hours: i64) -> Now {
         let wall = Timestamp::from_second(1_700_000_000 + hours * 3600).expect("valid");
@@ -215,14 +230,14 @@ mod tests {
         for (after, cure) in cases {
             let mut episodes = Episodes::default();
             let mut findings = [finding("KubeletDown", Area::ControlPlanePath, at(0))];
-            episodes.update(&mut findings, &around("b", "m", 1), WEEK, at(0));
+            episodes.update(&mut findings, &around("b", "m", 1), &UNSEEN, WEEK, at(0));
             assert_eq!((findings[0].times, findings[0].last_cure), (1, None));
-            episodes.update(&mut [], &after, WEEK, at(1));
+            episodes.update(&mut [], &after, &BTreeMap::from([("KubeletDown", at(0).wall)]), WEEK, at(1));
             let mut again = [finding("KubeletDown", Area::ControlPlanePath, at(2))];
-            episodes.update(&mut again, &after, WEEK, at(2));
+            episodes.update(&mut again, &after, &UNSEEN, WEEK, at(2));
             assert_eq!((again[0].times, again[0].last_cure), (2, Some(cure)));
             let ended = episodes.iter().next().expect("one is over");
-            assert_eq!((ended.since, ended.cleared), (at(0).wall, Some(at(1).wall)));
+            assert_eq!((ended.since, ended.seen, ended.cleared), (at(0).wall, Some(at(0).wall), Some(at(1).wall)));
         }
         // A kubelet that was started anew has nothing to do with a route.
         assert_eq!(around("b", "m", 1).cure(&around("b", "m", 2), Area::PodRouting), Cure::Nothing);
@@ -233,11 +248,12 @@ mod tests {
     fn episodes_recur_within_seven_days_and_are_kept_for_fourteen() {
         let mut episodes = Episodes::default();
         let mut times = |hours: i64| {
+            episodes.forget(at(hours));
             let mut findings =
                 [finding("DiskFull", Area::Capacity, at(hours)), finding("DiskFull", Area::Capacity, at(hours))];
-            episodes.update(&mut findings, &Around::default(), WEEK, at(hours));
+            episodes.update(&mut findings, &Around::default(), &UNSEEN, WEEK, at(hours));
             let times = findings[1].times;
-            episodes.update(&mut [], &Around::default(), WEEK, at(hours + 1));
+            episodes.update(&mut [], &Around::default(), &UNSEEN, WEEK, at(hours + 1));
             (times, episodes.iter().count())
         };
         assert_eq!([times(0), times(100), times(167)], [(1, 1), (2, 2), (3, 3)]);
@@ -251,8 +267,8 @@ mod tests {
         let lasting = finding("DiskFull", Area::Capacity, at(0));
         for number in 0..400 {
             let mut both = [lasting.clone(), finding("KubeletDown", Area::ControlPlanePath, at(number / 4))];
-            episodes.update(&mut both, &Around::default(), WEEK, at(number / 4));
-            episodes.update(&mut [lasting.clone()], &Around::default(), WEEK, at(number / 4));
+            episodes.update(&mut both, &Around::default(), &UNSEEN, WEEK, at(number / 4));
+            episodes.update(&mut [lasting.clone()], &Around::default(), &UNSEEN, WEEK, at(number / 4));
         }
         assert_eq!(episodes.iter().count(), MOST);
         assert!(episodes.iter().any(|episode| episode.code == "DiskFull" && episode.cleared.is_none()));

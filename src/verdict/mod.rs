@@ -1,7 +1,9 @@
 //! Since when, and do we believe it: findings of many looks become one verdict. Pure: time comes in as [`Now`].
 
+mod answer;
 mod belief;
 mod causes;
+mod clocks;
 mod episodes;
 mod settling;
 mod state;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::answer::Answer;
 use super::belief::{Belief, Flapping, Patience};
 use super::causes;
+use super::clocks::Clocks;
 use super::episodes::{Around, Episodes};
 use super::words::{clip, list as codes, of_area, of_worker};
 use super::{
@@ -15,8 +17,6 @@ use super::{
 };
 use crate::checks::{Area, Check, Finding, Outcome, Severity, WORKER_PROBLEM};
 
-/// A check that cannot look counts as unknown after this long: one slow answer is noise.
-const UNKNOWN_AFTER: Duration = Duration::from_secs(15);
 /// What is believed between two looks.
 #[derive(Debug, Clone, Default)]
 pub struct Beliefs {
@@ -26,20 +26,14 @@ pub struct Beliefs {
     state: Option<(WorkerState, Timestamp)>,
     patience: Patience,
     flapping: Flapping,
+    /// How often a check came to count as unknown; apart from its findings, which are over no later for that.
+    blindness: Flapping,
     settling: Option<Settling>,
     episodes: Episodes,
+    /// When there was last a problem of each code.
+    seen: BTreeMap<&'static str, Timestamp>,
+    clocks: Clocks,
     around: Around,
-}
-
-/// What a check answered last.
-#[derive(Debug, Clone)]
-struct Answer {
-    /// Whether it ever could look.
-    ever: bool,
-    /// Since when it cannot look, and why.
-    unknown: Option<(Duration, String)>,
-    /// Why the question does not arise.
-    not_applicable: Option<String>,
 }
 
 impl Beliefs {
@@ -99,38 +93,29 @@ impl Beliefs {
     /// what was gone for having been gone, all that time.
     pub fn was_away(&mut self, now: Now) {
         self.findings.values_mut().for_each(|belief| belief.start_anew(now));
-        self.answers
-            .values_mut()
-            .filter_map(|answer| answer.unknown.as_mut())
-            .for_each(|(since, _)| *since = now.since_boot);
+        self.answers.values_mut().for_each(|answer| answer.start_anew(now));
     }
 
     /// Takes in the answers of one look and says what is believed now.
     pub fn step(&mut self, answers: &[(&'static Check, Outcome)], now: Now) -> Verdict {
         self.settling = self.settling.filter(|settling| settling.left(now).is_some());
         for (check, outcome) in answers {
-            self.take_answer(check, outcome, now);
+            self.answers.entry(check.code).or_default().take(outcome, now);
             self.take_findings(check, outcome, now);
         }
+        self.settle_answers(now);
         self.clear(now);
         self.verdict(now)
     }
 
-    fn take_answer(&mut self, check: &'static Check, outcome: &Outcome, now: Now) {
-        let answer =
-            self.answers.entry(check.code).or_insert(Answer { ever: false, unknown: None, not_applicable: None });
-        answer.not_applicable = None;
-        match outcome {
-            Outcome::Unknown(why) => {
-                let since = answer.unknown.as_ref().map_or(now.since_boot, |(since, _)| *since);
-                answer.unknown = Some((since, why.clone()));
-                return;
+    fn settle_answers(&mut self, now: Now) {
+        self.blindness.forget(now);
+        for (code, answer) in &mut self.answers {
+            if answer.turns_unknown(now) {
+                self.blindness.begins(code, now);
             }
-            Outcome::NotApplicable(why) => answer.not_applicable = Some(why.clone()),
-            Outcome::Healthy | Outcome::Findings(_) => {}
+            answer.settle(self.blindness.slower(code), now);
         }
-        answer.ever = true;
-        answer.unknown = None;
     }
 
     fn take_findings(&mut self, check: &'static Check, outcome: &Outcome, now: Now) {
@@ -145,9 +130,13 @@ impl Beliefs {
                 return;
             }
         };
+        if seen.iter().any(|finding| finding.severity.unwrap_or(check.severity) > Severity::Info) {
+            self.seen.insert(check.code, now.wall);
+        }
         let held = self.settling.is_some() && Settling::holds(check.area);
         let slower = self.flapping.slower(check.code);
-        let mut raised = self.findings.values().any(|it| it.check.code == check.code && it.raised);
+        let raised = self.findings.values().filter(|it| it.check.code == check.code && it.raised);
+        let mut worst = raised.map(|it| it.severity).max();
         let is_seen = |subject: &String| seen.iter().any(|finding| finding.subject == *subject);
         let missed = self.findings.iter_mut().filter(|((code, subject), _)| *code == check.code && !is_seen(subject));
         missed.for_each(|(_, belief)| belief.miss(now));
@@ -155,8 +144,11 @@ impl Beliefs {
             let key = (check.code, finding.subject.clone());
             let belief = self.findings.entry(key).or_insert_with(|| Belief::new(check, finding, now));
             belief.see(finding, now);
-            let worse = belief.settle(finding, held, &self.patience, slower, now);
-            if worse || belief.raised && !std::mem::replace(&mut raised, true) {
+            let began = belief.settle(finding, held, &self.patience, slower, now);
+            // One that is only worth knowing does not hide how often problems of its code come back.
+            let before = worst;
+            worst = worst.max(belief.raised.then_some(belief.severity));
+            if began || worst > before {
                 self.flapping.begins(check.code, now);
             }
         }
@@ -180,7 +172,10 @@ impl Beliefs {
 
     fn verdict(&mut self, now: Now) -> Verdict {
         let mut findings = self.list(true);
-        self.episodes.update(&mut findings, &self.around, self.patience.recurs_within, now);
+        if self.clocks.agree(now) {
+            self.episodes.forget(now);
+        }
+        self.episodes.update(&mut findings, &self.around, &self.seen, self.patience.recurs_within, now);
         let settling = self.answers.values().any(|answer| !answer.ever && !answer.unknown_for_good(now));
         let mut conditions: Vec<_> = Area::ALL.iter().map(|area| self.area_condition(*area, &findings, now)).collect();
         let state = worker_state(&findings, &conditions);
@@ -213,7 +208,7 @@ impl Beliefs {
     fn unknown_answers(&self) -> Vec<(String, String)> {
         self.answers
             .iter()
-            .filter_map(|(code, answer)| answer.unknown.as_ref().map(|(_, why)| ((*code).to_owned(), why.clone())))
+            .filter_map(|(code, answer)| answer.cannot_look().map(|why| ((*code).to_owned(), why.to_owned())))
             .collect()
     }
 
@@ -230,7 +225,9 @@ impl Beliefs {
     fn area_without_findings(&self, area: Area, now: Now) -> (Status, String, String) {
         let answers: Vec<&Answer> = self.answers_of(area).collect();
         let settled = self.conditions.get(area.condition()).is_some_and(|(status, _)| *status != Status::Unknown);
-        if let Some(why) = answers.iter().find_map(|answer| answer.unknown_why(now, settled)) {
+        let why = |settled: bool| answers.iter().find_map(|answer| answer.unknown_why(now, settled));
+        // What counts is told ahead of what has only begun, so that the words stay when that comes and goes.
+        if let Some(why) = why(true).or_else(|| why(settled)) {
             let ever = answers.iter().any(|answer| answer.ever || answer.unknown_for_good(now));
             let reason = if ever { COULD_NOT_LOOK } else { SETTLING };
             return (Status::Unknown, reason.into(), clip(&format!("Could not look: {why}.")));
@@ -309,19 +306,9 @@ impl Beliefs {
         let patience = &self.patience;
         let times =
             self.findings.values().filter_map(|it| it.changes_in(patience, self.flapping.slower(it.check.code), now));
-        times.chain(self.settling.and_then(|settling| settling.left(now))).min()
-    }
-}
-
-impl Answer {
-    fn unknown_for_good(&self, now: Now) -> bool {
-        self.unknown.as_ref().is_some_and(|(since, _)| now.since(*since) >= UNKNOWN_AFTER)
-    }
-
-    /// Why it is unknown, if that counts: it never could look, or has not been able to for long enough.
-    fn unknown_why(&self, now: Now, settled: bool) -> Option<&str> {
-        let (_, why) = self.unknown.as_ref()?;
-        (!settled || !self.ever || self.unknown_for_good(now)).then_some(why)
+        let answers = self.answers.iter();
+        let lingering = answers.filter_map(|(code, it)| it.changes_in(self.blindness.slower(code), now));
+        times.chain(lingering).chain(self.settling.and_then(|settling| settling.left(now))).min()
     }
 }
 

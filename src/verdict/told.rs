@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::words::clip_to;
 use super::{Episodes, Raised, Status, Verdict, WorkerState};
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::facts::{Identity, whole_seconds};
@@ -15,6 +16,12 @@ pub const ANNOTATION_PREFIX: &str = "nodevitals.dev/";
 const LONGEST_EPISODES: usize = 2 * 1024;
 /// Longest value of the annotation `findings`, in bytes (product contract).
 const LONGEST_FINDINGS: usize = 8 * 1024;
+/// Longest text of one finding in the annotation `findings`, in bytes: a finding that begins goes with two conditions
+/// in a patch of 4 KiB. The agent's own page and its state file have the whole.
+const LONGEST_TEXT: usize = 448;
+/// Types of conditions that an earlier version wrote and no check writes any more: they are taken off the Nodes. They
+/// have to stay in `ownTypes` of `deploy/policy-agent.yaml`, which lets an agent touch no others.
+const RETIRED: &[&str] = &[];
 
 /// Names of annotations.
 pub mod annotation {
@@ -71,9 +78,13 @@ fn lenient_time<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Tim
     Ok(Option::<String>::deserialize(input)?.and_then(|text| text.parse().ok()))
 }
 
-/// Whether a condition of this type is one of ours.
+/// Whether a condition of this type is one of ours, of now or of an earlier version.
 pub fn our_condition(kind: &str) -> bool {
-    kind == WORKER_PROBLEM || Area::of_condition(kind).is_some()
+    is_ours(kind, RETIRED)
+}
+
+fn is_ours(kind: &str, retired: &[&str]) -> bool {
+    kind == WORKER_PROBLEM || Area::of_condition(kind).is_some() || retired.contains(&kind)
 }
 
 /// What to say on the Node. Times are cut to seconds, as Kubernetes keeps them.
@@ -101,12 +112,18 @@ pub fn told(verdict: &Verdict, identity: &Identity, episodes: &Episodes) -> Told
     Told { conditions, annotations: annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
 }
 
-/// The findings as JSON of at most 8 KiB. When some do not fit, the last element is `{"truncated": N}`.
+/// The findings as JSON of at most 8 KiB, with long texts cut. When some do not fit, the last element is
+/// `{"truncated": N}`.
 fn findings_json(findings: &[Raised]) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut length = 2;
     for (index, finding) in findings.iter().enumerate() {
-        let shortened = Raised { since: whole_seconds(finding.since), ..finding.clone() };
+        let shortened = Raised {
+            since: whole_seconds(finding.since),
+            detail: clip_to(&finding.detail, LONGEST_TEXT),
+            next: clip_to(&finding.next, LONGEST_TEXT),
+            ..finding.clone()
+        };
         let part = serde_json::to_string(&shortened).expect("a finding is plain strings");
         if length + part.len() + 1 + r#"{"truncated":10000}"#.len() > LONGEST_FINDINGS {
             parts.push(format!(r#"{{"truncated":{}}}"#, findings.len() - index));
@@ -157,7 +174,7 @@ pub(crate) fn fuzz(data: &[u8]) {
     let findings = parse_findings(&text);
     let written = findings_json(&findings);
     assert!(written.len() <= LONGEST_FINDINGS);
-    // What is written is read back the same, but for times below a second and what did not fit.
+    // What is written is read back the same, but for times below a second, long texts and what did not fit.
     let again = parse_findings(&written);
     if again.len() < findings.len() {
         assert!(written.contains(r#"{"truncated":"#), "{written}");
@@ -197,8 +214,29 @@ mod tests {
         let many = vec![finding(&"x".repeat(900)); 50];
         let json = findings_json(&many);
         assert!(json.len() <= LONGEST_FINDINGS, "{}", json.len());
-        assert!(json.contains(r#"{"truncated":4"#), "{}", &json[json.len() - 40..]);
-        assert_eq!(parse_findings(&json).len(), 7);
+        assert!(json.contains(r#"{"truncated":37}"#), "{}", &json[json.len() - 40..]);
+        assert_eq!(parse_findings(&json).len(), 13);
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_character_and_once() {
+        let long = Raised { next: "ö".repeat(2_000), ..finding(&format!("x{}", "ö".repeat(2_000))) };
+        let json = findings_json(&[long]);
+        let read = parse_findings(&json);
+        for text in [&read[0].detail, &read[0].next] {
+            assert!((LONGEST_TEXT - 1..=LONGEST_TEXT).contains(&text.len()) && text.ends_with("ö…"), "{text}");
+        }
+        assert_eq!(findings_json(&read), json);
+    }
+
+    #[test]
+    fn a_condition_of_an_earlier_version_is_ours() {
+        assert!(is_ours("WorkerProblem", &[]) && is_ours("CNIProblem", &[]));
+        assert!(!is_ours("Ready", &["GoneProblem"]) && !is_ours("GoneProblem", &[]));
+        assert!(is_ours("GoneProblem", &["OtherProblem", "GoneProblem"]));
+        assert!(RETIRED.iter().all(|kind| Area::of_condition(kind).is_none()), "what is written is not retired");
+        let policy = include_str!("../../deploy/policy-agent.yaml");
+        assert!(RETIRED.iter().all(|kind| policy.contains(&format!("'{kind}'"))), "it could not be taken off");
     }
 
     #[test]

@@ -130,7 +130,7 @@ mod tests {
             let mut verdict = verdict(second, findings);
             let now = Now { wall: verdict.at, since_boot: Duration::from_secs(second.unsigned_abs()) };
             let week = crate::verdict::Patience::default().recurs_within;
-            episodes.update(&mut verdict.findings, &crate::verdict::Around::default(), week, now);
+            episodes.update(&mut verdict.findings, &crate::verdict::Around::default(), &BTreeMap::new(), week, now);
             transitions.step(&verdict, &episodes)
         };
         let began = step(5, vec![finding("KubeletDown", "a", None)]);

@@ -95,14 +95,15 @@ fn more(others: usize) -> String {
 fn sentence(finding: &Raised, more: &str, next: &str) -> String {
     let why = crate::checks::node::ALL.iter().find(|check| check.code == finding.code).map_or("", |check| check.why);
     let since = utc(finding.since);
-    let end = format!(" Next: {}.", next.trim_end_matches('.'));
+    // A next step without what it is for helps nobody.
+    let end = clip_to(&format!(" Next: {}.", next.trim_end_matches('.')), LONGEST_MESSAGE / 2);
     let often = match finding.times {
         0 | 1 => String::new(),
         times => format!(" In the last days it was seen {times} times{}.", cured(finding)),
     };
     let start = format!("{}, since {since}: {why}.{often}{more}", finding.detail);
-    let room = LONGEST_MESSAGE.saturating_sub(end.len());
-    format!("{}{}", clip_to(&start, room), clip_to(&end, LONGEST_MESSAGE))
+    let room = LONGEST_MESSAGE - end.len();
+    format!("{}{end}", clip_to(&start, room))
 }
 
 fn cured(finding: &Raised) -> &'static str {
@@ -118,8 +119,9 @@ fn cured(finding: &Raised) -> &'static str {
 pub(crate) fn clip(text: &str) -> String {
     clip_to(text, LONGEST_MESSAGE)
 }
+
 /// At most `limit` bytes of `text`, cut at a character and marked.
-fn clip_to(text: &str, limit: usize) -> String {
+pub(super) fn clip_to(text: &str, limit: usize) -> String {
     if text.len() <= limit {
         return text.to_owned();
     }

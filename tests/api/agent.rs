@@ -184,8 +184,9 @@ fn it_and_others_who_write_at_once_lose_nothing() -> Result<()> {
     soon("the conditions", || packet_filter(&bench, "r1", "False", "PacketFilterHealthy"));
     let over = AtomicBool::new(false);
     let passed = AtomicU32::new(0);
-    let (kubelet, other) = scope(|scope| {
-        let kubelet = scope.spawn(|| patches_conditions(&bench, &over));
+    let (kubelet, calico, other) = scope(|scope| {
+        let kubelet = scope.spawn(|| KUBELET.writes(&bench, &over));
+        let calico = scope.spawn(|| CALICO.writes(&bench, &over));
         let other = scope.spawn(|| replaces_the_node(&bench, &over, &passed));
         let end = End(&over);
         for _ in 0..3 {
@@ -202,16 +203,21 @@ fn it_and_others_who_write_at_once_lose_nothing() -> Result<()> {
             Ok(())
         });
         drop(end);
-        Ok::<_, anyhow::Error>((kubelet.join().expect("no panic")?, other.join().expect("no panic")?))
+        let (kubelet, calico) = (kubelet.join().expect("no panic")?, calico.join().expect("no panic")?);
+        Ok::<_, anyhow::Error>((kubelet, calico, other.join().expect("no panic")?))
     })?;
     let node = told(&bench, "r1")?;
-    assert_eq!(condition_of(&node, "Ready")?["message"], format!("kubelet {kubelet}"));
+    for last in [&kubelet, &calico] {
+        let condition = condition_of(&node, last["type"].as_str().context("a type")?)?;
+        let same = |key: &str| condition[key] == last[key];
+        assert!(["status", "reason", "message"].into_iter().all(same), "{condition}, and the last was {last}");
+    }
     assert_eq!(node["metadata"]["annotations"]["other/count"], other.to_string());
     assert_eq!(node["status"]["conditions"].as_array().map(Vec::len), Some(TYPES.len() + 6));
     assert!(agent.said("cannot write to the Node").is_err(), "its writes have all passed");
     let writes = bench.writes_on("r1", AGENT)?;
     // At least three faults and three repairs, and heartbeats between them.
-    assert!(writes.len() > 6, "{} writes beside {kubelet} and {other}", writes.len());
+    assert!(writes.len() > 6, "{} writes beside {other}, {kubelet} and {calico}", writes.len());
     Ok(())
 }
 
@@ -224,21 +230,50 @@ impl Drop for End<'_> {
     }
 }
 
-/// Writes as a kubelet does, with one condition's count, and looks at each answer.
-fn patches_conditions(bench: &Bench, over: &AtomicBool) -> Result<u32> {
-    let mut count = 0;
-    while !over.load(Ordering::Relaxed) {
-        count += 1;
-        let message = format!("kubelet {count}");
-        let ready = json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "message": message, "lastHeartbeatTime": now()});
-        let node =
-            bench.admin("PATCH strategic /api/v1/nodes/r1/status", &json!({"status": {"conditions": [ready]}}))?;
-        ensure!(condition_of(&node, "Ready")?["message"] == message, "{node}");
-        for kind in TYPES {
-            condition_of(&node, kind)?;
+/// Who patches one condition of the Node beside the agent.
+struct Patcher {
+    kind: &'static str,
+    /// Status and reason, in turns.
+    says: &'static [(&'static str, &'static str)],
+    /// The times that it writes.
+    times: &'static [&'static str],
+    /// Between two writes.
+    pause: Duration,
+}
+
+const KUBELET: Patcher =
+    Patcher { kind: "Ready", says: &[("True", "KubeletReady")], times: &["lastHeartbeatTime"], pause: Duration::ZERO };
+/// It writes when it comes up and goes; without a pause who replaces the Node would have no chance.
+const CALICO: Patcher = Patcher {
+    kind: "NetworkUnavailable",
+    says: &[("False", "CalicoIsUp"), ("True", "CalicoIsDown")],
+    times: &["lastHeartbeatTime", "lastTransitionTime"],
+    pause: Duration::from_millis(300),
+};
+
+impl Patcher {
+    /// Writes until it is over, with a count, and looks at each answer; answers with the condition that it wrote last.
+    fn writes(&self, bench: &Bench, over: &AtomicBool) -> Result<Value> {
+        let mut last = Value::Null;
+        for (count, (status, reason)) in self.says.iter().cycle().enumerate() {
+            if over.load(Ordering::Relaxed) {
+                break;
+            }
+            let message = format!("{reason} {count}");
+            last = json!({"type": self.kind, "status": status, "reason": reason, "message": message});
+            for time in self.times {
+                last[*time] = now().into();
+            }
+            let patch = json!({"status": {"conditions": [last]}});
+            let node = bench.admin("PATCH strategic /api/v1/nodes/r1/status", &patch)?;
+            ensure!(condition_of(&node, self.kind)?["message"] == last["message"], "{node}");
+            for kind in TYPES {
+                condition_of(&node, kind)?;
+            }
+            sleep(self.pause);
         }
+        Ok(last)
     }
-    Ok(count)
 }
 
 /// Writes as older controllers do: reads the whole Node and puts it back, unless somebody was faster.

@@ -14,9 +14,14 @@ use crate::support::wait::eventually;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// From a crash nothing is to be feared an hour later, if nothing showed; in seconds.
 const UP_FOR: u64 = 300;
-const BOOTS: [&str; 2] = ["11111111-2222-4333-8444-555555555555", "66666666-7777-4888-9999-aaaaaaaaaaaa"];
+const BOOTS: [&str; 3] = [
+    "11111111-2222-4333-8444-555555555555",
+    "66666666-7777-4888-9999-aaaaaaaaaaaa",
+    "bbbbbbbb-cccc-4ddd-8eee-ffffffffffff",
+];
 const MACHINES: [&str; 2] = ["0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"];
 const CHECKPOINT: &str = "var/lib/kubelet/cpu_manager_state";
+const WHOLE: &str = r#"{"policyName":"none","defaultCpuSet":"","checksum":1}"#;
 
 /// A worker's files, beside this machine's `/proc` with a boot id of its own.
 struct Worker<'a> {
@@ -29,7 +34,7 @@ impl<'a> Worker<'a> {
         let worker = Self { bench, directory: bench.workspace().directory().join("integrity") };
         worker.write("proc/x", "")?;
         let (proc, boot) = (worker.root().join("proc"), worker.directory.join("boot_id"));
-        fs::write(&boot, BOOTS[0])?;
+        worker.boot(0)?;
         let mount = |arguments: &[&Path]| bench.host().read(&[&["mount".as_ref()], arguments].concat());
         mount(&["--rbind".as_ref(), "/proc".as_ref(), &proc])?;
         mount(&["--make-rprivate".as_ref(), &proc])?;
@@ -37,7 +42,7 @@ impl<'a> Worker<'a> {
         worker.write("etc/machine-id", MACHINES[0])?;
         worker.write("run/x", "")?;
         worker.write("var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\nhealthzPort: 0\n")?;
-        worker.write(CHECKPOINT, r#"{"policyName":"none","defaultCpuSet":"","checksum":1}"#)?;
+        worker.write(CHECKPOINT, WHOLE)?;
         Ok(worker)
     }
 
@@ -51,6 +56,11 @@ impl<'a> Worker<'a> {
         Ok(fs::write(path, content)?)
     }
 
+    /// It comes up, for another time.
+    fn boot(&self, number: usize) -> Result<()> {
+        Ok(fs::write(self.directory.join("boot_id"), BOOTS[number])?)
+    }
+
     /// The machine stops without a word and comes up again: another boot, and the journal of the one before left open.
     fn crash(&self) -> Result<()> {
         let boot = u128::from_str_radix(&BOOTS[0].replace('-', ""), 16)?;
@@ -59,7 +69,7 @@ impl<'a> Worker<'a> {
         header[16] = 1;
         header[56..].copy_from_slice(&boot.to_be_bytes());
         self.write(&format!("var/log/journal/{}/system@1-2.journal~", MACHINES[0]), header)?;
-        Ok(fs::write(self.directory.join("boot_id"), BOOTS[1])?)
+        self.boot(1)
     }
 
     /// Its agent, which knows what the one before it kept, some minutes after the machine came up by the agent's clock.
@@ -83,6 +93,14 @@ fn integrity(bench: &Bench) -> Result<(String, String)> {
     let findings = node["metadata"]["annotations"]["nodevitals.dev/findings"].as_str().context("findings")?;
     let text = |key: &str| condition[key].as_str().map(str::to_owned).with_context(|| condition.to_string());
     Ok((format!("{} {}", text("status")?, text("reason")?), format!("{findings} {}", text("message")?)))
+}
+
+/// What this annotation of the Node lists of damaged files.
+fn damage(bench: &Bench, annotation: &str) -> Result<Value> {
+    let node = bench.node("i1")?;
+    let text = node["metadata"]["annotations"][format!("nodevitals.dev/{annotation}")].as_str().context("a list")?;
+    let list: Vec<Value> = serde_json::from_str(text)?;
+    list.into_iter().find(|it| it["code"] == "NodeFilesDamaged").with_context(|| text.to_owned())
 }
 
 #[test]
@@ -110,10 +128,21 @@ fn a_crash_damaged_files_and_another_machine_are_told_on_the_node() -> Result<()
         Ok(condition)
     });
     assert_eq!(told, "True UncleanReboot", "the root first");
+    let begun = damage(&bench, "findings")?;
     agent.end()?;
     drop(agent);
 
-    worker.write(CHECKPOINT, r#"{"policyName":"none","defaultCpuSet":"","checksum":1}"#)?;
+    worker.write(CHECKPOINT, WHOLE)?;
+    worker.boot(2)?;
+    let agent = worker.agent()?;
+    eventually("what was told before the boot ended with it", PATIENCE, || {
+        let ended = damage(&bench, "episodes")?;
+        ensure!(ended["since"] == begun["since"] && ended["cure"] == "reboot", "{ended}, begun as {begun}");
+        Ok(())
+    });
+    agent.end()?;
+    drop(agent);
+
     worker.write("etc/machine-id", MACHINES[1])?;
     let agent = worker.agent()?;
     eventually("the files are whole and the machine is another", PATIENCE, || {

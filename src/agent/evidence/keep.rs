@@ -2,9 +2,10 @@
 //!
 //! It costs nothing while nothing is wrong, never waits in the loop that judges, and writes only where there is room: at most
 //! [`MOST`] bundles of [`ROOM`] bytes, the oldest go. A code has [`PER_DAY`] bundles a day, and between any two of them is
-//! a breath, so that a fault that comes and goes does not wear out the disk.
+//! a breath, so that a fault that comes and goes does not wear out the disk. A fault for which machines are replaced waits
+//! for no breath, since nothing is left of it afterwards.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,13 +32,13 @@ const MOST: usize = 5;
 const ROOM: u64 = 6 << 20;
 /// So many bundles of one code within a day.
 const PER_DAY: usize = 2;
-/// Time between two bundles.
+/// Time between two bundles, but for faults for which machines are replaced.
 const BREATH: Duration = Duration::from_secs(30);
 /// This much stays free for everybody else, in bytes, and a twentieth of the file system.
 const LEFT_FREE: u64 = 64 << 20;
 /// A bundle that is not written by then is given up.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// A condition on which machines are replaced waits so long for its evidence.
+/// A condition on which machines are replaced waits so long for its evidence, from when that was first wanted.
 const HOLD: Duration = Duration::from_secs(3);
 /// The directory below that of the state.
 const FOLDER: &str = "evidence";
@@ -81,6 +82,19 @@ impl Kept {
     }
 }
 
+/// What tells one fault from another: code and subject.
+type Key = (String, String);
+
+/// Evidence of a fault for which machines are replaced, until it is there.
+#[derive(Debug)]
+struct Awaited {
+    area: Area,
+    /// When it was first wanted.
+    since: Instant,
+    /// It is part of the newest bundle, which may still be being written; else its turn is yet to come.
+    begun: bool,
+}
+
 /// Keeps evidence.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -89,9 +103,11 @@ pub(crate) struct Keeper {
     blocking: Blocking,
     kept: Arc<Kept>,
     /// The faults of which evidence was taken or refused and that have not gone since.
-    known: BTreeSet<(String, String)>,
+    known: BTreeSet<Key>,
+    /// What conditions wait for.
+    awaited: BTreeMap<Key, Awaited>,
     last: Option<Instant>,
-    /// Something is bad of which evidence is taken once the breath is over.
+    /// Something is bad of which evidence is taken once the breath is over, or another bundle written.
     owes: bool,
 }
 
@@ -99,6 +115,11 @@ pub(crate) struct Keeper {
 fn is_bad(verdict: &Verdict) -> impl Iterator<Item = &Raised> {
     let soon = verdict.pending.iter().filter(|it| it.severity == Severity::Critical);
     verdict.problems().chain(soon)
+}
+
+/// Whether it makes a condition True on which machines are replaced.
+fn is_fit(finding: &Raised) -> bool {
+    CURED_BY_A_NEW_MACHINE.contains(&finding.area)
 }
 
 impl Keeper {
@@ -111,6 +132,7 @@ impl Keeper {
             blocking: Blocking::default(),
             kept: Arc::default(),
             known: BTreeSet::new(),
+            awaited: BTreeMap::new(),
             last: None,
             owes: false,
         }
@@ -131,25 +153,35 @@ impl Keeper {
     /// Whether something has just become bad of which evidence has to be taken.
     pub(crate) fn wants(&mut self, verdict: &Verdict) -> Option<Episode> {
         let key = |it: &Raised| (it.code.clone(), it.subject.clone());
-        let now: BTreeSet<_> = is_bad(verdict).map(key).collect();
+        let now: BTreeSet<Key> = is_bad(verdict).map(key).collect();
         self.known.retain(|it| now.contains(it));
-        let new = is_bad(verdict).find(|it| !self.known.contains(&key(it)));
-        self.owes = new.is_some();
-        let new = new?;
-        let rests = self.last.is_some_and(|last| last.elapsed() < BREATH);
+        self.awaited.retain(|it, _| now.contains(it));
+        let new: Vec<&Raised> = is_bad(verdict).filter(|it| !self.known.contains(&key(it))).collect();
+        for it in new.iter().filter(|it| is_fit(it)) {
+            let first = Awaited { area: it.area, since: Instant::now(), begun: false };
+            self.awaited.entry(key(it)).or_insert(first);
+        }
+        let next = new.iter().find(|it| is_fit(it)).or_else(|| new.first());
+        self.owes = next.is_some();
+        let next = next?;
+        let rests = !is_fit(next) && self.last.is_some_and(|last| last.elapsed() < BREATH);
         if rests || self.kept.running.swap(true, Ordering::Relaxed) {
             return None;
         }
+        // The bundle before is written, and this one holds all that is bad now.
+        self.awaited.retain(|_, it| !it.begun);
+        self.awaited.values_mut().for_each(|it| it.begun = true);
         self.owes = false;
         self.known = now;
         self.last = Some(Instant::now());
-        Some(Episode::from(new))
+        Some(Episode::from(*next))
     }
 
     /// When to ask again though nothing else has changed, if evidence is owed.
     pub(crate) fn owes_in(&self) -> Option<Duration> {
         let since = self.last.map_or(BREATH, |last| last.elapsed());
-        self.owes.then(|| BREATH.saturating_sub(since).max(Duration::from_secs(1)))
+        let rest = if self.awaited.values().all(|it| it.begun) { BREATH.saturating_sub(since) } else { Duration::ZERO };
+        self.owes.then(|| rest.max(Duration::from_secs(1)))
     }
 
     /// Takes it, in the background.
@@ -179,14 +211,14 @@ impl Keeper {
 
     /// Whether the Node has to wait for evidence before it is told: a condition that has machines replaced would turn True.
     pub(crate) fn holds(&self, before: Option<&Told>, now: &Told) -> bool {
-        let is_fit = |it: &&NodeCondition| CURED_BY_A_NEW_MACHINE.map(Area::condition).contains(&it.kind.as_str());
         let is_true =
             |told: &Told, kind: &str| told.conditions.iter().any(|it| it.kind == kind && it.status == Status::True);
         let turns =
             |it: &NodeCondition| it.status == Status::True && !before.is_some_and(|told| is_true(told, &it.kind));
-        self.kept.running.load(Ordering::Relaxed)
-            && self.last.is_some_and(|last| last.elapsed() < HOLD)
-            && now.conditions.iter().filter(is_fit).any(turns)
+        let is_writing = self.kept.running.load(Ordering::Relaxed);
+        let is_missing = |it: &&Awaited| (!it.begun || is_writing) && it.since.elapsed() < HOLD;
+        let mut missing = self.awaited.values().filter(is_missing).map(|it| it.area.condition());
+        missing.any(|kind| now.conditions.iter().any(|it| it.kind == kind && turns(it)))
     }
 }
 

@@ -85,6 +85,13 @@ pub(crate) struct NodeNow {
 
 impl From<Node> for NodeNow {
     fn from(node: Node) -> Self {
+        NodeNow::of(node, our_condition)
+    }
+}
+
+impl NodeNow {
+    /// With the conditions whose types are ours.
+    fn of(node: Node, is_ours: impl Fn(&str) -> bool) -> Self {
         let mut now = NodeNow {
             version: node.metadata.resource_version.parse().ok(),
             created: node.metadata.creation_timestamp,
@@ -94,7 +101,7 @@ impl From<Node> for NodeNow {
         };
         now.annotations.retain(|key, _| key.starts_with(ANNOTATION_PREFIX));
         for condition in node.status.conditions {
-            if our_condition(&condition.kind) {
+            if is_ours(&condition.kind) {
                 now.conditions.insert(condition.kind.clone(), condition.into());
             } else if KubeletSaid::TYPES.contains(&condition.kind.as_str()) {
                 now.said.push(condition.into());
@@ -178,7 +185,26 @@ pub(super) fn timed_out(verb: &str, deadline: Duration) -> kube::Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::patch;
     use super::*;
+    use crate::verdict::Told;
+
+    #[test]
+    fn a_condition_that_an_earlier_version_wrote_is_taken_off() {
+        let (at, when) = (jiff::Timestamp::UNIX_EPOCH, "2023-11-14T22:13:20Z");
+        let condition = |kind: &str| serde_json::json!({"type": kind, "status": "True", "lastTransitionTime": when});
+        let conditions = ["Ready", "GoneProblem", "OthersProblem"].map(condition);
+        let node = || {
+            let node = serde_json::json!({"metadata": {"name": "n1"}, "status": {"conditions": conditions}});
+            serde_json::from_value::<Node>(node).expect("a Node")
+        };
+        let nothing = Told { conditions: Vec::new(), annotations: BTreeMap::new() };
+        let now = NodeNow::of(node(), |kind| kind == "GoneProblem" || our_condition(kind));
+        let patch = patch::patch(&now, &nothing, at).expect("a change");
+        let gone = serde_json::json!([{"type": "GoneProblem", "$patch": "delete"}]);
+        assert_eq!(patch["status"]["conditions"], gone);
+        assert_eq!(patch::patch(&node().into(), &nothing, at), None, "what is nobody's of ours stays");
+    }
 
     #[test]
     fn retry_after_counts_from_header_and_status() {

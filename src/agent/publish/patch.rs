@@ -70,7 +70,10 @@ fn condition(wanted: &NodeCondition, at: Timestamp) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Status;
+    use crate::checks::{Check, Finding, Outcome, node};
+    use crate::facts::Identity;
+    use crate::verdict::{Beliefs, Now, Status};
+    use std::time::Duration;
 
     fn at() -> Timestamp {
         Timestamp::from_second(1_700_000_000).expect("valid")
@@ -129,6 +132,39 @@ mod tests {
         assert_eq!(patch["status"]["conditions"][0]["lastTransitionTime"], "2023-11-14T22:13:20Z");
         assert!(patch.get("metadata").is_none());
         assert!(patch.to_string().len() < 4096);
+    }
+
+    #[test]
+    fn whatever_begins_on_a_healthy_node_is_told_in_four_kilobytes() {
+        let identity = Identity {
+            hostname: "n1".into(),
+            boot_id: "b".into(),
+            machine_id: "m".into(),
+            kernel: "6".into(),
+            node_name: None,
+        };
+        let moment = |second: u32| Now {
+            wall: Timestamp::from_second(1_700_000_000 + i64::from(second)).expect("valid"),
+            since_boot: Duration::from_secs(u64::from(second)),
+        };
+        for check in node::ALL {
+            let long = || Finding::new("x".repeat(50), "detail ".repeat(300)).next("next ".repeat(400));
+            let look = |found: bool| -> Vec<(&'static Check, Outcome)> {
+                let of = |it: &Check| {
+                    if found && it.code == check.code { Outcome::from_findings(vec![long()]) } else { Outcome::Healthy }
+                };
+                node::ALL.iter().map(|it| (*it, of(it))).collect()
+            };
+            let mut beliefs = Beliefs::default();
+            let mut tells = |found: bool, second: u32| {
+                let verdict = beliefs.step(&look(found), moment(second));
+                crate::verdict::told(&verdict, &identity, beliefs.episodes())
+            };
+            let well = tells(false, 0);
+            tells(true, 1);
+            let patch = patch(&now(&well), &tells(true, 86_400), at()).expect("a change").to_string();
+            assert!(patch.contains(check.code) && patch.len() <= 4096, "{} bytes: {patch}", patch.len());
+        }
     }
 
     #[test]

@@ -139,16 +139,15 @@ impl Writer {
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(BACK_OFF.0, BACK_OFF.1);
         loop {
-            match self.round().await {
-                Round::Done => {
-                    backoff.reset();
-                    self.rest().await;
-                }
-                // The latest truth wins: what is told meanwhile is not queued but read after the wait.
-                Round::Failed(asked) => {
-                    tokio::time::sleep(asked + backoff.wait()).await;
-                    self.told.mark_changed();
-                }
+            let mut round = self.round().await;
+            if matches!(round, Round::Done) {
+                backoff.reset();
+                round = self.rest().await;
+            }
+            // The latest truth wins: what is told meanwhile is not queued but read after the wait.
+            if let Round::Failed(asked) = round {
+                tokio::time::sleep(asked + backoff.wait()).await;
+                self.told.mark_changed();
             }
         }
     }
@@ -159,8 +158,8 @@ impl Writer {
         tokio::time::sleep(self.pace.turn()).await;
     }
 
-    /// Waits for something to do.
-    async fn rest(&mut self) {
+    /// Waits for something to do; what it sends itself meanwhile may fail.
+    async fn rest(&mut self) -> Round {
         let unwell = self.writes.borrow().get().and_then(|it| it.said.as_ref()).is_some_and(|said| !said.is_well());
         let again = if unwell { UNWELL_AGAIN.max(self.pace.window()).min(READ_AGAIN) } else { READ_AGAIN };
         let spread = jitter(again);
@@ -187,18 +186,16 @@ impl Writer {
                 self.known = None;
                 false
             }
-            () = sleep_long(probe) => {
-                self.probe().await;
-                false
-            }
+            () = sleep_long(probe) => return self.probe().await,
             () = sleep_long(beat) => {
                 self.beaten = Instant::now();
                 true
             }
         };
         let told = self.told.borrow().clone();
-        if let (true, Some(told)) = (due, told) {
-            self.beat(&told).await;
+        match told {
+            Some(told) if due => self.beat(&told).await,
+            _ => Round::Done,
         }
     }
 
@@ -241,17 +238,18 @@ impl Writer {
         }
     }
 
-    async fn beat(&mut self, told: &Told) {
+    async fn beat(&mut self, told: &Told) -> Round {
         // What the Node says is known whenever the writer rests; without it the next round reads and writes anyway.
-        let Some(now) = &self.known else { return };
+        let Some(now) = &self.known else { return Round::Done };
         let patch = patch::heartbeat(now, told, Timestamp::now());
         match self.send(&patch, "").await {
             Ok(now) => {
                 self.fates.count(0, 1);
                 self.tell_node(&now);
                 self.known = Some(now);
+                Round::Done
             }
-            Err(error) => self.failed("PATCH", &error),
+            Err(error) => self.give_way("PATCH", &error),
         }
     }
 
@@ -272,10 +270,17 @@ impl Writer {
     }
 
     /// Tries whether writes are taken again, by one that changes nothing.
-    async fn probe(&mut self) {
+    async fn probe(&mut self) -> Round {
         match self.send(&serde_json::json!({}), "&dryRun=All").await {
-            Ok(now) => self.tell_node(&now),
-            Err(error) => tracing::debug!(error = chain(&error), "the API server takes no writes yet"),
+            Ok(now) => {
+                self.tell_node(&now);
+                Round::Done
+            }
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "the API server takes no writes yet");
+                let asked = asked(&error);
+                if asked.is_zero() { Round::Done } else { Round::Failed(asked) }
+            }
         }
     }
 
@@ -303,10 +308,7 @@ impl Writer {
 
     fn give_way(&mut self, verb: &str, error: &kube::Error) -> Round {
         self.failed(verb, error);
-        match error {
-            kube::Error::Api(status) => Round::Failed(retry_after(status)),
-            _ => Round::Failed(Duration::ZERO),
-        }
+        Round::Failed(asked(error))
     }
 
     /// Says what failed and what to do, counts it, and turns to the next way when this one does not lead anywhere.
@@ -330,6 +332,14 @@ impl Writer {
         if !matches!(error, kube::Error::Api(_)) {
             self.ways.rotate_left(1);
         }
+    }
+}
+
+/// How long the server asks to be left alone.
+fn asked(error: &kube::Error) -> Duration {
+    match error {
+        kube::Error::Api(status) => retry_after(status),
+        _ => Duration::ZERO,
     }
 }
 

@@ -268,15 +268,17 @@ fn a_process_that_was_stopped_believes_nothing_for_it() {
 #[test]
 fn a_jump_of_the_wall_clock_changes_nothing() {
     let mut beliefs = Beliefs::default();
-    beliefs.step(&answers(&[]), now(0));
+    for (second, outcome) in [(0, found()), (3, found()), (4, Outcome::Healthy), (9, Outcome::Healthy)] {
+        beliefs.step(&answers(&[("KubeletDown", outcome)]), now(second));
+    }
     beliefs.step(&answers(&[("DiskFull", found())]), now(10));
     let before = beliefs.step(&answers(&[("DiskFull", found())]), now(30));
     assert_eq!(before.state, WorkerState::Critical);
+    let journal = beliefs.episodes().clone();
+    let over = journal.iter().next().expect("the first is over");
+    assert_eq!((over.seen, over.cleared), (Some(now(3).wall), Some(now(9).wall)));
     for year in [-1, 1] {
-        let jumped = |seconds| {
-            let now = now(seconds);
-            Now { wall: now.wall + jiff::SignedDuration::from_hours(year * 365 * 24), ..now }
-        };
+        let jumped = |seconds| a_year_off(now(seconds), year);
         let after = beliefs.step(&answers(&[("DiskFull", found())]), jumped(31));
         assert_eq!((after.state, after.since, &after.findings), (before.state, before.since, &before.findings));
         assert_eq!(after.conditions, before.conditions);
@@ -285,7 +287,30 @@ fn a_jump_of_the_wall_clock_changes_nothing() {
         let both = beliefs.step(&answers(&[("DiskFull", found()), memory()]), jumped(32));
         assert_eq!(both.findings.len(), 1);
         beliefs.step(&answers(&[("DiskFull", found())]), jumped(33));
+        assert_eq!(beliefs.episodes(), &journal);
+        beliefs.step(&answers(&[("DiskFull", found())]), now(34));
+        assert_eq!(beliefs.episodes(), &journal);
     }
+}
+
+fn a_year_off(now: Now, years: i64) -> Now {
+    Now { wall: now.wall + jiff::SignedDuration::from_hours(years * 365 * 24), ..now }
+}
+
+#[test]
+fn old_episodes_are_forgotten_once_the_clocks_have_agreed_for_an_hour() {
+    const DAY: u64 = 24 * 3_600;
+    let mut beliefs = Beliefs::default();
+    for (second, outcome) in [(0, found()), (3, found()), (4, Outcome::Healthy), (9, Outcome::Healthy)] {
+        beliefs.step(&answers(&[("KubeletDown", outcome)]), now(second));
+    }
+    let mut kept = |at: Now| {
+        beliefs.step(&answers(&[]), at);
+        beliefs.episodes().iter().count()
+    };
+    assert_eq!(kept(now(3_700)), 1);
+    assert_eq!([kept(a_year_off(now(3_701), 1)), kept(a_year_off(now(7_300), 1)), kept(now(7_301))], [1, 1, 1]);
+    assert_eq!([kept(now(13 * DAY)), kept(now(14 * DAY + 9))], [1, 0]);
 }
 
 #[test]

@@ -27,6 +27,20 @@ fn hung(second: i64) -> Report {
     report(vec![raised("ContainerdUnresponsive", Severity::Critical, Area::Runtime, second)], second)
 }
 
+fn full(second: i64) -> Report {
+    report(vec![raised("DiskFull", Severity::Critical, Area::Capacity, second)], second)
+}
+
+/// What is told of a runtime that hangs.
+fn runtime_problem() -> Told {
+    let bad = hung(0);
+    let mut tells = told(&bad.verdict, &bad.snapshot.identity, &crate::verdict::Episodes::default());
+    for condition in &mut tells.conditions {
+        condition.status = if condition.kind == "RuntimeProblem" { Status::True } else { Status::False };
+    }
+    tells
+}
+
 fn of(report: &Report) -> Episode {
     Episode::from(&report.verdict.findings[0])
 }
@@ -105,11 +119,7 @@ async fn it_is_taken_once_when_something_becomes_bad_and_conditions_for_repair_w
     let mut pending = report(Vec::new(), 0);
     pending.verdict.pending = hung(0).verdict.findings;
     let episode = keeper.wants(&pending.verdict).expect("it would soon stop the worker");
-    let bad = hung(0);
-    let mut tells = told(&bad.verdict, &bad.snapshot.identity, &crate::verdict::Episodes::default());
-    for condition in &mut tells.conditions {
-        condition.status = if condition.kind == "RuntimeProblem" { Status::True } else { Status::False };
-    }
+    let (bad, tells) = (hung(0), runtime_problem());
     assert!(keeper.holds(None, &tells), "it turns True, and the evidence is being taken");
     assert!(!keeper.holds(Some(&tells), &tells), "it is True already");
     keeper.take(episode, pending, Vec::new());
@@ -124,8 +134,69 @@ async fn it_is_taken_once_when_something_becomes_bad_and_conditions_for_repair_w
     assert_eq!(keeper.wants(&bad.verdict), None, "it is the same fault");
     assert_eq!(keeper.owes_in(), None);
     assert_eq!(keeper.wants(&report(Vec::new(), 1).verdict), None);
-    assert_eq!(keeper.wants(&bad.verdict), None, "it is too soon");
+    let other = full(2);
+    assert_eq!(keeper.wants(&other.verdict), None, "it is too soon");
     assert!(keeper.owes_in().is_some_and(|wait| wait <= BREATH), "and is taken when the breath is over");
+    assert!(!keeper.holds(None, &tells), "nobody waits for that");
     keeper.last = Instant::now().checked_sub(BREATH);
-    assert_eq!(keeper.wants(&bad.verdict), Some(of(&bad)));
+    assert_eq!(keeper.wants(&other.verdict), Some(of(&other)));
+}
+
+#[tokio::test]
+async fn a_fault_for_which_machines_are_replaced_waits_for_no_breath_and_is_waited_for() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut keeper = Keeper::new(dir.path(), &HostRoot::new(dir.path()));
+    let (other, tells) = (full(0), runtime_problem());
+    assert_eq!(keeper.wants(&other.verdict), Some(of(&other)));
+    assert!(!keeper.holds(None, &tells), "what is being written is of something else");
+    // The runtime hangs while that is being written.
+    let worse = hung(1);
+    let both = report([other.verdict.findings.clone(), worse.verdict.findings.clone()].concat(), 1);
+    assert_eq!(keeper.wants(&both.verdict), None, "one at a time");
+    assert!(keeper.holds(None, &tells), "its turn is to come");
+    assert_eq!(keeper.owes_in(), Some(Duration::from_secs(1)), "without a breath");
+    keeper.kept.running.store(false, Ordering::Relaxed);
+    assert!(keeper.holds(None, &tells), "what is written is of something else");
+    assert_eq!(keeper.wants(&both.verdict), Some(of(&worse)));
+    assert_eq!(keeper.owes_in(), None);
+    assert!(keeper.holds(None, &tells), "it is being written");
+    keeper.kept.running.store(false, Ordering::Relaxed);
+    assert!(!keeper.holds(None, &tells), "it is written");
+    // What begins after that holds nothing back that has its evidence.
+    let third = raised("InodesExhausted", Severity::Critical, Area::Capacity, 2);
+    keeper.last = Instant::now().checked_sub(BREATH);
+    let all = report([both.verdict.findings.clone(), vec![third]].concat(), 2);
+    assert!(keeper.wants(&all.verdict).is_some());
+    assert!(!keeper.holds(None, &tells));
+}
+
+#[tokio::test]
+async fn nothing_is_held_back_for_longer_than_it_may_be() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut keeper = Keeper::new(dir.path(), &HostRoot::new(dir.path()));
+    let (other, worse, tells) = (full(0), hung(1), runtime_problem());
+    assert!(keeper.wants(&other.verdict).is_some());
+    assert_eq!(keeper.wants(&worse.verdict), None, "one at a time");
+    let wanted_long_ago = |keeper: &mut Keeper| {
+        let then = Instant::now().checked_sub(HOLD).expect("the machine is up for longer");
+        keeper.awaited.values_mut().for_each(|it| it.since = then);
+    };
+    assert!(keeper.holds(None, &tells));
+    wanted_long_ago(&mut keeper);
+    assert!(!keeper.holds(None, &tells), "the one before takes too long");
+    keeper.kept.running.store(false, Ordering::Relaxed);
+    assert_eq!(keeper.wants(&worse.verdict), Some(of(&worse)), "but it is taken");
+    assert!(!keeper.holds(None, &tells), "it was waited for once");
+    // Another one has a time of its own.
+    let sick = raised("FilesystemReadOnly", Severity::Critical, Area::Integrity, 2);
+    let both = report([worse.verdict.findings.clone(), vec![sick]].concat(), 2);
+    assert_eq!(keeper.wants(&both.verdict), None);
+    assert!(!keeper.holds(None, &tells), "that is of another condition");
+    let mut tells = tells;
+    for condition in tells.conditions.iter_mut().filter(|it| it.kind == "NodeIntegrityProblem") {
+        condition.status = Status::True;
+    }
+    assert!(keeper.holds(None, &tells));
+    wanted_long_ago(&mut keeper);
+    assert!(!keeper.holds(None, &tells));
 }

@@ -31,6 +31,9 @@ struct Server {
     node: Value,
     /// Whether it answers; else it takes requests and is silent.
     answers: bool,
+    /// The next patch is refused, with a wait of so many seconds.
+    refuses: Option<u32>,
+    requests: usize,
     patches: usize,
     version: u64,
 }
@@ -63,21 +66,27 @@ async fn answer(mut stream: TcpStream, server: Shared) -> Option<()> {
         while received.len() < end + length {
             stream.read_buf(&mut received).await.ok()?;
         }
-        let body = {
+        let answer = {
             let mut server = locked(&server);
-            if received.starts_with(b"PATCH") && server.answers {
-                server.merge(&serde_json::from_slice(&received[end..end + length]).expect("JSON"));
+            server.requests += 1;
+            let patch = received.starts_with(b"PATCH") && server.answers;
+            if let Some(seconds) = server.refuses.take_if(|_| patch) {
+                let head = format!("429 Too Many Requests\r\nRetry-After: {seconds}");
+                Some((head, "Too many requests, please try again later.\n".to_owned()))
+            } else {
+                if patch {
+                    server.merge(&serde_json::from_slice(&received[end..end + length]).expect("JSON"));
+                }
+                server.answers.then(|| ("200 OK\r\nContent-Type: application/json".to_owned(), server.node.to_string()))
             }
-            server.answers.then(|| server.node.to_string())
         };
         received.drain(..end + length);
-        let Some(body) = body else {
+        let Some((head, body)) = answer else {
             // Silent for as long as the other end is there.
             while stream.read_buf(&mut received).await.ok()? > 0 {}
             return None;
         };
-        let head =
-            format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all((head + &body).as_bytes()).await.ok()?;
     }
 }
@@ -218,7 +227,8 @@ async fn an_hour_without_an_api_server_loses_no_transition_and_grows_nothing() {
 /// A server with a Node, the way to it, and what serves.
 async fn served(status: Value) -> (Shared, Api, SocketAddr, JoinHandle<()>) {
     let node = json!({"metadata": {"resourceVersion": "1", "annotations": {}}, "status": status});
-    let server: Shared = Arc::new(Mutex::new(Server { node, answers: true, patches: 0, version: 1 }));
+    let server = Server { node, answers: true, refuses: None, requests: 0, patches: 0, version: 1 };
+    let server: Shared = Arc::new(Mutex::new(server));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let url = format!("http://{address}").parse().expect("a URL");
@@ -273,6 +283,55 @@ async fn a_heartbeat_may_be_rarer_than_the_reads_between() {
     let patches = locked(&server).patches;
     assert!((6..=7).contains(&patches), "the first, and one each 300 s: {patches}");
     serving.abort();
+}
+
+/// Lets time pass in small steps: while a request is on its way the paused clock goes on to whatever is due next.
+async fn pass(seconds: u32) {
+    for _ in 0..seconds * 100 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Goes on telling until a patch is refused, and for the 20 s that the server asks for then: nothing is sent, and what is
+/// told meanwhile goes with one patch after it.
+async fn leaves_the_server_alone(server: &Shared, worker: &mut Worker, mut second: u64) {
+    locked(server).refuses = Some(20);
+    while locked(server).refuses.is_some() {
+        worker.second(second, false);
+        second += 1;
+        pass(1).await;
+    }
+    // That was within the last second.
+    let requests = locked(server).requests;
+    let patches = locked(server).patches;
+    for _ in 0..19 {
+        worker.second(second, true);
+        second += 1;
+        pass(1).await;
+        assert_eq!(locked(server).requests, requests, "{second}");
+    }
+    pass(5).await;
+    let server = locked(server);
+    assert_eq!((server.requests, server.patches), (requests + 2, patches + 1), "one read and one patch");
+    assert_eq!(server.condition("CapacityProblem")["status"], "True", "the latest truth");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_is_asked_for_is_kept_after_a_patch_and_after_a_heartbeat() {
+    for heartbeat in [0, 40] {
+        let (server, way, _, serving) = served(json!({"conditions": []})).await;
+        let (tell, told) = watch::channel(None);
+        tokio::spawn(Writer::new(vec![way], "n1".into(), told, Arc::default(), heartbeat).run());
+        let mut worker = Worker { beliefs: Beliefs::default(), tell, keep: watch::channel(None).0 };
+        if heartbeat > 0 {
+            // The first patch is taken, and there is nothing more to write: the next is a heartbeat.
+            worker.second(0, false);
+            pass(5).await;
+            assert_eq!(locked(&server).patches, 1);
+        }
+        leaves_the_server_alone(&server, &mut worker, 5).await;
+        serving.abort();
+    }
 }
 
 /// A server with such a Node, a writer for it, and what that tells of it.
