@@ -83,6 +83,7 @@ const MEANINGS: &[(&str, &str)] = &[
         "limits.statusWriteSeconds",
         "`ApiWriteBlocked`, `WebhookDeadlock`, `WebhookRisk`: who writes Node status gives up after this time",
     ),
+    ("limits.gatewayRefreshMinutes", "`VpeGatewaySuspected`: what its next step says to wait after a refresh"),
     (
         "limits.recurrenceDays",
         "what comes back is counted for so long; so are `MachineIdentityChanged`, `CalicoFailureRecurring`",
@@ -185,4 +186,8 @@ fn objects_for_controllers_fit_what_is_written() {
     let check: serde_json::Value =
         serde_json::from_str(objects[3]["data"]["nodevitals.json"].as_str().expect("text")).expect("JSON");
     assert_eq!((&check["Port"], &check["Route"]), (&10_580.into(), &"/machinez".into()));
+    let (_, karpenter) = readme.split_once("<!-- karpenter:").expect("the mark before what Karpenter acts on");
+    let (types, _) = karpenter.split_once("This product writes none of these").expect("the end of the list");
+    let types: Vec<&str> = types.split('`').skip(1).step_by(2).collect();
+    assert!(types.len() >= 5 && !types.iter().any(|kind| our_condition(kind)), "{types:?}");
 }

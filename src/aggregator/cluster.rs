@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use super::agreement::Agreement;
 use super::backends::Backends;
+use super::contact::Contacts;
 use super::hosted::Hosted;
 use super::ipam::Ipam;
 use super::looked::Look;
@@ -67,6 +68,8 @@ pub(crate) struct Cluster {
     pub(crate) hosted: Option<Hosted>,
     /// Who answers for webhooks.
     pub(crate) backends: Backends,
+    /// When kubelets that are silent were heard last.
+    pub(crate) contacts: Contacts,
     /// How the last looks went at what is not watched.
     pub(crate) looks: BTreeMap<Look, Sight>,
     /// Who routes other blocks of pod addresses than most.

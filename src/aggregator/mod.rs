@@ -8,6 +8,7 @@
 mod agreement;
 mod backends;
 mod cluster;
+mod contact;
 mod drift;
 mod hosted;
 mod ipam;
@@ -142,6 +143,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         never = Box::pin(ipam::run(&api.unary, &store)) => match never {},
         never = Box::pin(hosted::run(&api.unary, &store, &options.namespace)) => match never {},
         never = master::run(&api.unary, &store) => match never {},
+        never = contact::run(&api.unary, &store) => match never {},
         never = backends::run(&api.unary, &store) => match never {},
         never = Box::pin(agreement::run(&store, options.agent_port)) => match never {},
         never = Box::pin(mtus::run(&store, options.agent_port)) => match never {},

@@ -27,6 +27,8 @@ const HOLDS: u32 = 6;
 const TICK: Duration = Duration::from_secs(30);
 /// Who was asked is asked again after this time.
 const AGAIN: Duration = Duration::from_secs(600);
+/// Who has not answered so often cannot be asked.
+pub(crate) const UNANSWERED: u32 = 2;
 /// Nodes that are asked in one round.
 const ASKED: usize = 4;
 /// From the question to the last byte of the answer, and the longest that is read, in bytes.
@@ -47,6 +49,8 @@ pub(crate) struct Odd {
     pub(crate) confirmed: Option<(u16, u16)>,
     /// The node that it was compared with.
     pub(crate) against: String,
+    /// So often one of the two has not answered since both did.
+    pub(crate) unanswered: u32,
     asked: Option<Duration>,
 }
 
@@ -54,7 +58,7 @@ pub(crate) struct Odd {
 impl Odd {
     /// One that was asked.
     pub(crate) fn new(link: usize, since: Timestamp, confirmed: Option<(u16, u16)>, against: &str) -> Odd {
-        Odd { link, since, confirmed, against: against.to_owned(), asked: None }
+        Odd { link, since, confirmed, against: against.to_owned(), unanswered: 0, asked: None }
     }
 }
 
@@ -102,6 +106,7 @@ fn look(cluster: &Cluster, odds: &mut Odds, now: Now) -> Vec<Question> {
             since: row.mtus_since.unwrap_or(now.wall),
             confirmed: None,
             against: String::new(),
+            unanswered: 0,
             asked: None,
         };
         let odd = odds.entry(name.into()).or_insert_with(new);
@@ -122,8 +127,13 @@ fn answered(cluster: &mut Cluster, [(node, _), (other, _)]: &Question, answers: 
             cluster.mtus_told(node, said, now);
         }
     }
-    let [Some(own), Some(theirs)] = answers else { return };
     if let Some(odd) = cluster.odd_mtus.get_mut(node.as_str()) {
+        let [Some(own), Some(theirs)] = answers else {
+            odd.unanswered = odd.unanswered.saturating_add(1);
+            cluster.revision += u64::from(odd.unanswered == UNANSWERED);
+            return;
+        };
+        odd.unanswered = 0;
         let (own, theirs) = (own[odd.link], theirs[odd.link]);
         let confirmed = (own != theirs && own > 0 && theirs > 0).then_some((own, theirs));
         cluster.revision += u64::from(odd.confirmed != confirmed || odd.against != *other);
@@ -233,10 +243,10 @@ mod tests {
         assert!(round(&mut cluster, 101 + HOLD).is_empty(), "not again at once");
         assert!(confirmed(&cluster).is_empty(), "nobody has answered");
         answered(&mut cluster, &questions[0], [None, Some([1450, 1450])], at(2_000));
-        assert!(confirmed(&cluster).is_empty(), "what it cannot be asked is not told");
+        assert!(confirmed(&cluster).is_empty() && cluster.odd_mtus["n2"].unanswered == 1, "that proves nothing");
         answered(&mut cluster, &questions[0], [Some([1480, 1450]), Some([1450, 1450])], at(2_000));
         assert_eq!(confirmed(&cluster), [("n2", (1480, 1450))]);
-        assert_eq!(cluster.odd_mtus["n2"].since, at(100));
+        assert_eq!((cluster.odd_mtus["n2"].since, cluster.odd_mtus["n2"].unanswered), (at(100), 0));
         // Another one is asked for comparison: until it has answered, it has said nothing.
         let mut away = node("n0", "a", "p", "Normal", &[]);
         away["status"]["conditions"][0]["status"] = "False".into();

@@ -105,6 +105,11 @@ impl Watchdog {
         }
     }
 
+    /// Forgets since when anything is missing.
+    pub(crate) fn begin_anew(&mut self) {
+        self.missing.clear();
+    }
+
     /// The node has just been marked. An agent may put that right before the next step; should the watch only be late, what is
     /// taken for a sign of life here costs nothing, for the mark is there.
     pub(crate) fn marked(&mut self, name: &str) {

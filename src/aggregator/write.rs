@@ -27,6 +27,8 @@ const AT_ONCE: usize = 10;
 const DEADLINE: Duration = Duration::from_secs(35);
 /// After a write the watch should have shown it; if not, it is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// Between two rounds there is more only where this process was stopped, or the machine suspended: what is known is as old.
+const PAUSED: Duration = Duration::from_secs(10);
 /// The longest wait between two tries on one node.
 const AGAIN_AT_MOST: Duration = Duration::from_secs(300);
 
@@ -61,9 +63,11 @@ pub(super) async fn run(
     let mut under_way: JoinSet<(String, Fate)> = JoinSet::new();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last = None;
     loop {
         tokio::select! {
             _ = ticks.tick() => {
+                take_note_of_a_pause(&store, &mut last, clock().since_boot);
                 let room = AT_ONCE.saturating_sub(under_way.len());
                 for job in due(&store, &namespace, clock(), &mut tries, room) {
                     under_way.spawn(patch(client.clone(), job));
@@ -75,6 +79,13 @@ pub(super) async fn run(
                 }
             }
         }
+    }
+}
+
+/// An agent that was late when this process was stopped may have been back for long: each has its whole grace again.
+fn take_note_of_a_pause(store: &Store, last: &mut Option<Duration>, now: Duration) {
+    if last.replace(now).is_some_and(|last| now.saturating_sub(last) > PAUSED) {
+        store.lock().watchdog.begin_anew();
     }
 }
 

@@ -297,6 +297,8 @@ pub struct Limits {
     pub kubelet_restart_minutes: u32,
     /// `ApiWriteBlocked`: clients of Node status that matter give up after so many seconds: calico-node does (catalogue H11).
     pub status_write_seconds: u32,
+    /// `VpeGatewaySuspected`: a refresh of the endpoint gateway takes so many minutes (catalogue H7).
+    pub gateway_refresh_minutes: u32,
     /// What comes back is counted for so many days, and a machine that was exchanged is told for as long (catalogue H13).
     pub recurrence_days: u32,
 }
@@ -316,6 +318,7 @@ impl Default for Limits {
             kubelet_restarts: 2,
             kubelet_restart_minutes: 30,
             status_write_seconds: 2,
+            gateway_refresh_minutes: 10,
             recurrence_days: 7,
         }
     }

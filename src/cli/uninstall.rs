@@ -10,6 +10,9 @@ use crate::agent::{Cleaned, clean_node};
 use crate::aggregator::name;
 use crate::api::{ANSWER_WITHIN, Api, Server, chain, list, said};
 
+/// Where the agents of `deploy/agent.yaml` keep their state, on each node.
+const STATE_DIR: &str = "/var/lib/nodevitals";
+
 /// Options of `nodevitals uninstall`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
@@ -52,7 +55,10 @@ struct Done {
 impl Done {
     fn text(&self) -> String {
         let (cleaned, all) = (self.cleaned.len(), self.cleaned.len() + self.clean.len());
-        format!("{cleaned} of {all} nodes had conditions or annotations of NodeVitals; none has any more\n")
+        format!(
+            "{cleaned} of {all} nodes had conditions or annotations of NodeVitals; none has any more. What the agents kept on the \
+             nodes themselves (state, evidence) is in {STATE_DIR} there until you delete it\n"
+        )
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("limits.kubeletRestarts", 1.0, 8.0),
     ("limits.kubeletRestartMinutes", 1.0, 60.0),
     ("limits.statusWriteSeconds", 1.0, 30.0),
+    ("limits.gatewayRefreshMinutes", 0.0, 1440.0),
     ("limits.recurrenceDays", 1.0, LONGEST_RECURRENCE),
     ("cluster.routineSeconds", 0.0, LONGEST_HOLD_DOWN),
     ("cluster.criticalSeconds", 0.0, 86400.0),

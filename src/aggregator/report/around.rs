@@ -2,6 +2,7 @@
 
 mod calico;
 mod controllers;
+mod firewall;
 mod inventory;
 mod ipam;
 mod master;

@@ -116,3 +116,21 @@ fn messages_fit_into_a_condition() {
         }
     }
 }
+
+#[test]
+fn an_agent_that_was_late_before_a_pause_has_its_grace_again() {
+    let store = store(1);
+    let (mut tries, mut last) = (Tries::default(), None);
+    let mut round = |second: i64| {
+        take_note_of_a_pause(&store, &mut last, moment(second).since_boot);
+        due_at(&store, &mut tries, second)
+    };
+    for second in 0..5 {
+        assert!(round(second).is_empty());
+    }
+    // Stopped for minutes, while the agent's Pod may have become Ready: what is known of it is from before.
+    for second in 300..340 {
+        assert!(round(second).is_empty(), "{second}");
+    }
+    assert_eq!(round(340), ["n000"], "it is late still");
+}

@@ -16,7 +16,7 @@ pub(super) const CHECK: Check = Check {
     area: Area::ControlPlanePath,
     severity: Severity::Critical,
     why: "workers of the VPC reach the control plane through this gateway alone, so all of the subnet or zone are cut off with it",
-    next_step: "look at the cluster's endpoint gateway (`ibmcloud is endpoint-gateways`, iks-CLUSTER_ID): none means refresh the master and wait 10 min, one that is not Stable is a case for support, a Stable one means the security groups; then replace workers that do not come back",
+    next_step: "look at the cluster's endpoint gateway (`ibmcloud is endpoint-gateways`, iks-CLUSTER_ID): none means refresh the master and wait, one that is not Stable is a case for support, a Stable one means the security groups; then replace workers that do not come back",
     raise_after: Duration::from_secs(30),
     clear_after: Duration::from_secs(10),
     run,
@@ -38,7 +38,10 @@ fn run(look: &Look<'_>) -> Outcome {
         "The private endpoint of the control plane ({}{at}) does not let this worker in: {why}",
         path.kubelet.to
     );
-    Outcome::from_findings(vec![Finding::new(path.kubelet.to.clone(), detail)])
+    let wait = format!("wait {} min", look.limits.gateway_refresh_minutes);
+    Outcome::from_findings(vec![
+        Finding::new(path.kubelet.to.clone(), detail).next(CHECK.next_step.replacen("wait", &wait, 1)),
+    ])
 }
 
 /// Whether the way leads through such a gateway, as far as its name and address say.
@@ -77,6 +80,10 @@ mod tests {
         let silent = run(&node(NAME, Some([10, 240, 0, 9]), end()).look());
         assert_eq!(testing::subjects(&silent), [NAME]);
         assert!(testing::details(&silent)[0].contains(", 10.240.0.9) does not let this worker in: timed out"));
+        let Outcome::Findings(findings) = silent else { panic!("a finding") };
+        assert!(
+            findings[0].next_step.as_deref().is_some_and(|next| next.contains("refresh the master and wait 10 min,"))
+        );
         let nameless = run(&node(NAME, None, fault(PathStep::Name, FaultKind::Failed)).look());
         assert!(testing::details(&nameless)[0].contains("name resolution"), "{nameless:?}");
     }

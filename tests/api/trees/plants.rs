@@ -154,6 +154,19 @@ impl Trees<'_> {
         if bad { Ok(()) } else { self.tell(workers, None) }
     }
 
+    /// When the kubelet of this one renewed its Lease last; none takes the Lease away.
+    pub(super) fn lease(&self, number: usize, renewed: Option<&str>) -> Result<()> {
+        let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+        let node = name(number);
+        let Some(renewed) = renewed else {
+            return self.0.admin(&format!("DELETE {leases}/{node}"), &Value::Null).map(drop);
+        };
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": node, "namespace": "kube-node-lease"},
+            "spec": {"holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": renewed}});
+        self.0.admin(&format!("POST {leases}"), &lease).map(drop)
+    }
+
     /// The kubelet's own word of this one, that it has no network yet.
     pub(super) fn no_network_plugin(&self, number: usize, bad: bool) -> Result<()> {
         let mut ready =

@@ -50,6 +50,7 @@ pub(super) const STATES: &[Branch] = &[
     Branch {
         of: "4.5 Unknown, one: the kubelet is silent, and 4.1: so Calico there is not judged",
         plant: |trees, bad| {
+            trees.lease(1, bad.then_some("2026-11-01T09:59:20.123456Z"))?;
             trees.kubelet(1..2, if bad { "Unknown" } else { "True" }, LONG_AGO)?;
             trees.calico(1..2, !bad, LONG_AGO)?;
             // The aggregator has said that nobody knows; the agent speaks again.
@@ -58,7 +59,10 @@ pub(super) const STATES: &[Branch] = &[
         cluster: &[("KubeletHeartbeatLost", "critical")],
         told: &[("AgentStale", "few")],
         on: &[1],
-        says: ["of the kubelet of t01 since 2026-11-01T10:00:00Z", "which does not use Calico: leave Calico alone"],
+        says: [
+            "of the kubelet of t01 since 2026-11-01T10:00:00Z, and its Lease was renewed last at 2026-11-01T09:59:20Z",
+            "which does not use Calico: leave Calico alone",
+        ],
         ..QUIET
     },
     Branch {
@@ -85,7 +89,7 @@ pub(super) const STATES: &[Branch] = &[
             }
             trees.silent(4..10, bad)
         },
-        cluster: &[("KubeletHeartbeatLost", "critical")],
+        cluster: &[("KubeletHeartbeatLost", "critical"), ("FirewallSuspected", "warning")],
         told: &[("AgentStale", "subset")],
         share: "6 of 6 in subnet 17 fail, 0 of 6 elsewhere",
         on: &[4, 5, 6, 7, 8, 9],

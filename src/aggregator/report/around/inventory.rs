@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::super::scope::in_maintenance;
 use super::calico::TRIED_WITHIN;
 use super::master::{self, Silence};
-use super::{Draft, lasts, webhooks};
+use super::{Draft, firewall, lasts, webhooks};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::row::{Condition, Row};
 use crate::checks::Area;
@@ -38,6 +38,7 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now:
         all.extend(silence.told(cluster, now));
     } else {
         all.extend(too_few(&workers));
+        all.extend(firewall::suspected(cluster, &workers, now));
         all.extend(master::unheard(cluster, &workers, now));
         all.extend(stuck(cluster, &workers, now));
     }

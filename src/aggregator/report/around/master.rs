@@ -7,6 +7,7 @@ use super::super::Scope;
 use super::super::scope::in_maintenance;
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
+use crate::aggregator::contact;
 use crate::aggregator::row::{Condition, Row};
 use crate::aggregator::stale::agent_knows;
 use crate::checks::Area;
@@ -113,9 +114,12 @@ pub(super) fn unheard(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestam
     let (name, row) = all.first()?;
     let said = row.findings.first().map(|last| format!("; the last that its agent said is {}", last.code));
     let detail = format!(
-        "the control plane hears nothing of the kubelet{} since {}{}; Pods there may well go on until they are evicted",
+        "the control plane hears nothing of the kubelet{} since {}{}{}; Pods there may well go on until they are evicted",
         if all.len() == 1 { format!(" of {name}") } else { format!("s of {} workers, of {name}", all.len()) },
         since(row).map_or_else(|| "an unknown time".to_owned(), crate::facts::utc),
+        contact::last(cluster, name).map_or_else(String::new, |at| {
+            format!(", and its Lease was renewed last at {}", crate::facts::utc(at))
+        }),
         said.unwrap_or_default()
     );
     let (severity, next) = if cluster.memory.master.explains(since(row), limits.master_update(), now) {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::Draft;
 use crate::aggregator::agreement::{Blocks, Difference, Differs};
 use crate::aggregator::cluster::Cluster;
-use crate::aggregator::mtus::{LINKS, Odd};
+use crate::aggregator::mtus::{LINKS, Odd, UNANSWERED};
 use crate::checks::Severity::{Info, Warning};
 use crate::facts::Family;
 
@@ -28,6 +28,7 @@ pub(super) fn findings(cluster: &Cluster) -> Vec<Draft> {
         groups.into_iter().filter_map(|((_, missing, extra), nodes)| different(missing, extra, &nodes)).collect();
     drafts.extend(not_asked(&silent));
     drafts.extend((0..LINKS.len()).flat_map(|link| [true, false].map(|longer| mtus(cluster, link, longer))).flatten());
+    drafts.extend((0..LINKS.len()).filter_map(|link| unconfirmed_mtus(cluster, link)));
     drafts
 }
 
@@ -53,6 +54,25 @@ fn mtus(cluster: &Cluster, link: usize, longer: bool) -> Option<Draft> {
     let severity = if longer { Warning } else { Info };
     let direction = if longer { "longer" } else { "shorter" };
     let draft = Draft::new("MtuMismatch", severity, detail, next).about(format!("{what} {direction}"));
+    Some(draft.since(all.iter().map(|(_, odd)| odd.since).min()).on(all.iter().map(|(node, _)| *node)))
+}
+
+/// Said with the questions for the map, by whom nobody knows, and not by the nodes' own pages.
+fn unconfirmed_mtus(cluster: &Cluster, link: usize) -> Option<Draft> {
+    let of_it = |odd: &Odd| odd.link == link && odd.confirmed.is_none() && odd.unanswered >= UNANSWERED;
+    let all: Vec<(&str, &Odd)> =
+        cluster.odd_mtus.iter().filter(|(_, odd)| of_it(odd)).map(|(node, odd)| (&**node, odd)).collect();
+    let (node, _) = all.first()?;
+    let what = LINKS[link];
+    let detail = format!(
+        "the MTU of the {what} of {} workers is said to be another one than on most of their zone ({} on {node}), and they, or those that they were to be compared with, cannot be asked",
+        all.len(),
+        cluster.node(node)?.mtus[link]
+    );
+    let next = format!(
+        "compare `ip link` on {node} with another worker of its zone; and see why the aggregator's Pod does not reach port 10580 of the workers (a NetworkPolicy, a firewall)"
+    );
+    let draft = Draft::new("MtuMismatch", Info, detail, next).about(format!("{what} unconfirmed"));
     Some(draft.since(all.iter().map(|(_, odd)| odd.since).min()).on(all.iter().map(|(node, _)| *node)))
 }
 

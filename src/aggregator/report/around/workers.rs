@@ -1,5 +1,5 @@
-//! Workers that somebody forgot: cordoned though they are well, with older software than their pool; and those whose kubelet
-//! comes and goes (catalogue R022, R043, R171). Pure.
+//! Workers that somebody forgot: cordoned though they are well, with older software than their pool; those whose kubelet comes
+//! and goes; and a kind of cluster that belongs to the past (catalogue R022, R043, R136, R171). Pure.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -24,8 +24,45 @@ const NAMED: usize = 5;
 
 /// What is wrong.
 pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Vec<Draft> {
-    let all = [flapping(cluster, now), cordoned(cluster, now), outdated(cluster, duplicates, now), unread(cluster)];
+    let all = [
+        flapping(cluster, now),
+        cordoned(cluster, now),
+        outdated(cluster, duplicates, now),
+        unread(cluster),
+        gateway(cluster),
+    ];
     all.into_iter().flatten().collect()
+}
+
+/// A gateway-enabled cluster of IBM Cloud that is newer than they were made for (R136): its worker pool `gateway` is in the
+/// public network, and `compute` is not.
+fn gateway(cluster: &Cluster) -> Option<Draft> {
+    let pool = |name: &str| {
+        let of_it = |row: &Row| row.refilled && row.pool.as_deref() == Some(name);
+        cluster.nodes().map(|(_, row)| row).filter(|row| of_it(row)).collect::<Vec<_>>()
+    };
+    let (gateways, compute) = (pool("gateway"), pool("compute"));
+    if gateways.is_empty() || compute.is_empty() {
+        return None;
+    }
+    let split =
+        gateways.iter().all(|row| !row.external.is_empty()) && compute.iter().all(|row| row.external.is_empty());
+    let version = |row: &&Row| cluster.values.of(&row.traits, "kubelet").filter(|version| is_past_gateways(version));
+    let version = compute.iter().find_map(version).filter(|_| split)?;
+    let detail = format!(
+        "a gateway-enabled classic cluster, as its worker pools gateway and compute show, with kubelet {version}: that kind ended with IKS 1.23 and Red Hat OpenShift 4.9"
+    );
+    let next = "plan a new cluster on VPC and move the workloads there; until then nothing is to be done";
+    let mut draft = Draft::new("GatewayClusterUnsupported", Info, detail, next);
+    draft.area = Area::Integrity;
+    Some(draft)
+}
+
+/// IKS names itself in the version; the kubelet of OpenShift 4.9 is of 1.22.
+fn is_past_gateways(kubelet: &str) -> bool {
+    let minor = kubelet.strip_prefix("v1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    let last = if kubelet.contains("+IKS") { 23 } else { 22 };
+    kubelet.contains('+') && minor.is_some_and(|minor| minor > last)
 }
 
 /// Somebody collected the metrics and no longer does (R179): no data is not "well".

@@ -85,3 +85,25 @@ fn a_longer_mtu_is_a_warning_and_a_shorter_one_is_not() {
     );
     assert!(drafts[0].detail.contains("1480 on n1, 1450 on n9; long packets"), "{}", drafts[0].detail);
 }
+
+#[test]
+fn an_mtu_that_nobody_can_be_asked_about_is_said_as_such() {
+    let worker = crate::aggregator::testing::node("n1", "z", "p", "Normal", &[]);
+    let mut cluster = crate::aggregator::testing::cluster(&[worker], &[]);
+    cluster.mtus_told("n1", [1480, 1450], at(0));
+    cluster.odd_mtus.insert("n1".into(), Odd::new(0, at(5), None, ""));
+    assert!(findings(&cluster).is_empty(), "it has not been asked yet");
+    cluster.odd_mtus.get_mut("n1").expect("there").unanswered = UNANSWERED;
+    let drafts = findings(&cluster);
+    assert_eq!(
+        (drafts.len(), drafts[0].code, drafts[0].severity, drafts[0].since),
+        (1, "MtuMismatch", Info, Some(at(5)))
+    );
+    assert!(
+        drafts[0]
+            .detail
+            .contains("tunnel of 1 workers is said to be another one than on most of their zone (1480 on n1)")
+    );
+    cluster.odd_mtus.insert("n1".into(), Odd::new(0, at(5), Some((1480, 1450)), "n2"));
+    assert!(findings(&cluster)[0].detail.contains("long packets"), "it was asked");
+}

@@ -222,3 +222,28 @@ fn metrics_that_are_not_collected_any_more_are_told() {
     assert_eq!(look(900, false), [("AgentScrapeFailing", Warning, vec![])]);
     assert!(look(910, true).is_empty(), "it clears");
 }
+
+#[test]
+fn a_gateway_enabled_cluster_that_is_newer_than_they_were_made_for_is_told() {
+    let told = |kubelet: &'static str, public: [bool; 2]| {
+        let cluster = planted(move |number, node| {
+            let gateway = number < 2;
+            let labels = &mut node["metadata"]["labels"];
+            labels["ibm-cloud.kubernetes.io/worker-pool-name"] = if gateway { "gateway" } else { "compute" }.into();
+            node["status"]["nodeInfo"]["kubeletVersion"] = kubelet.into();
+            if public[usize::from(!gateway)] {
+                let addresses = &mut node["status"]["addresses"];
+                *addresses = serde_json::json!([{"type": "ExternalIP", "address": format!("169.1.1.{number}")}]);
+            }
+        });
+        codes(&cluster, 0).into_iter().map(|(code, ..)| code).collect::<Vec<_>>()
+    };
+    for kubelet in ["v1.24.17+IKS", "v1.33.1+IKS", "v1.23.5+b463d71"] {
+        assert_eq!(told(kubelet, [true, false]), ["GatewayClusterUnsupported"], "{kubelet}");
+    }
+    for kubelet in ["v1.23.17+IKS", "v1.22.0+894a78b", "v1.33.1", "odd"] {
+        assert!(told(kubelet, [true, false]).is_empty(), "{kubelet}");
+    }
+    assert!(told("v1.33.1+IKS", [true, true]).is_empty(), "pools that only have these names");
+    assert!(told("v1.33.1+IKS", [false, false]).is_empty());
+}
