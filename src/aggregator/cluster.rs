@@ -38,9 +38,9 @@ const MOST_ADDRESSES: usize = 16;
 const MAINTENANCE: &str = "nodevitals.dev/maintenance";
 /// Taint of a node that the autoscaler of Kubernetes is about to take away.
 const SCALED_DOWN: &str = "ToBeDeletedByClusterAutoscaler";
-/// Taints of a machine that was shut down on purpose: by the provider (`cloud-provider/api/well_known_taints.go`), or as its
-/// owner says (`k8s.io/api/core/v1/well_known_taints.go`).
-const SHUT_DOWN: [&str; 2] = ["node.cloudprovider.kubernetes.io/shutdown", "node.kubernetes.io/out-of-service"];
+/// Taint of a machine of which its owner says that it is off (`k8s.io/api/core/v1/well_known_taints.go`). That the provider finds
+/// it stopped (`node.cloudprovider.kubernetes.io/shutdown`) does not say that anybody wanted it.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// Taints of the control plane's nodes.
 const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 
@@ -340,7 +340,7 @@ impl Cluster {
             network_taint: network_taint.is_some(),
             network_taint_since: network_taint.and_then(|taint| taint.time_added),
             maintained: meta.annotations.get(MAINTENANCE).is_some()
-                || [SCALED_DOWN].iter().chain(&SHUT_DOWN).any(|key| node.spec.taint(key).is_some()),
+                || [SCALED_DOWN, OUT_OF_SERVICE].iter().any(|key| node.spec.taint(key).is_some()),
             migration: meta.labels.get(MIGRATION).map(|stage| self.word(stage)),
             control_plane: CONTROL_PLANE.iter().any(|key| node.spec.taint(key).is_some()),
             list: self.nodes_sight.list(),

@@ -14,7 +14,10 @@ use super::looked::Unread;
 use super::row::Condition;
 use super::store::Store;
 use super::watch::escaped;
+use crate::clock::since_boot;
 
+/// What was read is read again after this time: a kubelet whose Node cannot be written may well renew its Lease.
+const AGAIN: Duration = Duration::from_secs(60);
 /// Who is to be asked about is looked up this often.
 const TICK: Duration = Duration::from_secs(5);
 /// One question.
@@ -32,6 +35,8 @@ pub(crate) struct Contact {
     silent: Option<Timestamp>,
     /// When it was renewed last; none where there is none, or no permission to read it.
     at: Option<Timestamp>,
+    /// When it was read.
+    read: Duration,
 }
 
 /// When the kubelet of this node was heard last, if it is silent and that is known.
@@ -44,7 +49,7 @@ pub(crate) fn last(cluster: &Cluster, node: &str) -> Option<Timestamp> {
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
     loop {
         tokio::time::sleep(TICK).await;
-        let wanted = wanted(&mut store.lock().cluster);
+        let wanted = wanted(&mut store.lock().cluster, since_boot());
         for (node, silent) in wanted {
             let at = match ask(client, &node).await {
                 Ok(at) => at,
@@ -53,22 +58,23 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
                 Err(Unread::Failed(_)) => break,
             };
             store.change(|cluster| {
-                cluster.revision += u64::from(at.is_some());
-                cluster.contacts.insert(node.into(), Contact { silent, at });
+                let before = cluster.contacts.insert(node.into(), Contact { silent, at, read: since_boot() });
+                cluster.revision += u64::from(before.and_then(|before| before.at) != at);
             });
         }
     }
 }
 
 /// Whose Lease is to be read, with since when they are silent. What is no longer so is forgotten.
-fn wanted(cluster: &mut Cluster) -> Vec<(String, Option<Timestamp>)> {
+fn wanted(cluster: &mut Cluster, now: Duration) -> Vec<(String, Option<Timestamp>)> {
     let silent = cluster.nodes().filter(|(_, row)| row.kubelet_silent());
     let mut silent: Vec<(Option<Timestamp>, String)> =
         silent.map(|(name, row)| (row.ready.as_ref().and_then(Condition::since), name.to_owned())).collect();
     silent.sort_unstable();
     silent.truncate(MOST);
     cluster.contacts.retain(|node, _| silent.iter().any(|(_, name)| **name == **node));
-    let known = |name: &str, since| cluster.contacts.get(name).is_some_and(|contact| contact.silent == since);
+    let fresh = |contact: &Contact, since| contact.silent == since && now.saturating_sub(contact.read) < AGAIN;
+    let known = |name: &str, since| cluster.contacts.get(name).is_some_and(|contact| fresh(contact, since));
     silent.into_iter().filter(|(since, name)| !known(name, *since)).map(|(since, name)| (name, since)).collect()
 }
 
@@ -99,27 +105,29 @@ mod tests {
     }
 
     #[test]
-    fn those_that_are_silent_are_asked_about_once_for_each_silence() {
+    fn those_that_are_silent_are_asked_about_now_and_then() {
         let mut cluster = cluster(&[worker("a"), silent(worker("b"))], &[]);
-        assert_eq!(wanted(&mut cluster), [("b".to_owned(), Some(at(-120)))]);
+        let now = Duration::from_secs(1000);
+        assert_eq!(wanted(&mut cluster, now), [("b".to_owned(), Some(at(-120)))]);
         assert_eq!(last(&cluster, "b"), None);
-        cluster.contacts.insert("b".into(), Contact { silent: Some(at(-120)), at: Some(at(-165)) });
-        assert!(wanted(&mut cluster).is_empty());
+        cluster.contacts.insert("b".into(), Contact { silent: Some(at(-120)), at: Some(at(-165)), read: now });
+        assert!(wanted(&mut cluster, now + AGAIN / 2).is_empty());
+        assert_eq!(wanted(&mut cluster, now + AGAIN).len(), 1, "it may have been renewed since");
         assert_eq!((last(&cluster, "b"), last(&cluster, "a")), (Some(at(-165)), None));
         // It was heard, and is silent again.
         let mut again = silent(worker("b"));
         again["status"]["conditions"][0]["lastTransitionTime"] = json!(at(60));
         apply(&mut cluster, &again);
         assert_eq!(last(&cluster, "b"), None, "that was another silence");
-        assert_eq!(wanted(&mut cluster), [("b".to_owned(), Some(at(60)))]);
+        assert_eq!(wanted(&mut cluster, now), [("b".to_owned(), Some(at(60)))]);
         apply(&mut cluster, &worker("b"));
-        assert!(wanted(&mut cluster).is_empty() && cluster.contacts.is_empty());
+        assert!(wanted(&mut cluster, now).is_empty() && cluster.contacts.is_empty());
     }
 
     #[test]
     fn of_many_some_are_enough() {
         let all: Vec<Value> = (0..40).map(|number| silent(worker(&format!("n{number:02}")))).collect();
-        assert_eq!(wanted(&mut cluster(&all, &[])).len(), MOST);
+        assert_eq!(wanted(&mut cluster(&all, &[]), Duration::ZERO).len(), MOST);
     }
 
     #[test]

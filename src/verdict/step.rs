@@ -140,17 +140,17 @@ impl Beliefs {
         let is_seen = |subject: &String| seen.iter().any(|finding| finding.subject == *subject);
         let missed = self.findings.iter_mut().filter(|((code, subject), _)| *code == check.code && !is_seen(subject));
         missed.for_each(|(_, belief)| belief.miss(now));
+        let (before, mut began) = (worst, false);
         for finding in seen {
             let key = (check.code, finding.subject.clone());
             let belief = self.findings.entry(key).or_insert_with(|| Belief::new(check, finding, now));
             belief.see(finding, now);
-            let began = belief.settle(finding, held, &self.patience, slower, now);
-            // One that is only worth knowing does not hide how often problems of its code come back.
-            let before = worst;
+            began |= belief.settle(finding, held, &self.patience, slower, now);
             worst = worst.max(belief.raised.then_some(belief.severity));
-            if began || worst > before {
-                self.flapping.begins(check.code, now);
-            }
+        }
+        // One that is only worth knowing does not hide how often problems of its code come back.
+        if began || worst > before {
+            self.flapping.begins(check.code, now);
         }
         // What had not lasted long enough to count and is gone never was.
         self.findings.retain(|(code, _), belief| *code != check.code || belief.raised || !belief.is_gone());

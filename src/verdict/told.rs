@@ -16,8 +16,8 @@ pub const ANNOTATION_PREFIX: &str = "nodevitals.dev/";
 const LONGEST_EPISODES: usize = 2 * 1024;
 /// Longest value of the annotation `findings`, in bytes (product contract).
 const LONGEST_FINDINGS: usize = 8 * 1024;
-/// Longest text of one finding in the annotation `findings`, in bytes: a finding that begins goes with two conditions
-/// in a patch of 4 KiB. The agent's own page and its state file have the whole.
+/// Longest text of one finding in the annotation `findings`, in bytes: one that begins on a healthy node goes with two
+/// conditions in a patch of 4 KiB. The agent's own page and its state file have the whole.
 const LONGEST_TEXT: usize = 448;
 /// Types of conditions that an earlier version wrote and no check writes any more: they are taken off the Nodes. They
 /// have to stay in `ownTypes` of `deploy/policy-agent.yaml`, which lets an agent touch no others.

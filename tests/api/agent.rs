@@ -241,9 +241,14 @@ struct Patcher {
     pause: Duration,
 }
 
-const KUBELET: Patcher =
-    Patcher { kind: "Ready", says: &[("True", "KubeletReady")], times: &["lastHeartbeatTime"], pause: Duration::ZERO };
-/// It writes when it comes up and goes; without a pause who replaces the Node would have no chance.
+// Without a pause who replaces the Node would have no chance.
+const KUBELET: Patcher = Patcher {
+    kind: "Ready",
+    says: &[("True", "KubeletReady")],
+    times: &["lastHeartbeatTime"],
+    pause: Duration::from_millis(100),
+};
+/// It writes when it comes up and goes.
 const CALICO: Patcher = Patcher {
     kind: "NetworkUnavailable",
     says: &[("False", "CalicoIsUp"), ("True", "CalicoIsDown")],

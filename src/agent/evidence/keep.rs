@@ -107,6 +107,8 @@ pub(crate) struct Keeper {
     /// What conditions wait for.
     awaited: BTreeMap<Key, Awaited>,
     last: Option<Instant>,
+    /// When the breath was passed over last.
+    hurried: Option<Instant>,
     /// Something is bad of which evidence is taken once the breath is over, or another bundle written.
     owes: bool,
 }
@@ -134,6 +136,7 @@ impl Keeper {
             known: BTreeSet::new(),
             awaited: BTreeMap::new(),
             last: None,
+            hurried: None,
             owes: false,
         }
     }
@@ -164,8 +167,9 @@ impl Keeper {
         let next = new.iter().find(|it| is_fit(it)).or_else(|| new.first());
         self.owes = next.is_some();
         let next = next?;
-        let rests = !is_fit(next) && self.last.is_some_and(|last| last.elapsed() < BREATH);
-        if rests || self.kept.running.swap(true, Ordering::Relaxed) {
+        let breathes = self.last.is_some_and(|last| last.elapsed() < BREATH);
+        // Once in a breath: what follows from one fault would push out the bundle of its first look.
+        if (breathes && !(is_fit(next) && self.may_hurry())) || self.kept.running.swap(true, Ordering::Relaxed) {
             return None;
         }
         // The bundle before is written, and this one holds all that is bad now.
@@ -173,14 +177,22 @@ impl Keeper {
         self.awaited.values_mut().for_each(|it| it.begun = true);
         self.owes = false;
         self.known = now;
-        self.last = Some(Instant::now());
+        let now = Instant::now();
+        self.hurried = if breathes { Some(now) } else { self.hurried };
+        self.last = Some(now);
         Some(Episode::from(*next))
+    }
+
+    /// Whether the breath may be passed over for what is fit for repair.
+    fn may_hurry(&self) -> bool {
+        self.hurried.is_none_or(|at| at.elapsed() >= BREATH)
     }
 
     /// When to ask again though nothing else has changed, if evidence is owed.
     pub(crate) fn owes_in(&self) -> Option<Duration> {
         let since = self.last.map_or(BREATH, |last| last.elapsed());
-        let rest = if self.awaited.values().all(|it| it.begun) { BREATH.saturating_sub(since) } else { Duration::ZERO };
+        let hurries = self.awaited.values().any(|it| !it.begun) && self.may_hurry();
+        let rest = if hurries { Duration::ZERO } else { BREATH.saturating_sub(since) };
         self.owes.then(|| rest.max(Duration::from_secs(1)))
     }
 

@@ -27,8 +27,8 @@ use super::peers::{self, PeerSource, Peers};
 use super::probe::{self, Depth, Target};
 use super::trail::{Trail, Walk};
 use crate::facts::{
-    ClusterMap, Cni, CniKubeconfig, ControlPlanePath, FaultKind, Kubelet, LookError, PathEnd, PathLeg, PathStep,
-    Reason, Ruleset, Seen,
+    ClusterMap, Cni, CniKubeconfig, ControlPlanePath, FaultKind, Kubelet, LookError, PathEnd, PathFault, PathLeg,
+    PathStep, Reason, Ruleset, Seen,
 };
 
 /// A bundle of certificate authorities is some kilobytes; in bytes.
@@ -217,8 +217,8 @@ impl ControlPlaneSource {
         let walks = due.iter().map(|target| probe::walk(target, Depth::Connection, &self.blocking));
         let walked = join_all(walks.map(|walk| timeout(SERVER_OF_CNI, walk))).await;
         let now = Instant::now();
-        // What was known of one that takes too long is neither confirmed nor refuted.
-        let walked = due.iter().zip(walked).filter_map(|(target, leg)| Some((target.to(), (leg.ok()?, now))));
+        let walked =
+            due.iter().zip(walked).map(|(target, leg)| (target.to(), (leg.unwrap_or_else(|_| cut(target)), now)));
         self.cni.extend(walked);
         self.cni.values().map(|(leg, _)| leg.clone()).collect()
     }
@@ -363,6 +363,13 @@ async fn tls(host: &HostRoot, cluster: &kubeconfig::Cluster) -> Result<ClientCon
     // A session that is taken up again shows no certificate.
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// A way on which no connection stood in time, whatever of it took so long.
+fn cut(target: &Target) -> PathLeg {
+    let fault = PathFault::new(PathStep::Connect, FaultKind::TimedOut, "");
+    let end = PathEnd::Fault(fault);
+    PathLeg { to: target.to(), address: None, port: target.port, source: None, end, clock_ahead: None }
 }
 
 #[cfg(test)]

@@ -162,6 +162,14 @@ async fn a_fault_for_which_machines_are_replaced_waits_for_no_breath_and_is_wait
     assert!(keeper.holds(None, &tells), "it is being written");
     keeper.kept.running.store(false, Ordering::Relaxed);
     assert!(!keeper.holds(None, &tells), "it is written");
+    // A breath is passed over once: what follows from one fault would push out the evidence of its beginning.
+    let next = raised("RuntimeNotReady", Severity::Critical, Area::Runtime, 2);
+    let both = report([both.verdict.findings.clone(), vec![next]].concat(), 2);
+    assert_eq!(keeper.wants(&both.verdict), None);
+    assert!(keeper.owes_in().is_some_and(|wait| wait > Duration::from_secs(1) && wait <= BREATH));
+    keeper.last = Instant::now().checked_sub(BREATH);
+    assert!(keeper.wants(&both.verdict).is_some());
+    keeper.kept.running.store(false, Ordering::Relaxed);
     // What begins after that holds nothing back that has its evidence.
     let third = raised("InodesExhausted", Severity::Critical, Area::Capacity, 2);
     keeper.last = Instant::now().checked_sub(BREATH);

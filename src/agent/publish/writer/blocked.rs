@@ -36,7 +36,10 @@ impl Writer {
     pub(super) async fn held_up(&mut self, why: String) {
         let read = timeout(self.patience, read_node(&self.ways[0].unary, &self.node)).await;
         match read {
-            Ok(Ok(_)) => self.tell_writes(Some(why)),
+            Ok(Ok(now)) => {
+                self.tell_writes(Some(why));
+                self.tell_node(&now);
+            }
             // What was known of writes is neither confirmed nor refuted.
             _ if self.is_blocked() => {
                 let error = LookError::new(&self.ways[0].server, Reason::TimedOut, "reads are not answered either");

@@ -35,22 +35,26 @@ struct Place<'a> {
 /// The places that are cut off whole, if that is all that is cut off.
 pub(super) fn suspected(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Option<Draft> {
     let limits = cluster.limits();
-    // One that is new or worked on is on its way.
-    let counts = |row: &Row| {
-        !row.maintained && !in_maintenance(row, now) && lasts(row.created, limits.settling_seconds.into(), now)
+    // One that is new, or was worked on before, is on its way; one that was cordoned afterwards was cordoned because of it.
+    let counts = |row: &Row, since: Option<Timestamp>| {
+        !row.maintained
+            && !in_maintenance(row, since.unwrap_or(now))
+            && lasts(row.created, limits.settling_seconds.into(), now)
     };
-    let counted: Vec<(&str, &Row, Option<Timestamp>)> =
-        workers.iter().filter(|(_, row)| counts(row)).map(|(name, row)| (*name, *row, cut_since(row))).collect();
-    let times = || counted.iter().filter_map(|(.., since)| *since);
-    let (first, last) = (times().min()?, times().max()?);
-    let together = last.as_second() - first.as_second() <= TOGETHER;
-    if !together
-        || !lasts(Some(last), LASTS, now)
-        || cluster.memory.master.explains(Some(first), limits.master_update(), now)
-    {
+    let all = workers.iter().map(|(name, row)| (*name, *row, cut_since(row)));
+    let mut counted: Vec<(&str, &Row, Option<Timestamp>)> = all.filter(|(_, row, since)| counts(row, *since)).collect();
+    // Those that were lost long before most of these, or come after, are lost for themselves.
+    let mut times: Vec<Timestamp> = counted.iter().filter_map(|(.., since)| *since).collect();
+    times.sort_unstable();
+    let middle = times.get(times.len() / 2)?.as_second();
+    let near = |since: Timestamp| since.as_second().abs_diff(middle) <= TOGETHER.unsigned_abs();
+    counted.retain(|(.., since)| since.is_none_or(near));
+    times.retain(|since| near(*since));
+    let (first, last) = (*times.first()?, *times.last()?);
+    if !lasts(Some(last), LASTS, now) || cluster.memory.master.explains(Some(first), limits.master_update(), now) {
         return None;
     }
-    let cut = times().count();
+    let cut = times.len();
     let (kind, places) = PLACES.iter().find_map(|kind| Some((*kind, whole(cluster, &counted, kind, cut)?)))?;
     let named: Vec<&str> = places.iter().take(NAMED).map(|(name, _)| *name).collect();
     let more = if places.len() > NAMED { ", ..." } else { "" };
@@ -168,14 +172,12 @@ mod tests {
             assert!(told(&quiet(count), 0).is_none(), "{count}: nobody, some of a zone, one elsewhere too, all");
         }
         assert!(told(&quiet(3), -1).is_none(), "a device that fails over is back by then");
-        let long_before = planted(3, |number, node| {
-            let mut node = silent(node);
-            if number == 0 {
-                node["status"]["conditions"][0]["lastTransitionTime"] = at(-600).to_string().into();
-            }
+        let each = planted(3, |number, node| {
+            let (mut node, before) = (silent(node), 600 * i64::try_from(number).expect("few"));
+            node["status"]["conditions"][0]["lastTransitionTime"] = at(-120 - before).to_string().into();
             node
         });
-        assert!(told(&long_before, 0).is_none(), "each for itself");
+        assert!(told(&each, 0).is_none(), "each for itself");
         let reloaded = planted(3, |_, node| {
             let mut node = silent(node);
             node["spec"]["unschedulable"] = true.into();
@@ -186,6 +188,24 @@ mod tests {
         updated.memory.master.answered("v1.34.2", at(-30));
         updated.memory.master.answered("v1.35.4", at(0));
         assert!(told(&updated, 0).is_none(), "the control plane is being updated");
+    }
+
+    #[test]
+    fn who_was_lost_long_before_or_is_cordoned_for_it_hides_nothing() {
+        let mut cluster = quiet(3);
+        let mut other = silent(node("n7", "b", "p", "Normal", &[]));
+        for second in [-9_000, 900] {
+            other["status"]["conditions"][0]["lastTransitionTime"] = at(second).to_string().into();
+            apply(&mut cluster, &other);
+            assert_eq!(told(&cluster, 1_200).map(|draft| draft.on.len()), Some(3), "{second}");
+        }
+        for number in 0..3 {
+            let mut node = silent(node(&format!("n{number}"), "a", "p", "Normal", &[]));
+            node["spec"] = serde_json::json!({"unschedulable": true, "taints": [{"key": "node.kubernetes.io/unschedulable",
+                "effect": "NoSchedule", "timeAdded": at(300)}]});
+            apply(&mut cluster, &node);
+        }
+        assert_eq!(told(&cluster, 1_200).map(|draft| draft.on.len()), Some(3), "cordoned because of it");
     }
 
     #[test]

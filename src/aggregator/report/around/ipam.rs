@@ -176,17 +176,17 @@ fn leaked(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Option<Draft> {
     Some(draft.since(all().map(|it| it.since).min()).on(nodes.into_iter().map(|(_, node)| node)))
 }
 
-/// The workers on which calico-node fails, if there may have been a time without any worker: all came after Calico, and none
-/// is known to have been there already when one of these nodes went.
+/// The workers on which calico-node fails, if there may have been a time without any worker: all came after Calico, and one of
+/// these nodes went before any of them was there, as far as that is known.
 fn without_workers(cluster: &Cluster, old: &[(&str, &Left)], now: Timestamp) -> Option<Vec<String>> {
     let sets =
         cluster.surroundings.workloads("calico-node").chain(cluster.surroundings.workloads("calico-kube-controllers"));
     let made = sets.filter_map(|set| set.created).max()?;
     let newer = cluster.nodes().all(|(_, row)| row.created.is_some_and(|created| created > made));
-    let ends = || old.iter().filter_map(|(node, _)| cluster.memory.gone(node));
-    let here = |row: &Row| ends().any(|gone| row.created.is_some_and(|created| created.as_second() < gone.at));
-    let there = cluster.nodes().any(|(_, row)| here(row));
-    failing(cluster, now).filter(|failing| newer && !there && !failing.is_empty())
+    let after = |at: i64| cluster.nodes().all(|(_, row)| row.created.is_none_or(|created| created.as_second() >= at));
+    let alone = |node: &str| cluster.memory.gone(node).is_none_or(|gone| after(gone.at));
+    let none = old.iter().any(|(node, _)| alone(node));
+    failing(cluster, now).filter(|failing| newer && none && !failing.is_empty())
 }
 
 /// Two nodes have the same block, or one in the other: each throws away what is for the other's Pods.

@@ -89,7 +89,7 @@ fn who_is_left_over_goes_or_is_new_is_not_missed() {
     assert_eq!(told(|node| node["metadata"]["creationTimestamp"] = at(-600).to_string().into()).len(), 1);
     assert!(told(|node| node["spec"]["unschedulable"] = true.into()).is_empty(), "somebody works on it");
     let taint = |key: &str| serde_json::json!([{"key": key, "effect": "NoSchedule"}]);
-    let down = taint("node.cloudprovider.kubernetes.io/shutdown");
+    let down = taint("node.kubernetes.io/out-of-service");
     let shut = codes(
         &planted(move |number, node| {
             let mut node = if number == 0 { mute(node) } else { return node };
@@ -98,7 +98,7 @@ fn who_is_left_over_goes_or_is_new_is_not_missed() {
         }),
         0,
     );
-    assert!(shut.is_empty(), "it was shut down, and who did it knows");
+    assert!(shut.is_empty(), "it is off, and its owner says so");
     let mut twin = cut(0);
     let mut old = mute(worker(9));
     old["status"]["addresses"] = serde_json::json!([{"type": "InternalIP", "address": "10.0.0.1"}]);
