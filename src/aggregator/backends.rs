@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::Request;
 use jiff::Timestamp;
 use kube::Client;
 
-use super::looked::{self, Look, Looked, Unread};
+use super::looked::{self, Look, Looked, Unread, get};
 use super::model::ListPage;
 use super::object::ObjectView;
 use super::store::Store;
@@ -18,8 +17,6 @@ use super::surroundings::Surroundings;
 
 /// While each has somebody, the same Services are looked at again after this time.
 const AGAIN: Duration = Duration::from_secs(60);
-/// One question.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// Services that are looked at.
 const MOST: usize = 32;
 /// Endpoints of one that are kept.
@@ -133,17 +130,6 @@ fn endpoints(slices: &[ObjectView]) -> Vec<Endpoint> {
     all.sort_unstable();
     all.dedup_by(|a, b| !a.pod.is_empty() && a == b);
     all
-}
-
-/// None where there is no such thing.
-async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Result<Option<T>, Unread> {
-    let request = Request::get(path).body(Vec::new()).map_err(|error| Unread::Failed(error.to_string()))?;
-    let answer = tokio::time::timeout(DEADLINE, client.request(request)).await;
-    match answer.map_err(|_| Unread::late(DEADLINE))? {
-        Ok(object) => Ok(Some(object)),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 #[cfg(test)]

@@ -4,14 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::Request;
 use jiff::Timestamp;
 use kube::Client;
 use serde_json::Value;
 
 use super::cluster::Cluster;
-use super::looked::Unread;
-use super::row::Condition;
+use super::looked::{Unread, get};
 use super::store::Store;
 use super::watch::escaped;
 use crate::clock::since_boot;
@@ -20,8 +18,6 @@ use crate::clock::since_boot;
 const AGAIN: Duration = Duration::from_secs(60);
 /// Who is to be asked about is looked up this often.
 const TICK: Duration = Duration::from_secs(5);
-/// One question.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// So many are asked about, those that are silent for longest: where many are it is not each for itself.
 const MOST: usize = 8;
 
@@ -41,7 +37,7 @@ pub(crate) struct Contact {
 
 /// When the kubelet of this node was heard last, if it is silent and that is known.
 pub(crate) fn last(cluster: &Cluster, node: &str) -> Option<Timestamp> {
-    let silent = cluster.node(node)?.ready.as_ref().and_then(Condition::since);
+    let silent = cluster.node(node)?.ready_since();
     cluster.contacts.get(node).filter(|contact| contact.silent == silent)?.at
 }
 
@@ -69,7 +65,7 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
 fn wanted(cluster: &mut Cluster, now: Duration) -> Vec<(String, Option<Timestamp>)> {
     let silent = cluster.nodes().filter(|(_, row)| row.kubelet_silent());
     let mut silent: Vec<(Option<Timestamp>, String)> =
-        silent.map(|(name, row)| (row.ready.as_ref().and_then(Condition::since), name.to_owned())).collect();
+        silent.map(|(name, row)| (row.ready_since(), name.to_owned())).collect();
     silent.sort_unstable();
     silent.truncate(MOST);
     cluster.contacts.retain(|node, _| silent.iter().any(|(_, name)| **name == **node));
@@ -80,13 +76,8 @@ fn wanted(cluster: &mut Cluster, now: Duration) -> Vec<(String, Option<Timestamp
 
 async fn ask(client: &Client, node: &str) -> Result<Option<Timestamp>, Unread> {
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{}", escaped(node));
-    let request = Request::get(path).body(Vec::new()).map_err(|error| Unread::Failed(error.to_string()))?;
-    let answer = tokio::time::timeout(DEADLINE, client.request::<Value>(request)).await;
-    match answer.map_err(|_| Unread::late(DEADLINE))? {
-        Ok(lease) => Ok(renewed(&lease)),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let lease: Option<Value> = get(client, &path).await?;
+    Ok(lease.as_ref().and_then(renewed))
 }
 
 fn renewed(lease: &Value) -> Option<Timestamp> {

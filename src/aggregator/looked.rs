@@ -3,12 +3,18 @@
 
 use std::time::Duration;
 
+use http::Request;
+use kube::Client;
+
 use crate::clock::since_boot;
 
 /// Whether something else has to be looked at is found out this often.
 const TICK: Duration = Duration::from_secs(5);
 /// While something is wrong, the same is looked at again after this time.
 const SOON: Duration = Duration::from_secs(15);
+
+/// One question.
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What is asked for now and then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +62,17 @@ impl From<kube::Error> for Unread {
             kube::Error::Api(status) if status.code == 403 => Unread::Denied,
             error => Unread::Failed(crate::api::chain(&error)),
         }
+    }
+}
+
+/// Asks for one object; none where there is no such thing.
+pub(super) async fn get<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Result<Option<T>, Unread> {
+    let request = Request::get(path).body(Vec::new()).map_err(|error| Unread::Failed(error.to_string()))?;
+    let answer = tokio::time::timeout(DEADLINE, client.request(request)).await;
+    match answer.map_err(|_| Unread::late(DEADLINE))? {
+        Ok(object) => Ok(Some(object)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -10,14 +10,12 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-use super::looked::{self, Look, Looked, Unread};
+use super::looked::{self, DEADLINE, Look, Looked, Unread};
 use super::store::Store;
 use super::surroundings::Surroundings;
 
 /// While all is well, the same is looked at again after this time.
 const AGAIN: Duration = Duration::from_secs(300);
-/// One question.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// Namespaces in which calico-node is: one, or two while it moves.
 const MOST: usize = 4;
 /// What calico-node does with its Secret.

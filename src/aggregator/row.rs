@@ -221,6 +221,11 @@ impl Row {
     pub(crate) fn kubelet_silent(&self) -> bool {
         self.ready.as_ref().is_some_and(|ready| ready.status == Status::Unknown)
     }
+
+    /// Since when it is Ready, or not, or silent.
+    pub(crate) fn ready_since(&self) -> Option<Timestamp> {
+        self.ready.as_ref().and_then(Condition::since)
+    }
 }
 
 impl Condition {

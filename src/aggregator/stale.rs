@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::cluster::Cluster;
-use super::row::{AgentPod, Condition, Row};
+use super::row::{AgentPod, Row};
 use crate::verdict::{Now, Raised};
 
 /// Findings by which the agent itself says that the kubelet is silent: it is alive, and knows more than we do.
@@ -234,7 +234,7 @@ fn missing(row: &Row, agents: &[AgentPod]) -> Option<Missing> {
 fn gone(what: Missing, row: &Row, agents: &[AgentPod], noticed: Timestamp) -> Gone {
     let pod = agents.first();
     let reported = match what {
-        Missing::Kubelet => row.ready.as_ref().and_then(Condition::since),
+        Missing::Kubelet => row.ready_since(),
         Missing::Agent => pod.and_then(|pod| pod.since),
     };
     // Other clocks may be ahead of ours; nothing went missing after it was noticed.

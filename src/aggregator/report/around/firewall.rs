@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::super::scope::in_maintenance;
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
-use crate::aggregator::row::{Condition, Row};
+use crate::aggregator::row::Row;
 use crate::aggregator::stale::agent_knows;
 use crate::checks::Area;
 use crate::checks::Severity::Warning;
@@ -97,7 +97,7 @@ fn whole<'a>(
 /// Since when the control plane and a worker do not reach each other, where the worker itself does not say why.
 fn cut_since(row: &Row) -> Option<Timestamp> {
     if row.kubelet_silent() {
-        return row.ready.as_ref().and_then(Condition::since).filter(|_| !agent_knows(row));
+        return row.ready_since().filter(|_| !agent_knows(row));
     }
     let lost = row.findings.iter().find(|it| it.code == "MasterUnreachable" && it.caused_by.is_none())?;
     (!row.marked_stale()).then_some(lost.since)

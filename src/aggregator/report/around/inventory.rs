@@ -58,7 +58,7 @@ fn left_over(cluster: &Cluster, duplicates: &HashMap<&str, &str>) -> Option<Draf
     );
     let next = format!("see that {twin} is Ready, then `kubectl delete node {old}`; never the Ready one of the two");
     let draft = Draft::new("DuplicateNodeObject", Info, detail, next);
-    let since = |name: &str| cluster.node(name)?.ready.as_ref()?.since();
+    let since = |name: &str| cluster.node(name)?.ready_since();
     Some(draft.on_since(&pairs.into_iter().map(|(old, _)| (old, since(old))).collect::<Vec<_>>()))
 }
 

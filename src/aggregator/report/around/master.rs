@@ -8,7 +8,7 @@ use super::super::scope::in_maintenance;
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::contact;
-use crate::aggregator::row::{Condition, Row};
+use crate::aggregator::row::Row;
 use crate::aggregator::stale::agent_knows;
 use crate::checks::Area;
 use crate::checks::Severity::{Critical, Info, Warning};
@@ -42,7 +42,7 @@ impl<'a> Silence<'a> {
         }
         // Of one whose kubelet is still heard, by its agent's word, its Ready says nothing.
         let of = |row: &Row| {
-            if row.kubelet_silent() { row.ready.as_ref()?.since() } else { row.since_of("MasterUnreachable") }
+            if row.kubelet_silent() { row.ready_since() } else { row.since_of("MasterUnreachable") }
         };
         // Since the first of them; those that were silent long before are no part of it.
         let mut since: Vec<Timestamp> = silent.iter().filter_map(|(_, row)| of(row)).collect();
@@ -98,7 +98,7 @@ pub(super) fn updating(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
 /// The control plane does not hear these kubelets, and no agent says why (R041). `NetworkUnavailable` may well stay False.
 pub(super) fn unheard(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Option<Draft> {
     let limits = cluster.limits();
-    let since = |row: &Row| row.ready.as_ref().and_then(Condition::since);
+    let since = Row::ready_since;
     let explained = |row: &Row| agent_knows(row) || SAYS_WHY.iter().any(|code| row.has(code));
     let counts = |row: &Row| {
         row.kubelet_silent()
