@@ -17,7 +17,7 @@ use super::{
     pki::{Authority, Certificate},
     shell,
     wait::within,
-    workspace::Workspace,
+    workspace::{Places, Workspace},
 };
 
 /// The API server's address on the bridge that the nodes are plugged into.
@@ -77,9 +77,12 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Waits until no other cluster is on this machine, starts one, and waits until it answers.
+    /// Waits for a place on this machine, starts one there, and waits until it answers.
     pub fn start(parts: Parts) -> Result<Self> {
-        let workspace = Workspace::new()?;
+        let workspace = Workspace::new(match parts {
+            Parts::ApiOnly => Places::ALONE,
+            Parts::Controllers => Places::WITH_NODES,
+        })?;
         let directory = workspace.directory();
         let host = Host::start("cp", SETUP, &[], workspace.logs())?;
         start_etcd(&host, directory)?;

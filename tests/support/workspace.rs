@@ -1,4 +1,4 @@
-//! A directory and a cgroup name for one control plane, and the lock that keeps the machine to one at a time.
+//! A directory and a cgroup name for one control plane, and the lock that keeps the machine to a few at a time.
 
 use std::{
     env,
@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio, id},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -15,8 +17,43 @@ use anyhow::{Context, Result};
 /// Under the machine's temporary directory, and the prefix of every cgroup.
 const PREFIX: &str = "nodevitals-test";
 
-/// Removes the directory and the cgroups as soon as the test process is gone, killed or not. The lock is its standard
-/// output, so the next control plane starts only when this is done.
+/// Where control planes of one kind run: as many side by side as there are places, of all test processes with this
+/// temporary directory.
+#[derive(Clone, Copy)]
+pub struct Places {
+    kind: &'static str,
+    count: usize,
+}
+
+impl Places {
+    /// A control plane alone waits for its API server, for timers and for hold-downs, and takes a third of a core.
+    pub const ALONE: Self = Self { kind: "api", count: 3 };
+    /// One with nodes fills a machine of two cores.
+    pub const WITH_NODES: Self = Self { kind: "cluster", count: 1 };
+
+    /// A place that nobody has, with the lock that says so.
+    fn take(self, parent: &Path) -> Result<(String, File)> {
+        let mut waits = false;
+        loop {
+            for number in 0..self.count {
+                let place = format!("{}{number}", self.kind);
+                let path = parent.join(format!("lock-{place}"));
+                let lock = File::create(&path).with_context(|| path.display().to_string())?;
+                if lock.try_lock().is_ok() {
+                    return Ok((place, lock));
+                }
+            }
+            if !waits {
+                eprintln!("waiting for another test's control plane to end");
+                waits = true;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// Removes the directory and the cgroups as soon as the test process is gone, killed or not. The lock of the place is its
+/// standard output, so the next control plane gets it only when this is done.
 const JANITOR: &str = r#"
 read -r _
 for _ in {1..150}; do
@@ -36,16 +73,16 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Waits for the machine to be free, and takes it.
-    pub fn new() -> Result<Self> {
+    /// Waits for a free place, and takes it.
+    pub fn new(places: Places) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let parent = env::temp_dir().join(PREFIX);
-        let id = format!("{PREFIX}-{}-{}", id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = parent.join(&id);
-
         make_private(&parent)?;
-        let lock = take_lock(&parent.join("lock"))?;
-        remove_leftovers(&parent)?;
+        let (place, lock) = places.take(&parent)?;
+        // Nobody else's id begins with it: the janitor and the next one here go by the beginning.
+        let id = format!("{PREFIX}-{place}-{}-{}-", id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = parent.join(&id);
+        remove_leftovers(&parent, &format!("{PREFIX}-{place}-"))?;
         make_private(&directory)?;
         let logs = env::var_os("NODEVITALS_TEST_LOGS")
             .map_or_else(|| directory.join("logs"), |kept| Path::new(&kept).join(&id));
@@ -109,25 +146,16 @@ fn make_private(directory: &Path) -> Result<()> {
         .with_context(|| format!("cannot make {}", directory.display()))
 }
 
-fn take_lock(path: &Path) -> Result<File> {
-    let lock = File::create(path).with_context(|| path.display().to_string())?;
-    if lock.try_lock().is_err() {
-        eprintln!("waiting for another test's cluster to end");
-        lock.lock()?;
-    }
-    Ok(lock)
-}
-
-/// What a janitor could not remove, because it was killed too. The lock is held, so all of it is stale.
-fn remove_leftovers(parent: &Path) -> Result<()> {
+/// What a janitor could not remove, because it was killed too. The lock of the place is held, so all of its is stale.
+fn remove_leftovers(parent: &Path, of_the_place: &str) -> Result<()> {
     for entry in fs::read_dir(parent)?.collect::<io::Result<Vec<_>>>()? {
-        if entry.file_type()?.is_dir() {
+        if entry.file_name().to_string_lossy().starts_with(of_the_place) {
             fs::remove_dir_all(entry.path())?;
         }
     }
     Command::new("find")
         .args(["/sys/fs/cgroup/", "-depth", "-type", "d", "-path"])
-        .arg(format!("*/{PREFIX}-*"))
+        .arg(format!("*/{of_the_place}*"))
         .args(["-exec", "rmdir", "{}", "+"])
         .stderr(Stdio::null())
         .status()?;
