@@ -14,6 +14,8 @@ use crate::support::wait::eventually;
 const NODES: [u8; 3] = [1, 2, 3];
 /// Long enough to be seen as one, short enough for a test; the default is longer than BGP needs.
 const HOLD: &str = "4";
+/// An agent whose question was not answered in time asks again after up to 120 s, and tells its sums with it.
+const ASKED_AGAIN: Duration = Duration::from_secs(150);
 /// An MTU has to differ for six times as long.
 const MTU_HOLD: Duration = Duration::from_secs(90);
 
@@ -145,7 +147,7 @@ fn a_block_that_one_node_lacks_or_has_alone_is_named() -> Result<()> {
     is_well(&aggregator)?;
 
     second.ip(&format!("route del {}", block(3)))?;
-    let finding = soon("the missing block", || {
+    let finding = eventually("the missing block", ASKED_AGAIN, || {
         is_told(&aggregator, "mesh2", "mesh2 has no route to pods in 172.30.3.0/26 of mesh3")
     });
     ensure!(finding["severity"] == "warning" && finding["since"].is_string(), "{finding}");
