@@ -147,6 +147,11 @@ impl Belief {
         worse
     }
 
+    /// Lets it count though it has not lasted.
+    pub(super) fn count(&mut self) {
+        self.raised = true;
+    }
+
     /// Whether it has been seen for as long as it takes to count.
     pub(super) fn has_lasted(&self, patience: &Patience, now: Now) -> bool {
         now.since(self.first_seen) >= self.raise_after(patience)

@@ -244,6 +244,12 @@ pub(super) fn explain(findings: &mut [Raised]) {
     findings.clone_from_slice(&sorted);
 }
 
+/// Whether one finding explains another by itself.
+pub(super) fn explains(cause: &Raised, finding: &Raised) -> bool {
+    let mut rules = RULES.iter().filter(|(code, _, of)| *code == cause.code && of.contains(&finding.code.as_str()));
+    cause.is_problem() && rules.any(|(_, reach, _)| reach.covers(cause, finding))
+}
+
 /// The first finding that explains each, by position.
 fn direct_causes(findings: &[Raised]) -> Vec<Option<usize>> {
     let mut direct: Vec<Option<usize>> = vec![None; findings.len()];

@@ -1,5 +1,7 @@
 //! Hold-down and hysteresis: one step from what was believed and what was seen to what is believed.
 
+mod suspects;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -99,12 +101,14 @@ impl Beliefs {
     /// Takes in the answers of one look and says what is believed now.
     pub fn step(&mut self, answers: &[(&'static Check, Outcome)], now: Now) -> Verdict {
         self.settling = self.settling.filter(|settling| settling.left(now).is_some());
+        let before = self.counted();
         for (check, outcome) in answers {
             self.answers.entry(check.code).or_default().take(outcome, now);
             self.take_findings(check, outcome, now);
         }
         self.settle_answers(now);
         self.clear(now);
+        self.count_suspects(&before, now);
         self.verdict(now)
     }
 

@@ -26,6 +26,7 @@ fn found() -> Outcome {
 }
 
 mod flapping;
+mod suspects;
 
 #[test]
 fn everything_is_unknown_before_the_first_look() {
