@@ -3,13 +3,14 @@
 //! Shared by the checks of the rules that others have put there. The packets are the first ones of connections from a pod
 //! of this node and to it. A rule whose conditions are not all understood may match or not: nothing is concluded from it.
 
+mod packet;
 mod words;
 
 use std::net::IpAddr;
 
 use super::Look;
 use crate::facts::{
-    Action, Backend, Chain, Family, FilterRule, Hook, Is, Policy, RouteAnswer, Routing, Ruleset, Seen, Table, rulesets,
+    Action, Backend, Chain, Family, FilterRule, Hook, Policy, RouteAnswer, Routing, Ruleset, Seen, Table, rulesets,
 };
 pub(super) use words::{counted, describe};
 
@@ -21,15 +22,6 @@ const DEPTH: u32 = 8;
 const OWNERS: [&str; 10] =
     ["cali-", "CILIUM_", "ANTREA-", "WEAVE-", "KUBE-ROUTER-", "KUBE-NWPLCY-", "KUBE-POD-FW-", "CNI-", "AWS-", "OVN-"];
 
-/// Links that no pod is behind, unless a route to one says so: those of Docker, libvirt, LXC and Podman.
-const NO_PODS: [&str; 6] = ["docker", "br-", "virbr", "lxc", "lxd", "podman"];
-
-/// Ports that connections are opened from where nothing else is set (`net.ipv4.ip_local_port_range`).
-const EPHEMERAL: (u16, u16) = (32_768, 60_999);
-
-/// Marks of kube-proxy: packets that it translates, of which a connection between pods is none (`masqueradeBit`).
-const MASQUERADE: u32 = 0x4000;
-
 /// A packet, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Packet {
@@ -38,8 +30,8 @@ pub(super) struct Packet {
     to: Option<IpAddr>,
     input: Option<String>,
     output: Option<String>,
-    /// Port that it goes to by TCP, if that is known.
-    tcp: Option<u16>,
+    /// Protocol, and the port that it goes to where that has ports, if they are known.
+    goes_by: Option<(u8, Option<u16>)>,
     /// Whether it belongs to a connection that was opened the other way; else it opens one.
     answer: bool,
 }
@@ -110,10 +102,10 @@ pub(super) fn packets(look: &Look<'_>) -> Vec<Packet> {
             to,
             input: link.clone(),
             output: uplink.clone(),
-            tcp: None,
+            goes_by: None,
             answer: false,
         });
-        packets.push(Packet { family, from: to, to: from, input: uplink, output: link, tcp: None, answer: false });
+        packets.push(Packet { family, from: to, to: from, input: uplink, output: link, goes_by: None, answer: false });
     }
     packets
 }
@@ -269,103 +261,6 @@ fn is_calicos_accept(rule: &FilterRule) -> bool {
 /// Whether Calico wrote a rule: it marks its own.
 fn is_calicos(rule: &FilterRule) -> bool {
     rule.comment.as_deref().is_some_and(|comment| comment.starts_with("cali:"))
-}
-
-impl Packet {
-    /// A packet between this node itself and anybody.
-    pub(super) fn of_host(family: Family) -> Self {
-        Packet { family, from: None, to: None, input: None, output: None, tcp: None, answer: false }
-    }
-
-    /// The first packet of a TCP connection that this node opens, by `output` if that is known.
-    pub(super) fn of_connection(family: Family, to: IpAddr, port: u16, output: Option<String>) -> Self {
-        Packet { to: Some(to), output, tcp: Some(port), ..Packet::of_host(family) }
-    }
-
-    /// The first packet of a TCP connection that another host opens.
-    pub(super) fn of_peer(from: IpAddr, port: u16) -> Self {
-        Packet { from: Some(from), tcp: Some(port), ..Packet::of_host(Family::of(from)) }
-    }
-
-    /// What another host answers to a TCP connection that this node opens.
-    pub(super) fn of_answer(from: IpAddr) -> Self {
-        Packet { answer: true, ..Packet::of_peer(from, EPHEMERAL.0) }
-    }
-
-    /// Its family.
-    pub(super) fn family(&self) -> Family {
-        self.family
-    }
-
-    fn has_state_of(&self, rule: &FilterRule) -> bool {
-        let state = if self.answer { FilterRule::ESTABLISHED } else { FilterRule::NEW };
-        rule.states.is_none_or(|states| states & state != 0)
-    }
-
-    fn fit(&self, rule: &FilterRule) -> Fit {
-        let kube_mark = rule.mark.as_ref().is_some_and(|mark| !mark.not && mark.value == (MASQUERADE, MASQUERADE));
-        // A connection is none of ICMP.
-        let icmp = rule.protocol.as_ref().is_some_and(|it| !it.not && matches!(it.value, 1 | 58));
-        let fits = [
-            if kube_mark || icmp || !self.has_state_of(rule) || rule.family.is_some_and(|family| family != self.family)
-            {
-                Fit::Never
-            } else {
-                Fit::Always
-            },
-            prefix_fit(rule.source.as_ref(), self.from),
-            prefix_fit(rule.destination.as_ref(), self.to),
-            link_fit(rule.input.as_ref(), self.input.as_deref()),
-            link_fit(rule.output.as_ref(), self.output.as_deref()),
-            self.port_fit(rule),
-            if rule.other_matches || rule.mark.is_some() { Fit::Maybe } else { Fit::Always },
-        ];
-        fits.into_iter().min().unwrap_or(Fit::Never)
-    }
-}
-
-impl Packet {
-    fn port_fit(&self, rule: &FilterRule) -> Fit {
-        const TCP: u8 = 6;
-        let Some(port) = self.tcp else {
-            return if rule.protocol.is_some() || !rule.ports.is_empty() { Fit::Maybe } else { Fit::Always };
-        };
-        let tcp = rule.protocol.as_ref().is_none_or(|it| (it.value == TCP) != it.not);
-        if self.answer && tcp && !rule.ports.is_empty() {
-            // From which of them this node asked is not known.
-            let (first, last) = EPHEMERAL;
-            return if rule.ports.iter().any(|(low, high)| *low <= first && last <= *high) {
-                Fit::Always
-            } else if rule.ports.iter().any(|(low, high)| *low <= last && first <= *high) {
-                Fit::Maybe
-            } else {
-                Fit::Never
-            };
-        }
-        let port = rule.ports.is_empty() || rule.ports.iter().any(|(low, high)| (*low..=*high).contains(&port));
-        if tcp && port { Fit::Always } else { Fit::Never }
-    }
-}
-
-fn prefix_fit(condition: Option<&Is<ipnet::IpNet>>, address: Option<IpAddr>) -> Fit {
-    match (condition, address) {
-        (None, _) => Fit::Always,
-        (Some(net), Some(address)) if net.value.contains(&address) != net.not => Fit::Always,
-        (Some(_), Some(_)) => Fit::Never,
-        (Some(net), None) if net.value.prefix_len() == 0 && !net.not => Fit::Always,
-        (Some(_), None) => Fit::Maybe,
-    }
-}
-
-fn link_fit(condition: Option<&Is<String>>, link: Option<&str>) -> Fit {
-    let Some(condition) = condition else { return Fit::Always };
-    let name = condition.value.as_str();
-    let yes = |is: bool| if is == condition.not { Fit::Never } else { Fit::Always };
-    match link {
-        Some(link) => yes(name.strip_suffix('+').map_or(name == link, |start| link.starts_with(start))),
-        None if name == "lo" || NO_PODS.iter().any(|start| name.starts_with(start)) => yes(false),
-        None => Fit::Maybe,
-    }
 }
 
 /// The rule or policy of this node's own that surely drops or rejects a packet at this hook, described, and what its counter

@@ -170,6 +170,9 @@ fn the_route_to_the_range_of_a_node_goes_and_leads_elsewhere() -> Result<()> {
 fn a_filter_between_nodes_drops_vxlan() -> Result<()> {
     const CODE: &str = "EncapBlocked";
     let (machine, other) = (Machine::worker()?, NetNs::new()?);
+    // By its use the agent notices changes of legacy tables at once.
+    machine.write("run/xtables.lock", "")?;
+    let lock = format!("XTABLES_LOCKFILE={}", machine.place("run/xtables.lock"));
     machine.net().connect("eth1", &other, "eth1")?;
     for number in [1, 2] {
         for line in [
@@ -197,5 +200,23 @@ fn a_filter_between_nodes_drops_vxlan() -> Result<()> {
     fleet.raises(CODE, "The node n2 answers at 10.0.0.2, but not through the tunnel at 10.244.2.0");
     other.exec(&["iptables", "-F"])?;
     fleet.clears(CODE);
+    // This node itself drops them: on their way out in a table of somebody else, and on their way in in the other backend.
+    let rule = ["-p", "udp", "--dport", "4789", "-j", "DROP"];
+    let told = |place: &str| {
+        let by = format!("this node itself drops VXLAN (UDP port 4789), by rule `{}` in {place}", rule.join(" "));
+        fleet.raises(CODE, &by);
+    };
+    let chain = "{ type filter hook output priority 0; udp dport 4789 counter drop; }";
+    machine.run(&["nft", &format!("table inet guard {{ chain out {chain} }}")])?;
+    told("out of table inet guard (nf_tables): it has matched ");
+    machine.run(&["nft", "delete table inet guard"])?;
+    fleet.clears(CODE);
+    for (iptables, backend) in [("iptables-nft", "nf_tables"), ("iptables-legacy", "legacy iptables")] {
+        let input = |how: &str| machine.run(&[&["env", &lock, iptables, how, "INPUT"][..], &rule].concat());
+        input("-I")?;
+        told(&format!("INPUT of table IPv4 filter ({backend}): it has matched "));
+        input("-D")?;
+        fleet.clears(CODE);
+    }
     Ok(())
 }
