@@ -4,12 +4,16 @@
 //! (`pkg/proxy/iptables/proxier.go`, `pkg/proxy/nftables/proxier.go`) and Felix 3.21 to 3.34
 //! (`felix/rules/static.go`, `felix/nftables/table.go`).
 
+mod flushed;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Finding, Look};
 use crate::facts::{Action, Backend, CalicoDataplane, Family, Hook, LookError, Piece, ProxyMode, Ruleset, Seen};
+
+pub(super) use flushed::{Flush, flushes};
 
 /// So many changes are blamed in one sentence.
 const MOST_BLAMED: usize = 2;

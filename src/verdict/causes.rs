@@ -168,6 +168,12 @@ const RULES: &[Rule] = &[
         Reach::Worker,
         &["ConntrackNearFull", "KubeletUnhealthy", "BgpPortBlocked", "BgpAllSessionsDown", "BgpSessionDown"],
     ),
+    // It is a problem only where it took what both had; then it names their family.
+    (
+        "TablesFlushed",
+        Reach::Named,
+        &["KubeProxyChainsMissing", "KubeProxyChainsUnhooked", "CalicoChainsMissing", "CalicoChainsUnhooked"],
+    ),
     ("KubeProxyDown", Reach::Worker, &["KubeProxyChainsMissing", "KubeProxyRulesStale"]),
     ("KubeProxyChainsMissing", Reach::Subject, &["KubeProxyChainsUnhooked"]),
     ("KubeProxyChainsMissing", Reach::Worker, &["KubeProxyRulesStale"]),
@@ -206,7 +212,6 @@ const ALONE: &[&str] = &[
     "PolicyRoutingHijack",
     "RpFilterStrict",
     "StaticRouteAdded",
-    "TablesFlushed",
     "UnregisterNetDevice",
     "VpnInterfaceAdded",
     "WorkerUnreachableFromPeers",

@@ -325,12 +325,16 @@ impl Drop for Running {
     }
 }
 
-/// The codes that the program on this machine tells.
-fn codes(machine: &Machine) -> Result<Vec<String>> {
+/// The findings that the program on this machine tells.
+fn findings(machine: &Machine) -> Result<Vec<Value>> {
     let page = machine.run(&["curl", "-sf", "-m", "5", "http://127.0.0.1:10580/findings"])?;
     let page: Value = serde_json::from_str(&page)?;
-    let findings = page["verdict"]["findings"].as_array().context("findings")?;
-    Ok(findings.iter().filter_map(|finding| Some(finding["code"].as_str()?.to_owned())).collect())
+    Ok(page["verdict"]["findings"].as_array().context("findings")?.clone())
+}
+
+/// Their codes.
+fn codes(machine: &Machine) -> Result<Vec<String>> {
+    Ok(findings(machine)?.iter().filter_map(|finding| Some(finding["code"].as_str()?.to_owned())).collect())
 }
 
 #[test]
@@ -347,10 +351,30 @@ fn a_flush_is_told_as_long_as_its_traces_last() -> Result<()> {
         ensure!(has("TablesFlushed")?, "{:?}", codes(&machine)?);
         Ok(())
     });
-    for chain in ["KUBE-PROXY-CANARY", "KUBE-KUBELET-CANARY"] {
-        machine.run(&["iptables-nft", "-t", "nat", "-N", chain])?;
-    }
-    eventually("and over with the canaries back", SOON, || {
+    eventually("it explains what both owners lack", SOON, || {
+        for code in ["CalicoChainsMissing", "KubeProxyChainsMissing"] {
+            let finding = findings(&machine)?.into_iter().find(|it| it["code"] == code).context("not yet")?;
+            ensure!(finding["causedBy"]["code"] == "TablesFlushed", "{finding}");
+        }
+        Ok(())
+    });
+    machine.feed(&["iptables-nft-restore"], &recording("01-healthy/iptables-nft-save.txt")?)?;
+    eventually("and over with all of it back", SOON, || {
+        let codes = codes(&machine)?;
+        ensure!(!codes.iter().any(|it| it == "TablesFlushed" || it.ends_with("ChainsMissing")), "still: {codes:?}");
+        Ok(())
+    });
+    let canary = |how: &str| machine.run(&["iptables-nft", "-t", "nat", how, "KUBE-KUBELET-CANARY"]);
+    canary("-X")?;
+    eventually("a canary tells of one too", SOON, || {
+        let finding = findings(&machine)?.into_iter().find(|it| it["code"] == "TablesFlushed").context("not yet")?;
+        let detail = finding["detail"].as_str().unwrap_or_default();
+        ensure!(detail.starts_with("Table nat of IPv4 (nf_tables) was flushed: KUBE-KUBELET-CANARY went"), "{detail}");
+        ensure!(finding["severity"] == "info", "{finding}");
+        Ok(())
+    });
+    canary("-N")?;
+    eventually("and over with the canary back", SOON, || {
         ensure!(!has("TablesFlushed")?, "still");
         Ok(())
     });

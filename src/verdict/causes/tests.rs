@@ -26,6 +26,8 @@ fn finding(code: &str, subject: &str, detail: &str) -> Raised {
 /// The findings as `CODE` or `CODE<ROOT`, in their order.
 fn explained(findings: &[(&str, &str, &str)]) -> Vec<String> {
     let mut list: Vec<Raised> = findings.iter().map(|(code, subject, detail)| finding(code, subject, detail)).collect();
+    // One that took what several had is as bad as what it took.
+    list.iter_mut().filter(|it| it.code == "TablesFlushed").for_each(|it| it.severity = Severity::Critical);
     explain(&mut list);
     let said = |finding: &Raised| match &finding.caused_by {
         Some(root) => format!("{}<{}", finding.code, root.code),
@@ -162,6 +164,20 @@ fn recorded_incidents_have_one_root() {
     }
 }
 
+/// 05: nat flushed, kube-proxy alive or dead.
+#[test]
+fn a_flush_is_the_root_of_what_it_took() {
+    let said = explained(&[
+        ("MasterClusterIpUnreachable", "https://10.96.0.1/", ""),
+        ("KubeProxyChainsMissing", "IPv4", "kube-proxy's chains are missing (IPv4, nf_tables)"),
+        ("CalicoChainsMissing", "IPv4", "Calico's chains are missing (IPv4, nf_tables)"),
+        ("TablesFlushed", "nf_tables IPv4", "Table nat of IPv4 (nf_tables) was flushed"),
+    ]);
+    let explained = ["MasterClusterIpUnreachable", "CalicoChainsMissing", "KubeProxyChainsMissing"];
+    assert_eq!(said[0], "TablesFlushed");
+    assert_eq!(said[1..], explained.map(|code| format!("{code}<TablesFlushed")));
+}
+
 #[test]
 fn independent_faults_stay_headlines() {
     let stay = |findings: &[(&str, &str, &str)]| {
@@ -185,6 +201,7 @@ fn independent_faults_stay_headlines() {
     stay(&[("PodRouteShadowed", "10.244.0.0/28", ""), ("PodRouteMissing", "a/b 10.244.0.16", "")]);
     stay(&[("OutOfMemory", "system", "The kernel killed java"), ("KubeletDown", "kubelet", "")]);
     stay(&[("KubeProxyChainsMissing", "IPv6", ""), ("KubeProxyChainsUnhooked", "IPv4", "")]);
+    stay(&[("TablesFlushed", "nf_tables IPv4", "Table nat of IPv4"), ("KubeProxyChainsMissing", "IPv6", "")]);
     // A wrong clock drops no packet.
     stay(&[
         ("ClockSkewed", "clock", ""),

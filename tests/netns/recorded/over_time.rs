@@ -45,17 +45,29 @@ fn told(node: &Node) -> Result<(Vec<String>, Vec<String>)> {
     Ok((codes(&verdict["findings"]), held))
 }
 
+/// The headline of this moment, if there is one.
+fn headline_now(node: &Node) -> Result<Option<String>> {
+    let conditions = node.verdict()?["conditions"].take();
+    let roll_up = conditions.as_array().into_iter().flatten().find(|it| it["kind"] == "WorkerProblem");
+    let problem = roll_up.context("the roll-up")?;
+    Ok((problem["status"] == "True").then(|| problem["reason"].as_str().unwrap_or_default().to_owned()))
+}
+
 /// Lets a fault come and go: these findings are raised, root first, these others are seen and held down, and nothing else;
-/// all of them are cleared again, and nothing else ever is raised.
+/// all of them are cleared again, and nothing else ever is raised. From the first moment the root has the headline.
 fn comes_and_goes(incident: &str, name: &str, fault: &str, raised: Codes, held: Codes) -> Result<()> {
     let (mut node, _api) = followed_holding(incident, name, held)?;
     node.become_(&Recording::read(incident, fault, name)?)?;
+    let mut headlines: Vec<String> = Vec::new();
     within(SOON, || {
+        headlines.extend(headline_now(&node)?);
         let told = told(&node)?;
         ensure!(told.0 == raised && told.1 == held, "raised and held: {told:?}");
         raised.first().map_or(Ok(()), |root| headline(&node.verdict()?["conditions"], root))
     })
     .context("it is told")?;
+    let others: Vec<&String> = headlines.iter().filter(|it| raised.first() != Some(&it.as_str())).collect();
+    ensure!(others.is_empty(), "these had the headline first: {others:?}");
     node.become_(&Recording::read(incident, "before", name)?)?;
     within(SOON, || {
         let told = told(&node)?;
@@ -90,12 +102,12 @@ come_and_go! {
     jumps_of_a_dead_kube_proxy_deleted: "05-kube-proxy-stopped" "during-b-jumps-gone" "n2"
         => ["KubeProxyChainsUnhooked"], ["KubeProxyDown", "MasterClusterIpUnreachable"];
     nat_flushed_with_kube_proxy_dead: "05-kube-proxy-stopped" "during-c-nat-flushed" "n2"
-        => ["KubeProxyChainsMissing", "TablesFlushed"], ["CalicoChainsMissing", "KubeProxyDown", "MasterClusterIpUnreachable"];
+        => ["TablesFlushed", "KubeProxyChainsMissing"], ["CalicoChainsMissing", "KubeProxyDown", "MasterClusterIpUnreachable"];
     /// The kubelet's canary has not come back since nat was flushed a minute before.
     jumps_of_a_live_kube_proxy_deleted: "05-kube-proxy-stopped" "during-d-alive-jumps-gone" "n2"
         => ["KubeProxyChainsUnhooked", "TablesFlushed"], ["MasterClusterIpUnreachable"];
     nat_flushed_with_kube_proxy_alive: "05-kube-proxy-stopped" "during-e-alive-nat-flushed" "n2"
-        => ["KubeProxyChainsMissing", "TablesFlushed"], ["CalicoChainsMissing", "MasterClusterIpUnreachable"];
+        => ["TablesFlushed", "KubeProxyChainsMissing"], ["CalicoChainsMissing", "MasterClusterIpUnreachable"];
     a_missing_cni_configuration: "06-cni-config-missing" "during-a-missing" "n2"
         => ["CniConfigMissing"], ["CniNotInitialized"];
     half_a_cni_configuration: "06-cni-config-missing" "during-b-invalid-json" "n2"

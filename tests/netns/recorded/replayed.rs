@@ -82,7 +82,7 @@ fn jumps_to_calicos_chains_deleted() -> Result<()> {
 #[test]
 fn jumps_of_kube_proxy_deleted_and_nat_flushed() -> Result<()> {
     replays("05-kube-proxy-stopped", "during-b-jumps-gone", "n2", Some("KubeProxyChainsUnhooked"))?;
-    replays("05-kube-proxy-stopped", "during-c-nat-flushed", "n2", Some("CalicoChainsMissing"))
+    replays("05-kube-proxy-stopped", "during-c-nat-flushed", "n2", Some("TablesFlushed"))
 }
 
 #[test]
