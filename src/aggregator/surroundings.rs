@@ -1,6 +1,7 @@
 //! What is around the nodes: Calico's objects, the two Services that everything needs, and the Pods of calico-node.
 //! Pruned to what is read: the objects themselves are not kept.
 
+mod dns;
 mod keep;
 mod sights;
 mod what;
@@ -49,6 +50,8 @@ pub(crate) struct Surroundings {
     pub(crate) tried: Vec<(Box<str>, Timestamp)>,
     /// When the Deployment calico-kube-controllers went, if it was seen before.
     pub(crate) controllers_gone: Option<Timestamp>,
+    /// Since when nobody is Ready behind these Services of the cluster's DNS.
+    dns_silent_since: BTreeMap<Box<str>, Timestamp>,
     /// Since when each kind has been seen completely.
     complete_since: BTreeMap<What, Timestamp>,
     /// From when on something is wrong.
@@ -132,6 +135,9 @@ impl Surroundings {
                 self.changed();
                 self.revision += 1;
             }
+        }
+        if matches!(what, What::DnsServices | What::DnsSlices) {
+            self.dns_changed(now);
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod calico;
 mod controllers;
+mod dns;
 mod firewall;
 mod inventory;
 mod ipam;
@@ -124,6 +125,7 @@ pub(super) fn findings(
     drafts.extend(workers::findings(cluster, duplicates, now));
     drafts.extend(ipam::findings(cluster, now));
     drafts.extend(routes::findings(cluster));
+    drafts.extend(dns::unanswered(cluster, now));
     let outdated = unseen::outdated(cluster, now);
     drafts.retain(|draft| !outdated.contains(&draft.code));
     // That is why calico-node fails there, and what helps one worker does not help against it.

@@ -63,14 +63,9 @@ fn codes(what: What) -> &'static [Codes] {
         What::ClusterInformation | What::Felix | What::Peers | What::Installations => &[&["CalicoConfigDrift"]],
         What::Validating | What::Mutating => &[WEBHOOKS],
         What::Namespaces => &[&["WebhookRisk"]],
+        What::DnsServices | What::DnsSlices => &[&["ClusterDnsUnreachable"]],
         // The map of the agents and the changes before a failure are made of these, and no finding.
-        What::ApiService
-        | What::ApiSlices
-        | What::DnsServices
-        | What::DnsSlices
-        | What::GlobalPolicies
-        | What::CalicoPolicies
-        | What::Policies => &[],
+        What::ApiService | What::ApiSlices | What::GlobalPolicies | What::CalicoPolicies | What::Policies => &[],
     }
 }
 
