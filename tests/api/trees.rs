@@ -4,6 +4,7 @@
 mod branches;
 mod old;
 mod plants;
+mod rolling;
 mod states;
 
 use std::time::Duration;

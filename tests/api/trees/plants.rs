@@ -83,11 +83,16 @@ impl Trees<'_> {
     }
 
     pub(super) fn pod_in(&self, namespace: &str, pod: &str, app: &str, on: usize) -> Result<()> {
+        self.made(namespace, pod, app, on)?;
+        self.0.calico_node_is(pod, namespace, true)
+    }
+
+    /// The same before anything is known of it.
+    pub(super) fn made(&self, namespace: &str, pod: &str, app: &str, on: usize) -> Result<()> {
         let body = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "labels": {"k8s-app": app}},
             "spec": {"nodeName": name(on), "serviceAccountName": "calico-node", "terminationGracePeriodSeconds": 0,
                 "containers": [{"name": "c", "image": "quay.io/calico/part:v3.28.1"}]}});
-        self.0.admin(&format!("POST /api/v1/namespaces/{namespace}/pods"), &body)?;
-        self.0.calico_node_is(pod, namespace, true)
+        self.0.admin(&format!("POST /api/v1/namespaces/{namespace}/pods"), &body).map(drop)
     }
 
     pub(super) fn gone(&self, pod: &str) -> Result<()> {
