@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::object::ObjectView;
 use super::row::Row;
-use super::traits::Values;
+use super::traits::{TYPHA, Values};
 
 /// Changes that are kept.
 const MOST: usize = 300;
@@ -94,7 +94,9 @@ impl Journal {
         }
         if row.updated == Some(now) {
             let old: BTreeMap<_, _> = before.traits.numbers().filter_map(|number| values.get(number)).collect();
-            for (kind, text) in row.traits.numbers().filter_map(|number| values.get(number)) {
+            // Of Typhas there are several, which come and go.
+            let new = row.traits.numbers().filter_map(|number| values.get(number)).filter(|(kind, _)| *kind != TYPHA);
+            for (kind, text) in new {
                 if let Some(old) = old.get(kind).filter(|old| **old != text) {
                     self.happened(format!("changed their {kind} from {old} to {text}"), name, now);
                 }

@@ -101,6 +101,7 @@ fn build(cluster: &Cluster) -> ClusterMap {
         pools: around.pools(),
         full_mesh: around.bgp().map(|bgp| bgp.full_mesh),
         services: around.services(),
+        typha_port: around.typha_port(),
     }
 }
 

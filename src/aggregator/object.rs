@@ -67,6 +67,8 @@ pub(super) struct Spec {
     pub(super) node_name: String,
     /// Pod.
     pub(super) service_account_name: String,
+    /// Pod of Typha: where it listens.
+    pub(super) typha_port: Option<u16>,
     /// BlockAffinity.
     pub(super) node: String,
     /// BlockAffinity, IPPool.
@@ -241,6 +243,7 @@ fn specified(spec: &Value) -> Spec {
     Spec {
         node_name: text(&spec["nodeName"]),
         service_account_name: text(&spec["serviceAccountName"]),
+        typha_port: typha_port(&spec["containers"]),
         node: text(&spec["node"]),
         cidr: text(&spec["cidr"]),
         state: text(&spec["state"]),
@@ -267,6 +270,12 @@ fn specified(spec: &Value) -> Spec {
         datastore_ready: spec["datastoreReady"].as_bool(),
         block: BlockView::read(spec),
     }
+}
+
+/// As Calico's manifests and its operator name it.
+fn typha_port(containers: &Value) -> Option<u16> {
+    let ports = containers.as_array()?.iter().filter_map(|container| container["ports"].as_array()).flatten();
+    ports.filter(|port| port["name"] == "calico-typha").find_map(|port| number(&port["containerPort"]))
 }
 
 /// The DaemonSet, Deployment or StatefulSet that a Pod is of.

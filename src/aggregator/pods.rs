@@ -7,6 +7,8 @@ use super::object::{ContainerView, ObjectView, Phase};
 use super::row::clipped;
 use crate::config::ClusterLimits;
 
+/// Where Typha listens (facts.md C.11).
+const TYPHA_PORT: u16 = 5473;
 /// Words of a container that failed: its last line is enough.
 const LONGEST_WORDS: usize = 300;
 
@@ -52,6 +54,8 @@ pub(crate) struct CalicoPod {
     pub(crate) looping: bool,
     /// Its memory was at its limit when it ended last.
     pub(crate) out_of_memory: Option<Timestamp>,
+    /// Where it listens, if it is one of Typha's and that is not the usual port.
+    pub(crate) port: Option<u16>,
     /// What keeps it from starting.
     pub(crate) failed: Option<InitFailure>,
 }
@@ -108,6 +112,7 @@ impl CalicoPod {
             rise: None,
             looping: containers.iter().any(waits),
             out_of_memory: containers.iter().filter_map(oom).max(),
+            port: spec.typha_port.filter(|port| app == App::Typha && *port != TYPHA_PORT),
             failed: status.init_container_statuses.iter().find_map(failure),
         })
     }

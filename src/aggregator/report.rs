@@ -6,6 +6,7 @@ mod contrast;
 mod count;
 mod judge;
 mod scope;
+mod typha;
 mod whole;
 mod worker;
 

@@ -156,6 +156,10 @@ impl Surroundings {
             }
         }
         let news = before.is_none_or(|old| old.1 != kept.1);
+        let port = |kept: &Kept| if let Kept::Pod(pod) = kept { pod.port } else { None };
+        if before.and_then(|(_, before)| port(before)) != port(&kept.1) {
+            self.changed();
+        }
         self.objects.insert(key, kept);
         if news {
             self.news(what);
@@ -317,6 +321,11 @@ impl Surroundings {
     pub(crate) fn pods(&self, app: App) -> impl Iterator<Item = &CalicoPod> {
         let pods = self.all(What::CalicoPods).chain(self.all(What::VpnPods));
         pods.filter_map(move |kept| if let Kept::Pod(pod) = kept { (pod.app == app).then_some(&**pod) } else { None })
+    }
+
+    /// Where Typha listens, if that is not the usual port.
+    pub(super) fn typha_port(&self) -> Option<u16> {
+        self.pods(App::Typha).find_map(|pod| pod.port)
     }
 
     /// The DaemonSets or Deployments of this name.

@@ -2,6 +2,7 @@
 //! number, so that those that share it are counted without comparing texts.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -23,6 +24,10 @@ pub(crate) const KINDS: [&str; 10] = [
 ];
 /// The last of them is said by agents, and by no Node.
 const CNI: usize = KINDS.len() - 1;
+/// One of which a worker may have several, as its agent says: the Typhas that calico-node is connected to.
+pub(crate) const TYPHA: &str = "Typha";
+/// calico-node has no more parts that are served.
+const MOST_TYPHAS: usize = 4;
 /// Of these, software that an update replaces.
 const SOFTWARE: std::ops::Range<usize> = 3..7;
 /// Values that are kept. There are some dozens; a label with another value on each worker explains nothing anyway.
@@ -33,13 +38,13 @@ const LONGEST: usize = 128;
 /// Every value that some worker has or had.
 #[derive(Debug, Default)]
 pub(crate) struct Values {
-    numbers: [HashMap<Arc<str>, u32>; KINDS.len()],
+    numbers: [HashMap<Arc<str>, u32>; KINDS.len() + 1],
     texts: Vec<(u8, Arc<str>)>,
 }
 
 /// The values of one worker, by number; 0 where there is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Traits([u32; KINDS.len()]);
+pub(crate) struct Traits([u32; KINDS.len()], [u32; MOST_TYPHAS]);
 
 impl Values {
     fn number(&mut self, kind: usize, text: &str) -> u32 {
@@ -67,7 +72,7 @@ impl Values {
     /// Kind and text of a number.
     pub(crate) fn get(&self, number: usize) -> Option<(&'static str, &str)> {
         let (kind, text) = self.texts.get(number.checked_sub(1)?)?;
-        Some((KINDS[usize::from(*kind)], text))
+        Some((KINDS.get(usize::from(*kind)).copied().unwrap_or(TYPHA), text))
     }
 
     /// What a worker has of this kind.
@@ -96,7 +101,7 @@ impl Traits {
         for (kind, text) in said.into_iter().enumerate() {
             numbers[kind] = values.number(kind, text.unwrap_or_default());
         }
-        Traits(numbers)
+        Traits(numbers, [0; MOST_TYPHAS])
     }
 
     /// Takes in the hash of its CNI configuration, as its agent says it; whether it is another one than before.
@@ -105,14 +110,22 @@ impl Traits {
         before != 0 && before != self.0[CNI]
     }
 
+    /// Takes in which Typhas serve it, as its agent says; those of before no longer do.
+    pub(super) fn served_by(&mut self, typhas: impl Iterator<Item = IpAddr>, values: &mut Values) {
+        self.1 = [0; MOST_TYPHAS];
+        for (place, typha) in self.1.iter_mut().zip(typhas) {
+            *place = values.number(KINDS.len(), &typha.to_string());
+        }
+    }
+
     /// What its agent said before goes on.
     pub(super) fn goes_on_from(&mut self, before: &Traits) {
-        self.0[CNI] = before.0[CNI];
+        (self.0[CNI], self.1) = (before.0[CNI], before.1);
     }
 
     /// The numbers of its values.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = usize> {
-        self.0.iter().filter(|number| **number > 0).map(|number| *number as usize)
+        self.0.iter().chain(&self.1).filter(|number| **number > 0).map(|number| *number as usize)
     }
 
     /// Whether its software is known: a kubelet that has just registered may not have said yet.
@@ -141,7 +154,7 @@ impl Traits {
     pub(crate) fn of(said: [&str; KINDS.len()], values: &mut Values) -> Traits {
         let mut numbers = [0; KINDS.len()];
         said.iter().enumerate().for_each(|(kind, text)| numbers[kind] = values.number(kind, text));
-        Traits(numbers)
+        Traits(numbers, [0; MOST_TYPHAS])
     }
 }
 

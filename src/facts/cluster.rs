@@ -25,6 +25,9 @@ pub struct ClusterMap {
     /// `default/kubernetes` and the cluster's DNS, as far as they could be read.
     #[serde(default)]
     pub services: Vec<ClusterService>,
+    /// The port of Typha, where its Pods do not have the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub typha_port: Option<u16>,
 }
 
 /// One node as the API server knows it.

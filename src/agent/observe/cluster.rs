@@ -1,6 +1,8 @@
 //! What a node cannot know by itself, asked of the aggregator through the API server's proxy: the way works as long as
 //! the node reaches its API server, whatever has become of Pod network, kube-proxy and DNS.
 
+mod typha;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +11,11 @@ use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use tokio::time::timeout;
 
+use super::HostRoot;
 use crate::api::{Api, chain};
 use crate::backoff::{Backoff, jitter};
 use crate::facts::ClusterMap;
+use typha::TyphaSource;
 
 /// From the question to the last byte of the answer.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -63,12 +67,14 @@ pub(super) struct ClusterSource {
     nodes: u32,
     backoff: Backoff,
     told: String,
+    typha: TyphaSource,
 }
 
 impl ClusterSource {
-    pub(super) fn new(asked: Asked) -> Self {
+    pub(super) fn new(asked: Asked, host: HostRoot) -> Self {
         let backoff = Backoff::new(AGAIN.0.min(asked.every), AGAIN.1.max(asked.every));
-        ClusterSource { asked, etag: None, nodes: 0, backoff, told: String::new() }
+        let typha = TyphaSource::new(host);
+        ClusterSource { asked, etag: None, nodes: 0, backoff, told: String::new(), typha }
     }
 
     /// Asks once.
@@ -111,10 +117,11 @@ impl ClusterSource {
     }
 
     async fn ask(&mut self) -> Result<Answer, Failed> {
+        let typha = self.typha.query().await;
         let Asked { ways, node, namespace, tells, .. } = &self.asked;
         let told = tells();
         let uri = format!(
-            "/api/v1/namespaces/{namespace}/services/nodevitals-aggregator:http/proxy/api/v1/map?node={node}{told}"
+            "/api/v1/namespaces/{namespace}/services/nodevitals-aggregator:http/proxy/api/v1/map?node={node}{told}{typha}"
         );
         let mut request = http::Request::get(uri)
             .header(ACCEPT, HeaderValue::from_static("application/json"))
@@ -134,6 +141,7 @@ impl ClusterSource {
         let body = body.map_err(|error| Failed::NoAggregator(format!("its answer broke off: {error}")))?.to_bytes();
         let map = read(&body, node).map_err(Failed::NoAggregator)?;
         self.nodes = u32::try_from(map.nodes.len()).unwrap_or(u32::MAX);
+        self.typha.told(&map);
         self.etag = etag;
         Ok(Answer::New(map))
     }

@@ -42,6 +42,7 @@ mod sources;
 mod stats;
 mod store;
 mod strain;
+mod tcp_table;
 mod toml;
 mod traffic;
 mod trail;

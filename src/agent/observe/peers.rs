@@ -107,7 +107,7 @@ mod tests {
 
     fn map(own: &str, ready: &[bool]) -> ClusterMap {
         let nodes = (1..).zip(ready).map(|(at, ready)| node(&format!("n{at:02}"), [10, 0, 0, at], *ready)).collect();
-        ClusterMap { own: own.into(), nodes, pools: vec![], full_mesh: None, services: vec![] }
+        ClusterMap { own: own.into(), nodes, pools: vec![], full_mesh: None, services: vec![], typha_port: None }
     }
 
     fn names(peers: &[(String, IpAddr)]) -> Vec<&str> {

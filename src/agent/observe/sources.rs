@@ -159,7 +159,7 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>, learned: Learned) -> 
     tasks.spawn(network::traffic(out.clone(), host.clone(), shared.clone(), wake.clone()));
     let tunnels = watch::channel(None).0;
     tasks.spawn(network::tunnels_between_nodes(out.clone(), tunnels.subscribe()));
-    tasks.spawn(control_plane::cluster(out, asked));
+    tasks.spawn(control_plane::cluster(out, asked, host.clone()));
     tasks.spawn(dispatch(host.clone(), shared, wake, commits));
     Observer { updates, stats, tunnels, ways, _tasks: tasks }
 }

@@ -149,7 +149,7 @@ mod tests {
             disabled: false,
         };
         let nodes = vec![node(1), node(2)];
-        ClusterMap { own: "n1".into(), nodes, pools: vec![pool], full_mesh: None, services: vec![] }
+        ClusterMap { own: "n1".into(), nodes, pools: vec![pool], full_mesh: None, services: vec![], typha_port: None }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a Node says of itself: its addresses, and what is compared and never shown; and what its agent says with its questions.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -13,7 +14,8 @@ use crate::aggregator::model::{CALICO_ADDRESSES, NodeView};
 const SAME_BOOT: i64 = 300;
 
 impl Cluster {
-    /// Takes in what an agent says of its node in the query of its question for the map: CNI configuration and boot.
+    /// Takes in what an agent says of its node in the query of its question for the map: CNI configuration, boot, and which
+    /// Typhas serve it.
     pub(crate) fn agent_said(&mut self, node: &str, query: &str, now: Timestamp) {
         let Some(row) = self.nodes.get_mut(node) else { return };
         let of = |key| query.split('&').find_map(|part| part.strip_prefix(key));
@@ -21,6 +23,10 @@ impl Cluster {
         if hash.is_some_and(|hash| row.traits.cni(hash, &mut self.values)) {
             self.surroundings.journal.happened("changed their CNI configuration".to_owned(), node, now);
         }
+        // Who says none has no connection, or cannot see it.
+        let typhas: BTreeSet<IpAddr> =
+            of("typha=").into_iter().flat_map(|all| all.split(',')).filter_map(|it| it.parse().ok()).collect();
+        row.traits.served_by(typhas.into_iter(), &mut self.values);
         let booted = of("boot=").and_then(|at| Timestamp::from_second(at.parse().ok()?).ok()).filter(|at| *at <= now);
         // A clock that is set moves the time by a little; that it boots is seen here later.
         let known = |at: Timestamp| row.rebooted.is_some_and(|known| at.as_second() - known.as_second() < SAME_BOOT);

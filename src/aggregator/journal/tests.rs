@@ -74,7 +74,9 @@ fn what_happens_to_many_workers_is_one_change() {
     use crate::aggregator::traits::Traits;
     let mut values = Values::default();
     let mut said = ["", "", "", "v1.30.1", "5.15", "Ubuntu", "containerd", "", "", ""];
-    let before = Row { boot: 1, traits: Traits::of(said, &mut values), ..Row::default() };
+    let mut before = Row { boot: 1, traits: Traits::of(said, &mut values), ..Row::default() };
+    // Which Typhas serve it is no software of its own.
+    before.traits.served_by((1..3).map(|last| std::net::IpAddr::from([10, 0, 0, last])), &mut values);
     said[3] = "v1.30.2";
     let mut journal = Journal::default();
     for number in 0..40 {

@@ -98,3 +98,25 @@ fn it_is_made_anew_when_something_is_different_and_the_last_one_is_old_enough() 
     assert_eq!((map.nodes.len(), map.this().map(|node| node.blocks.len())), (1, Some(1)));
     assert_eq!(map, ClusterMap { own: "n1".into(), ..build(&cluster) });
 }
+
+#[test]
+fn another_port_of_typha_is_told_and_the_usual_one_is_not() {
+    let mut cluster = with_blocks(&[]);
+    let listens = |cluster: &mut Cluster, app: &str, ports: Value| {
+        let pod = json!({"metadata": {"name": "p", "namespace": "calico-system", "labels": {"k8s-app": app}},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c"}, {"name": "t", "ports": ports}]}});
+        cluster.surroundings.take(What::CalicoPods, Change::Here(serde_json::from_value(pod).expect("a Pod")), at(0));
+        build(cluster).typha_port
+    };
+    let mut last = LastMap::default();
+    let first = last.get(&cluster, Duration::from_secs(1)).expect("a map");
+    let port = |number: u32| json!([{"name": "metrics", "containerPort": 9093}, {"name": "calico-typha", "containerPort": number}]);
+    assert_eq!(listens(&mut cluster, "calico-typha", port(5473)), None);
+    assert_eq!(listens(&mut cluster, "calico-node", port(5474)), None, "no Typha");
+    assert_eq!(listens(&mut cluster, "calico-typha", port(70_000)), None, "no port");
+    assert_eq!(last.get(&cluster, Duration::from_secs(9)).expect("a map").etag, first.etag);
+    assert_eq!(listens(&mut cluster, "calico-typha", port(5474)), Some(5474));
+    let second = last.get(&cluster, Duration::from_secs(18)).expect("a map");
+    assert!(std::str::from_utf8(&second.rest).is_ok_and(|json| json.contains(r#""typhaPort":5474"#)));
+    assert_eq!(listens(&mut cluster, "calico-typha", json!(7)), None);
+}

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::contrast::{Crowd, Member};
 use super::judge::Judged;
+use super::typha::named;
 use super::{FindingCount, Scope};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::row::Row;
@@ -82,7 +83,7 @@ pub(super) fn in_maintenance(row: &Row, since: Timestamp) -> bool {
 fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, cluster: &Cluster) -> FindingCount {
     let eligible = crowd.eligible(&count.counted);
     let scope = Scope::of(count.counted.len(), eligible, cluster.limits());
-    let suspects = crowd.suspects(&count.counted, count.first);
+    let suspects = named(cluster, crowd.suspects(&count.counted, count.first));
     let shared = suspects.first().map(|suspect| format!("{} {}", suspect.attribute, suspect.value));
     let next = remedy(scope, shared.as_deref(), count.first);
     FindingCount {

@@ -244,6 +244,24 @@ fn what_is_over_is_told_of_one_worker_and_what_did_not_fit_is_counted() {
 }
 
 #[test]
+fn typhas_are_those_that_the_agent_saw_last() {
+    let worker = || node("a", "z", "p", "Normal", &[]);
+    let mut cluster = cluster(&[worker()], &[]);
+    let typhas = |cluster: &Cluster| {
+        let row = cluster.node("a").expect("it is there");
+        let all = row.traits.numbers().filter_map(|number| cluster.values.get(number));
+        all.filter(|(kind, _)| *kind == "Typha").map(|(_, text)| text.to_owned()).collect::<Vec<_>>()
+    };
+    cluster.agent_said("a", "node=a&boot=0&typha=10.0.0.7,10.0.0.5,?,fd00::7,10.0.0.5", at(0));
+    crate::aggregator::testing::apply(&mut cluster, &worker());
+    assert_eq!(typhas(&cluster), ["10.0.0.5", "10.0.0.7", "fd00::7"], "heartbeats change nothing");
+    cluster.agent_said("a", "typha=10.0.0.1,10.0.0.2,10.0.0.3,10.0.0.4,10.0.0.5", at(60));
+    assert_eq!(typhas(&cluster).len(), 4, "calico-node has no more parts");
+    cluster.agent_said("a", "node=a&boot=0", at(120));
+    assert!(typhas(&cluster).is_empty(), "it has no connection any more, or cannot look");
+}
+
+#[test]
 fn what_agents_say_with_their_question_outlasts_heartbeats_and_is_known_from_before() {
     let worker = || node("a", "z", "p", "Normal", &[]);
     let mut cluster = cluster(&[worker()], &[]);

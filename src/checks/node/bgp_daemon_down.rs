@@ -127,7 +127,14 @@ mod tests {
             vxlan: Encapsulation::Always,
             disabled: false,
         };
-        let map = ClusterMap { own: "n1".into(), nodes: vec![], pools: vec![vxlan], full_mesh: None, services: vec![] };
+        let map = ClusterMap {
+            own: "n1".into(),
+            nodes: vec![],
+            pools: vec![vxlan],
+            full_mesh: None,
+            services: vec![],
+            typha_port: None,
+        };
         let switched = routes.edit(|now| now.cluster = Seen::Yes(map));
         assert!(matches!(run(&switched.look()), Outcome::NotApplicable(_)));
         let ran = switched.remember(|before| _ = before.programs.insert(Program::Bird));

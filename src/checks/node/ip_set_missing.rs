@@ -194,7 +194,14 @@ mod tests {
             vxlan: crate::facts::Encapsulation::Never,
             disabled: false,
         };
-        let map = ClusterMap { own: "n1".into(), nodes: vec![], pools: vec![pool], full_mesh: None, services: vec![] };
+        let map = ClusterMap {
+            own: "n1".into(),
+            nodes: vec![],
+            pools: vec![pool],
+            full_mesh: None,
+            services: vec![],
+            typha_port: None,
+        };
         node.edit_chains(Backend::Nftables, "nat", |chains| {
             let mut chain = chains[chains.len() - 1].clone();
             chain.name = "cali-nat-outgoing".into();

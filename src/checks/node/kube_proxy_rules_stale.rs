@@ -207,8 +207,14 @@ mod tests {
 
     fn told_of(node: Node, name: &str, port: (&str, &str), endpoints: &[&str]) -> Node {
         let service = testing::service(name, "10.96.0.1:443", port, endpoints);
-        let map =
-            ClusterMap { own: "n1".into(), nodes: vec![], pools: vec![], full_mesh: None, services: vec![service] };
+        let map = ClusterMap {
+            own: "n1".into(),
+            nodes: vec![],
+            pools: vec![],
+            full_mesh: None,
+            services: vec![service],
+            typha_port: None,
+        };
         node.edit(|now| now.cluster = Seen::Yes(map))
     }
 

@@ -51,7 +51,7 @@ records! {
     CapacitySettings { soft, image_gc_high_percent, cgroup_root }
     Chain { name, base, jumps, rules, cut }
     KubeletCertificate { path, not_before, not_after, rotates }
-    ClusterMap { own, nodes, pools, full_mesh, services }
+    ClusterMap { own, nodes, pools, full_mesh, services; typha_port }
     ClusterNode { name, ready, created_at, addresses, tunnels, blocks }
     ClusterService { namespace, name, cluster_ips, ports }
     ClusterServicePort { name, protocol, port, endpoints }

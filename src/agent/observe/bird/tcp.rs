@@ -1,22 +1,17 @@
 //! What the kernel's TCP knows about port 179, from `/proc/net`.
-//!
-//! Not from `sock_diag`: a process with `CAP_NET_ADMIN`, which this one is, gets the TCP-MD5 passwords of the sockets with
-//! every answer there, and a password must never be read.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::super::blocking::Blocking;
-use super::super::host_root::{HostRoot, open_at_once};
+use super::super::host_root::HostRoot;
+use super::super::tcp_table::{ESTABLISHED, each_line, ends};
 use crate::facts::{BgpTcp, LookError};
 
-/// BGP's port, and how `/proc/net/tcp` writes it after an address.
+/// BGP's port.
 const BGP: u16 = 179;
-const WRITTEN: &[u8] = b":00B3 ";
 /// States of `net/tcp_states.h`.
-const ESTABLISHED: u8 = 1;
 const SYN_SENT: u8 = 2;
 const SYN_RECV: u8 = 3;
 /// BIRD gives up a connection after its retry time (Calico: 3 s) and begins another, whose first second tells nothing.
@@ -28,8 +23,6 @@ const MISMATCH: Duration = Duration::from_secs(30);
 /// A table of 50,000 sockets takes a while to print; in time and bytes.
 const DEADLINE: Duration = Duration::from_secs(2);
 const NETSTAT: u64 = 1 << 16;
-/// Longest line of a table of sockets, in bytes; the kernel's have 150.
-const LONGEST: u64 = 1024;
 /// A table that takes long is read less often, so that this costs half a percent of a CPU at most.
 const SHARE: u32 = 200;
 const AT_MOST: Duration = Duration::from_secs(10);
@@ -127,54 +120,17 @@ impl TcpSource {
     }
 }
 
-/// The sockets of port 179, here or there. Read line by line: a node can have 50,000 sockets.
+/// The sockets of port 179, here or there.
 fn rows(host: &HostRoot) -> Result<Vec<Row>, LookError> {
     let mut rows = Vec::new();
-    // `/proc/net` is the main thread's network namespace, even in a thread that has entered another.
-    for path in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
-        let file = match open_at_once(&host.path(path)) {
-            Ok(file) => file,
-            // No IPv6 in this kernel.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.ends_with('6') => continue,
-            Err(error) => return Err(LookError::io(path, &error)),
-        };
-        let mut lines = BufReader::with_capacity(1 << 16, file);
-        let mut line = Vec::new();
-        while lines.by_ref().take(LONGEST).read_until(b'\n', &mut line).map_err(|error| LookError::io(path, &error))?
-            > 0
-        {
-            rows.extend(row(&line));
-            line.clear();
-        }
-    }
+    each_line(host, BGP, |line| rows.extend(row(line)))?;
     Ok(rows)
 }
 
-/// `1: 0200000A:B74E 0100000A:00B3 02 00000001:00000000 01:00000040 00000001 ...`
 fn row(line: &[u8]) -> Option<Row> {
-    line.windows(WRITTEN.len()).any(|part| part == WRITTEN).then_some(())?;
-    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
-    let (_, here) = end(words.next()?)?;
-    let (peer, there) = end(words.next()?)?;
-    let state = u8::from_str_radix(words.next()?, 16).ok()?;
+    let ((_, here), (peer, there), state, mut words) = ends(line)?;
     let again = u32::from_str_radix(words.nth(2)?, 16).ok()? > 0;
     (here == BGP || there == BGP).then_some(Row { peer, state, again })
-}
-
-/// Address and port: the address in words of 32 bits, each as the processor holds it.
-fn end(text: &str) -> Option<(IpAddr, u16)> {
-    let (address, port) = text.split_once(':')?;
-    let word = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
-    let address = match address.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
-        32 => {
-            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
-            let bytes: [u8; 16] = words.concat().try_into().ok()?;
-            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
-        }
-        _ => return None,
-    };
-    Some((address, u16::from_str_radix(port, 16).ok()?))
 }
 
 fn counters(host: &HostRoot) -> Result<[u64; 3], LookError> {
@@ -247,7 +203,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_in_proc_makes_it_panic(line: Vec<u8>, text: String) {
-            row(&[line.as_slice(), WRITTEN, line.as_slice()].concat());
+            row(&[line.as_slice(), b":00B3 ", line.as_slice()].concat());
             row(format!("{text} {text}:00B3 {text}").as_bytes());
             md5(&text);
             md5(&format!("TcpExt: {text}\nTcpExt: {text}"));

@@ -39,7 +39,8 @@ async fn asks(answers: &[(&str, &str, String)]) -> (ClusterSource, Arc<Mutex<Vec
     let every = Duration::from_secs(60);
     let tells = Arc::new(|| "&v4=00".to_owned());
     let asked = Asked { ways: vec![api], node: "n1".into(), namespace: "nodevitals".into(), every, tells };
-    (ClusterSource::new(asked), log)
+    // Nothing is connected to Typha there.
+    (ClusterSource::new(asked, HostRoot::new("/nowhere")), log)
 }
 
 fn why(answer: Result<Answer, Failed>) -> String {

@@ -77,12 +77,12 @@ pub(super) async fn control_plane(
 
 /// The map of the cluster. The last one stays in force while nobody answers; of its age only the beginning is told, so
 /// that it is nothing new at each look.
-pub(super) async fn cluster(out: Outlet, asked: Option<Asked>) {
+pub(super) async fn cluster(out: Outlet, asked: Option<Asked>, host: HostRoot) {
     let Some(asked) = asked else {
         out.updates.send(Update::Cluster(Seen::Absent)).await.ok();
         return;
     };
-    let mut source = ClusterSource::new(asked);
+    let mut source = ClusterSource::new(asked, host);
     let (mut known, mut told) = (false, None);
     let mut confirmed = (Timestamp::now(), since_boot());
     loop {

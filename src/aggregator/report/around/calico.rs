@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::super::Scope;
 use super::super::contrast::{Crowd, Member};
 use super::super::scope::in_maintenance;
+use super::super::typha::named;
 use super::{Draft, lasts, workers};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::pods::CalicoPod;
@@ -267,7 +268,7 @@ impl<'a> Calico<'a> {
                     self.cluster.hosted.as_ref(),
                     self.workers.iter().map(member).collect(),
                 );
-                let suspects = crowd.suspects(&failing, *first);
+                let suspects = named(self.cluster, crowd.suspects(&failing, *first));
                 let shared = suspects.first().map_or_else(
                     || "find out what these workers share".to_owned(),
                     |suspect| format!("suspect {} {}, and ask its owner", suspect.attribute, suspect.value),

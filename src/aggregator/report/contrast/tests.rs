@@ -273,3 +273,34 @@ fn where_nothing_hosted_is_the_cause_none_is_suspected() {
     }
     assert!(wrong * 50 <= clusters, "{wrong} of {clusters}");
 }
+
+#[test]
+fn a_typha_that_serves_them_is_found_at_every_size_and_one_that_serves_no_more_is_not() {
+    let address = |last: u8| std::net::IpAddr::from([10, 0, 0, last]);
+    for size in [50, 500, 5_000] {
+        let (mut values, mut chance) = (Values::default(), Chance(11));
+        let mut rows = workers(size, &mut chance, &mut values);
+        let mut failing = Vec::new();
+        for (number, row) in rows.iter_mut().enumerate() {
+            // Felix is connected to one of five, and confd to the next.
+            let own = u8::try_from(number % 5).expect("few");
+            row.traits.served_by([address(own), address((own + 1) % 5)].into_iter(), &mut values);
+            if own == 2 || own == 1 {
+                failing.push(number);
+            }
+        }
+        let (hit, others) = (failing.len(), size - failing.len());
+        let expected = format!("{hit} of {hit} with Typha 10.0.0.2 fail, 0 of {others} elsewhere");
+        let suspects = crowd(&values, &rows).suspects(&failing, at(0));
+        assert_eq!(first_sentence(&suspects), expected);
+        assert_eq!((&*suspects[0].attribute, &*suspects[0].value), ("Typha", "10.0.0.2"));
+        for row in &mut rows {
+            row.traits.served_by(std::iter::empty(), &mut values);
+        }
+        assert!(crowd(&values, &rows).suspects(&failing, at(0)).is_empty(), "nobody says that they are connected");
+        for row in &mut rows {
+            row.traits.served_by(std::iter::once(address(2)), &mut values);
+        }
+        assert!(crowd(&values, &rows).suspects(&failing, at(0)).is_empty(), "what all have explains nothing");
+    }
+}

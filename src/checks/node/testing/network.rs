@@ -71,6 +71,7 @@ pub(super) fn cluster_map() -> ClusterMap {
         }],
         full_mesh: Some(true),
         services: vec![],
+        typha_port: None,
     }
 }
 
@@ -211,7 +212,14 @@ impl Node {
         };
         let others = ready.iter().enumerate().map(|(position, ready)| node(position + 2, *ready));
         let nodes = std::iter::once(node(1, true)).chain(others).collect();
-        let map = ClusterMap { own: "n1".into(), nodes, pools: vec![], full_mesh: Some(true), services: vec![] };
+        let map = ClusterMap {
+            own: "n1".into(),
+            nodes,
+            pools: vec![],
+            full_mesh: Some(true),
+            services: vec![],
+            typha_port: None,
+        };
         self.edit(|now| now.cluster = Seen::Yes(map))
     }
 

@@ -77,6 +77,7 @@ fn cluster() -> ClusterMap {
         pools: vec![pool("172.30.0.0/16"), pool("fd00:30::/32")],
         full_mesh: Some(true),
         services: vec![],
+        typha_port: None,
     }
 }
 
