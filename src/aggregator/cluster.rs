@@ -16,7 +16,7 @@ use super::hosted::Hosted;
 use super::ipam::Ipam;
 use super::looked::Look;
 use super::memory::Memory;
-use super::model::{ConditionView, MIGRATION, NodeView, POOL_LABELS, REFILLED, ZONE_LABELS};
+use super::model::{ConditionView, MIGRATION, NodeView, POOL_LABELS, REFILLED, VPC, ZONE_LABELS};
 use super::mtus::{Mtus, Odds};
 use super::object::ObjectView;
 use super::password::Found;
@@ -330,6 +330,7 @@ impl Cluster {
             episodes: self.episodes(meta.annotations.get(annotation::EPISODES)),
             addresses: addresses(node),
             external: of_kind(node, "ExternalIP"),
+            vpc: meta.labels.get(VPC).is_some(),
             traits: Traits::read(node, &mut self.values),
             boot: hash(node, "bootID"),
             machine: hash(node, "systemUUID"),

@@ -15,6 +15,7 @@ mod ipam;
 mod journal;
 mod lease;
 mod lenient;
+mod load;
 mod looked;
 mod map;
 mod master;

@@ -24,7 +24,9 @@ pub(super) const REFILLED: &str = "ibm-cloud.kubernetes.io/worker-pool-name";
 /// Labels that name the zone; the first that a node has counts.
 pub(super) const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
 /// Labels that name the subnet or VLAN; without one, the network of the address that Calico announces.
-pub(super) const SUBNET_LABELS: [&str; 2] = ["ibm-cloud.kubernetes.io/subnet-id", "privateVLAN"];
+pub(super) const SUBNET_LABELS: [&str; 2] = [VPC, "privateVLAN"];
+/// The first of them is of workers in a VPC.
+pub(super) const VPC: &str = "ibm-cloud.kubernetes.io/subnet-id";
 /// Label that names the kind of machine.
 pub(super) const MACHINE_TYPE: &str = "node.kubernetes.io/instance-type";
 /// Label of a node while Calico moves from kube-system to calico-system.

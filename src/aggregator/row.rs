@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::Deserialize as _;
 use serde_json::Value;
 
+use super::load::Load;
 use super::mtus::Mtus;
 use super::object::time;
 use super::traits::Traits;
@@ -85,6 +86,10 @@ pub(crate) struct Row {
     pub(crate) mtus: Mtus,
     /// Since when it says just that.
     pub(crate) mtus_since: Option<Timestamp>,
+    /// It is in a VPC, whose zones have limits of their own.
+    pub(crate) vpc: bool,
+    /// What its agent says of its connections, in a VPC.
+    pub(crate) load: Option<Box<Load>>,
     /// It carries the taint that belongs to that condition.
     pub(crate) network_taint: bool,
     /// When that taint came or went, as far as it is known.
@@ -182,6 +187,7 @@ impl Row {
         self.updated = if updated { Some(now) } else { before.updated };
         self.cordoned_since = before.cordoned_since;
         (self.mtus, self.mtus_since) = (before.mtus, before.mtus_since);
+        self.load.clone_from(&before.load);
         let kept = self.network_taint_since.or(before.network_taint_since);
         self.network_taint_since = if self.network_taint == before.network_taint { kept } else { Some(now) };
         // Calico writes the time anew with each write, whether the status has changed or not.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::{Family, Seen};
+use super::{Family, Seen, Snapshot};
 
 /// Counters and switches of the node's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -123,5 +123,36 @@ impl Traffic {
             reverse_path_drops: 0,
             too_long: 0,
         }
+    }
+}
+
+impl Snapshot {
+    /// SYNs that this node sent again in [`MINUTES`], and connections that it tracks, its pods' too: `120.81234`. None where
+    /// one of the two cannot be seen.
+    pub(crate) fn load(&self) -> Option<String> {
+        let (sockets, conntrack) = (self.traffic.sockets.get()?, self.conntrack.get()?);
+        Some(format!("{}.{}", sockets.syn_retransmits_since, conntrack.count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::facts::{Conntrack, Identity};
+
+    #[test]
+    fn a_load_is_both_or_nothing() {
+        let (hostname, boot_id, machine_id, kernel) = Default::default();
+        let identity = Identity { hostname, boot_id, machine_id, kernel, node_name: None };
+        let mut now = Snapshot::blank(Timestamp::UNIX_EPOCH, identity);
+        assert_eq!(now.load(), None);
+        now.traffic.sockets = Seen::Yes(Sockets { syn_retransmits_since: 120, ..Sockets::default() });
+        assert_eq!(now.load(), None);
+        now.conntrack = Seen::Yes(Conntrack { count: 81_234, ..Conntrack::default() });
+        assert_eq!(now.load().as_deref(), Some("120.81234"));
+        now.conntrack = Seen::Absent;
+        assert_eq!(now.load(), None, "nothing is tracked");
     }
 }

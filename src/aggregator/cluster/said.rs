@@ -8,14 +8,15 @@ use std::str::FromStr;
 use jiff::Timestamp;
 
 use super::{Cluster, MOST_ADDRESSES};
+use crate::aggregator::load::Load;
 use crate::aggregator::model::{CALICO_ADDRESSES, NodeView};
 
 /// Two times of a boot that are less apart, in seconds, are of one.
 const SAME_BOOT: i64 = 300;
 
 impl Cluster {
-    /// Takes in what an agent says of its node in the query of its question for the map: CNI configuration, boot, and which
-    /// Typhas serve it.
+    /// Takes in what an agent says of its node in the query of its question for the map: CNI configuration, boot, which Typhas
+    /// serve it, and how many connections it has.
     pub(crate) fn agent_said(&mut self, node: &str, query: &str, now: Timestamp) {
         let Some(row) = self.nodes.get_mut(node) else { return };
         let of = |key| query.split('&').find_map(|part| part.strip_prefix(key));
@@ -27,6 +28,10 @@ impl Cluster {
         let typhas: BTreeSet<IpAddr> =
             of("typha=").into_iter().flat_map(|all| all.split(',')).filter_map(|it| it.parse().ok()).collect();
         row.traits.served_by(typhas.into_iter(), &mut self.values);
+        let load = Load::told(query, row.load.as_deref(), now).filter(|_| row.vpc);
+        let strained = |load: Option<&Load>| load.is_some_and(|load| load.strained.is_some());
+        self.revision += u64::from(strained(load.as_ref()) != strained(row.load.as_deref()));
+        row.load = load.map(Box::new);
         let booted = of("boot=").and_then(|at| Timestamp::from_second(at.parse().ok()?).ok()).filter(|at| *at <= now);
         // A clock that is set moves the time by a little; that it boots is seen here later.
         let known = |at: Timestamp| row.rebooted.is_some_and(|known| at.as_second() - known.as_second() < SAME_BOOT);

@@ -1,6 +1,7 @@
 //! What is wrong with the cluster rather than with one worker. Pure.
 
 mod calico;
+mod connections;
 mod controllers;
 mod dns;
 mod firewall;
@@ -126,6 +127,7 @@ pub(super) fn findings(
     drafts.extend(ipam::findings(cluster, now));
     drafts.extend(routes::findings(cluster));
     drafts.extend(dns::unanswered(cluster, now));
+    drafts.extend(connections::suspected(cluster, duplicates, now));
     let outdated = unseen::outdated(cluster, now);
     drafts.retain(|draft| !outdated.contains(&draft.code));
     // That is why calico-node fails there, and what helps one worker does not help against it.

@@ -96,7 +96,7 @@ fn what_is_asked_for_now_and_then_is_unknown_once_it_has_failed_for_a_while() {
 
 /// Findings that are made of the Nodes and of how the API server is, all Unknown while they are not seen; of what the agents answer, which
 /// says itself that it is not confirmed; of the agents' own findings; or of who comes here.
-const OF_NODES: [&str; 18] = [
+const OF_NODES: [&str; 19] = [
     "AgentScrapeFailing",
     "ClusterWithoutWorkers",
     "DuplicateNodeObject",
@@ -115,6 +115,7 @@ const OF_NODES: [&str; 18] = [
     "WorkerPatchOutdated",
     "WorkerStuckInTransition",
     "ZoneBelowTwoWorkers",
+    "ZoneConnectionLimitSuspected",
 ];
 
 #[test]
