@@ -266,8 +266,9 @@ fn mixed(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
         }
     }
     let settled = versions.values().flatten().all(|pod| lasts(pod.created, MIXED, now));
+    // Whether an update is under way is said by the DaemonSet alone.
     let rolling = around.workloads("calico-node").any(|set| set.updated < set.desired);
-    if versions.len() < 2 || !settled || rolling {
+    if versions.len() < 2 || !settled || rolling || !around.is_seen(What::DaemonSets) {
         return None;
     }
     let counts: Vec<String> = versions.iter().map(|(version, pods)| format!("{version} in {}", pods.len())).collect();

@@ -11,7 +11,7 @@ use crate::aggregator::looked::Look;
 use crate::aggregator::surroundings::What;
 
 /// Findings that need the same kind.
-type Codes = &'static [&'static str];
+pub(super) type Codes = &'static [&'static str];
 
 const CALICO_NODES: Codes = &[
     "CalicoInitFailed",
@@ -46,18 +46,24 @@ const OTHER_PODS: Codes = &[
 ];
 const ADDRESSES: Codes =
     &["ClusterIpPoolExhausted", "NodeIpBlocksExhausted", "IpLeakSuspected", "CalicoDataForDeletedNodes"];
+/// Which workers came after Calico is known by when its DaemonSet and its Deployment were made.
+const SINCE_CALICO: Codes = &["CalicoDataForDeletedNodes"];
 const WEBHOOKS: Codes = &["WebhookRisk", "WebhookDeadlock"];
 
 /// The findings that a kind is needed for.
-fn codes(what: What) -> &'static [Codes] {
+pub(super) fn codes(what: What) -> &'static [Codes] {
     match what {
         What::Affinities => &[&["IpBlockConflict"]],
         What::Pools => &[ADDRESSES, &["CalicoConfigDrift"]],
         What::Bgp => &[&["BgpPasswordSecretMissing", "CalicoConfigDrift"]],
         What::CalicoPods => &[CALICO_NODES, CONTROLLERS, OTHER_PODS],
-        What::VpnPods => &[&["ControlTunnelDown"]],
-        What::DaemonSets => &[&["CalicoNodeAbsent", "CalicoRollingUpdate", "CalicoVersionMixed"]],
-        What::SystemDeployments | What::CalicoDeployments => &[CONTROLLERS],
+        What::VpnPods => &[&["ControlTunnelDown", "WebhookDeadlock"]],
+        What::DaemonSets => &[
+            &["CalicoNodeAbsent", "CalicoRollingUpdate", "CalicoVersionMixed"],
+            &["CalicoMigrationInProgress", "CalicoMigrationStalled"],
+            SINCE_CALICO,
+        ],
+        What::SystemDeployments | What::CalicoDeployments => &[CONTROLLERS, SINCE_CALICO],
         What::FailedCreates => &[&["WebhookBlocksSystemPods"]],
         What::HostEndpoints => &[&["HostEndpointMissing", "HostEndpointStale"]],
         What::ClusterInformation | What::Felix | What::Peers | What::Installations => &[&["CalicoConfigDrift"]],

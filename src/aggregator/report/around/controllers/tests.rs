@@ -20,6 +20,7 @@ fn planted(pods: &[Value]) -> Cluster {
     list(&mut cluster, What::CalicoPods, pods, -86_400);
     list(&mut cluster, What::SystemDeployments, &[deployment(1)], -86_400);
     list(&mut cluster, What::CalicoDeployments, &[], -86_400);
+    list(&mut cluster, What::DaemonSets, &[set("kube-system", 6, 6)], -86_400);
     cluster
 }
 
