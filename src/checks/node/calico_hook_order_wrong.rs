@@ -109,7 +109,11 @@ mod tests {
     }
 
     #[test]
-    fn healthy_unknown_and_not_applicable() {
+    fn healthy_clears_unknown_and_not_applicable() {
+        for backend in [Backend::Nftables, Backend::Legacy] {
+            let moved = with(backend, &["-j cali-FORWARD", "-s 10.244.0.0/16 -j ACCEPT"]);
+            assert_eq!(run(&moved.look()), Outcome::Healthy, "it is behind Calico's again");
+        }
         assert_eq!(run(&Node::worker().calico(Backend::Legacy).look()), Outcome::Healthy);
         assert!(matches!(run(&Node::worker().look()), Outcome::NotApplicable(_)));
         let node = Node::worker().calico(Backend::Nftables).edit(|now| now.legacy = testing::denied("ip_tables"));

@@ -92,6 +92,17 @@ mod tests {
     }
 
     #[test]
+    fn healthy_and_clears() {
+        assert_eq!(run(&Node::worker().look()), Outcome::Healthy);
+        assert!(matches!(run(&dropping(&[]).look()), Outcome::Findings(_)));
+        let accepts = with(dropping(&[]), Backend::Nftables, "filter", Policy::Accept, &[]);
+        assert_eq!(run(&accepts.look()), Outcome::Healthy, "the policy was set back");
+        let rules = ["-i cni+ -j ACCEPT", "-o cni+ -j ACCEPT"];
+        let ahead = with(dropping(&[]), Backend::Nftables, "filter", Policy::Drop, &rules);
+        assert_eq!(run(&ahead.look()), Outcome::Healthy, "somebody accepts before it");
+    }
+
+    #[test]
     fn trap_whoever_accepts_first() {
         for rules in [
             &["-j cali-FORWARD", "-j KUBE-FORWARD"][..],

@@ -99,7 +99,10 @@ mod tests {
     }
 
     #[test]
-    fn healthy_in_one_backend_and_not_applicable() {
+    fn healthy_in_one_backend_clears_and_not_applicable() {
+        let twice = Node::worker().kube_proxy(Backend::Nftables).and_kube_proxy(Backend::Legacy);
+        let flushed = twice.edit(|now| now.legacy = testing::no_tables(Backend::Legacy));
+        assert_eq!(run(&flushed.look()), Outcome::Healthy, "the other backend was emptied");
         for backend in [Backend::Nftables, Backend::Legacy] {
             assert_eq!(run(&Node::worker().kube_proxy(backend).look()), Outcome::Healthy);
         }

@@ -238,6 +238,43 @@ mod tests {
         assert_eq!(files, table);
     }
 
+    /// What is decided by who looks is shown there: check, case, file and test.
+    const ELSEWHERE: &[(&str, &str, &str, &str)] =
+        &[("encap_blocked", "trap", "src/agent/observe/tunnels.rs", "vxlan_is_filtered_and_free_again")];
+
+    /// Each shows in its own file, by the names of its tests: where it fires (a name with none of these words), that it is
+    /// healthy and clears, its trap, and that it says Unknown when it cannot look.
+    #[test]
+    fn every_check_has_its_five_cases() {
+        const CASES: [&str; 4] = ["healthy", "clear", "trap", "unknown"];
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("a source file");
+        let tests = |text: &str| -> Vec<String> {
+            let named = text.split("#[test]\n").skip(1).filter_map(|part| part.trim_start().strip_prefix("fn "));
+            named.filter_map(|rest| Some(rest.split_once('(')?.0.to_owned())).collect()
+        };
+        let mut lacking = Vec::new();
+        for entry in std::fs::read_dir(root.join("src/checks/node")).expect("this folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_stem().and_then(|stem| stem.to_str()).expect("UTF-8").to_owned();
+            if path.is_dir() || name == "mod" || name.starts_with("testing") {
+                continue;
+            }
+            let own = tests(&read(&path));
+            let mut has: Vec<&str> =
+                CASES.into_iter().filter(|case| own.iter().any(|test| test.contains(case))).collect();
+            for (_, case, file, test) in ELSEWHERE.iter().filter(|(of, ..)| *of == name) {
+                assert!(tests(&read(&root.join(file))).iter().any(|known| known == test), "no {test} in {file}");
+                has.push(case);
+            }
+            let fires = own.iter().any(|test| CASES.iter().all(|case| !test.contains(case)));
+            if has.len() < CASES.len() || !fires {
+                lacking.push(format!("{name} has {has:?}, fires: {fires}"));
+            }
+        }
+        assert!(lacking.is_empty(), "{}", lacking.join("\n"));
+    }
+
     #[test]
     fn causes_come_before_consequences() {
         let areas: Vec<_> = ALL.iter().map(|check| check.area).collect();

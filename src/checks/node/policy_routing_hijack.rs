@@ -231,7 +231,11 @@ mod tests {
     }
 
     #[test]
-    fn healthy_and_unknown() {
+    fn healthy_clears_and_unknown() {
+        let drop = Rule { from: Some(net("10.244.0.0/24")), action: RuleAction::Drop, ..rule(100, 0) };
+        assert_eq!(testing::subjects(&run(&with(drop.clone()).look())).len(), 1);
+        let gone = with(drop).routing(|routing| routing.rules.retain(|rule| rule.priority != 100));
+        assert_eq!(run(&gone.look()), Outcome::Healthy, "the rule was deleted");
         assert_eq!(run(&Node::calico_worker().look()), Outcome::Healthy);
         assert_eq!(run(&Node::worker().look()), Outcome::Healthy);
         let blind = Node::worker().routing(|routing| routing.ipsec = testing::denied("IPsec policies"));

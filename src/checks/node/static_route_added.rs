@@ -73,7 +73,15 @@ mod tests {
     }
 
     #[test]
-    fn traps_and_clears() {
+    fn healthy_and_clears() {
+        let node = with("192.168.0.0/16 10.0.0.9 2 4");
+        assert!(matches!(run(&node.look()), Outcome::Findings(_)));
+        let gone = node.routes(|list| list.retain(|route| route.to.to_string() != "192.168.0.0/16"));
+        assert_eq!(run(&gone.look()), Outcome::Healthy, "it was deleted");
+    }
+
+    #[test]
+    fn trap_routes_that_were_there_first_or_are_somebodys_own() {
         let first = with("192.168.0.0/16 10.0.0.9 2 4").remember(|before| {
             let to = "192.168.0.0/16".parse().expect("a prefix");
             before.routes.first.as_mut().expect("set").routes.insert(to);

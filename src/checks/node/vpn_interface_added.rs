@@ -50,7 +50,15 @@ mod tests {
     }
 
     #[test]
-    fn traps_and_clears() {
+    fn healthy_and_clears() {
+        let node = with("vpn0", "tun");
+        assert!(matches!(run(&node.look()), Outcome::Findings(_)));
+        let gone = node.routing(|routing| routing.links.retain(|link| link.name != "vpn0"));
+        assert_eq!(run(&gone.look()), Outcome::Healthy, "it was deleted");
+    }
+
+    #[test]
+    fn trap_interfaces_that_were_there_first_or_are_somebodys_own() {
         for (name, kind) in [("wireguard.cali", "wireguard"), ("cilium_wg0", "wireguard"), ("docker0", "bridge")] {
             assert_eq!(run(&with(name, kind).look()), Outcome::Healthy, "{name}");
         }
