@@ -1,5 +1,7 @@
 //! The Kubernetes API: clients whose calls all have deadlines.
 
+mod answer;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +11,10 @@ use http::header::{HeaderValue, USER_AGENT};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use serde_json::Value;
+
+#[cfg(test)]
+pub(crate) use answer::testing::answered_by;
+pub(crate) use answer::{asked, send};
 
 /// Longest wait for a TCP connection.
 const CONNECT: Duration = Duration::from_secs(3);

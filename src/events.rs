@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use http::Request;
 use http::header::{ACCEPT, CONTENT_TYPE};
+use hyper::body::Bytes;
 use serde_json::Value;
 use tokio::sync::Notify;
 
 pub(crate) use outbox::{Budget, Object, Occurrence};
 use outbox::{Fate, Outbox, Turn, Waiting};
 
-use crate::api::{Api, chain};
+use crate::api::{self, Api, asked, said};
 use crate::clock::now;
 use crate::verdict::Now;
 
@@ -161,11 +162,7 @@ fn fate(error: kube::Error) -> Fate {
         kube::Error::Api(status) if status.code < 500 && status.code != 429 && status.code != 409 => {
             Fate::Refused(format!("{}: {}", status.code, status.message))
         }
-        kube::Error::Api(status) => {
-            let asked = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-            Fate::Failed(format!("{}: {}", status.code, status.message), Duration::from_secs(asked.into()))
-        }
-        error => Fate::Failed(chain(&error), Duration::ZERO),
+        error => Fate::Failed(said(&error), asked(&error)),
     }
 }
 
@@ -175,17 +172,17 @@ async fn identify(way: &Api, mut object: Object) -> Result<Object, Fate> {
     let accept = if path.contains('?') { METADATA_OF_ALL } else { METADATA };
     let request = Request::get(path).header(ACCEPT, accept).body(Vec::new());
     let answer = send(way, request).await.map_err(fate)?;
-    let found: Value = serde_json::from_str(&answer).map_err(|error| Fate::Refused(error.to_string()))?;
+    let found: Value = serde_json::from_slice(&answer).map_err(|error| Fate::Refused(error.to_string()))?;
     let one = found.get("items").map_or(&found, |items| &items[0]);
     one["metadata"]["uid"].as_str().unwrap_or_default().clone_into(&mut object.uid);
     // Of what is gone nobody needs to be told; `Expired` would be tried again.
     if object.uid.is_empty() { Err(Fate::Refused("what it is about is gone".to_owned())) } else { Ok(object) }
 }
 
-async fn send(way: &Api, request: Result<Request<Vec<u8>>, http::Error>) -> Result<String, kube::Error> {
+async fn send(way: &Api, request: Result<Request<Vec<u8>>, http::Error>) -> Result<Bytes, kube::Error> {
     let request = request.map_err(kube::Error::HttpError)?;
     let late = |_| Err(kube::Error::Service(format!("no answer within {} s", DEADLINE.as_secs()).into()));
-    tokio::time::timeout(DEADLINE, way.unary.request_text(request)).await.unwrap_or_else(late)
+    tokio::time::timeout(DEADLINE, api::send(&way.unary, request)).await.unwrap_or_else(late)
 }
 
 #[cfg(test)]

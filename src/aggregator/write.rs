@@ -14,6 +14,7 @@ use super::row::{Condition, Row};
 use super::stale::{Gone, Missing};
 use super::store::Store;
 use super::watch::escaped;
+use crate::api;
 use crate::backoff::jitter;
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::facts::whole_seconds;
@@ -45,12 +46,17 @@ enum Fate {
     Ok,
     /// The node has changed meanwhile, perhaps because its agent is back: it is judged anew.
     Conflict,
-    Failed(String),
+    /// Why, and how long the server asks to be left alone.
+    Failed(String, Duration),
 }
 
 /// When each node may be written again, and how often it was tried.
 #[derive(Debug, Default)]
-struct Tries(HashMap<String, (Duration, u32)>);
+struct Tries {
+    nodes: HashMap<String, (Duration, u32)>,
+    /// Before that, on the boot clock, the server wants no writes at all.
+    left_alone_until: Duration,
+}
 
 /// Watches over the agents, and marks nodes whose agent is gone while this process leads. Never ends.
 pub(super) async fn run(
@@ -96,23 +102,26 @@ fn due(store: &Store, namespace: &str, now: Now, tries: &mut Tries, room: usize)
         return Vec::new();
     }
     let marks = inner.watchdog.to_mark(&inner.cluster, now);
-    tries.0.retain(|node, _| marks.iter().any(|(name, ..)| name == node));
+    tries.nodes.retain(|node, _| marks.iter().any(|(name, ..)| name == node));
+    if now.since_boot < tries.left_alone_until {
+        return Vec::new();
+    }
     let due =
-        marks.into_iter().filter(|(name, ..)| tries.0.get(*name).is_none_or(|(again, _)| *again <= now.since_boot));
+        marks.into_iter().filter(|(name, ..)| tries.nodes.get(*name).is_none_or(|(again, _)| *again <= now.since_boot));
     let jobs: Vec<Job> = due.take(room).map(|(name, row, gone)| job(name, row, &gone, namespace, now.wall)).collect();
     for job in &jobs {
         // Nobody tries it again while this try may last.
-        let (again, _) = tries.0.entry(job.node.clone()).or_default();
+        let (again, _) = tries.nodes.entry(job.node.clone()).or_default();
         *again = now.since_boot + DEADLINE + AGAIN_AFTER;
     }
     jobs
 }
 
 fn account(store: &Store, tries: &mut Tries, node: &str, fate: &Fate, now: Duration) {
-    let (again, failures) = tries.0.entry(node.to_owned()).or_default();
+    let (again, failures) = tries.nodes.entry(node.to_owned()).or_default();
     let inner = &mut *store.lock();
     let patches = &mut inner.patches;
-    *failures = if matches!(fate, Fate::Failed(_)) { *failures + 1 } else { 0 };
+    *failures = if matches!(fate, Fate::Failed(..)) { *failures + 1 } else { 0 };
     let wait = AGAIN_AFTER.saturating_mul(1 << (*failures).min(10)).min(AGAIN_AT_MOST);
     *again = now + jitter(wait);
     match fate {
@@ -122,8 +131,9 @@ fn account(store: &Store, tries: &mut Tries, node: &str, fate: &Fate, now: Durat
             tracing::info!(node, "its agent is gone: its conditions are Unknown now");
         }
         Fate::Conflict => patches.conflict += 1,
-        Fate::Failed(why) => {
+        Fate::Failed(why, asked) => {
             patches.failed += 1;
+            tries.left_alone_until = tries.left_alone_until.max(now + *asked);
             tracing::warn!(node, why, "cannot set its conditions to Unknown");
         }
     }
@@ -182,14 +192,13 @@ async fn patch(client: Client, job: Job) -> (String, Fate) {
     let uri = format!("/api/v1/nodes/{}/status?fieldManager=nodevitals-aggregator", escaped(&job.node));
     let request = Request::patch(uri).header("Content-Type", "application/strategic-merge-patch+json").body(job.body);
     let fate = match request {
-        Err(error) => Fate::Failed(error.to_string()),
-        Ok(request) => match tokio::time::timeout(DEADLINE, client.request_text(request)).await {
-            Err(_) => Fate::Failed(format!("no answer within {} s", DEADLINE.as_secs())),
+        Err(error) => Fate::Failed(error.to_string(), Duration::ZERO),
+        Ok(request) => match tokio::time::timeout(DEADLINE, api::send(&client, request)).await {
+            Err(_) => Fate::Failed(format!("no answer within {} s", DEADLINE.as_secs()), Duration::ZERO),
             Ok(Ok(_)) => Fate::Ok,
             // Changed meanwhile, or deleted: the watch tells which.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Fate::Conflict,
-            Ok(Err(kube::Error::Api(status))) => Fate::Failed(format!("{}: {}", status.code, status.message)),
-            Ok(Err(error)) => Fate::Failed(crate::api::chain(&error)),
+            Ok(Err(error)) => Fate::Failed(api::said(&error), api::asked(&error)),
         },
     };
     (job.node, fate)

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Limited};
-use kube::core::Status;
 use serde::Deserialize;
 
 use crate::facts::{KubeletCondition, KubeletSaid};
@@ -12,9 +10,6 @@ use crate::verdict::{ANNOTATION_PREFIX, NodeCondition, Status as Verdict, our_co
 
 /// Longest wait for a GET.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// Longest Node that is read, in bytes: etcd keeps no object of more than 1.5 MiB by default.
-const LONGEST: usize = 8 << 20;
 
 /// As much of a condition's message as is kept, in characters.
 const MESSAGE: usize = 1024;
@@ -150,31 +145,10 @@ pub(crate) async fn read_node(client: &kube::Client, name: &str) -> Result<NodeN
     }
 }
 
-/// Sends a request that is answered by a Node. `Retry-After` is taken over from the header too: an API server that sheds
-/// load (429) sends no `Status`.
+/// Sends a request that is answered by a Node.
 pub(super) async fn request(client: &kube::Client, request: http::Request<Vec<u8>>) -> Result<NodeNow, kube::Error> {
-    let response = client.send(request.map(kube::client::Body::from)).await?;
-    let (head, body) = response.into_parts();
-    let body = Limited::new(body, LONGEST).collect().await.map_err(kube::Error::Service)?.to_bytes();
-    if head.status.is_success() {
-        return serde_json::from_slice::<Node>(&body).map(NodeNow::from).map_err(kube::Error::SerdeError);
-    }
-    Err(kube::Error::Api(refusal(head.status.as_u16(), &head.headers, &body).boxed()))
-}
-
-fn refusal(code: u16, headers: &http::HeaderMap, body: &[u8]) -> Status {
-    let mut status = serde_json::from_slice::<Status>(body).unwrap_or_else(|_| {
-        let text: String = String::from_utf8_lossy(body).trim().chars().take(300).collect();
-        Status::failure(&text, "not a Status").with_code(code)
-    });
-    let after = headers.get(http::header::RETRY_AFTER);
-    if let Some(seconds) = after.and_then(|value| value.to_str().ok()?.trim().parse::<u32>().ok()) {
-        match &mut status.details {
-            Some(details) => details.retry_after_seconds = details.retry_after_seconds.max(seconds),
-            none => *none = serde_json::from_value(serde_json::json!({ "retryAfterSeconds": seconds })).ok(),
-        }
-    }
-    status
+    let body = crate::api::send(client, request).await?;
+    serde_json::from_slice::<Node>(&body).map(NodeNow::from).map_err(kube::Error::SerdeError)
 }
 
 /// The error of a call that was not answered in time.
@@ -204,21 +178,5 @@ mod tests {
         let gone = serde_json::json!([{"type": "GoneProblem", "$patch": "delete"}]);
         assert_eq!(patch["status"]["conditions"], gone);
         assert_eq!(patch::patch(&node().into(), &nothing, at), None, "what is nobody's of ours stays");
-    }
-
-    #[test]
-    fn retry_after_counts_from_header_and_status() {
-        let headers = http::HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static("7"))]);
-        let asked = |headers: &http::HeaderMap, body: &str| {
-            let status = refusal(429, headers, body.as_bytes());
-            (status.code, status.message, status.details.map_or(0, |details| details.retry_after_seconds))
-        };
-        let shed = "Too many requests, please try again later.\n";
-        assert_eq!(asked(&headers, shed), (429, shed.trim().to_owned(), 7));
-        let none = http::HeaderMap::new();
-        let status = r#"{"kind":"Status","code":429,"message":"m","details":{"retryAfterSeconds":9}}"#;
-        assert_eq!(asked(&none, status), (429, "m".to_owned(), 9));
-        assert_eq!(asked(&headers, status).2, 9);
-        assert_eq!(asked(&none, "<html>").2, 0);
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::node::timed_out;
 use super::{Fates, NodeNow, patch, read_node};
-use crate::api::{Api, chain, said};
+use crate::api::{Api, asked, chain, said};
 use crate::backoff::{Backoff, jitter};
 use crate::checks::Limits;
 use crate::facts::{Seen, Writes};
@@ -25,8 +25,6 @@ pub(crate) use pace::Pace;
 const DEADLINE: Duration = Duration::from_secs(35);
 /// First and longest wait after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Longest wait that a server may ask for.
-const LONGEST_WAIT: u32 = 300;
 /// While writes are held up and nothing is to be written, it is tried again after these, first and longest.
 const PROBES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Reads in a row that may be older than what was read before; then the server has been restored from a backup.
@@ -333,20 +331,6 @@ impl Writer {
             self.ways.rotate_left(1);
         }
     }
-}
-
-/// How long the server asks to be left alone.
-fn asked(error: &kube::Error) -> Duration {
-    match error {
-        kube::Error::Api(status) => retry_after(status),
-        _ => Duration::ZERO,
-    }
-}
-
-/// `Retry-After`, which a server that is overloaded sends along (`details.retryAfterSeconds`).
-fn retry_after(status: &kube::core::Status) -> Duration {
-    let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-    Duration::from_secs(u64::from(seconds.min(LONGEST_WAIT)))
 }
 
 pub(super) async fn sleep_long(time: Duration) {

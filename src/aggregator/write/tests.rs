@@ -97,13 +97,32 @@ fn what_failed_is_tried_again_later_each_time() {
     let mut now = moment(40).since_boot;
     let mut waits = Vec::new();
     for _ in 0..8 {
-        account(&store, &mut tries, "n000", &Fate::Failed("403".into()), now);
-        let again = tries.0["n000"].0;
+        account(&store, &mut tries, "n000", &Fate::Failed("403".into(), Duration::ZERO), now);
+        let again = tries.nodes["n000"].0;
         waits.push(again.saturating_sub(now).as_secs());
         now = again;
     }
     assert!(waits[0] >= 10 && waits[0] <= 20 && waits[7] >= 150 && waits[7] <= 300, "{waits:?}");
     assert_eq!(store.lock().patches.failed, 8);
+}
+
+#[tokio::test]
+async fn a_server_that_asks_to_be_left_alone_is_left_alone_by_all_writes() {
+    let store = store(25);
+    let mut tries = Tries::default();
+    due_at(&store, &mut tries, 0);
+    let job = due(&store, "nodevitals", moment(40), &mut tries, 1).remove(0);
+    let busy = api::answered_by("429 Too Many Requests\r\nRetry-After: 60", "Too many requests").await;
+    let (node, fate) = patch(busy, job).await;
+    account(&store, &mut tries, &node, &fate, moment(40).since_boot);
+    assert!(due_at(&store, &mut tries, 41).is_empty() && due_at(&store, &mut tries, 99).is_empty(), "{fate:?}");
+    assert_eq!(due_at(&store, &mut tries, 100).len(), AT_ONCE);
+    // One that only refuses a node keeps nobody else waiting.
+    let busy = api::answered_by("403 Forbidden", "no").await;
+    let job = due(&store, "nodevitals", moment(100), &mut tries, 1).remove(0);
+    let (node, fate) = patch(busy, job).await;
+    account(&store, &mut tries, &node, &fate, moment(100).since_boot);
+    assert_eq!(due_at(&store, &mut tries, 101).len(), AT_ONCE, "{fate:?}");
 }
 
 #[test]

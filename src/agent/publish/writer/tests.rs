@@ -14,17 +14,6 @@ use crate::checks::{self, Finding, Outcome};
 use crate::facts::{Identity, Past};
 use crate::verdict::{Beliefs, Now, told};
 
-#[test]
-fn a_wait_that_is_asked_for_has_an_end() {
-    let asked = |seconds| {
-        let status = serde_json::json!({ "code": 429, "details": { "retryAfterSeconds": seconds } });
-        retry_after(&serde_json::from_value(status).expect("a Status"))
-    };
-    assert_eq!(asked(0), Duration::ZERO);
-    assert_eq!(asked(7), Duration::from_secs(7));
-    assert_eq!(asked(u32::MAX), Duration::from_secs(300));
-}
-
 /// What the API server holds and does.
 #[derive(Debug)]
 struct Server {
