@@ -15,6 +15,13 @@ use crate::support::wait::eventually;
 const READ: Duration = Duration::from_secs(150);
 pub(crate) const GROUP: &str = "/apis/crd.projectcalico.org/v1";
 const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+/// Ways out of a deadlock by a webhook.
+const OUT: [&str; 4] = [
+    "cordon v2 (no drain)",
+    "set the webhook's timeoutSeconds to 1",
+    "take nodes/status out of its rules (a namespaceSelector never excludes Nodes)",
+    "delete ValidatingWebhookConfiguration guard",
+];
 const KINDS: [(&str, &str); 8] = [
     ("blockaffinities", "BlockAffinity"),
     ("ippools", "IPPool"),
@@ -321,6 +328,24 @@ fn webhooks_that_could_stop_the_system_are_told_and_so_is_the_deadlock() -> Resu
     );
     over(&aggregator, "CalicoNodeFailingOnNode")?;
     over(&aggregator, "WebhookRisk")?;
+    // All four ways out, the least invasive first (catalogue R112); where no other worker takes Pods, without the first.
+    let next = deadlock["next"].as_str().context("a next step")?;
+    let ways = OUT.map(|way| next.find(way));
+    assert!(ways.is_sorted() && ways.iter().all(Option::is_some), "{ways:?} in {next}");
+    let cordon = |nobody: Value| {
+        ["v0", "v1"].into_iter().try_for_each(|node| {
+            let patch = json!({"spec": {"unschedulable": nobody}});
+            bench.admin(&format!("PATCH merge /api/v1/nodes/{node}"), &patch).map(drop)
+        })
+    };
+    cordon(json!(true))?;
+    soon("there is no other worker", || {
+        let deadlock = told(&aggregator, "WebhookDeadlock")?;
+        let next = deadlock["next"].as_str().context("a next step")?;
+        ensure!(next.starts_with(OUT[1]) && !next.contains(OUT[0]), "{next}");
+        Ok(())
+    });
+    cordon(Value::Null)?;
 
     // It runs again, and a second one answers on another worker.
     let ready = json!({"status": {"conditions": [condition("Ready", "True", "X")]}});
