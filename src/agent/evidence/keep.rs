@@ -107,8 +107,8 @@ pub(crate) struct Keeper {
     /// What conditions wait for.
     awaited: BTreeMap<Key, Awaited>,
     last: Option<Instant>,
-    /// When the breath was passed over last.
-    hurried: Option<Instant>,
+    /// When the breath was passed over last, for a fault of each area.
+    hurried: BTreeMap<Area, Instant>,
     /// Something is bad of which evidence is taken once the breath is over, or another bundle written.
     owes: bool,
 }
@@ -136,7 +136,7 @@ impl Keeper {
             known: BTreeSet::new(),
             awaited: BTreeMap::new(),
             last: None,
-            hurried: None,
+            hurried: BTreeMap::new(),
             owes: false,
         }
     }
@@ -164,12 +164,13 @@ impl Keeper {
             let first = Awaited { area: it.area, since: Instant::now(), begun: false };
             self.awaited.entry(key(it)).or_insert(first);
         }
-        let next = new.iter().find(|it| is_fit(it)).or_else(|| new.first());
+        let rushes = new.iter().find(|it| is_fit(it) && self.may_hurry(it.area));
+        let (hurries, next) = (rushes.is_some(), rushes.or_else(|| new.first()));
         self.owes = next.is_some();
         let next = next?;
         let breathes = self.last.is_some_and(|last| last.elapsed() < BREATH);
-        // Once in a breath: what follows from one fault would push out the bundle of its first look.
-        if (breathes && !(is_fit(next) && self.may_hurry())) || self.kept.running.swap(true, Ordering::Relaxed) {
+        // Once in a breath for each condition: what follows from one fault would push out the bundle of its first look.
+        if (breathes && !hurries) || self.kept.running.swap(true, Ordering::Relaxed) {
             return None;
         }
         // The bundle before is written, and this one holds all that is bad now.
@@ -178,20 +179,22 @@ impl Keeper {
         self.owes = false;
         self.known = now;
         let now = Instant::now();
-        self.hurried = if breathes { Some(now) } else { self.hurried };
+        if breathes {
+            self.hurried.insert(next.area, now);
+        }
         self.last = Some(now);
         Some(Episode::from(*next))
     }
 
-    /// Whether the breath may be passed over for what is fit for repair.
-    fn may_hurry(&self) -> bool {
-        self.hurried.is_none_or(|at| at.elapsed() >= BREATH)
+    /// Whether the breath may be passed over for what is fit for repair, in this area.
+    fn may_hurry(&self, area: Area) -> bool {
+        self.hurried.get(&area).is_none_or(|at| at.elapsed() >= BREATH)
     }
 
     /// When to ask again though nothing else has changed, if evidence is owed.
     pub(crate) fn owes_in(&self) -> Option<Duration> {
         let since = self.last.map_or(BREATH, |last| last.elapsed());
-        let hurries = self.awaited.values().any(|it| !it.begun) && self.may_hurry();
+        let hurries = self.awaited.values().any(|it| !it.begun && self.may_hurry(it.area));
         let rest = if hurries { Duration::ZERO } else { BREATH.saturating_sub(since) };
         self.owes.then(|| rest.max(Duration::from_secs(1)))
     }

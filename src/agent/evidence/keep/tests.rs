@@ -167,6 +167,14 @@ async fn a_fault_for_which_machines_are_replaced_waits_for_no_breath_and_is_wait
     let both = report([both.verdict.findings.clone(), vec![next]].concat(), 2);
     assert_eq!(keeper.wants(&both.verdict), None);
     assert!(keeper.owes_in().is_some_and(|wait| wait > Duration::from_secs(1) && wait <= BREATH));
+    // The other condition does not have to wait for it, nor be True before there is evidence of why.
+    let sick = raised("FilesystemReadOnly", Severity::Critical, Area::Integrity, 2);
+    let sicker = report([both.verdict.findings.clone(), vec![sick.clone()]].concat(), 2);
+    assert_eq!(keeper.wants(&sicker.verdict), Some(Episode::from(&sick)));
+    keeper.kept.running.store(false, Ordering::Relaxed);
+    let after = raised("ContainerdStoreCorrupt", Severity::Critical, Area::Runtime, 3);
+    let both = report([both.verdict.findings.clone(), vec![after]].concat(), 3);
+    assert_eq!(keeper.wants(&both.verdict), None);
     keeper.last = Instant::now().checked_sub(BREATH);
     assert!(keeper.wants(&both.verdict).is_some());
     keeper.kept.running.store(false, Ordering::Relaxed);
