@@ -2,9 +2,9 @@
 
 use super::Judge;
 use super::publish::{Kept, NodeNow};
-use crate::checks::WORKER_PROBLEM;
+use crate::checks::{self, WORKER_PROBLEM};
 use crate::clock::now;
-use crate::verdict::{self, NodeCondition, Status};
+use crate::verdict::{self, Around, Episodes, NodeCondition, Status, annotation};
 
 /// Goes on from what was told last: by the state file, which is written first, unless the Node was told something later
 /// than that, as happens when the disk takes no writes.
@@ -14,14 +14,19 @@ pub(super) fn restore(judge: &mut Judge, node: Option<&NodeNow>, kept: Option<Ke
         let ours = node.conditions.values().filter(|it| it.reason != verdict::AGENT_STALE);
         ours.filter_map(|it| it.last_transition_time).max()
     });
-    let episodes = kept.as_ref().map(|kept| kept.episodes.clone()).unwrap_or_default();
+    let episodes = match (&kept, node) {
+        (Some(kept), _) => kept.episodes.clone(),
+        // The file is damaged, of a newer version, or its disk is gone.
+        (None, Some(node)) => told_journal(node),
+        (None, None) => Episodes::default(),
+    };
     let kept = kept.filter(|kept| told_at.is_none_or(|told_at| told_at <= kept.saved_at));
     let told = match (kept, node) {
         (Some(kept), _) => Some((kept.boot_id, kept.findings, kept.conditions, Some((kept.state, kept.since)))),
         (None, Some(node)) => {
-            let annotation = |key: &str| node.annotations.get(key);
-            let findings = annotation(verdict::annotation::FINDINGS).map(|json| verdict::parse_findings(json));
-            let boot_id = annotation(verdict::annotation::BOOT_ID).cloned().unwrap_or_default();
+            let told = |key: &str| node.annotations.get(key);
+            let findings = told(annotation::FINDINGS).map(|json| verdict::parse_findings(json));
+            let boot_id = told(annotation::BOOT_ID).cloned().unwrap_or_default();
             let conditions = node.conditions.values().cloned().collect();
             Some((boot_id, findings.unwrap_or_default(), conditions, verdict::parse_state(&node.annotations)))
         }
@@ -43,6 +48,14 @@ pub(super) fn restore(judge: &mut Judge, node: Option<&NodeNow>, kept: Option<Ke
     }
 }
 
+/// The journal as far as the Node tells it.
+fn told_journal(node: &NodeNow) -> Episodes {
+    let text = |key| node.annotations.get(key).cloned().unwrap_or_default();
+    let counted = verdict::parse_findings(&text(annotation::FINDINGS));
+    let began_in = Around::told(text(annotation::BOOT_ID), text(annotation::MACHINE_ID));
+    Episodes::told(&text(annotation::EPISODES), &counted, &began_in, checks::node::ALL)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,7 +63,7 @@ mod tests {
     use crate::checks::Area;
     use crate::config::Config;
     use crate::facts::{Identity, Past, Process, Processes, Program, Seen, Snapshot};
-    use crate::verdict::{Cure, Episodes, Now, Verdict, annotation, told};
+    use crate::verdict::{Cure, Now, Verdict, told};
     use jiff::Timestamp;
     use std::time::Duration;
 
@@ -236,5 +249,38 @@ mod tests {
         judge.judge(now());
         let episodes: &Episodes = judge.episodes();
         assert_eq!(episodes.iter().map(|it| (it.code.as_str(), it.since)).collect::<Vec<_>>(), [("DiskFull", at(20))]);
+    }
+    #[test]
+    fn a_journal_that_is_lost_goes_on_from_what_the_node_tells_of_it() {
+        let mut node = node(30);
+        let over = serde_json::json!([
+            {"code": "DiskFull", "since": at(9), "cleared": at(12), "times": 1, "cure": "processRestart"},
+            {"code": "GoneCheck", "since": at(8), "cleared": at(9), "times": 1, "cure": null},
+            {"code": "KubeletDown", "since": at(5), "cleared": at(6), "times": 2, "cure": "reboot"},
+            {"code": 7}, "half",
+        ]);
+        node.annotations.insert(annotation::EPISODES.to_owned(), over.to_string());
+        let findings = node.annotations[annotation::FINDINGS].replace("\"subject\"", "\"times\":2,\"subject\"");
+        node.annotations.insert(annotation::FINDINGS.to_owned(), findings);
+        let mut judge = judge_in("c");
+        restore(&mut judge, Some(&node), None);
+        let before = [
+            ("KubeletDown", at(5), Some(at(6)), Some(Cure::Reboot)),
+            ("DiskFull", at(9), Some(at(12)), Some(Cure::ProcessRestart)),
+        ];
+        assert_eq!(journal(&judge), [&before[..], &[("DiskFull", at(30), None, None)]].concat());
+        let booted = now();
+        let verdict = judge.judge(booted);
+        let root = verdict.root().expect("it still counts");
+        assert_eq!((root.times, root.last_cure), (2, Some(Cure::ProcessRestart)));
+        looks(&mut judge, |seen| seen.filesystems = Seen::Yes(Vec::new()), booted);
+        let later = Now { since_boot: booted.since_boot + Duration::from_secs(3600), ..booted };
+        let verdict = judge.judge(later);
+        let ended = ("DiskFull", at(30), Some(verdict.at), Some(Cure::Reboot));
+        assert_eq!(journal(&judge), [&before[..], &[ended]].concat());
+        // What the file knows is more.
+        let mut judge = super::tests::judge();
+        restore(&mut judge, Some(&node), Some(kept(20, 25)));
+        assert_eq!(journal(&judge), [("DiskFull", at(20), None, None)]);
     }
 }

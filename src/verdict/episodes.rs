@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Now, Raised};
-use crate::checks::{Area, Severity};
+use crate::checks::{Area, Check, Severity};
 use crate::facts::{Program, Seen, Snapshot};
 
 /// Episodes are kept this long (catalogue R177), and so many at most.
@@ -75,6 +75,11 @@ impl Around {
         };
         let identity = &now.identity;
         Around { boot_id: identity.boot_id.clone(), machine_id: identity.machine_id.clone(), processes }
+    }
+
+    /// As the Node's annotations tell it; who ran there they do not.
+    pub(crate) fn told(boot_id: String, machine_id: String) -> Self {
+        Around { boot_id, machine_id, processes: None }
     }
 
     /// What happened between this and `now` that may have cured a fault of an area.
@@ -177,6 +182,60 @@ impl Episodes {
     /// Forgets those that are over for long, by the clock on the wall: not while that cannot be trusted.
     pub(super) fn forget(&mut self, now: Now) {
         self.0.retain(|episode| episode.cleared.is_none_or(|at| now.wall.duration_since(at) < KEPT));
+    }
+
+    /// The journal as an earlier process told it on the Node, where its own file of it is lost: what was over (the annotation
+    /// `episodes`), and what counted (`findings`), which began there. What cannot be read, and codes that are no more, is left out.
+    pub(crate) fn told(over: &str, counted: &[Raised], began_in: &Around, table: &[&Check]) -> Self {
+        #[derive(Deserialize)]
+        struct Over {
+            code: String,
+            since: Timestamp,
+            cleared: Timestamp,
+            times: u32,
+            cure: Option<Cure>,
+        }
+        let elements: Vec<serde_json::Value> = serde_json::from_str(over).unwrap_or_default();
+        let over = elements.into_iter().filter_map(|it| serde_json::from_value::<Over>(it).ok());
+        let over = over.filter_map(|it| {
+            let check = table.iter().find(|check| check.code == it.code)?;
+            Some(Episode {
+                code: it.code,
+                subject: String::new(),
+                severity: check.severity,
+                area: check.area,
+                since: it.since,
+                seen: None,
+                cleared: Some(it.cleared),
+                times: it.times,
+                cure: it.cure,
+                began_in: Around::default(),
+            })
+        });
+        let mut all: Vec<Episode> = over.collect();
+        all.sort_by_key(|it| it.since);
+        let known = |it: &&Raised| it.is_problem() && table.iter().any(|check| check.code == it.code);
+        for finding in counted.iter().filter(known) {
+            match all.iter_mut().find(|it| it.cleared.is_none() && it.code == finding.code) {
+                Some(episode) => {
+                    episode.severity = episode.severity.max(finding.severity);
+                    episode.since = episode.since.min(finding.since);
+                }
+                None => all.push(Episode {
+                    code: finding.code.clone(),
+                    subject: finding.subject.clone(),
+                    severity: finding.severity,
+                    area: finding.area,
+                    since: finding.since,
+                    seen: None,
+                    cleared: None,
+                    times: finding.times,
+                    cure: None,
+                    began_in: began_in.clone(),
+                }),
+            }
+        }
+        Episodes(all)
     }
 
     /// All of them, oldest first.
