@@ -137,6 +137,10 @@ impl Scan<'_> {
             return self.take(0, core.len());
         }
         self.word(word);
+        // A value that was taken out may have been behind the quote at which the next text begins.
+        if self.json && self.at > self.inside {
+            self.ends_of_keys();
+        }
     }
 
     /// Takes out what comes before the ends of private keys whose beginnings were cut off; of JSON in this string alone.
@@ -231,7 +235,9 @@ impl Scan<'_> {
         let text = self.text;
         let quoted = quote(text, from);
         let line_end = while_(text, from, |byte| byte != b'\n' && byte != b'\r');
-        let plain = !self.json && begins_line(text, key);
+        // As it is left: what was taken out before it may have had ends of lines.
+        let before = self.out.len() - (self.at - key);
+        let plain = !self.json && begins_line(&self.out[..before]);
         match text.get(from) {
             _ if text[from..].starts_with(MARK.as_bytes()) => {}
             // The text in which the name stands ends here.
@@ -244,7 +250,7 @@ impl Scan<'_> {
                 if !self.json && text[from + 1..line_end].iter().all(|byte| b" \t+-0123456789".contains(byte)) =>
             {
                 let first = while_(text, line_end, |byte| byte.is_ascii_whitespace());
-                self.secret(first, block(text, key, line_end));
+                self.secret(first, block(text, &self.out[..before], line_end));
             }
             Some(b'[') => self.list(from + 1, opened),
             // The parts of an object have names of their own.

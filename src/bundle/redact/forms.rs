@@ -65,10 +65,10 @@ pub(super) fn is_token(word: &[u8]) -> bool {
     web || aws || hex
 }
 
-/// Where the lines end that are indented deeper than that of the name.
-pub(super) fn block(text: &[u8], key: usize, from: usize) -> usize {
-    let start = text[..key].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let indent = while_(text, start, |byte| byte == b' ') - start;
+/// Where the lines end that are indented deeper than that of the name, which ends `before`.
+pub(super) fn block(text: &[u8], before: &[u8], from: usize) -> usize {
+    let line = line(before);
+    let indent = while_(line, 0, |byte| byte == b' ');
     let mut end = from;
     while end < text.len() {
         let line = while_(text, end, |byte| byte == b'\n' || byte == b'\r');
@@ -82,8 +82,12 @@ pub(super) fn block(text: &[u8], key: usize, from: usize) -> usize {
 }
 
 /// Whether only blanks, dashes of a list, or `export ` stand before it in its line.
-pub(super) fn begins_line(text: &[u8], at: usize) -> bool {
-    let start = text[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let before = text[start..at].trim_ascii();
-    before.is_empty() || before == b"-" || before == b"export"
+pub(super) fn begins_line(before: &[u8]) -> bool {
+    matches!(line(before).trim_ascii(), b"" | b"-" | b"export")
+}
+
+/// The last line, which need not have ended.
+fn line(text: &[u8]) -> &[u8] {
+    let start = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    &text[start..]
 }

@@ -74,6 +74,12 @@ fn private_keys_go_and_certificates_stay() {
     check_redacted(b"-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----\n\xff\0\n-----END RSA PRIVATE KEY----\xff@h");
     // And the name of a secret behind one hyphen.
     check_redacted(b"{\"C ap-----\nMIIE\n-----END RSA PRIVATE KEY-key-data:   http://u:p@h/\"}");
+    // And the rest of a key behind the value of a name, in what only begins as JSON does.
+    let cut = "{\"a\":{\"r\"auth\":PRIVATE KEY\0MIIE\n-----END RSA PRIVATE KEY-----\nafter\"";
+    assert_eq!(redacted(cut), "{\"a\":{\"r\"auth\":[redacted][redacted]\nafter\"");
+    check_redacted(cut.as_bytes());
+    // A value of two lines before a block: how deep the block is shows in what is left.
+    check_redacted(b"token:\"h\n \"keydata:|\n -");
 }
 
 #[test]
