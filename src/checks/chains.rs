@@ -223,10 +223,17 @@ pub(super) fn kube_proxy(mode: ProxyMode) -> Plan {
     }
 }
 
+/// What kube-proxy may take from its start to its first sync, also on a busy node.
+const STARTS: Duration = Duration::from_secs(60);
+
 /// Within which time a living kube-proxy writes again what is missing: in IPVS mode it does so each `syncPeriod` of 30 s. None
-/// where it does not live, and in the other modes, where it looks once an hour (recorded: incident 05).
+/// where it does not live, and in the other modes, where it looks once an hour (recorded: incident 05). One that has just
+/// started lives, though its health port does not answer yet: in this mode it makes chain, jump and set one by one, by a
+/// program each.
 pub(super) fn synced_within(look: &Look<'_>) -> Option<Duration> {
-    let lives = look.now.health.kube_proxy.get().is_some_and(|answer| answer.status < 300);
+    let process = look.now.processes.get().and_then(|processes| processes.of(crate::facts::Program::KubeProxy));
+    let starts = process.is_some_and(|it| look.now.taken_at.duration_since(it.started_at).unsigned_abs() < STARTS);
+    let lives = starts || look.now.health.kube_proxy.get().is_some_and(|answer| answer.status < 300);
     (lives && look.expected.kube_proxy == Some(ProxyMode::Ipvs)).then_some(Duration::from_secs(35))
 }
 

@@ -2,7 +2,8 @@
 //!
 //! *Looks at* the jumps from the base chains, and in the native mode at where kube-proxy's own base chains are attached. A living kube-proxy does not repair them for up to an hour, and its health
 //! port stays 200 (recorded: incidents 05 D and 05 E), so nobody is waited for. *Traps*: a start of kube-proxy makes
-//! chain and jump one after the other; in IPVS mode it writes all of them each half minute (catalogue R102).
+//! chain and jump one after the other, which in IPVS mode takes seconds; in that mode it writes all of them each half minute
+//! (catalogue R102).
 
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ fn run(look: &Look<'_>) -> Outcome {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{Action, Backend, Commit, Family, FilterRule, Piece, Removal, Seen};
+    use crate::facts::{Action, Backend, Commit, Family, FilterRule, Piece, Program, Removal, Seen};
 
     fn without_jump(backend: Backend) -> Node {
         Node::worker().kube_proxy(backend).edit_chains(backend, "nat", |chains| {
@@ -182,6 +183,9 @@ mod tests {
         let dead = node.edit(|now| now.health.kube_proxy = testing::timed_out("kube-proxy"));
         let Outcome::Findings(findings) = run(&dead.look()) else { panic!("a finding") };
         assert_eq!(findings[0].owner_repairs_within, None);
+        let starts = dead.started_ago(Program::KubeProxy, 20);
+        let Outcome::Findings(findings) = run(&starts.look()) else { panic!("a finding") };
+        assert_eq!(findings[0].owner_repairs_within, Some(Duration::from_secs(35)), "it has just been started");
     }
 
     #[test]

@@ -13,6 +13,12 @@ pub(super) fn run(look: &Look<'_>) -> Outcome {
     let none = || Outcome::NotApplicable("the kernel has no IPVS".into());
     let servers = seen!(look.now.ipvs, none());
     let routing = seen!(look.now.routing, none());
+    if look.now.cluster.get().is_none() {
+        let untold = || Outcome::NotApplicable("nobody says here which virtual servers there should be".into());
+        if seen!(look.now.control_plane, untold()).service.is_none() {
+            return untold();
+        }
+    }
     let mut findings: Vec<Finding> = Vec::new();
     let mut lost: Vec<IpAddr> = Vec::new();
     for (name, at, port) in wanted(look) {
@@ -199,5 +205,10 @@ mod tests {
         assert!(matches!(super::super::run(&none.look()), Outcome::NotApplicable(_)));
         let denied = told(&whole()).edit(|now| now.ipvs = testing::denied("/proc/net/ip_vs"));
         assert!(matches!(super::super::run(&denied.look()), Outcome::Unknown(_)));
+        // Without the map, and without the address of the API server's Service, nothing can be missed.
+        let untold = node(&[]).path(|path| path.service = None);
+        assert!(matches!(super::super::run(&untold.look()), Outcome::NotApplicable(_)));
+        let unreadable = node(&[]).edit(|now| now.control_plane = testing::denied("/etc/kubernetes/kubelet.conf"));
+        assert!(matches!(super::super::run(&unreadable.look()), Outcome::Unknown(_)));
     }
 }
