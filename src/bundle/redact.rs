@@ -6,7 +6,7 @@
 
 mod forms;
 
-use forms::{begins_line, block, end_of_key, end_of_string, is_token, private_key, user_info};
+use forms::{begins_line, block, end_of_key, end_of_string, has_title, is_token, private_key, user_info};
 
 /// What stands in the place of a secret.
 pub(crate) const MARK: &str = "[redacted]";
@@ -49,7 +49,8 @@ const NAMED_WITHIN: usize = 512;
 pub(crate) fn redact(text: &[u8]) -> (Vec<u8>, u32) {
     let json = is_json(text);
     let out = Vec::with_capacity(text.len());
-    let mut scan = Scan { text, json, at: 0, out, count: 0, named_until: 0, fresh: 0, inside: 0, searched: 0 };
+    let mut scan =
+        Scan { text, json, at: 0, out, count: 0, named_until: 0, fresh: 0, inside: 0, searched: 0, cut: false };
     if !json {
         scan.ends_of_keys();
     }
@@ -81,6 +82,8 @@ struct Scan<'a> {
     inside: usize,
     /// Before this ends no private key whose beginning was cut off.
     searched: usize,
+    /// What was taken out last may have been the beginning of a key, or have had the quote at which a string of JSON begins.
+    cut: bool,
 }
 
 fn is_word(byte: u8) -> bool {
@@ -107,6 +110,12 @@ fn quote(text: &[u8], at: usize) -> &[u8] {
 
 impl Scan<'_> {
     fn step(&mut self) {
+        if std::mem::take(&mut self.cut) {
+            self.ends_of_keys();
+            if self.at == self.text.len() {
+                return;
+            }
+        }
         let rest = &self.text[self.at..];
         if rest.starts_with(b"-----BEGIN ")
             && let Some(end) = private_key(rest)
@@ -137,10 +146,6 @@ impl Scan<'_> {
             return self.take(0, core.len());
         }
         self.word(word);
-        // A value that was taken out may have been behind the quote at which the next text begins.
-        if self.json && self.at > self.inside {
-            self.ends_of_keys();
-        }
     }
 
     /// Takes out what comes before the ends of private keys whose beginnings were cut off; of JSON in this string alone.
@@ -179,6 +184,7 @@ impl Scan<'_> {
         self.count += 1;
         // The mark ends a word, and so what was there does.
         self.fresh = self.at;
+        self.cut = self.json && self.at > self.inside || has_title(self.text, self.at - (end - from), self.at);
     }
 
     /// A word that is `length` long: it may be the name of what follows.
@@ -226,7 +232,7 @@ impl Scan<'_> {
     fn scheme(&mut self, from: usize) {
         let end = while_(self.text, from, is_base64);
         if end - from >= 8 {
-            self.take(from - self.at, end - self.at);
+            self.take(from - self.at, self.end_with_keys(from, end) - self.at);
         }
     }
 
@@ -290,7 +296,18 @@ impl Scan<'_> {
         {
             return;
         }
-        self.take(from - self.at, end - self.at);
+        self.take(from - self.at, self.end_with_keys(from, end) - self.at);
+    }
+
+    /// Where a value ends with the private keys that begin in it: they go on behind its line.
+    fn end_with_keys(&self, mut from: usize, mut end: usize) -> usize {
+        while from < end {
+            let rest = &self.text[from..];
+            let key = rest.starts_with(b"-----BEGIN ").then(|| private_key(rest)).flatten();
+            from += key.unwrap_or(1);
+            end = end.max(from);
+        }
+        end
     }
 
     /// A list of texts in brackets.
@@ -304,7 +321,8 @@ impl Scan<'_> {
                 _ if !quoted.is_empty() => {
                     let end = self.closing(at + quoted.len(), quoted);
                     self.secret(at + quoted.len(), end);
-                    if !text[end..].starts_with(quoted) {
+                    // A key that went on behind them took them with it.
+                    if self.at > end || !text[end..].starts_with(quoted) {
                         return;
                     }
                     at = end + quoted.len();
@@ -313,7 +331,7 @@ impl Scan<'_> {
                 Some(_) => {
                     let end = while_(text, at, |it| !it.is_ascii_whitespace() && !b",]\"'\\".contains(&it));
                     self.secret(at, end);
-                    at = end;
+                    at = end.max(self.at);
                 }
             }
         }

@@ -46,6 +46,15 @@ pub(super) fn end_of_key(text: &[u8]) -> Result<usize, usize> {
     }
 }
 
+/// Whether a part of a line that begins or ends a key or certificate is between these.
+pub(super) fn has_title(text: &[u8], from: usize, end: usize) -> bool {
+    [&b"-----BEGIN "[..], b"-----END "].into_iter().any(|title| {
+        let beside = title.len() - 1;
+        let near = &text[from.saturating_sub(beside)..(end + beside).min(text.len())];
+        near.windows(title.len()).any(|it| it == title)
+    })
+}
+
 /// The password in `://user:password@host`, from and to.
 pub(super) fn user_info(text: &[u8]) -> Option<(usize, usize)> {
     let end = while_(text, 3, |byte| !byte.is_ascii_whitespace() && !matches!(byte, b'/' | b'"' | b'\'' | b'\\'));

@@ -80,6 +80,22 @@ fn private_keys_go_and_certificates_stay() {
     check_redacted(cut.as_bytes());
     // A value of two lines before a block: how deep the block is shows in what is left.
     check_redacted(b"token:\"h\n \"keydata:|\n -");
+    check_redacted(b"\x02token:-----BEGIN -----END PRIVATE KEY");
+    check_redacted(b"-----BEGIN \"auth\":\"\xff\"-----END PRIVATE KEY");
+    check_redacted(b"{\"tokens\":[\"a\n-----BEGIN RSA PRIVATE KEY----\n\"h\":-\n\"d\"]");
+    check_redacted(b"tokens: [-----BEGIN PRIVATE KEY-----\nMIIE, b, -----BEGIN PRIVATE KEY-----, c]\n");
+}
+
+#[test]
+fn a_key_behind_a_name_goes_with_all_of_its_lines() {
+    let key = "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKC\nabc+/=\n";
+    for name in ["PRIVATE_KEY=", "privateKey: ", "  - token: ", "x --password ", "it said: Bearer ", "said secret="] {
+        for end in ["-----END RSA PRIVATE KEY-----", ""] {
+            let left = redacted(&format!("{name}{key}{end}"));
+            assert_eq!(left, format!("{name}[redacted]"));
+            check_redacted(format!("{name}{key}{end}\nafter: 1\n").as_bytes());
+        }
+    }
 }
 
 #[test]
