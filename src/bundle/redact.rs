@@ -292,7 +292,7 @@ impl Scan<'_> {
         let number = self.json && value.iter().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(byte));
         if number && !self.text[..from].ends_with(b"\"")
             || matches!(value, b"" | b"true" | b"false" | b"null" | b"~")
-            || value == MARK.as_bytes()
+            || value.starts_with(MARK.as_bytes())
         {
             return;
         }

@@ -81,6 +81,7 @@ fn private_keys_go_and_certificates_stay() {
     // A value of two lines before a block: how deep the block is shows in what is left.
     check_redacted(b"token:\"h\n \"keydata:|\n -");
     check_redacted(b"\x02token:-----BEGIN -----END PRIVATE KEY");
+    check_redacted(b"password '-----BEGIN PRIVATE KEY\n\x01");
     check_redacted(b"-----BEGIN \"auth\":\"\xff\"-----END PRIVATE KEY");
     check_redacted(b"{\"tokens\":[\"a\n-----BEGIN RSA PRIVATE KEY----\n\"h\":-\n\"d\"]");
     check_redacted(b"tokens: [-----BEGIN PRIVATE KEY-----\nMIIE, b, -----BEGIN PRIVATE KEY-----, c]\n");
