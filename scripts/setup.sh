@@ -18,7 +18,7 @@ suite=bookworm
 # Runtime, network and packet filter of a worker; what makes images; what the tests call themselves.
 test_packages=(
   containerd runc containernetworking-plugins
-  iptables nftables ipset conntrack bird2 prometheus strace
+  iptables nftables ipset ipvsadm conntrack bird2 prometheus strace
   buildah debootstrap musl-tools busybox-static
   chromium chromium-driver
   qemu-system-x86
@@ -144,17 +144,20 @@ bird_1() {
   cd "$root"
 }
 
-# Debian's kernel for virtual machines, and the two modules that the tests load into it.
+# Debian's kernel for virtual machines, with the modules that it loads in the tests: those of the packet filter, connection
+# tracking and IPVS, a link and a disk.
 kernel() {
-  local to=$cache/kernel-$suite building package
+  local to=$cache/linux-$suite building package version
   [ -e "$to" ] && return
   say "fetching the kernel of the virtual machine"
   building=$(mktemp -d "$cache/building.XXXXXX")
   if ! { apt-get update -q && cd "$building" &&
       package=$(LC_ALL=C apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2 }') &&
-      apt-get download -q "$package" && dpkg-deb -x linux-image-*.deb root && mkdir kernel &&
-      cp root/boot/vmlinuz-* kernel/vmlinuz && cp root/lib/modules/*/kernel/drivers/{net/dummy,block/brd}.ko kernel/; } \
-      >"$building/log" 2>&1; then
+      apt-get download -q "$package" && dpkg-deb -x linux-image-*.deb root && version=$(ls root/lib/modules) &&
+      mkdir -p "kernel/lib/modules/$version" && cp root/boot/vmlinuz-* kernel/vmlinuz &&
+      (cd "root/lib/modules/$version" && cp -r --parents kernel/net/{,ipv4/,ipv6/}netfilter kernel/lib/libcrc32c.ko \
+        kernel/drivers/{net/dummy,block/brd}.ko "$building/kernel/lib/modules/$version/") &&
+      busybox depmod -b "$building/kernel" "$version"; } >"$building/log" 2>&1; then
     tail -n 20 "$building/log" >&2
     rm -rf "$building"
     die "the package linux-image-cloud-amd64 cannot be fetched"

@@ -39,7 +39,7 @@ fn exactly(machine: &mut Machine, codes: &[&str]) -> Result<Vec<[String; 3]>> {
 #[test]
 fn the_kernels_own_words_are_told_once_and_not_again_after_a_restart() -> Result<()> {
     let mut machine = Machine::boot()?;
-    machine.run("insmod /brd.ko rd_nr=1 rd_size=65536 && mke2fs /dev/ram0 && mount -t ext4 /dev/ram0 /tmp")?;
+    machine.run("modprobe brd rd_nr=1 rd_size=65536 && mke2fs /dev/ram0 && mount -t ext4 /dev/ram0 /tmp")?;
     machine.run(AGENT)?;
     exactly(&mut machine, &[])?;
 

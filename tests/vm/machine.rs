@@ -1,10 +1,10 @@
-//! A virtual machine: Debian's kernel, a static busybox and the program. Its processor is emulated: that works everywhere,
-//! a kernel that has nothing else to do boots in seconds, and its clock can be set while it sleeps.
+//! A virtual machine: Debian's kernel with its modules, a static busybox and the program. Its processor is emulated: that
+//! works everywhere, a kernel that has nothing else to do boots in seconds, and its clock can be set while it sleeps.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -14,8 +14,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::root;
 use crate::support::host::tail;
-use crate::support::pki::Authority;
 use crate::support::wait::within;
 use crate::support::{parts, shell};
 
@@ -33,20 +33,6 @@ const MINUTES: u32 = 2;
 /// Ends what a script printed.
 const END: char = '\x1e';
 
-/// The first process: the file systems, then whatever comes by the second serial port.
-const INIT: &str = r"#!/bin/sh
-mount -t devtmpfs dev /dev
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-ip link set lo up
-hostname vm
-exec 3<>/dev/ttyS1
-stty raw -echo <&3
-printf '\n0\036' >&3
-exec sh /dev/ttyS1 </dev/null >&3 2>&1
-";
-
 /// A running virtual machine. It ends with this value, and with the thread that made it.
 pub struct Machine {
     qemu: Child,
@@ -59,9 +45,14 @@ pub struct Machine {
 impl Machine {
     /// Boots one of 512 MiB and one processor, without a network card.
     pub fn boot() -> Result<Self> {
+        Self::boot_with(&[])
+    }
+
+    /// [`Machine::boot`] with these programs beside busybox.
+    pub fn boot_with(programs: &[PathBuf]) -> Result<Self> {
         let files = tempfile::tempdir()?;
-        let kernel = parts::archive("kernel-bookworm")?;
-        make_root(&files.path().join("root"), &kernel)?;
+        let kernel = parts::archive("linux-bookworm")?;
+        root::make(&files.path().join("root"), &kernel, programs)?;
         let archive = "cd \"$0\" && find . | busybox cpio -o -H newc > ../initramfs";
         shell::read(Command::new("sh").args(["-c", archive]).arg(files.path().join("root")))?;
         fs::remove_dir_all(files.path().join("root"))?;
@@ -109,7 +100,7 @@ impl Machine {
         machine.receive(BOOT).context("it does not boot")?;
         machine.control.read_line(&mut String::new())?;
         machine.control("qmp_capabilities", &json!({}))?;
-        machine.run("nodevitals --version").context("NODEVITALS_BIN must be static, as scripts/build.sh makes it")?;
+        machine.run("nodevitals --version")?;
         Ok(machine)
     }
 
@@ -164,9 +155,19 @@ impl Machine {
     }
 
     /// Waits for what the verdict of the page says.
-    pub fn eventually<T>(&mut self, what: &str, mut look: impl FnMut(&Value) -> Result<T>) -> Result<T> {
-        let seen = within(SOON, || look(&self.page()?["verdict"]));
-        seen.with_context(|| format!("{what}: not within {SOON:?}; its log: {}", self.log()))
+    pub fn eventually<T>(&mut self, what: &str, look: impl FnMut(&Value) -> Result<T>) -> Result<T> {
+        self.eventually_in(SOON, what, look)
+    }
+
+    /// [`Machine::eventually`] for what takes longer.
+    pub fn eventually_in<T>(
+        &mut self,
+        deadline: Duration,
+        what: &str,
+        mut look: impl FnMut(&Value) -> Result<T>,
+    ) -> Result<T> {
+        let seen = within(deadline, || look(&self.page()?["verdict"]));
+        seen.with_context(|| format!("{what}: not within {deadline:?}; its log: {}", self.log()))
     }
 
     /// The end of the agent's log.
@@ -238,28 +239,4 @@ fn follow(mut from: ChildStdout) -> Receiver<Vec<u8>> {
         }
     });
     receive
-}
-
-/// The files of a worker whose kubelet does not run.
-fn make_root(root: &Path, kernel: &Path) -> Result<()> {
-    let program = std::env::var_os("NODEVITALS_BIN").context("set NODEVITALS_BIN to what scripts/build.sh makes")?;
-    for directory in ["bin", "dev", "proc", "sys", "tmp", "etc", "run", "var/log", "var/lib/kubelet"] {
-        fs::create_dir_all(root.join(directory))?;
-    }
-    let copy = |from: &Path, to: &str| {
-        fs::copy(from, root.join(to))
-            .with_context(|| format!("{} is missing: run scripts/setup.sh test", from.display()))
-    };
-    copy(Path::new(&program), "bin/nodevitals")?;
-    copy(Path::new("/bin/busybox"), "bin/busybox")?;
-    copy(&kernel.join("dummy.ko"), "dummy.ko")?;
-    copy(&kernel.join("brd.ko"), "brd.ko")?;
-    // Of an API server that is not there.
-    copy(Authority::new(root.with_file_name("pki"))?.certificate(), "ca.crt")?;
-    shell::read(Command::new("chroot").arg(root).args(["/bin/busybox", "--install", "-s", "/bin"]))?;
-    fs::write(root.join("var/lib/kubelet/config.yaml"), "kind: KubeletConfiguration\nhealthzPort: 0\n")?;
-    fs::write(root.join("etc/machine-id"), "0123456789abcdef0123456789abcdef\n")?;
-    fs::write(root.join("init"), INIT)?;
-    shell::read(Command::new("chmod").arg("755").arg(root.join("init")))?;
-    Ok(())
 }

@@ -7,7 +7,10 @@ mod support;
 
 #[allow(unreachable_pub, reason = "shared by the modules of this target")]
 mod machine;
+#[allow(unreachable_pub, reason = "shared by the modules of this target")]
+mod root;
 
+mod conntrack;
 mod kernel;
 mod memory;
 mod suspend;

@@ -108,7 +108,7 @@ fn the_working_set_is_what_the_kubelet_counts() -> Result<()> {
     machine.run(PODS)?;
     machine.run("echo 100M > /sys/fs/cgroup/kubepods.slice/memory.max")?;
     // A file that a pod has written, which the kernel may drop, and memory that it may not.
-    machine.run("insmod /brd.ko rd_nr=1 rd_size=65536 && mke2fs /dev/ram0 && mount -t ext4 /dev/ram0 /tmp")?;
+    machine.run("modprobe brd rd_nr=1 rd_size=65536 && mke2fs /dev/ram0 && mount -t ext4 /dev/ram0 /tmp")?;
     let scope = format!("{}/cri-containerd-bc.scope", cgroup("b"));
     machine.run(&format!("echo 0 > {scope}/cgroup.procs; dd if=/dev/zero of=/tmp/file bs=1M count=40; sync"))?;
     let hold = format!("echo 0 > {scope}/cgroup.procs; dd if=/dev/zero bs=40M count=1 | sleep 1000");

@@ -13,7 +13,7 @@ const A_WHILE: Duration = Duration::from_secs(5);
 
 /// A worker with an uplink, whose API server does not answer. What is held down is so for 40 s.
 const WORKER: &str = r#"
-insmod /dummy.ko
+modprobe dummy
 ip link add uplink type dummy
 ip address add 192.0.2.5/24 dev uplink
 ip link set uplink up
