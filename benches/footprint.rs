@@ -26,7 +26,7 @@ use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use figures::{figure, inside, kib};
+use figures::{MALLOC, figure, inside, kib};
 use product::{Product, SOON, program};
 use support::control_plane::{ControlPlane, Parts};
 use support::node::Node;
@@ -132,7 +132,7 @@ fn aggregator() -> Result<()> {
         "nodevitals",
         "--kubeconfig",
     ]);
-    let running = Running(command.arg(control_plane.admin_kubeconfig()?).env("MALLOC_ARENA_MAX", "1").spawn()?);
+    let running = Running(command.arg(control_plane.admin_kubeconfig()?).envs(MALLOC).spawn()?);
     eventually("the report counts all workers", SOON, || {
         let report = control_plane.exec_in_ns(&["curl", "-sf", "http://127.0.0.1:8080/api/v1/report"])?;
         let report: Value = serde_json::from_str(&report)?;

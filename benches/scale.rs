@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use figures::{cpu_seconds, figure, inside, kib};
+use figures::{MALLOC, cpu_seconds, figure, inside, kib};
 use many::{Sender, agent_pod, calico, is_ready, name, worker};
 use support::control_plane::{ControlPlane, Parts};
 use support::wait::within;
@@ -85,9 +85,7 @@ fn measure(control_plane: &ControlPlane, program: &PathBuf, size: usize) -> Resu
     let mut command = control_plane.command_in(program);
     command.args(["aggregator", "--read-only", "--namespace", "nodevitals", "--kubeconfig"]);
     let started = Instant::now();
-    let running = Running(
-        command.arg(control_plane.admin_kubeconfig()?).env("MALLOC_ARENA_MAX", "1").stdout(Stdio::null()).spawn()?,
-    );
+    let running = Running(command.arg(control_plane.admin_kubeconfig()?).envs(MALLOC).stdout(Stdio::null()).spawn()?);
     let fetch = |page: &str| control_plane.exec_in_ns(&["curl", "-sf", &format!("{PAGE}{page}")]);
     within(LONG, || {
         fetch("/readyz")?;

@@ -4,6 +4,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+/// What `deploy/aggregator.yaml` tells the C library.
+pub const MALLOC: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
+
 /// One figure beside its limit.
 pub fn figure(what: &str, value: f64, unit: &str, limit: f64) {
     let verdict = if value <= limit { "ok" } else { "OVER" };
