@@ -314,7 +314,7 @@ fn index(family: Family) -> usize {
 /// Nodes that come and go, or whose network is not up, route what they route.
 fn takes_part(row: &Row, hold: Duration, now: Timestamp) -> bool {
     let hold = i64::try_from(hold.as_secs()).unwrap_or(i64::MAX);
-    let old = row.created.is_none_or(|created| now.as_second().saturating_sub(created.as_second()) >= hold);
+    let old = row.created.get().is_none_or(|created| now.as_second().saturating_sub(created.as_second()) >= hold);
     let up = row.network.as_ref().is_none_or(|network| network.status != Status::True);
     row.is_ready() && old && up && !row.deleting && !row.settling()
 }

@@ -47,11 +47,9 @@ const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
-    /// Rows are far larger than names, and nodes of a tree that grows at its end stay half empty.
-    nodes: BTreeMap<Box<str>, Box<Row>>,
-    agents: BTreeMap<Box<str>, Vec<AgentPod>>,
-    /// Words that many rows share: zones and pools.
-    words: HashSet<Arc<str>>,
+    /// Rows are far larger than names, and nodes of a tree that grows stay half empty.
+    nodes: BTreeMap<Arc<str>, Box<Row>>,
+    agents: BTreeMap<Arc<str>, Vec<AgentPod>>,
     /// What healthy conditions say, by its hash.
     said: HashMap<u64, Arc<Words>>,
     /// What workers may share.
@@ -166,6 +164,11 @@ impl Cluster {
         self.nodes.get(name).map(|row| &**row)
     }
 
+    /// The name of this node, if there is one, as all that is kept of it has it.
+    pub(crate) fn shared_name(&self, name: &str) -> Option<Arc<str>> {
+        self.nodes.get_key_value(name).map(|(name, _)| Arc::clone(name))
+    }
+
     /// The agent's Pods on this node.
     pub(crate) fn agents_on(&self, node: &str) -> &[AgentPod] {
         self.agents.get(node).map_or(&[], Vec::as_slice)
@@ -176,7 +179,7 @@ impl Cluster {
         if !node.metadata.name.is_empty() {
             let mut row = self.row(node);
             // One that was made anew is another, whose end was missed: nothing goes on.
-            let made = |row: &Row| row.created.is_some_and(|created| Some(created) < node.metadata.creation_timestamp);
+            let made = |before: &Row| before.created.get().is_some_and(|created| Some(created) < row.created.get());
             if self.node(&node.metadata.name).is_some_and(made) {
                 self.remove_node(&node.metadata.name, now);
             }
@@ -208,11 +211,11 @@ impl Cluster {
                 self.memory.is_back(&node.metadata.name);
             }
             if row.unschedulable {
-                row.cordoned_since = row.cordoned_at.or(row.cordoned_since).or(Some(now));
+                row.cordoned_since = row.cordoned_at.or(row.cordoned_since).or(now.into());
             }
             match self.nodes.get_mut(node.metadata.name.as_str()) {
                 Some(before) => **before = row,
-                None => drop(self.nodes.insert(node.metadata.name.as_str().into(), row.into())),
+                None => drop(self.nodes.insert(self.surroundings.texts.get(&node.metadata.name), row.into())),
             }
         }
     }
@@ -222,13 +225,13 @@ impl Cluster {
         self.revision += 1;
         let mut row = row_from_told(told, self.nodes.remove(name).map_or_else(Row::default, |row| *row));
         row.stamp = self.revision;
-        self.nodes.insert(name.into(), row.into());
+        self.nodes.insert(self.surroundings.texts.get(name), row.into());
     }
 
     /// Takes in what somebody says of the MTUs of a node.
     pub(crate) fn mtus_told(&mut self, node: &str, mtus: Mtus, now: Timestamp) {
         if let Some(row) = self.nodes.get_mut(node).filter(|row| row.mtus != mtus) {
-            (row.mtus, row.mtus_since) = (mtus, Some(now));
+            (row.mtus, row.mtus_since) = (mtus, now.into());
         }
     }
 
@@ -267,10 +270,11 @@ impl Cluster {
         let seen = AgentPod {
             name: pod.metadata.name.as_str().into(),
             ready: ready.is_some_and(|ready| ready.status == "True") && pod.metadata.deletion_timestamp.is_none(),
-            since: ready.and_then(|ready| ready.last_transition_time).or(pod.metadata.creation_timestamp),
+            since: ready.and_then(|ready| ready.last_transition_time).or(pod.metadata.creation_timestamp).into(),
             list: self.agents_sight.as_ref().map_or(0, Sight::list),
         };
-        let pods = self.agents.entry(pod.spec.node_name.as_str().into()).or_insert_with(|| Vec::with_capacity(1));
+        let node = self.surroundings.texts.get(&pod.spec.node_name);
+        let pods = self.agents.entry(node).or_insert_with(|| Vec::with_capacity(1));
         let known = pods.iter_mut().find(|known| known.name == seen.name);
         let same = known.as_ref().is_some_and(|known| (known.ready, known.since) == (seen.ready, seen.since));
         self.revision += u64::from(!same);
@@ -292,14 +296,15 @@ impl Cluster {
     /// A list of Nodes is complete: those that were not in it are gone.
     pub(crate) fn nodes_listed(&mut self, now: Timestamp) {
         let list = self.nodes_sight.list();
-        let gone: Vec<Box<str>> =
+        let gone: Vec<Arc<str>> =
             self.nodes.iter().filter(|(_, row)| row.list != list).map(|(name, _)| name.clone()).collect();
         let twins: HashSet<Box<str>> =
             if gone.is_empty() { HashSet::new() } else { self.duplicates().into_keys().map(Into::into).collect() };
         for name in gone {
-            self.forget_node(&name, twins.contains(&name), now);
+            self.forget_node(&name, twins.contains(&*name), now);
         }
-        self.words.retain(|word| Arc::strong_count(word) > 1);
+        self.nodes = std::mem::take(&mut self.nodes).into_iter().collect();
+        self.surroundings.texts.forget();
         self.said.retain(|_, words| Arc::strong_count(words) > 1);
     }
 
@@ -310,6 +315,7 @@ impl Cluster {
             pods.retain(|pod| pod.list == list);
             !pods.is_empty()
         });
+        self.agents = std::mem::take(&mut self.agents).into_iter().collect();
     }
 
     fn row(&mut self, node: &NodeView) -> Row {
@@ -317,14 +323,14 @@ impl Cluster {
         let network_taint = node.spec.taint("node.kubernetes.io/network-unavailable");
         let mut row = Row {
             version: meta.resource_version.as_str().into(),
-            created: meta.creation_timestamp,
+            created: meta.creation_timestamp.into(),
             deleting: meta.deletion_timestamp.is_some(),
             unschedulable: node.spec.unschedulable,
-            zone: meta.labels.first_of(&ZONE_LABELS).map(|zone| self.word(zone)),
-            pool: meta.labels.first_of(&POOL_LABELS).map(|pool| self.word(pool)),
+            zone: meta.labels.first_of(&ZONE_LABELS).map(|zone| self.surroundings.texts.get(zone)),
+            pool: meta.labels.first_of(&POOL_LABELS).map(|pool| self.surroundings.texts.get(pool)),
             refilled: meta.labels.get(REFILLED).is_some() && node.spec.taint(SCALED_DOWN).is_none(),
             state: meta.annotations.get(annotation::STATE).map(WorkerState::parse),
-            since: meta.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
+            since: meta.annotations.get(annotation::SINCE).and_then(|since| since.parse::<Timestamp>().ok()).into(),
             findings: meta.annotations.get(annotation::FINDINGS).map(findings).unwrap_or_default(),
             more: meta.annotations.get(annotation::FINDINGS).and_then(more),
             episodes: self.episodes(meta.annotations.get(annotation::EPISODES)),
@@ -335,14 +341,14 @@ impl Cluster {
             boot: hash(node, "bootID"),
             machine: hash(node, "systemUUID"),
             installed: hash(node, "machineID"),
-            cordoned_at: node.spec.taint("node.kubernetes.io/unschedulable").and_then(|taint| taint.time_added),
+            cordoned_at: node.spec.taint("node.kubernetes.io/unschedulable").and_then(|taint| taint.time_added).into(),
             tunnels: calico_addresses(node, |kind| kind != "Address").collect(),
             pod_cidrs: node.spec.pod_cidrs.iter().take(MOST_ADDRESSES).filter_map(|cidr| cidr.parse().ok()).collect(),
             network_taint: network_taint.is_some(),
-            network_taint_since: network_taint.and_then(|taint| taint.time_added),
+            network_taint_since: network_taint.and_then(|taint| taint.time_added).into(),
             maintained: meta.annotations.get(MAINTENANCE).is_some()
                 || [SCALED_DOWN, OUT_OF_SERVICE].iter().any(|key| node.spec.taint(key).is_some()),
-            migration: meta.labels.get(MIGRATION).map(|stage| self.word(stage)),
+            migration: meta.labels.get(MIGRATION).map(|stage| self.surroundings.texts.get(stage)),
             control_plane: CONTROL_PLANE.iter().any(|key| node.spec.taint(key).is_some()),
             list: self.nodes_sight.list(),
             ..Row::default()
@@ -386,15 +392,6 @@ impl Cluster {
     }
 
     fn episodes(&mut self, json: Option<&str>) -> Box<[Episode]> {
-        json.map(|json| episodes(json, &mut |code| self.word(code))).unwrap_or_default()
-    }
-
-    fn word(&mut self, text: &str) -> Arc<str> {
-        if let Some(word) = self.words.get(text) {
-            return Arc::clone(word);
-        }
-        let word: Arc<str> = text.into();
-        self.words.insert(Arc::clone(&word));
-        word
+        json.map(|json| episodes(json, &mut |code| self.surroundings.texts.get(code))).unwrap_or_default()
     }
 }

@@ -6,6 +6,7 @@
 mod leaks;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -47,7 +48,7 @@ pub(crate) struct Ipam {
     /// Of each pool that blocks are of.
     pub(crate) pools: BTreeMap<IpNet, Given>,
     /// Of each node that has blocks, for IPv4 and IPv6.
-    pub(crate) nodes: BTreeMap<Box<str>, [Given; 2]>,
+    pub(crate) nodes: BTreeMap<Arc<str>, [Given; 2]>,
     /// What is held by nodes that are not there.
     pub(crate) gone: BTreeMap<Box<str>, Left>,
     /// Addresses of Pods that are not there, of nodes that are.
@@ -128,25 +129,25 @@ impl BlockView {
 }
 
 impl Ipam {
-    /// Counts one block. Of nodes that are not there it is remembered apart.
+    /// Counts one block, of a node by the name that `there` has for it. Of nodes that are not there it is remembered apart.
     pub(super) fn count(
         &mut self,
         block: &BlockView,
         pools: &[IpNet],
-        is_there: impl Fn(&str) -> bool,
+        there: impl Fn(&str) -> Option<Arc<str>>,
         now: Timestamp,
     ) {
         if let Some(pool) = pools.iter().find(|pool| pool.contains(&block.cidr)) {
             self.pools.entry(*pool).or_default().add(block);
         }
         if let Some(node) = &block.node {
-            if is_there(node) {
-                self.nodes.entry(node.clone()).or_default()[family(&block.cidr)].add(block);
+            if let Some(node) = there(node) {
+                self.nodes.entry(node).or_default()[family(&block.cidr)].add(block);
             } else {
                 self.left(node, now, 1, 0);
             }
         }
-        for (node, addresses) in block.holders.iter().filter(|(node, _)| !is_there(node)) {
+        for (node, addresses) in block.holders.iter().filter(|(node, _)| there(node).is_none()) {
             self.left(node, now, 0, *addresses);
         }
     }
@@ -236,8 +237,11 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
             Err(Unread::Failed(why)) => (before, Some(why)),
         };
         store.change(|cluster| {
-            let same = match (&cluster.ipam, &read) {
-                (Some(before), Some(read)) => Ipam { at: read.at, ..before.clone() } == *read,
+            let same = match (&mut cluster.ipam, &read) {
+                (Some(before), Some(read)) => {
+                    before.at = read.at;
+                    *before == *read
+                }
                 (before, read) => before.is_none() && read.is_none(),
             };
             cluster.revision += u64::from(!same);
@@ -259,11 +263,13 @@ async fn read(client: &Client, store: &Store, pools: &[IpNet], rounds: &mut leak
     each(client, "ipamblocks", &mut |object| {
         if let Some(block) = &object.spec.block {
             let inner = store.lock();
-            ipam.count(block, pools, |node| inner.cluster.node(node).is_some(), now);
+            ipam.count(block, pools, |node| inner.cluster.shared_name(node), now);
             rounds.take(block);
         }
     })
     .await?;
+    // Nodes of a tree that grows stay half empty.
+    ipam.nodes = std::mem::take(&mut ipam.nodes).into_iter().collect();
     Ok(ipam)
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::object::ObjectView;
 use super::row::Row;
+use super::small::Time;
 use super::traits::{TYPHA, Values};
 
 /// Changes that are kept.
@@ -86,13 +87,13 @@ impl Journal {
 
     /// A worker is not as it was before.
     pub(super) fn worker(&mut self, name: &str, before: &Row, row: &Row, values: &Values, now: Timestamp) {
-        if row.rebooted == Some(now) {
+        if row.rebooted == Time::from(now) {
             self.happened("booted anew".to_owned(), name, now);
         }
-        if row.reloaded == Some(now) {
+        if row.reloaded == Time::from(now) {
             self.happened("reloaded".to_owned(), name, now);
         }
-        if row.updated == Some(now) {
+        if row.updated == Time::from(now) {
             let old: BTreeMap<_, _> = before.traits.numbers().filter_map(|number| values.get(number)).collect();
             // Of Typhas there are several, which come and go.
             let new = row.traits.numbers().filter_map(|number| values.get(number)).filter(|(kind, _)| *kind != TYPHA);

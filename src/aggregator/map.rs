@@ -89,7 +89,7 @@ fn build(cluster: &Cluster) -> ClusterMap {
         ClusterNode {
             name: name.to_owned(),
             ready: row.is_ready(),
-            created_at: row.created,
+            created_at: row.created.get(),
             addresses: row.addresses.to_vec(),
             tunnels: row.tunnels.to_vec(),
             blocks: own,

@@ -32,6 +32,7 @@ pub mod report;
 mod row;
 mod scrapes;
 mod sight;
+mod small;
 mod stale;
 mod store;
 mod surroundings;

@@ -77,7 +77,7 @@ fn differing(cluster: &Cluster, now: Timestamp) -> Vec<(&str, &Row, usize, &str)
         zones.entry(row.zone.as_deref().unwrap_or_default()).or_default().push((name, row));
     }
     let hold = i64::try_from(cluster.agreement.hold.saturating_mul(HOLDS).as_secs()).unwrap_or(i64::MAX);
-    let long = |row: &Row| row.mtus_since.is_some_and(|since| now.as_second() - since.as_second() >= hold);
+    let long = |row: &Row| row.mtus_since.get().is_some_and(|since| now.as_second() - since.as_second() >= hold);
     let mut all = Vec::new();
     for (link, nodes) in (0..LINKS.len()).flat_map(|link| zones.values().map(move |nodes| (link, nodes))) {
         let voices = nodes.iter().filter(|(_, row)| row.mtus[link] > 0);
@@ -103,7 +103,7 @@ fn look(cluster: &Cluster, odds: &mut Odds, now: Now) -> Vec<Question> {
     for (name, row, link, other) in differing {
         let new = || Odd {
             link,
-            since: row.mtus_since.unwrap_or(now.wall),
+            since: row.mtus_since.get().unwrap_or(now.wall),
             confirmed: None,
             against: String::new(),
             unanswered: 0,

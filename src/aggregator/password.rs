@@ -57,9 +57,9 @@ fn ways(around: &Surroundings) -> Vec<Way> {
     let Some(secret) = around.bgp().and_then(|bgp| bgp.secret) else { return Vec::new() };
     let mut ways: Vec<Way> = Vec::new();
     for pod in around.calico_pods() {
-        let known = |way: &Way| way.namespace == pod.namespace && way.account == pod.account;
+        let known = |way: &Way| *way.namespace == *pod.name.namespace() && *way.account == *pod.account;
         if ways.len() < MOST && !ways.iter().any(known) {
-            let (namespace, account) = (pod.namespace.clone(), pod.account.clone());
+            let (namespace, account) = (pod.name.namespace().into(), Box::from(&*pod.account));
             ways.push(Way { namespace, account, secret: secret.clone() });
         }
     }

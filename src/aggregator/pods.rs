@@ -1,10 +1,13 @@
 //! The Pods of Calico and of the tunnel from the control plane, pruned to how they are.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::model::APP;
 use super::object::{ContainerView, ObjectView, Phase};
 use super::row::clipped;
+use super::small::{Name, Texts, Time};
 use crate::config::ClusterLimits;
 
 /// Where Typha listens (facts.md C.11).
@@ -30,34 +33,32 @@ pub(crate) enum App {
 pub(crate) struct CalicoPod {
     /// Of what.
     pub(crate) app: App,
-    /// Its namespace.
-    pub(crate) namespace: Box<str>,
-    /// Its name.
-    pub(crate) name: Box<str>,
+    /// Its namespace and name.
+    pub(crate) name: Name,
     /// Its node; empty while it has none.
-    pub(crate) node: Box<str>,
+    pub(crate) node: Arc<str>,
     /// Its service account.
-    pub(crate) account: Box<str>,
+    pub(crate) account: Arc<str>,
     /// When it was made.
-    pub(crate) created: Option<Timestamp>,
+    pub(crate) created: Time,
     /// The tag of its image.
-    pub(crate) version: Box<str>,
+    pub(crate) version: Arc<str>,
     /// Whether it is Ready.
     pub(crate) ready: bool,
     /// Since when it is, or is not.
-    pub(crate) since: Option<Timestamp>,
+    pub(crate) since: Time,
     /// How often its containers were started again.
     pub(crate) restarts: u32,
     /// When the restarts that count together began, and how many there had been before.
-    rise: Option<(Timestamp, u32)>,
+    rise: (Time, u32),
     /// It is started again and again, says the kubelet.
     pub(crate) looping: bool,
     /// Its memory was at its limit when it ended last.
-    pub(crate) out_of_memory: Option<Timestamp>,
+    pub(crate) out_of_memory: Time,
     /// Where it listens, if it is one of Typha's and that is not the usual port.
     pub(crate) port: Option<u16>,
     /// What keeps it from starting.
-    pub(crate) failed: Option<InitFailure>,
+    pub(crate) failed: Option<Box<InitFailure>>,
 }
 
 /// An init container that failed and has not succeeded since.
@@ -73,7 +74,7 @@ pub(crate) struct InitFailure {
 
 impl CalicoPod {
     /// What is kept of one, which is of `unnamed` where its label `k8s-app` does not say. A Pod of calico-node without a node says nothing about any.
-    pub(super) fn read(object: &ObjectView, unnamed: App) -> Option<CalicoPod> {
+    pub(super) fn read(object: &ObjectView, unnamed: App, texts: &mut Texts) -> Option<CalicoPod> {
         let (meta, spec, status) = (&object.metadata, &object.spec, &object.status);
         // Who asks selects by this label.
         let app = match meta.labels.get(APP) {
@@ -100,36 +101,37 @@ impl CalicoPod {
         };
         Some(CalicoPod {
             app,
-            namespace: meta.namespace.as_str().into(),
-            name: meta.name.as_str().into(),
-            node: spec.node_name.as_str().into(),
-            account: account.into(),
-            created: meta.creation_timestamp,
-            version: tag(containers),
+            name: Name::new(&meta.namespace, &meta.name),
+            node: texts.get(&spec.node_name),
+            account: texts.get(account),
+            created: meta.creation_timestamp.into(),
+            version: texts.get(tag(containers)),
             ready: condition.is_some_and(|ready| ready.status == "True"),
-            since: condition.and_then(|ready| ready.last_transition_time).or(meta.creation_timestamp),
+            since: condition.and_then(|ready| ready.last_transition_time).or(meta.creation_timestamp).into(),
             restarts: containers.iter().map(|container| container.restarts).sum(),
-            rise: None,
+            rise: (Time::default(), 0),
             looping: containers.iter().any(waits),
-            out_of_memory: containers.iter().filter_map(oom).max(),
+            out_of_memory: containers.iter().filter_map(oom).max().into(),
             port: spec.typha_port.filter(|port| app == App::Typha && *port != TYPHA_PORT),
-            failed: status.init_container_statuses.iter().find_map(failure),
+            failed: status.init_container_statuses.iter().find_map(failure).map(Box::new),
         })
     }
 
     /// What is seen only by comparing it with how it was before.
     pub(super) fn goes_on_from(&mut self, before: &CalicoPod, limits: &ClusterLimits, now: Timestamp) {
-        let young = before.rise.filter(|(begun, _)| now.as_second() - begun.as_second() <= limits.calico_window());
-        self.rise = if self.restarts > before.restarts { young.or(Some((now, before.restarts))) } else { young };
+        let young = |begun: Timestamp| now.as_second() - begun.as_second() <= limits.calico_window();
+        let begins = self.restarts > before.restarts && !before.rise.0.get().is_some_and(young);
+        self.rise = if begins { (now.into(), before.restarts) } else { before.rise };
     }
 
     /// Whether it is not Ready and was started again too often within a short time (catalogue H2: this beats time).
     pub(crate) fn keeps_failing(&self, limits: &ClusterLimits, now: Timestamp) -> bool {
-        let risen = |(begun, before): (Timestamp, u32)| {
+        let (begun, before) = self.rise;
+        let risen = |begun: Timestamp| {
             self.restarts.saturating_sub(before) >= limits.calico_restarts
                 && now.as_second() - begun.as_second() <= limits.calico_window()
         };
-        !self.ready && (self.looping && self.restarts >= limits.calico_restarts || self.rise.is_some_and(risen))
+        !self.ready && (self.looping && self.restarts >= limits.calico_restarts || begun.get().is_some_and(risen))
     }
 
     /// Whether it is started again and again, or not Ready for longer than in an update.
@@ -140,20 +142,20 @@ impl CalicoPod {
     /// Whether it is one of calico-kube-controllers that was well until now: Ready for longer than one that ends anew is.
     pub(super) fn well_until(&self, limits: &ClusterLimits, now: Timestamp) -> bool {
         let long = |since: Timestamp| now.as_second() - since.as_second() >= limits.routine();
-        self.app == App::Controllers && self.ready && self.since.is_some_and(long)
+        self.app == App::Controllers && self.ready && self.since.get().is_some_and(long)
     }
 
     /// Whether it has not been Ready for this many seconds.
     pub(crate) fn unready_for(&self, seconds: i64, now: Timestamp) -> bool {
-        !self.ready && self.since.is_none_or(|since| now.as_second() - since.as_second() >= seconds)
+        !self.ready && self.since.get().is_none_or(|since| now.as_second() - since.as_second() >= seconds)
     }
 }
 
 /// The version in the first container's image: `v3.27.0` of `registry:5000/calico/node:v3.27.0@sha256:...`.
-fn tag(containers: &[ContainerView]) -> Box<str> {
+fn tag(containers: &[ContainerView]) -> &str {
     let image = containers.first().map_or("", |container| container.image.as_str());
     let name = image.split('@').next().unwrap_or_default();
-    name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("", |(_, tag)| clipped(tag)).into()
+    name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("", |(_, tag)| clipped(tag))
 }
 
 /// What keeps an init container from having succeeded, if it has failed.

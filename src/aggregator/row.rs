@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::load::Load;
 use super::mtus::Mtus;
 use super::object::time;
+use super::small::Time;
 use super::traits::Traits;
 use crate::checks::{Area, WORKER_PROBLEM};
 use crate::verdict::{
@@ -35,7 +36,7 @@ pub(crate) struct Row {
     /// `metadata.resourceVersion`: what the aggregator writes must not land on anything newer.
     pub(crate) version: Box<str>,
     /// When it joined.
-    pub(crate) created: Option<Timestamp>,
+    pub(crate) created: Time,
     /// It is being deleted.
     pub(crate) deleting: bool,
     /// It is cordoned.
@@ -63,15 +64,15 @@ pub(crate) struct Row {
     /// Hash of `machineID`, which an installation writes; 0 where it is not said.
     pub(crate) installed: u64,
     /// When it was seen to have been installed anew.
-    pub(crate) reloaded: Option<Timestamp>,
+    pub(crate) reloaded: Time,
     /// When it booted, as its agent says, or was seen to have booted anew.
-    pub(crate) rebooted: Option<Timestamp>,
+    pub(crate) rebooted: Time,
     /// When it was seen to have another kubelet, kernel, system or runtime than before.
-    pub(crate) updated: Option<Timestamp>,
+    pub(crate) updated: Time,
     /// When it was cordoned, as far as its taint says.
-    pub(crate) cordoned_at: Option<Timestamp>,
+    pub(crate) cordoned_at: Time,
     /// The same; where it does not say, since when it has been seen cordoned.
-    pub(crate) cordoned_since: Option<Timestamp>,
+    pub(crate) cordoned_since: Time,
     /// Somebody says that it is cordoned on purpose.
     pub(crate) maintained: bool,
     /// The kubelet's own condition.
@@ -79,13 +80,13 @@ pub(crate) struct Row {
     /// The annotation `state`.
     pub(crate) state: Option<WorkerState>,
     /// The annotation `since`.
-    pub(crate) since: Option<Timestamp>,
+    pub(crate) since: Time,
     /// `NetworkUnavailable`, which calico-node writes, or another network.
     pub(crate) network: Option<Condition>,
     /// What its agent says of its MTUs.
     pub(crate) mtus: Mtus,
     /// Since when it says just that.
-    pub(crate) mtus_since: Option<Timestamp>,
+    pub(crate) mtus_since: Time,
     /// It is in a VPC, whose zones have limits of their own.
     pub(crate) vpc: bool,
     /// What its agent says of its connections, in a VPC.
@@ -93,7 +94,7 @@ pub(crate) struct Row {
     /// It carries the taint that belongs to that condition.
     pub(crate) network_taint: bool,
     /// When that taint came or went, as far as it is known.
-    pub(crate) network_taint_since: Option<Timestamp>,
+    pub(crate) network_taint_since: Time,
     /// How far its Calico has moved to calico-system.
     pub(crate) migration: Option<Arc<str>>,
     /// It is one of the control plane's, on which no other Pods are.
@@ -150,7 +151,7 @@ pub(crate) struct AgentPod {
     /// Whether it is Ready.
     pub(crate) ready: bool,
     /// Since when.
-    pub(crate) since: Option<Timestamp>,
+    pub(crate) since: Time,
     pub(super) list: u32,
 }
 
@@ -179,17 +180,17 @@ impl Row {
     /// What is seen of a node only by comparing it with how it was before.
     pub(super) fn goes_on_from(&mut self, before: &Row, now: Timestamp) {
         let booted = before.boot != 0 && self.boot != 0 && before.boot != self.boot;
-        self.rebooted = if booted { Some(now) } else { before.rebooted };
+        self.rebooted = if booted { now.into() } else { before.rebooted };
         let installed = before.installed != 0 && self.installed != 0 && before.installed != self.installed;
-        self.reloaded = if installed { Some(now) } else { before.reloaded };
+        self.reloaded = if installed { now.into() } else { before.reloaded };
         self.traits.goes_on_from(&before.traits);
         let updated = before.traits.is_known() && self.traits.is_known() && !self.traits.same_software(&before.traits);
-        self.updated = if updated { Some(now) } else { before.updated };
+        self.updated = if updated { now.into() } else { before.updated };
         self.cordoned_since = before.cordoned_since;
         (self.mtus, self.mtus_since) = (before.mtus, before.mtus_since);
         self.load.clone_from(&before.load);
         let kept = self.network_taint_since.or(before.network_taint_since);
-        self.network_taint_since = if self.network_taint == before.network_taint { kept } else { Some(now) };
+        self.network_taint_since = if self.network_taint == before.network_taint { kept } else { now.into() };
         // Calico writes the time anew with each write, whether the status has changed or not.
         if let (Some(own), Some(before)) = (&mut self.network, &before.network)
             && own.status == before.status
@@ -314,7 +315,7 @@ pub(super) fn row_from_told(told: &Told, before: Row) -> Row {
     Row {
         conditions: conditions.collect(),
         state: told.annotations.get(annotation::STATE).map(|state| WorkerState::parse(state)),
-        since: told.annotations.get(annotation::SINCE).and_then(|since| since.parse().ok()),
+        since: told.annotations.get(annotation::SINCE).and_then(|since| since.parse::<Timestamp>().ok()).into(),
         findings: told.annotations.get(annotation::FINDINGS).map(|json| findings(json)).unwrap_or_default(),
         more: told.annotations.get(annotation::FINDINGS).and_then(|json| more(json)),
         episodes: told

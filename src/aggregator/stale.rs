@@ -235,7 +235,7 @@ fn gone(what: Missing, row: &Row, agents: &[AgentPod], noticed: Timestamp) -> Go
     let pod = agents.first();
     let reported = match what {
         Missing::Kubelet => row.ready_since(),
-        Missing::Agent => pod.and_then(|pod| pod.since),
+        Missing::Agent => pod.and_then(|pod| pod.since.get()),
     };
     // Other clocks may be ahead of ours; nothing went missing after it was noticed.
     let since = reported.map(|reported| reported.min(noticed));

@@ -7,6 +7,7 @@ mod sights;
 mod what;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -16,6 +17,7 @@ use super::journal::Journal;
 use super::object::ObjectView;
 use super::pods::{App, CalicoPod};
 use super::sight::Lost;
+use super::small::{Name, Texts};
 use super::watch::{Change, NotThere};
 use super::webhooks::{Namespace, Webhooks};
 use super::workloads::{FailedCreate, Workload, is_system};
@@ -36,7 +38,9 @@ const CONTROLLERS: &str = "calico-kube-controllers";
 /// Everything around the nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Surroundings {
-    objects: BTreeMap<(What, Box<str>), (u32, Kept)>,
+    objects: BTreeMap<What, BTreeMap<Name, (u32, Kept)>>,
+    /// Names of nodes, and what else many of these objects and of the rows share.
+    pub(super) texts: Texts,
     sights: BTreeMap<What, KindSight>,
     generation: u64,
     /// Moves with everything that the report may show.
@@ -44,7 +48,7 @@ pub(crate) struct Surroundings {
     /// What changed.
     pub(crate) journal: Journal,
     /// Since when there is no calico-node on a node that had one.
-    bereft: BTreeMap<Box<str>, Timestamp>,
+    bereft: BTreeMap<Arc<str>, Timestamp>,
     /// Nodes on which a Pod of calico-kube-controllers did not come up and from which it went, since it was last well; with
     /// the time. The last comes last.
     pub(crate) tried: Vec<(Box<str>, Timestamp)>,
@@ -97,7 +101,7 @@ impl Surroundings {
                 {
                     self.journal.seen(kind, &object);
                 }
-                match keep(what, &object) {
+                match keep(what, &object, &mut self.texts) {
                     Some(kept) => self.put(what, &object, (list, kept), now),
                     None => self.remove(what, &object, now),
                 }
@@ -142,10 +146,16 @@ impl Surroundings {
     }
 
     fn put(&mut self, what: What, object: &ObjectView, mut kept: (u32, Kept), now: Timestamp) {
-        let key = key(what, object);
-        let before = self.objects.get(&key);
+        let known = self.objects.entry(what).or_default();
+        let key = match &kept.1 {
+            Kept::Pod(pod) => pod.name.clone(),
+            Kept::HostEndpoint(endpoint) => endpoint.name.clone(),
+            _ => key(object),
+        };
+        // The old key goes too: the new one is shared with what is kept.
+        let before = known.remove(&key);
         if let Kept::Pod(pod) = &mut kept.1 {
-            if let Some((_, Kept::Pod(before))) = before {
+            if let Some((_, Kept::Pod(before))) = &before {
                 pod.goes_on_from(before, &self.limits, now);
                 if before.well_until(&self.limits, now) {
                     self.tried.clear();
@@ -155,19 +165,21 @@ impl Surroundings {
                 self.bereft.remove(&pod.node);
             }
         }
-        let news = before.is_none_or(|old| old.1 != kept.1);
         let port = |kept: &Kept| if let Kept::Pod(pod) = kept { pod.port } else { None };
-        if before.and_then(|(_, before)| port(before)) != port(&kept.1) {
+        let moved = before.as_ref().and_then(|(_, before)| port(before)) != port(&kept.1);
+        let news = before.is_none_or(|old| old.1 != kept.1);
+        known.insert(key, kept);
+        if moved {
             self.changed();
         }
-        self.objects.insert(key, kept);
         if news {
             self.news(what);
         }
     }
 
     fn remove(&mut self, what: What, object: &ObjectView, now: Timestamp) {
-        if let Some((_, gone)) = self.objects.remove(&key(what, object)) {
+        let known = self.objects.get_mut(&what);
+        if let Some((_, gone)) = known.and_then(|known| known.remove(&key(object))) {
             self.is_gone(what, gone, now);
         }
     }
@@ -180,8 +192,8 @@ impl Surroundings {
             }
             Kept::Pod(pod) if pod.app == App::Controllers && pod.well_until(&self.limits, now) => self.tried.clear(),
             Kept::Pod(pod) if pod.app == App::Controllers && !pod.node.is_empty() => {
-                self.tried.retain(|(node, _)| *node != pod.node);
-                self.tried.push((pod.node, now));
+                self.tried.retain(|(node, _)| **node != *pod.node);
+                self.tried.push((Box::from(&*pod.node), now));
                 let most = self.tried.len().saturating_sub(MOST_TRIED);
                 self.tried.drain(..most);
             }
@@ -213,28 +225,27 @@ impl Surroundings {
 
     /// Forgets what was not in this list; without one, all of the kind.
     fn retain(&mut self, what: What, list: Option<u32>, now: Timestamp) {
-        let of_it = self.objects.range((what, Box::default())..).take_while(|((kind, _), _)| *kind == what);
-        let gone = of_it.filter(|(_, (known, _))| Some(*known) != list).map(|(key, _)| key.clone());
-        for key in gone.collect::<Vec<_>>() {
-            if let Some((_, gone)) = self.objects.remove(&key) {
-                self.is_gone(what, gone, now);
-            }
+        let Some(all) = self.objects.get_mut(&what) else { return };
+        let (here, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(all).into_iter().partition(|(_, (known, _))| Some(*known) == list);
+        // Nodes of a tree that grows stay half empty; those of one that is made of all at once are full.
+        *all = here.into_iter().collect();
+        for (_, (_, gone)) in gone {
+            self.is_gone(what, gone, now);
         }
+        self.texts.forget();
     }
 
     fn all(&self, what: What) -> impl Iterator<Item = &Kept> {
-        self.objects
-            .range((what, Box::default())..)
-            .take_while(move |((kind, _), _)| *kind == what)
-            .map(|(_, it)| &it.1)
+        self.objects.get(&what).into_iter().flat_map(BTreeMap::values).map(|(_, kept)| kept)
     }
 
     /// The blocks of Pod addresses of every node.
     pub(super) fn blocks(&self) -> BTreeMap<&str, Vec<IpNet>> {
         let mut blocks: BTreeMap<&str, Vec<IpNet>> = BTreeMap::new();
         for kept in self.all(What::Affinities) {
-            if let Kept::Affinity { node, block } = kept {
-                blocks.entry(node).or_default().push(*block);
+            if let Kept::Affinity(it) = kept {
+                blocks.entry(&*it.node).or_default().push(it.block);
             }
         }
         blocks
@@ -260,22 +271,22 @@ impl Surroundings {
 
     /// Since when Calico's datastore is locked, if it is.
     pub(crate) fn locked(&self) -> Option<Timestamp> {
-        self.all(What::ClusterInformation).find_map(|kept| if let Kept::Locked(at) = kept { Some(*at) } else { None })
+        self.all(What::ClusterInformation).find_map(|kept| if let Kept::Locked(at) = kept { at.get() } else { None })
     }
 
     /// What a provider wrote and somebody changed by hand, by kind and name.
     pub(crate) fn drifts(&self) -> impl Iterator<Item = (&'static str, &str, &Drift)> {
         let kinds = [What::Pools, What::Bgp, What::Felix, What::Peers, What::Installations];
         let of_it = move |what: What| {
-            let all = self.objects.range((what, Box::default())..).take_while(move |((kind, _), _)| *kind == what);
-            all.filter_map(move |((_, name), (_, kept))| {
+            let all = self.objects.get(&what).into_iter().flatten();
+            all.filter_map(move |(name, (_, kept))| {
                 let drift = match kept {
                     Kept::Pool(pool) => pool.drift.as_deref(),
-                    Kept::Bgp(_, drift) => drift.as_deref(),
+                    Kept::Bgp(it) => it.1.as_deref(),
                     Kept::Drift(drift) => Some(&**drift),
                     _ => None,
                 };
-                Some((what.journaled()?, name.trim_start_matches('/'), drift?))
+                Some((what.journaled()?, name.path(), drift?))
             })
         };
         kinds.into_iter().flat_map(of_it)
@@ -285,7 +296,7 @@ impl Surroundings {
     pub(super) fn bgp(&self) -> Option<Bgp> {
         let default = Bgp { full_mesh: true, secret: None };
         let said =
-            self.all(What::Bgp).find_map(|kept| if let Kept::Bgp(bgp, _) = kept { Some(bgp.clone()) } else { None });
+            self.all(What::Bgp).find_map(|kept| if let Kept::Bgp(it) = kept { Some(it.0.clone()) } else { None });
         self.is_seen(What::Bgp).then(|| said.unwrap_or(default))
     }
 
@@ -358,8 +369,8 @@ impl Surroundings {
     }
 }
 
-fn key(what: What, object: &ObjectView) -> (What, Box<str>) {
-    (what, format!("{}/{}", object.metadata.namespace, object.metadata.name).into())
+fn key(object: &ObjectView) -> Name {
+    Name::new(&object.metadata.namespace, &object.metadata.name)
 }
 
 /// The fuzz target's door.

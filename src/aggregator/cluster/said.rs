@@ -34,13 +34,14 @@ impl Cluster {
         row.load = load.map(Box::new);
         let booted = of("boot=").and_then(|at| Timestamp::from_second(at.parse().ok()?).ok()).filter(|at| *at <= now);
         // A clock that is set moves the time by a little; that it boots is seen here later.
-        let known = |at: Timestamp| row.rebooted.is_some_and(|known| at.as_second() - known.as_second() < SAME_BOOT);
+        let known =
+            |at: Timestamp| row.rebooted.get().is_some_and(|known| at.as_second() - known.as_second() < SAME_BOOT);
         if let Some(booted) = booted.filter(|at| !known(*at)) {
             // The first boot is that of a worker that is new.
-            if row.created.is_none_or(|created| created < booted) {
+            if row.created.get().is_none_or(|created| created < booted) {
                 self.surroundings.journal.happened("booted anew".to_owned(), node, booted);
             }
-            row.rebooted = Some(booted);
+            row.rebooted = booted.into();
         }
     }
 }

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -51,15 +52,15 @@ impl Leaked {
 }
 
 /// By node.
-pub(crate) type Leaks = BTreeMap<Box<str>, Vec<Leaked>>;
+pub(crate) type Leaks = BTreeMap<Arc<str>, Vec<Leaked>>;
 
 /// Which nodes were looked at when, and what Calico holds there of those that are looked at now.
 #[derive(Debug, Default)]
 pub(super) struct Rounds {
-    looked: BTreeMap<Box<str>, Duration>,
-    held: BTreeMap<Box<str>, Vec<(IpAddr, u64)>>,
+    looked: BTreeMap<Arc<str>, Duration>,
+    held: BTreeMap<Arc<str>, Vec<(IpAddr, u64)>>,
     /// The same of those where something is missing.
-    suspected: BTreeMap<Box<str>, Vec<(IpAddr, u64)>>,
+    suspected: BTreeMap<Arc<str>, Vec<(IpAddr, u64)>>,
 }
 
 impl Rounds {
@@ -92,7 +93,7 @@ impl Rounds {
             let Some((node, _)) = block.holders.get(usize::from(*holder)) else { continue };
             let Some(address) = nth(block, *ordinal) else { continue };
             for of in [&mut self.held, &mut self.suspected] {
-                of.get_mut(node).into_iter().for_each(|held| held.push((address, *pod)));
+                of.get_mut(&**node).into_iter().for_each(|held| held.push((address, *pod)));
             }
         }
     }
@@ -253,7 +254,7 @@ mod tests {
         let mut known = ipam(&nodes.iter().map(|node| (node.as_str(), 10)).collect::<Vec<_>>());
         known.leaked = (0..10).map(|number| (format!("n{number:02}").into(), Vec::new())).collect();
         let mut rounds = Rounds::default();
-        let mut seen = BTreeMap::<Box<str>, usize>::new();
+        let mut seen = BTreeMap::<Arc<str>, usize>::new();
         // An hour and more apart, so that all are due in each.
         for hour in 0..8 {
             rounds.begin(Some(&known), CLEANUP, Duration::from_secs(7_200 * hour));

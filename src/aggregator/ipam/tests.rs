@@ -28,7 +28,7 @@ fn a_block_is_counted_by_node_and_by_pool() {
         full("10.1.0.8/30", "n8", "n8"),
         full("10.9.0.0/30", "n2", "n2"),
     ] {
-        ipam.count(&block(&spec).expect("a block"), &pools, |node| node < "n5", at(0));
+        ipam.count(&block(&spec).expect("a block"), &pools, |node| (node < "n5").then(|| node.into()), at(0));
     }
     assert_eq!(ipam.pools[&pools[0]], Given { blocks: 3, used: 9, free: 3 });
     assert_eq!(ipam.pools[&pools[1]], Given { blocks: 1, used: 3, free: 1 });
@@ -41,7 +41,12 @@ fn a_block_is_counted_by_node_and_by_pool() {
     );
     assert_eq!(ipam.blocks(), 5);
     let mut later = Ipam::default();
-    later.count(&block(&full("10.1.0.8/30", "n8", "n8")).expect("a block"), &pools, |node| node < "n5", at(60));
+    later.count(
+        &block(&full("10.1.0.8/30", "n8", "n8")).expect("a block"),
+        &pools,
+        |node| (node < "n5").then(|| node.into()),
+        at(60),
+    );
     later.goes_on_from(&ipam);
     assert_eq!(later.gone["n8"], left(1, 2, 0), "since it was seen first");
     assert_eq!(later.gone.len(), 1, "and what is freed is forgotten");
@@ -54,7 +59,12 @@ fn what_has_no_node_belongs_to_none_and_damage_costs_itself() {
             .expect("a block");
     assert_eq!((virtual_one.node, virtual_one.used, virtual_one.free), (None, 1, 1));
     let mut ipam = Ipam::default();
-    ipam.count(&block(&full("10.1.0.0/30", "", "")).expect("a block"), &[], |node| !node.is_empty(), at(0));
+    ipam.count(
+        &block(&full("10.1.0.0/30", "", "")).expect("a block"),
+        &[],
+        |node| (!node.is_empty()).then(|| node.into()),
+        at(0),
+    );
     assert!(ipam.pools.is_empty());
     for damaged in [
         json!({"cidr": "10.1.0.0/30"}),

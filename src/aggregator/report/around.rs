@@ -163,7 +163,7 @@ fn lasts(since: Option<Timestamp>, seconds: i64, now: Timestamp) -> bool {
 /// numbers apart, which are different in each (ports, process numbers, times).
 fn not_started(pods: &[&CalicoPod], now: Timestamp) -> Vec<Draft> {
     let mut groups: BTreeMap<(&str, String), Vec<&CalicoPod>> = BTreeMap::new();
-    for pod in pods.iter().filter(|pod| lasts(pod.created, YOUNG, now)) {
+    for pod in pods.iter().filter(|pod| lasts(pod.created.get(), YOUNG, now)) {
         if let Some(failed) = &pod.failed {
             groups.entry((&failed.container, without_numbers(&failed.words))).or_default().push(pod);
         }
@@ -171,7 +171,7 @@ fn not_started(pods: &[&CalicoPod], now: Timestamp) -> Vec<Draft> {
     let findings = groups.into_iter().filter_map(|((container, same), pods)| {
         let first = pods.first()?;
         let failed = first.failed.as_ref()?;
-        let (namespace, name) = (&first.namespace, &first.name);
+        let (namespace, name) = (first.name.namespace(), first.name.name());
         let log = format!("`kubectl -n {namespace} logs {name} -c {container}`");
         let detail = format!(
             "init container {container} of calico-node does not succeed, so that Pods get no network: {}; for example in {namespace}/{name}",
@@ -187,7 +187,7 @@ fn not_started(pods: &[&CalicoPod], now: Timestamp) -> Vec<Draft> {
             _ => format!("read {log}, or `kubectl -n {namespace} describe pod {name}` where it never ran"),
         };
         let draft = Draft::new("CalicoInitFailed", Severity::Critical, detail, next).about(format!("{container}: {same}"));
-        let since = pods.iter().filter_map(|pod| pod.created).min();
+        let since = pods.iter().filter_map(|pod| pod.created.get()).min();
         Some(draft.since(since).on(pods.iter().map(|pod| &*pod.node)))
     });
     findings.collect()
@@ -221,7 +221,7 @@ fn no_password(found: &Found, pods: &[&CalicoPod]) -> Draft {
             "make sure that the Secret exists there (copy it from where calico-node was before, such as kube-system: `kubectl get secret -A --field-selector metadata.name={secret}`), then "
         )
     };
-    let affected = pods.iter().filter(|pod| pod.namespace == way.namespace).map(|pod| &*pod.node);
+    let affected = pods.iter().filter(|pod| *pod.name.namespace() == *way.namespace).map(|pod| &*pod.node);
     let detail = format!(
         "the BGPConfiguration `default` takes the password of the BGP peers from Secret {secret} in namespace {namespace}, {what}: sessions with peers that have the password do not come up"
     );

@@ -187,10 +187,10 @@ impl<'a> Crowd<'a> {
     /// What happened to workers shortly before.
     fn recent(&self, failing: &[usize], total: usize, first: Timestamp) -> Vec<Tried<'_>> {
         let happened: [Happened; 4] = [
-            ("created", |row| row.created),
-            ("rebooted", |row| row.rebooted),
-            ("reloaded", |row| row.reloaded),
-            ("updated", |row| row.updated),
+            ("created", |row| row.created.get()),
+            ("rebooted", |row| row.rebooted.get()),
+            ("reloaded", |row| row.reloaded.get()),
+            ("updated", |row| row.updated.get()),
         ];
         let mut tried = Vec::new();
         for (kind, when) in happened {

@@ -81,7 +81,7 @@ impl<'a> Judged<'a> {
         };
         Judged {
             settling: *agent == Agent::Fresh,
-            since: self.row.created,
+            since: self.row.created.get(),
             reason: Some(NEVER_REPORTED),
             detail: Some(detail),
             next: Some(next),
@@ -101,7 +101,7 @@ impl<'a> Judged<'a> {
             (_, Some(Status::False)) => WorkerState::Normal,
             (_, Some(Status::Unknown) | None) => WorkerState::Unknown,
         });
-        let since = row.since.or_else(|| roll_up.and_then(Condition::since));
+        let since = row.since.get().or_else(|| roll_up.and_then(Condition::since));
         let settling = row.settling();
         let (reason, detail, next) = match (row.findings.first(), state) {
             (_, WorkerState::Normal) => (None, None, None),
@@ -149,11 +149,11 @@ impl<'a> Judged<'a> {
             findings: self.findings().to_vec(),
             more: row.more.filter(|_| self.seen),
             episodes: row.episodes.iter().filter(|_| self.seen && whole).map(ended).collect(),
-            rebooted: row.rebooted.filter(|_| whole),
-            updated: row.updated.filter(|_| whole),
+            rebooted: row.rebooted.get().filter(|_| whole),
+            updated: row.updated.get().filter(|_| whole),
             ready,
             agent: agent_report(&self.agent),
-            created: row.created,
+            created: row.created.get(),
             conditions: conditions.collect(),
         }
     }

@@ -77,7 +77,7 @@ fn told<'a>(node: &Judged<'a>) -> impl Iterator<Item = Told<'a>> {
 /// Whether the worker was cordoned before this began: somebody works on it. One that was cordoned afterwards was cordoned
 /// because of it.
 pub(super) fn in_maintenance(row: &Row, since: Timestamp) -> bool {
-    row.unschedulable && row.cordoned_at.is_none_or(|at| at < since)
+    row.unschedulable && row.cordoned_at.get().is_none_or(|at| at < since)
 }
 
 fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, cluster: &Cluster) -> FindingCount {

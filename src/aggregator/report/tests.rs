@@ -271,7 +271,7 @@ fn what_agents_say_with_their_question_outlasts_heartbeats_and_is_known_from_bef
     crate::aggregator::testing::apply(&mut cluster, &worker());
     let of = |cluster: &Cluster| {
         let row = cluster.node("a").expect("it is there");
-        (cluster.values.of(&row.traits, "CNI configuration").map(str::to_owned), row.rebooted)
+        (cluster.values.of(&row.traits, "CNI configuration").map(str::to_owned), row.rebooted.get())
     };
     assert_eq!(of(&cluster), (Some("0badc0de".to_owned()), Some(booted)));
     let before = |cluster: &Cluster, second| {
@@ -294,5 +294,5 @@ fn what_agents_say_with_their_question_outlasts_heartbeats_and_is_known_from_bef
     crate::aggregator::testing::apply(&mut cluster, &other);
     other["status"]["nodeInfo"] = serde_json::json!({"machineID": "m2"});
     crate::aggregator::testing::apply(&mut cluster, &other);
-    assert_eq!(cluster.node("a").and_then(|row| row.reloaded), Some(at(0)));
+    assert_eq!(cluster.node("a").and_then(|row| row.reloaded.get()), Some(at(0)));
 }

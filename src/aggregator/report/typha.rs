@@ -23,7 +23,7 @@ fn who(cluster: &Cluster, address: &str) -> Option<String> {
     let address: IpAddr = address.parse().ok()?;
     let (node, _) = cluster.nodes().find(|(_, row)| row.addresses.contains(&address))?;
     let mut pods = cluster.surroundings.pods(App::Typha).filter(|pod| *pod.node == *node);
-    Some(pods.next().map_or_else(|| format!("on {node}"), |pod| format!("{}/{} on {node}", pod.namespace, pod.name)))
+    Some(pods.next().map_or_else(|| format!("on {node}"), |pod| format!("{} on {node}", pod.name)))
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! What is kept of one object: what is read, and nothing else.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use jiff::Timestamp;
 
 use super::What;
 use crate::aggregator::drift::Drift;
 use crate::aggregator::model::SERVICE_NAME;
 use crate::aggregator::object::{ObjectView, PortView};
 use crate::aggregator::pods::{App, CalicoPod};
+use crate::aggregator::small::{Name, Texts, Time};
 use crate::aggregator::webhooks::{Namespace, Webhooks};
 use crate::aggregator::workloads::{FailedCreate, Workload};
 use crate::facts::{ClusterService, ClusterServicePort, Encapsulation, Pool};
@@ -22,12 +23,9 @@ const MOST_ADDRESSES: usize = 16;
 /// What is kept of one object.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Kept {
-    Affinity {
-        node: Box<str>,
-        block: IpNet,
-    },
+    Affinity(Box<Affinity>),
     Pool(Box<AddressPool>),
-    Bgp(Bgp, Option<Box<Drift>>),
+    Bgp(Box<(Bgp, Option<Box<Drift>>)>),
     Service(Box<ClusterService>),
     /// By the name of its Service, without that one's addresses.
     Slice(Box<ClusterService>),
@@ -38,9 +36,19 @@ pub(super) enum Kept {
     Namespace(Box<Namespace>),
     HostEndpoint(Box<HostEndpoint>),
     /// Calico's datastore is locked since then.
-    Locked(Timestamp),
+    Locked(Time),
     /// Of this it is only known that somebody changed it by hand.
     Drift(Box<Drift>),
+}
+
+/// There are some of each node: what is large is behind a pointer.
+const _: () = assert!(size_of::<Kept>() <= 16);
+
+/// A block of Pod addresses.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Affinity {
+    pub(super) node: Arc<str>,
+    pub(super) block: IpNet,
 }
 
 /// A pool of addresses.
@@ -67,9 +75,9 @@ impl AddressPool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostEndpoint {
     /// Its name.
-    pub(crate) name: Box<str>,
+    pub(crate) name: Name,
     /// Its node.
-    pub(crate) node: Box<str>,
+    pub(crate) node: Arc<str>,
     /// What it expects the node's addresses to be; nothing where it goes by an interface.
     pub(crate) addresses: Box<[IpAddr]>,
 }
@@ -96,7 +104,7 @@ pub(super) fn lead_to(service: &mut ClusterService, slice: &ClusterService) {
 }
 
 /// What is worth keeping of an object. What is damaged is left out, and costs no other.
-pub(super) fn keep(what: What, object: &ObjectView) -> Option<Kept> {
+pub(super) fn keep(what: What, object: &ObjectView, texts: &mut Texts) -> Option<Kept> {
     let (meta, spec) = (&object.metadata, &object.spec);
     match what {
         What::Affinities => {
@@ -104,13 +112,13 @@ pub(super) fn keep(what: What, object: &ObjectView) -> Option<Kept> {
             // Blocks of load balancer addresses are on no node, whatever their `node` says.
             let of_a_node = matches!(spec.kind.as_str(), "" | "host") && !spec.node.is_empty();
             let block = spec.cidr.parse().ok()?;
-            (confirmed && of_a_node).then(|| Kept::Affinity { node: spec.node.as_str().into(), block })
+            (confirmed && of_a_node).then(|| Kept::Affinity(Box::new(Affinity { node: texts.get(&spec.node), block })))
         }
         What::Pools => pool(object),
-        What::HostEndpoints => host_endpoint(object),
+        What::HostEndpoints => host_endpoint(object, texts),
         What::ClusterInformation => {
             let changed = object.edit.as_ref().map(|edit| edit.at).or(meta.creation_timestamp);
-            changed.filter(|_| spec.datastore_ready == Some(false)).map(Kept::Locked)
+            changed.filter(|_| spec.datastore_ready == Some(false)).map(|at| Kept::Locked(at.into()))
         }
         What::Bgp => {
             let secret = &spec.password_secret;
@@ -119,7 +127,7 @@ pub(super) fn keep(what: What, object: &ObjectView) -> Option<Kept> {
                     full_mesh: spec.node_to_node_mesh_enabled.unwrap_or(true),
                     secret: (!secret.is_empty()).then(|| secret.as_str().into()),
                 };
-                Kept::Bgp(bgp, object.drift.clone())
+                Kept::Bgp(Box::new((bgp, object.drift.clone())))
             })
         }
         What::ApiService | What::DnsServices => Some(Kept::Service(Box::new(ClusterService {
@@ -140,8 +148,8 @@ pub(super) fn keep(what: What, object: &ObjectView) -> Option<Kept> {
                 ports: ports(&object.ports, &addresses),
             })))
         }
-        What::CalicoPods => CalicoPod::read(object, App::Node).map(|pod| Kept::Pod(Box::new(pod))),
-        What::VpnPods => CalicoPod::read(object, App::Tunnel).map(|pod| Kept::Pod(Box::new(pod))),
+        What::CalicoPods => CalicoPod::read(object, App::Node, texts).map(|pod| Kept::Pod(Box::new(pod))),
+        What::VpnPods => CalicoPod::read(object, App::Tunnel, texts).map(|pod| Kept::Pod(Box::new(pod))),
         What::DaemonSets | What::SystemDeployments | What::CalicoDeployments => {
             Workload::read(object).map(|workload| Kept::Workload(Box::new(workload)))
         }
@@ -169,13 +177,13 @@ fn pool(object: &ObjectView) -> Option<Kept> {
     Some(Kept::Pool(Box::new(AddressPool { pool, block, for_pods, drift: object.drift.clone() })))
 }
 
-fn host_endpoint(object: &ObjectView) -> Option<Kept> {
+fn host_endpoint(object: &ObjectView, texts: &mut Texts) -> Option<Kept> {
     let (meta, spec) = (&object.metadata, &object.spec);
     (!spec.node.is_empty()).then(|| {
         let addresses = spec.expected_ips.iter().filter_map(|ip| ip.parse().ok());
         Kept::HostEndpoint(Box::new(HostEndpoint {
-            name: meta.name.as_str().into(),
-            node: spec.node.as_str().into(),
+            name: Name::new(&meta.namespace, &meta.name),
+            node: texts.get(&spec.node),
             addresses: addresses.take(MOST_ADDRESSES).collect(),
         }))
     })

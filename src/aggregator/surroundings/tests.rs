@@ -151,7 +151,7 @@ fn failure_of(statuses: &Value) -> Option<(String, String)> {
     let mut around = Surroundings::default();
     listed(&mut around, What::CalicoPods, &[pod]);
     let pod = around.calico_pods().next().cloned().expect("kept");
-    assert_eq!((&*pod.namespace, &*pod.account), ("calico-system", "default"));
+    assert_eq!((pod.name.namespace(), &*pod.account), ("calico-system", "default"));
     pod.failed.map(|failed| (failed.container.into(), failed.words.into()))
 }
 

@@ -168,16 +168,16 @@ impl<'a> Calico<'a> {
             .not_ready()
             .filter(|(node, pod)| {
                 // One that is new, or that somebody works on, is none of the update's.
-                let settled = |row: &Row| lasts(row.created, self.limits().settling_seconds.into(), self.now);
+                let settled = |row: &Row| lasts(row.created.get(), self.limits().settling_seconds.into(), self.now);
                 let of_calico = |row: &Row| {
                     !row.kubelet_silent()
                         && !has_deeper_cause(row)
                         && settled(row)
-                        && !in_maintenance(row, pod.since.unwrap_or(self.now))
+                        && !in_maintenance(row, pod.since.get().unwrap_or(self.now))
                 };
                 pod.unready_for(AWAY, self.now) && self.cluster.node(node).is_some_and(of_calico)
             })
-            .map(|(node, pod)| (node, pod.since))
+            .map(|(node, pod)| (node, pod.since.get()))
             .collect();
         let most = set.most_away;
         if away.len() <= most as usize {
@@ -199,7 +199,7 @@ impl<'a> Calico<'a> {
     /// The youngest Pod of each node that has some, but none that is Ready: while Calico moves there may be two.
     fn not_ready(&self) -> impl Iterator<Item = (&'a str, &'a CalicoPod)> {
         let nodes = self.pods.iter().filter(|(_, pods)| !pods.iter().any(|pod| pod.ready));
-        nodes.filter_map(|(node, pods)| Some((*node, *pods.iter().max_by_key(|pod| pod.created)?)))
+        nodes.filter_map(|(node, pods)| Some((*node, *pods.iter().max_by_key(|pod| pod.created.get())?)))
     }
 
     /// The workers on which calico-node does not run as it should, and since when.
@@ -222,15 +222,12 @@ impl<'a> Calico<'a> {
                 // Why an init container fails is told apart.
                 let bad = pod.is_bad(self.limits(), self.now);
                 if bad && pod.failed.is_none() {
-                    let since = pod.since.unwrap_or(self.now);
-                    broken.push((
-                        at,
-                        since,
-                        format!("{}/{} {}", pod.namespace, pod.name, state(pod, self.limits(), self.now)),
-                    ));
+                    let since = pod.since.get().unwrap_or(self.now);
+                    broken.push((at, since, format!("{} {}", pod.name, state(pod, self.limits(), self.now))));
                 }
             } else if all_should && !self.pods.contains_key(name) {
-                let since = around.bereft_since(name).or(row.created).max(around.complete_since(What::CalicoPods));
+                let since =
+                    around.bereft_since(name).or(row.created.get()).max(around.complete_since(What::CalicoPods));
                 if let Some(since) = since.filter(|since| lasts(Some(*since), self.limits().routine(), self.now)) {
                     broken.push((at, since, format!("there is no Pod on {name}")));
                 }

@@ -58,7 +58,7 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         let next = "scale it to 1: exactly one has to run";
         return vec![Draft::new("CalicoKubeControllersMissing", Warning, detail, next)];
     }
-    if let Some(ready) = pods.iter().filter(|pod| pod.ready).map(|pod| pod.since).collect::<Option<Vec<_>>>()
+    if let Some(ready) = pods.iter().filter(|pod| pod.ready).map(|pod| pod.since.get()).collect::<Option<Vec<_>>>()
         && ready.len() > 1
         && ready.iter().all(|since| lasts(Some(*since), TWO, now))
     {
@@ -69,12 +69,12 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     if pods.iter().any(|pod| pod.ready) {
         return Vec::new();
     }
-    let Some(pod) = pods.iter().max_by_key(|pod| pod.created) else {
+    let Some(pod) = pods.iter().max_by_key(|pod| pod.created.get()) else {
         return vec![without_pod(cluster, deployment, now)];
     };
     let on = (!pod.node.is_empty()).then_some(&*pod.node);
     let tried = tried(cluster, on, now);
-    let name = format!("{}/{} {}{tried}", pod.namespace, pod.name, state(pod, cluster.limits(), now));
+    let name = format!("{} {}{tried}", pod.name, state(pod, cluster.limits(), now));
     if let Some(node) = on
         && cluster.node(node).is_none_or(|row| !row.is_ready())
     {
@@ -82,9 +82,9 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         let next = format!(
             "cordon {node} and delete the Pod, so that it starts elsewhere; uncordon {node} once it is well again"
         );
-        return vec![Draft::new("CalicoKubeControllersOnBadNode", Warning, detail, next).since(pod.since)];
+        return vec![Draft::new("CalicoKubeControllersOnBadNode", Warning, detail, next).since(pod.since.get())];
     }
-    if let Some(at) = pod.out_of_memory.filter(|at| !lasts(Some(*at), MEMORY, now)) {
+    if let Some(at) = pod.out_of_memory.get().filter(|at| !lasts(Some(*at), MEMORY, now)) {
         let detail = format!("the memory of calico-kube-controllers hit its limit: {name}");
         let next = "gather its description and logs (also --previous); raise the limit, and look at what grew: Nodes, Pods, policies, leaked addresses";
         return vec![Draft::new("CalicoKubeControllersOomKilled", Warning, detail, next).since(Some(at))];
@@ -96,9 +96,9 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
             "the nodes are not to blame: uncordon those that were tried, gather, and look at Calico's configuration, the datastore, and what changed before then"
         };
         let detail = format!("calico-kube-controllers does not stay up: {name}");
-        return vec![Draft::new("CalicoKubeControllersCrashLooping", Warning, detail, next).since(pod.since)];
+        return vec![Draft::new("CalicoKubeControllersCrashLooping", Warning, detail, next).since(pod.since.get())];
     }
-    vec![down(cluster, &name, pod.since, now)]
+    vec![down(cluster, &name, pod.since.get(), now)]
 }
 
 /// There is no Pod of the Deployment.
@@ -166,17 +166,16 @@ fn typha(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let worst = bad.first()?;
     let severity = if ready == 0 { Critical } else { Warning };
     let detail = format!(
-        "{} of {} Pods of Typha are not Ready, so that calico-node on the nodes that they serve gets no changes and restarts: {}/{} {}",
+        "{} of {} Pods of Typha are not Ready, so that calico-node on the nodes that they serve gets no changes and restarts: {} {}",
         bad.len(),
         pods.len(),
-        worst.namespace,
         worst.name,
         state(worst, limits, now)
     );
     let next = "if one is bad, look at its node, cordon it and delete the Pod; if all are, gather their logs and look at memory limits, configuration and certificates";
-    let since = bad.iter().filter_map(|pod| pod.since).min();
+    let since = bad.iter().filter_map(|pod| pod.since.get()).min();
     let draft = Draft::new("TyphaUnhealthy", severity, detail, next).since(since);
-    Some(draft.object("Deployment", &worst.namespace, "calico-typha"))
+    Some(draft.object("Deployment", worst.name.namespace(), "calico-typha"))
 }
 
 fn tunnel(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
@@ -187,14 +186,14 @@ fn tunnel(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
         if !pod.unready_for(cluster.limits().routine(), now) {
             return None;
         }
-        since = since.max(pod.since);
+        since = since.max(pod.since.get());
         last = Some(pod);
     }
     let last = last?;
     let at = if last.node.is_empty() { "on no node yet".to_owned() } else { format!("on {}", last.node) };
     let detail = format!(
-        "no Pod of the tunnel from the control plane (konnectivity-agent, VPN) is Ready, so that it reaches no Pod and no kubelet: logs, exec, port-forward, and webhooks and aggregated APIs in the cluster fail; for example {}/{}, {at}",
-        last.namespace, last.name
+        "no Pod of the tunnel from the control plane (konnectivity-agent, VPN) is Ready, so that it reaches no Pod and no kubelet: logs, exec, port-forward, and webhooks and aggregated APIs in the cluster fail; for example {}, {at}",
+        last.name
     );
     let next = "look at these Pods and at the way from their nodes to the control plane; webhooks that fail meanwhile are a consequence";
     Some(Draft::new("ControlTunnelDown", Warning, detail, next).since(since))
@@ -203,14 +202,14 @@ fn tunnel(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
 /// Since 1.29 of IBM Cloud's clusters the Tigera operator moves calico-node from kube-system to calico-system (R174).
 fn migration(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let around = &cluster.surroundings;
-    let old: Vec<&CalicoPod> = around.calico_pods().filter(|pod| &*pod.namespace == "kube-system").collect();
-    let new: Vec<&CalicoPod> = around.calico_pods().filter(|pod| &*pod.namespace == "calico-system").collect();
+    let old: Vec<&CalicoPod> = around.calico_pods().filter(|pod| pod.name.namespace() == "kube-system").collect();
+    let new: Vec<&CalicoPod> = around.calico_pods().filter(|pod| pod.name.namespace() == "calico-system").collect();
     let waiting = cluster.nodes().filter(|(_, row)| row.migration.as_deref() == Some("pre-operator")).count();
     let both = around.workloads("calico-node").map(|set| &*set.namespace).collect::<BTreeSet<_>>().len() > 1;
     if !(both || waiting > 0) || old.is_empty() || new.is_empty() {
         return None;
     }
-    let last = new.iter().filter_map(|pod| pod.created).max();
+    let last = new.iter().filter_map(|pod| pod.created.get()).max();
     let minutes = cluster.limits().migration_minutes;
     let stalled = lasts(last, i64::from(minutes) * 60, now);
     let detail = format!(
@@ -220,7 +219,7 @@ fn migration(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     );
     if !stalled {
         let next = "wait, it takes hours in a large cluster; add, reload or replace no workers meanwhile";
-        let begun = new.iter().filter_map(|pod| pod.created).min();
+        let begun = new.iter().filter_map(|pod| pod.created.get()).min();
         return Some(Draft::new("CalicoMigrationInProgress", Info, detail, next).since(begun));
     }
     let unready = new.iter().filter(|pod| !pod.ready).count();
@@ -265,7 +264,7 @@ fn mixed(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
             versions.entry(&pod.version).or_default().push(pod);
         }
     }
-    let settled = versions.values().flatten().all(|pod| lasts(pod.created, MIXED, now));
+    let settled = versions.values().flatten().all(|pod| lasts(pod.created.get(), MIXED, now));
     // Whether an update is under way is said by the DaemonSet alone.
     let rolling = around.workloads("calico-node").any(|set| set.updated < set.desired);
     if versions.len() < 2 || !settled || rolling || !around.is_seen(What::DaemonSets) {
@@ -277,7 +276,7 @@ fn mixed(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let next = "find out who changed an image, and let the owner of Calico (operator, provider) set them all";
     Some(
         Draft::new("CalicoVersionMixed", Warning, detail, next)
-            .since(rarest.iter().filter_map(|pod| pod.created).min())
+            .since(rarest.iter().filter_map(|pod| pod.created.get()).min())
             .on(rarest.iter().map(|pod| &*pod.node).filter(|node| !node.is_empty())),
     )
 }

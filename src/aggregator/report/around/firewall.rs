@@ -39,7 +39,7 @@ pub(super) fn suspected(cluster: &Cluster, workers: &[(&str, &Row)], now: Timest
     let counts = |row: &Row, since: Option<Timestamp>| {
         !row.maintained
             && !in_maintenance(row, since.unwrap_or(now))
-            && lasts(row.created, limits.settling_seconds.into(), now)
+            && lasts(row.created.get(), limits.settling_seconds.into(), now)
     };
     let all = workers.iter().map(|(name, row)| (*name, *row, cut_since(row)));
     let mut counted: Vec<(&str, &Row, Option<Timestamp>)> = all.filter(|(_, row, since)| counts(row, *since)).collect();

@@ -71,7 +71,7 @@ fn one_address(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         }
     }
     // A Node that has just been made may still have the address of one that is about to go (catalogue H8).
-    let settled = |row: &Row| lasts(row.created, cluster.limits().stale(), now);
+    let settled = |row: &Row| lasts(row.created.get(), cluster.limits().stale(), now);
     let shared = at.into_iter().filter(|(_, nodes)| nodes.len() > 1 && nodes.iter().all(|(_, row)| settled(row)));
     let draft = |(address, nodes): (IpAddr, Vec<(&str, &Row)>)| {
         let detail = format!(
@@ -81,7 +81,9 @@ fn one_address(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         let next = "find out which worker has the address (`ip addr` on each); delete what is left of the other in Calico and in Kubernetes, and drain and reboot the one that stays";
         let draft = Draft::new("NodeIpReused", Critical, detail, next).about(address.to_string());
         // Since the last of them came.
-        draft.since(nodes.iter().filter_map(|(_, row)| row.created).max()).on(nodes.into_iter().map(|(name, _)| name))
+        draft
+            .since(nodes.iter().filter_map(|(_, row)| row.created.get()).max())
+            .on(nodes.into_iter().map(|(name, _)| name))
     };
     shared.map(draft).collect()
 }
@@ -107,7 +109,7 @@ fn takes_pods(row: &Row) -> bool {
 
 /// Since when one takes no Pods, as far as that is known.
 fn out_since(row: &Row) -> Option<Timestamp> {
-    let cordoned = row.cordoned_since.filter(|_| row.unschedulable);
+    let cordoned = row.cordoned_since.get().filter(|_| row.unschedulable);
     let unready = row.ready.as_ref().filter(|_| !row.is_ready()).and_then(Condition::since);
     [cordoned, unready].into_iter().flatten().min()
 }
@@ -159,7 +161,8 @@ fn not_refilled(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> 
         gone.sort_unstable();
         // In an update the new one may come first, and is not to be forgotten before the one that it replaces.
         let first = gone.first().map_or(begin, |(at, _)| at - REMEMBERED);
-        let new = here().filter(|(_, row)| row.created.is_some_and(|created| created.as_second() >= first)).count();
+        let new =
+            here().filter(|(_, row)| row.created.get().is_some_and(|created| created.as_second() >= first)).count();
         gone.retain(|(at, _)| now.as_second() - at >= replaced);
         let missing = gone.len().saturating_sub(new);
         if missing == 0 || here().next().is_none() {
@@ -184,13 +187,14 @@ fn not_refilled(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> 
 fn stuck(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestamp) -> Option<Draft> {
     let minutes = cluster.limits().transit_minutes;
     let on_its_way = |row: &Row| {
-        let since = row.ready.as_ref().map_or(row.created, Condition::since);
+        let since = row.ready.as_ref().map_or(row.created.get(), Condition::since);
         let (what, since) = if row.unschedulable && !row.maintained && in_maintenance(row, since.unwrap_or(now)) {
             ("cordoned", since)
         } else {
             // It has not been Ready since it joined. Of one that is silent that cannot be told (KubeletHeartbeatLost).
-            let never = row.created.is_some_and(|created| since.is_none_or(|it| it.duration_since(created) < JOINS));
-            (!row.unschedulable && !row.kubelet_silent() && never).then_some(("new", row.created))?
+            let never =
+                row.created.get().is_some_and(|created| since.is_none_or(|it| it.duration_since(created) < JOINS));
+            (!row.unschedulable && !row.kubelet_silent() && never).then_some(("new", row.created.get()))?
         };
         (!row.is_ready() && lasts(since, i64::from(minutes) * 60, now)).then_some((since, what))
     };

@@ -39,7 +39,7 @@ fn draft(code: &'static str, severity: crate::checks::Severity, area: Area, deta
 /// Ready Nodes that Pods may be put on, which have been there for a while.
 fn workers(cluster: &Cluster, now: Timestamp) -> impl Iterator<Item = (&str, &Row)> {
     cluster.nodes().filter(move |(_, row)| {
-        row.is_ready() && !row.deleting && lasts(row.created, cluster.limits().settling_seconds.into(), now)
+        row.is_ready() && !row.deleting && lasts(row.created.get(), cluster.limits().settling_seconds.into(), now)
     })
 }
 
@@ -58,7 +58,8 @@ fn exhausted(cluster: &Cluster, ipam: &Ipam) -> Vec<Draft> {
         let free: u64 = pools.iter().map(|it| given(&it.pool.cidr).free).sum();
         let own = |node: &str| ipam.nodes.get(node).map(|given| given[which]).unwrap_or_default();
         // One that came after the blocks were read may have got its own meanwhile.
-        let known = |row: &Row| row.is_ready() && !row.deleting && row.created.is_some_and(|created| created < ipam.at);
+        let known =
+            |row: &Row| row.is_ready() && !row.deleting && row.created.get().is_some_and(|created| created < ipam.at);
         let full = cluster.nodes().filter(|(node, row)| known(row) && own(node).free == 0);
         let full: Vec<&str> = full.map(|(node, _)| node).collect();
         // Where nodes may borrow, a free address in any block is enough.
@@ -127,7 +128,7 @@ fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
         all.push(
             draft("NodeIpReused", Critical, Area::PodRouting, detail, &next)
                 .about(address.to_string())
-                .since(cluster.node(heir).and_then(|row| row.created))
+                .since(cluster.node(heir).and_then(|row| row.created.get()))
                 .on([*heir]),
         );
     }
@@ -182,8 +183,9 @@ fn without_workers(cluster: &Cluster, old: &[(&str, &Left)], now: Timestamp) -> 
     let sets =
         cluster.surroundings.workloads("calico-node").chain(cluster.surroundings.workloads("calico-kube-controllers"));
     let made = sets.filter_map(|set| set.created).max()?;
-    let newer = cluster.nodes().all(|(_, row)| row.created.is_some_and(|created| created > made));
-    let after = |at: i64| cluster.nodes().all(|(_, row)| row.created.is_none_or(|created| created.as_second() >= at));
+    let newer = cluster.nodes().all(|(_, row)| row.created.get().is_some_and(|created| created > made));
+    let after =
+        |at: i64| cluster.nodes().all(|(_, row)| row.created.get().is_none_or(|created| created.as_second() >= at));
     let alone = |node: &str| cluster.memory.gone(node).is_none_or(|gone| after(gone.at));
     let none = old.iter().any(|(node, _)| alone(node));
     failing(cluster, now).filter(|failing| newer && none && !failing.is_empty())
@@ -251,7 +253,7 @@ fn host_endpoints(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
             let own = row.addresses.iter().chain(&row.external).chain(&row.tunnels);
             !it.addresses.is_empty()
                 && !row.addresses.is_empty()
-                && lasts(row.created, cluster.limits().settling_seconds.into(), now)
+                && lasts(row.created.get(), cluster.limits().settling_seconds.into(), now)
                 && !own.into_iter().any(|own| it.addresses.contains(own))
         }
     };
@@ -261,7 +263,7 @@ fn host_endpoints(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         let detail = format!(
             "{} host endpoints expect addresses that their nodes do not have, or are of nodes that are gone: {} of {} expects {}; policies by it drop what they should let through",
             stale.len(),
-            first.name,
+            first.name.name(),
             first.node,
             expected.join(", ")
         );

@@ -107,7 +107,7 @@ pub(super) fn unheard(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestam
             && !row.maintained
             // One that is worked on is on its way, and so is one that is new (WorkerStuckInTransition).
             && !in_maintenance(row, since(row).unwrap_or(now))
-            && lasts(row.created, limits.settling_seconds.into(), now)
+            && lasts(row.created.get(), limits.settling_seconds.into(), now)
     };
     let mut all: Vec<&(&str, &Row)> = workers.iter().filter(|(_, row)| counts(row)).collect();
     all.sort_by_key(|(name, row)| (since(row), *name));

@@ -73,7 +73,11 @@ fn circle<'a>(
         let on = tunnel.iter().map(|pod| &*pod.node).collect();
         if closed(&on) {
             let who = format!("reaches Service {namespace}/{service} only through the tunnel from the control plane");
-            return Some(Circle { who, pods: tunnel.iter().map(|pod| (&*pod.namespace, &*pod.name)).collect(), on });
+            return Some(Circle {
+                who,
+                pods: tunnel.iter().map(|pod| (pod.name.namespace(), pod.name.name())).collect(),
+                on,
+            });
         }
     }
     let on: BTreeSet<&str> = backend.endpoints.iter().map(|endpoint| &*endpoint.node).collect();
@@ -118,7 +122,7 @@ fn deadlock(cluster: &Cluster, about: String, webhook: &Webhook, circle: &Circle
     draft.subject = about;
     draft.area = Area::ControlPlanePath;
     let pods = cluster.surroundings.calico_pods().filter(|pod| circle.on.contains(&*pod.node));
-    draft.since(pods.filter_map(|pod| pod.since).max()).on(circle.on.iter().copied())
+    draft.since(pods.filter_map(|pod| pod.since.get()).max()).on(circle.on.iter().copied())
 }
 
 /// A webhook that could stop the system, whose backend is not there or could easily be gone.

@@ -117,9 +117,9 @@ fn cordoned(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     };
     let forgotten = |row: &Row| {
         row.unschedulable && !row.maintained && !row.deleting && !row.control_plane && well(row)
-            && row.cordoned_since.is_some_and(|since| lasts(Some(since), FORGOTTEN, now))
+            && row.cordoned_since.get().is_some_and(|since| lasts(Some(since), FORGOTTEN, now))
             // What became well a moment ago is still being looked at by who repaired it.
-            && lasts(row.since, FORGOTTEN, now)
+            && lasts(row.since.get(), FORGOTTEN, now)
     };
     let all: Vec<(&str, &Row)> = cluster.nodes().filter(|(_, row)| forgotten(row)).collect();
     let (name, _) = all.first()?;
@@ -129,7 +129,7 @@ fn cordoned(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     );
     let mut draft = Draft::new("NodeStillCordoned", Info, detail, next);
     draft.area = Area::Integrity;
-    let since = all.iter().filter_map(|(_, row)| row.cordoned_since).min();
+    let since = all.iter().filter_map(|(_, row)| row.cordoned_since.get()).min();
     Some(draft.since(since).on(all.into_iter().map(|(name, _)| name)))
 }
 
@@ -173,8 +173,9 @@ fn outdated(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp)
 /// Those with less than the newest version, and how far they are behind; none while an update may go on.
 fn behind<'a>(workers: &[Worker<'a>], now: Timestamp) -> Option<(Vec<&'a str>, String)> {
     let (newest, ..) = workers.iter().max_by(|(one, ..), (other, ..)| one.numbers.cmp(&other.numbers))?;
-    let settled =
-        |row: &Row| lasts(row.created, UPDATING, now) && row.updated.is_none_or(|at| lasts(Some(at), UPDATING, now));
+    let settled = |row: &Row| {
+        lasts(row.created.get(), UPDATING, now) && row.updated.get().is_none_or(|at| lasts(Some(at), UPDATING, now))
+    };
     let (new, old): (Vec<_>, Vec<_>) = workers.iter().partition(|(version, ..)| version.numbers == newest.numbers);
     let (oldest, ..) = old.iter().min_by(|(one, ..), (other, ..)| one.numbers.cmp(&other.numbers))?;
     new.iter().all(|(.., row)| settled(row)).then(|| {

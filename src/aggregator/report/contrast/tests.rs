@@ -36,7 +36,7 @@ fn workers(count: usize, chance: &mut Chance, values: &mut Values) -> Vec<Row> {
         let created = at(if chance.below(4) == 0 { -3600 } else { -864_000 });
         Row {
             traits: Traits::of(said.each_ref().map(String::as_str), values),
-            created: Some(created),
+            created: created.into(),
             ..Row::default()
         }
     };
@@ -90,13 +90,13 @@ fn what_happened_lately_is_found() {
     let (mut values, mut chance) = (Values::default(), Chance(3));
     let mut rows = workers(50, &mut chance, &mut values);
     for (number, row) in rows.iter_mut().enumerate() {
-        row.created = Some(at(-864_000));
-        row.updated = (number % 5 == 0).then(|| at(-1800));
+        row.created = at(-864_000).into();
+        row.updated = (number % 5 == 0).then(|| at(-1800)).into();
     }
     let failing: Vec<usize> = (0..50).filter(|number| number % 5 == 0).collect();
     let suspects = crowd(&values, &rows).suspects(&failing, at(0));
     assert_eq!(first_sentence(&suspects), "10 of 10 updated since 2026-11-20T10:00:00Z fail, 0 of 40 elsewhere");
-    rows[0].updated = Some(at(-90_000));
+    rows[0].updated = at(-90_000).into();
     assert!(
         first_sentence(&crowd(&values, &rows).suspects(&failing, at(0))).starts_with("9 of 9 updated"),
         "a day before is too long ago"
@@ -118,7 +118,7 @@ fn a_cni_configuration_and_an_installation_are_found_at_every_size() {
         assert_eq!(first_sentence(&suspects), expected);
         for (number, row) in rows.iter_mut().enumerate() {
             row.traits.cni("00000001", &mut values);
-            row.reloaded = (number % 5 == 0).then(|| at(-1800));
+            row.reloaded = (number % 5 == 0).then(|| at(-1800)).into();
         }
         let suspects = crowd(&values, &rows).suspects(&failing, at(0));
         let expected = format!("{hit} of {hit} reloaded since 2026-11-20T10:00:00Z fail, 0 of {others} elsewhere");
@@ -147,7 +147,7 @@ fn what_is_on_all_workers_or_on_two_of_them_explains_nothing() {
     let mut rows = workers(30, &mut Chance(9), &mut values);
     for row in &mut rows {
         row.traits = Traits::of(["only", "one", "", "", "", "", "", "", "amd64", ""], &mut values);
-        row.created = None;
+        row.created = None.into();
     }
     assert!(crowd(&values, &rows).suspects(&[0, 1, 2, 3, 4], at(0)).is_empty());
     rows[0].traits = Traits::of(["other", "one", "", "", "", "", "", "", "", ""], &mut values);

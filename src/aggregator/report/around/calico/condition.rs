@@ -76,9 +76,9 @@ impl Calico<'_> {
             if let Some(wrong) = wrong {
                 stale.push((*name, wrong));
             } else if (status == Status::True) != row.network_taint
-                && lasts(since.max(row.network_taint_since), TAINT_AFTER, self.now)
+                && lasts(since.max(row.network_taint_since.get()), TAINT_AFTER, self.now)
             {
-                stuck.push((*name, since.max(row.network_taint_since)));
+                stuck.push((*name, since.max(row.network_taint_since.get())));
             }
         }
         let mut drafts = Vec::new();
@@ -103,7 +103,7 @@ impl Calico<'_> {
     /// Since when, if for so long.
     fn ready_since(&self, node: &str, seconds: i64) -> Option<Timestamp> {
         let pods = self.pods.get(node).into_iter().flatten().filter(|pod| pod.ready);
-        pods.filter_map(|pod| pod.since).find(|since| lasts(Some(*since), seconds, self.now))
+        pods.filter_map(|pod| pod.since.get()).find(|since| lasts(Some(*since), seconds, self.now))
     }
 }
 

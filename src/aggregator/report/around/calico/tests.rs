@@ -422,7 +422,7 @@ fn another_node_of_the_same_name_is_not_the_one_before() {
     apply(&mut cluster, &new);
     assert_eq!(cluster.memory.turns("n01", 0..=i64::MAX), 0);
     let row = cluster.node("n01").expect("it is there");
-    assert_eq!((row.created, row.rebooted, row.network.is_none()), (Some(at(100)), None, true));
+    assert_eq!((row.created.get(), row.rebooted.get(), row.network.is_none()), (Some(at(100)), None, true));
     assert!(cluster.memory.gone("n01").is_none(), "it is there again");
 }
 
