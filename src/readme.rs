@@ -74,6 +74,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("limits.imminentMinutes", "the same: or so many minutes away from it at the present rate"),
     ("limits.fullPercent", "the same, `DiskFull`, `InodesExhausted`: what is left where the kubelet has no threshold"),
     ("limits.sandboxSettlingSeconds", "`PodRouteMissing`: a younger Pod need not have its route yet"),
+    (
+        "limits.staticPodSettlingSeconds",
+        "`StaticPodNotRunning`: after the kubelet started or its manifest was written, a Pod may take so long",
+    ),
     ("limits.ephemeralPortsPercent", "`EphemeralPortsNearFull`: of the local ports, held by one destination"),
     ("limits.abandonedContainers", "`RuntimeObjectLeak`: ended containers whose Pod is gone"),
     ("limits.abandonedObjects", "`RuntimeObjectLeak`: shims, sandboxes, network namespaces and links without a Pod"),

@@ -285,6 +285,8 @@ pub struct Limits {
     pub full_percent: f64,
     /// A sandbox younger than this many seconds need not have its route yet (catalogue R080).
     pub sandbox_settling_seconds: i64,
+    /// `StaticPodNotRunning`: so many seconds after its manifest was written, or the kubelet started, a pod may take to run.
+    pub static_pod_settling_seconds: i64,
     /// `EphemeralPortsNearFull`: local ports that one destination holds, in percent of those that `connect` chooses from.
     pub ephemeral_ports_percent: u8,
     /// `RuntimeObjectLeak`: containers that have ended and whose pod is gone (catalogue H14).
@@ -312,6 +314,7 @@ impl Default for Limits {
             imminent_minutes: 30.0,
             full_percent: 1.0,
             sandbox_settling_seconds: 30,
+            static_pod_settling_seconds: 180,
             ephemeral_ports_percent: 80,
             abandoned_containers: 500,
             abandoned_objects: 1000,

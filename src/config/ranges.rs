@@ -22,6 +22,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("limits.imminentMinutes", 0.0, 1440.0),
     ("limits.fullPercent", 0.0, 100.0),
     ("limits.sandboxSettlingSeconds", 0.0, 3600.0),
+    ("limits.staticPodSettlingSeconds", 0.0, 3600.0),
     ("limits.ephemeralPortsPercent", 1.0, 100.0),
     ("limits.abandonedContainers", 0.0, 1e9),
     ("limits.abandonedObjects", 0.0, 1e9),

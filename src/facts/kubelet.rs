@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::Seen;
+use super::{Manifest, Seen};
 
 /// What the node's files say about the kubelet.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -25,6 +25,8 @@ pub struct Kubelet {
     pub serving_certificate: Seen<KubeletCertificate>,
     /// `staticPodPath`, or where kubeadm and IBM have it.
     pub static_pods: String,
+    /// What it has there; absent where it was told of no such directory, or there is none.
+    pub manifests: Seen<Vec<Manifest>>,
     /// `healthzPort`; 0 means switched off. Default 10248.
     pub healthz_port: u16,
     /// `containerRuntimeEndpoint`, without `unix://`.

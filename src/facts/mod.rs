@@ -29,6 +29,7 @@ mod routing;
 mod runtime;
 mod seen;
 mod snapshot;
+mod static_pods;
 mod strain;
 mod time;
 mod traffic;
@@ -71,6 +72,7 @@ pub use runtime::{
 };
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
+pub use static_pods::{Ignored, Manifest, StaticContainer, StaticContainers, StaticPod};
 pub use strain::{Cpus, Files, InotifyRoom, Strain, Tasks};
 pub(crate) use time::{utc, utc_in_names, whole_seconds};
 pub use traffic::{

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::{LookError, Seen};
+use super::{LookError, Seen, StaticContainers};
 
 /// The container runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +24,9 @@ pub struct Runtime {
     pub hung: Option<HungProcess>,
     /// Attempts to make a pod's sandbox that came to nothing.
     pub failures: SandboxFailures,
+    /// The containers of static pods, of those sandboxes that were asked for them: once a minute, some at a time.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub static_pods: Vec<StaticContainers>,
 }
 
 /// Attempts to make a pod's sandbox that came to nothing, in the last ten minutes.
@@ -94,6 +97,7 @@ impl Runtime {
             latency: Vec::new(),
             hung: None,
             failures: SandboxFailures::default(),
+            static_pods: Vec::new(),
         }
     }
 
@@ -107,6 +111,7 @@ impl Runtime {
             latency: Vec::new(),
             hung: None,
             failures: SandboxFailures::default(),
+            static_pods: Vec::new(),
         }
     }
 }

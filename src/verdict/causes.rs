@@ -53,6 +53,7 @@ const NO_FILES: &[&str] = &[
     "ImageFsStatsMissing",
     "NodeFilesDamaged",
     "PodSandboxFailing",
+    "StaticPodNotRunning",
 ];
 /// What a runtime that does not answer leaves undone.
 const NO_RUNTIME: &[&str] = &[
@@ -62,6 +63,7 @@ const NO_RUNTIME: &[&str] = &[
     "KubeletUnhealthy",
     "ImageFsStatsMissing",
     "PodSandboxFailing",
+    "StaticPodNotRunning",
 ];
 /// The kubelet's words when a round over all containers takes too long.
 const PLEG: &str = "PLEG is not healthy";
@@ -97,7 +99,9 @@ const RULES: &[Rule] = &[
     ("ClockSkewed", Reach::Saying(CLOCK), &["MasterUnreachable"]),
     ("ClockSkewed", Reach::WhenCritical, &["CniKubeconfigInvalid"]),
     ("KubeletDown", Reach::Worker, &["KubeletRestarting"]),
+    ("KubeletUnhealthy", Reach::Worker, &["StaticPodNotRunning"]),
     ("KubeletCertExpiring", Reach::WhenCritical, &["KubeletUnhealthy"]),
+    ("StaticPodNotRunning", Reach::Program, &["MasterUnreachable", "KubeProxyDown"]),
     ("DefaultRouteMissing", Reach::Family, BEYOND),
     ("DefaultRouteMissing", Reach::Family, &["GatewayUnreachable", "BgpAllSessionsDown", "BgpSessionDown"]),
     ("GatewayUnreachable", Reach::Family, BEYOND),
@@ -303,7 +307,14 @@ fn names(finding: &Raised, what: &str) -> bool {
 
 /// The program that a code is about.
 fn program(code: &str) -> &'static str {
-    let programs = [("Kubelet", "kubelet"), ("Containerd", "containerd"), ("Bgp", "bird"), ("KubeProxy", "kube-proxy")];
+    let programs = [
+        ("Kubelet", "kubelet"),
+        ("Containerd", "containerd"),
+        ("Bgp", "bird"),
+        ("KubeProxy", "kube-proxy"),
+        // Where it is on the node itself, it is a static pod (facts.md K).
+        ("MasterUnreachable", "ibm-master-proxy-static"),
+    ];
     programs.into_iter().find(|(prefix, _)| code.starts_with(prefix)).map_or("", |(_, program)| program)
 }
 

@@ -21,6 +21,7 @@ mod image_hosts;
 mod latency;
 mod messages;
 mod networks;
+mod static_pods;
 mod verbose;
 
 /// Sockets of containerd, CRI-O, k3s and RKE2, and cri-dockerd (facts.md G.1).
@@ -68,6 +69,7 @@ pub(crate) struct CriSource {
     /// What earlier processes of the agent found usual here, until the runtime is connected to.
     kept: Option<Memo>,
     attempts: Attempts,
+    watched: static_pods::Watched,
     /// When the logs were last read for a reason, and what they said.
     said: Option<(Instant, Option<String>)>,
     /// Who listened on the socket when it was last connected to.
@@ -117,6 +119,7 @@ impl CriSource {
             latencies: Latencies::new(Instant::now()),
             kept: None,
             attempts: Attempts::default(),
+            watched: static_pods::Watched::default(),
             said: None,
             pid: None,
         }
@@ -129,7 +132,7 @@ impl CriSource {
     }
 
     /// Asks the runtime at `endpoint`, or at the first well-known socket that exists. That there is no socket is an
-    /// error only if a runtime is expected. Takes at most 13 s, when each answer comes just before its deadline,
+    /// error only if a runtime is expected. Takes at most 15 s, when each answer comes just before its deadline,
     /// and 2 s when the runtime hangs. Makes at most ten calls.
     pub(crate) async fn look(&mut self, endpoint: Option<&str>, runtime_expected: bool) -> Runtime {
         let socket = match self.choose(endpoint) {
@@ -148,6 +151,7 @@ impl CriSource {
                 latency: Vec::new(),
                 hung: None,
                 failures: self.failures(),
+                static_pods: self.watched.told(),
             },
             Err(error) => {
                 self.verbose = None;
@@ -311,6 +315,7 @@ impl CriSource {
         self.attempts.ready(crate::clock::since_boot(), items.iter().map(|item| digest(&item.id)));
         let alive: HashSet<&str> = items.iter().map(|item| item.id.as_str()).collect();
         self.networks.retain(|id, _| alive.contains(id.as_str()));
+        timeout(connection::CALL, self.look_at_static_pods(connection, &items)).await.ok();
         // One that hangs (a dead shim) costs its own addresses, not the list.
         timeout(connection::CALL, self.learn(connection, &items)).await.ok();
         Seen::Yes(items.into_iter().map(|item| self.sandbox(item)).collect())
@@ -318,7 +323,10 @@ impl CriSource {
 
     /// Counts what the runtime has.
     async fn count(&mut self, connection: &Connection, items: &[messages::PodSandbox]) {
-        let filter = messages::ContainerFilter { state: Some(messages::State { state: messages::EXITED }) };
+        let filter = messages::ContainerFilter {
+            state: Some(messages::State { state: messages::EXITED }),
+            pod_sandbox_id: String::new(),
+        };
         let request = messages::ListContainersRequest { filter: Some(filter) };
         let exited = match connection.call::<_, messages::ListContainersResponse>(CONTAINERS, request).await {
             Ok(answer) => answer.containers,
@@ -381,7 +389,7 @@ impl From<messages::Condition> for RuntimeCondition {
 pub(crate) fn fuzz(data: &[u8]) {
     use prost::Message as _;
     let Some((which, bytes)) = data.split_first() else { return };
-    match which % 5 {
+    match which % 6 {
         0 => drop(messages::VersionResponse::decode(bytes)),
         1 => {
             if let Ok(answer) = messages::StatusResponse::decode(bytes) {
@@ -396,6 +404,7 @@ pub(crate) fn fuzz(data: &[u8]) {
             }
         }
         3 => drop(messages::ImageFsInfoResponse::decode(bytes)),
+        4 => drop(messages::ListAllContainersResponse::decode(bytes).map(static_pods::fuzz)),
         _ => {
             if let Ok(answer) = messages::PodSandboxStatusResponse::decode(bytes) {
                 let (host, addresses) = answer.status.map(networks::read_network).unwrap_or_default();

@@ -11,6 +11,7 @@ mod certificate;
 mod drop_in;
 mod eviction;
 pub(super) mod kubeconfig;
+mod manifests;
 mod quantity;
 
 /// The kubelet's configuration is some kilobytes; in bytes.
@@ -114,7 +115,10 @@ pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kube
     let made = || format!("{}/{SERVING}", option("cert-dir").as_deref().unwrap_or(CERTIFICATES).trim_end_matches('/'));
     let serving = own.map(|path| (path, false)).or_else(|| signed.then(|| (made(), true)));
     let static_pods = option("pod-manifest-path").or(configuration.static_pod_path).filter(|path| !path.is_empty());
+    // One that was told of no directory reads none, whatever there is.
+    let told = static_pods.as_ref().map(|path| manifests::look(host, path.trim_end_matches('/')));
     Ok(Kubelet {
+        manifests: told.map_or(Seen::Absent, Seen::from),
         serving_certificate: serving.map_or(Seen::Absent, |(path, rotates)| {
             // Until the cluster has signed the first one there is none.
             host.read_text(&path, LIMIT).and_then(|pem| judged(path, &pem, rotates)).into()
@@ -203,6 +207,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         }
         1 => {
             kubeconfig::fuzz(&text);
+            manifests::fuzz(&text);
             let _ = certificate::validity(&text);
         }
         2 => quantity::fuzz(&text),

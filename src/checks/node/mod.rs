@@ -80,6 +80,7 @@ mod rp_filter_strict;
 mod runtime_not_ready;
 mod runtime_object_leak;
 mod shim_leak;
+mod static_pod_not_running;
 mod static_route_added;
 mod tables_flushed;
 mod task_hung;
@@ -127,6 +128,7 @@ pub const ALL: &[&Check] = &[
     &kubelet_unhealthy::CHECK,
     &kubelet_restarting::CHECK,
     &kubelet_cert_expiring::CHECK,
+    &static_pod_not_running::CHECK,
     &default_route_missing::CHECK,
     &gateway_unreachable::CHECK,
     &worker_firewall_blocked::CHECK,

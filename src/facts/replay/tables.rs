@@ -87,6 +87,7 @@ records! {
     HttpAnswer { status, body }
     HungProcess { pid, threads, stopped, stuck }
     Identity { hostname, boot_id, machine_id, kernel, node_name }
+    Ignored { is_pod, what }
     InotifyRoom { instances, tried, limit, watch, watches }
     IpSet { name, kind, entries, references }
     IpsecPolicy { from, to, block }
@@ -96,7 +97,7 @@ records! {
     KernelProtocol { name, table, state, exported, missing, examples }
     Kubelet {
         config_path, kubeconfig_path, server, node_name, client_certificate, healthz_port, runtime_endpoint, eviction, capacity,
-        config_error; serving_certificate, static_pods
+        config_error; serving_certificate, static_pods, manifests
     }
     KubeletCondition { kind, status, reason, message, since, heartbeat }
     KubeletSaid { read_at, conditions }
@@ -105,6 +106,7 @@ records! {
     LinkSwitches { index, link, forwarding, proxy_arp, rp_filter }
     LockUser { pid, program, since }
     LookError { what, reason, detail }
+    Manifest { path, modified, pod }
     Memory { total, available, kubelet_available, stall, bytes_per_second, pods, kills }
     Neighbour { link, address, state }
     NeighbourTable { family, entries, limit, overflows }
@@ -127,7 +129,7 @@ records! {
     Routing { links, addresses, defaults, by_protocol, rules, routes, samples, ipsec, programs, gateways, pods }
     Rule { family, priority, table, action, from, to, mark, iif, narrow, invert, suppress }
     Ruleset { backend, generation, tables, inet, services; sets }
-    Runtime { socket, status, sandboxes, image_filesystems, latency, hung, failures }
+    Runtime { socket, status, sandboxes, image_filesystems, latency, hung, failures; static_pods }
     RuntimeCondition { kind, status, reason, message }
     RuntimeStatus { name, version, conditions, cni_dirs, cni_loopback, cni_load }
     Sandbox { id, namespace, name, created_at, host_network, addresses }
@@ -136,6 +138,9 @@ records! {
     Sockets { ports, in_use, busiest, syn_retransmits, syn_retransmits_since }
     Space { bytes, bytes_available, inodes, inodes_available }
     Stall { some_avg10, some_avg60, full_avg10, full_avg60 }
+    StaticContainer { name, attempt, running, created_at }
+    StaticContainers { sandbox, containers }
+    StaticPod { namespace, name, containers, always }
     Strain { io, cpu, blocked, tasks, files, inotify, pods; cpus, file_tables }
     Table { family, name, chains, per_object_chains, foreign_chains }
     TableRoute { table, to, metric, protocol, kind, link, gateway, several }

@@ -75,6 +75,22 @@ fn a_kubeconfig_of_the_cni_that_is_damaged_is_a_fault_of_its_own() {
 }
 
 #[test]
+fn a_static_pod_that_does_not_run_explains_what_it_is_for() {
+    let with = |pod: &str, code: &str| {
+        let detail = format!("The static pod {pod} of /m/a.yaml does not run: the runtime has had no sandbox for it");
+        explained(&[("StaticPodNotRunning", "/m/a.yaml", &detail), (code, "s", "refused")])
+    };
+    for (pod, code) in
+        [("kube-system/ibm-master-proxy-static", "MasterUnreachable"), ("kube-system/kube-proxy", "KubeProxyDown")]
+    {
+        assert_eq!(with(pod, code), ["StaticPodNotRunning".to_owned(), format!("{code}<StaticPodNotRunning")]);
+        assert!(with("kube-system/audit", code).contains(&code.to_owned()), "{code} is not for another pod");
+    }
+    let down = explained(&[("ContainerdDown", "c", ""), ("StaticPodNotRunning", "/m/a.yaml", "")]);
+    assert_eq!(down, ["ContainerdDown", "StaticPodNotRunning<ContainerdDown"]);
+}
+
+#[test]
 fn nothing_explains_itself() {
     let mut edges: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (cause, _, consequences) in RULES {

@@ -70,6 +70,7 @@ fn kubelet(kubeconfig: &str) -> Kubelet {
         client_certificate: crate::facts::Seen::Absent,
         serving_certificate: crate::facts::Seen::Absent,
         static_pods: "/etc/kubernetes/manifests".into(),
+        manifests: Seen::Absent,
         healthz_port: 0,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),

@@ -199,19 +199,23 @@ pub(super) struct Image {
     pub(super) repo_digests: Vec<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ListContainersRequest {
     #[prost(message, optional, tag = "1")]
     pub(super) filter: Option<ContainerFilter>,
 }
 
-#[derive(Clone, Copy, PartialEq, prost::Message)]
+#[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ContainerFilter {
     #[prost(message, optional, tag = "2")]
     pub(super) state: Option<State>,
+    /// Empty for those of all sandboxes.
+    #[prost(string, tag = "3")]
+    pub(super) pod_sandbox_id: String,
 }
 
-/// `CONTAINER_EXITED` of `ContainerState`.
+/// `CONTAINER_RUNNING` and `CONTAINER_EXITED` of `ContainerState`.
+pub(super) const RUNNING: i32 = 1;
 pub(super) const EXITED: i32 = 2;
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -226,4 +230,32 @@ pub(super) struct Container {
     pub(super) pod_sandbox_id: String,
     #[prost(int32, tag = "6")]
     pub(super) state: i32,
+}
+
+/// `ListContainersResponse` again, with more of each container: of few ones.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ListAllContainersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) containers: Vec<NamedContainer>,
+}
+
+/// `Container`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct NamedContainer {
+    #[prost(string, tag = "2")]
+    pub(super) pod_sandbox_id: String,
+    #[prost(message, optional, tag = "3")]
+    pub(super) metadata: Option<ContainerMetadata>,
+    #[prost(int32, tag = "6")]
+    pub(super) state: i32,
+    #[prost(int64, tag = "7")]
+    pub(super) created_at: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ContainerMetadata {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(uint32, tag = "2")]
+    pub(super) attempt: u32,
 }

@@ -44,6 +44,7 @@ struct Told {
     not_ready: bool,
     images: Option<String>,
     exited: Vec<String>,
+    containers: Vec<messages::NamedContainer>,
     unimplemented: bool,
     asked: Vec<String>,
 }
@@ -112,8 +113,13 @@ fn answer(told: &Mutex<Told>, request: &http::Request<Incoming>) -> http::Respon
             messages::ImageFsInfoResponse { image_filesystems: told.images.iter().map(usage).collect() }.encode_to_vec()
         }
         CONTAINERS => {
-            let container = |id: &String| messages::Container { pod_sandbox_id: id.clone(), state: messages::EXITED };
-            messages::ListContainersResponse { containers: told.exited.iter().map(container).collect() }.encode_to_vec()
+            let exited = |id: &String| messages::NamedContainer {
+                pod_sandbox_id: id.clone(),
+                state: messages::EXITED,
+                ..Default::default()
+            };
+            let all = told.exited.iter().map(exited).chain(told.containers.iter().cloned());
+            messages::ListAllContainersResponse { containers: all.collect() }.encode_to_vec()
         }
         LIST => messages::ListPodSandboxResponse { items: told.sandboxes.clone() }.encode_to_vec(),
         _ => messages::PodSandboxStatusResponse { status: Some(told.network.clone()) }.encode_to_vec(),
@@ -227,6 +233,52 @@ async fn what_there_is_in_all_is_counted_once_a_minute() {
     drop(fake);
     source.look(None, true).await;
     assert!(source.inventory().is_none(), "nothing old is told of a runtime that does not answer");
+}
+
+#[tokio::test]
+async fn the_containers_of_static_pods_are_asked_for_once_a_minute_and_within_the_ten_calls() {
+    let (_dir, socket, mut source) = node();
+    let fake = Fake::start(&socket);
+    let container = |sandbox: &str, name: &str, attempt, state| messages::NamedContainer {
+        pod_sandbox_id: sandbox.into(),
+        metadata: Some(messages::ContainerMetadata { name: name.into(), attempt }),
+        state,
+        created_at: i64::from(attempt) * 1_000_000_000,
+    };
+    fake.tell(|told| {
+        told.sandboxes = sandboxes(250);
+        told.containers = vec![
+            container("id-001", "b", 0, messages::RUNNING),
+            container("id-001", "a", 3, messages::EXITED),
+            container("id-001", "a", 4, messages::RUNNING),
+            container("id-002", "c", 0, messages::RUNNING),
+        ];
+    });
+    let pod = |name: &str| crate::facts::StaticPod {
+        namespace: "default".into(),
+        name: name.into(),
+        containers: vec![],
+        always: true,
+    };
+    let pods = [pod("pod"), pod("none")];
+    // Without a node's name every one of them might be it.
+    for (node, asked) in [(Some("1"), 2), (None, 5), (Some("none"), 1)] {
+        source.watch_static_pods(pods.iter(), node);
+        assert!(source.look(None, true).await.sandboxes.get().is_some());
+        let of_kind = fake.calls(CONTAINERS);
+        let all = std::mem::take(&mut fake.told.lock().expect("not poisoned").asked);
+        assert!(of_kind == asked && of_kind + all.len() <= CALLS, "{node:?}: {of_kind} {all:?}");
+        source.inventory = None;
+    }
+    source.watch_static_pods(pods.iter(), Some("1"));
+    source.look(None, true).await;
+    let told = source.look(None, true).await.static_pods;
+    let [pod] = &told[..] else { panic!("one: {told:?}") };
+    let containers: Vec<_> = pod.containers.iter().map(|it| (it.name.as_str(), it.attempt, it.running)).collect();
+    assert_eq!((pod.sandbox.as_str(), containers), ("id-001", vec![("a", 4, true), ("a", 3, false), ("b", 0, true)]));
+    assert_eq!(fake.calls(CONTAINERS), 2, "one for all that have ended, one for the pod");
+    source.watch_static_pods([].iter(), Some("1"));
+    assert_eq!(source.look(None, true).await.static_pods, []);
 }
 
 #[tokio::test]

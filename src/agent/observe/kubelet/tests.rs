@@ -88,6 +88,24 @@ fn the_serving_certificate_where_it_is_not_its_own_and_the_place_of_static_pods(
 }
 
 #[test]
+fn manifests_are_read_where_the_kubelet_was_told_to() {
+    let pod = "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a}]}\n";
+    let look = |configuration: &str, line: &str| {
+        let node = Node::new().with("/var/lib/kubelet/config.yaml", configuration);
+        node.with("/etc/kubernetes/manifests/a.yaml", pod).look(line).expect("files").manifests
+    };
+    let named = "staticPodPath: /etc/kubernetes/manifests/";
+    for (configuration, line, count) in [
+        ("{}", "kubelet", None),
+        (named, "", Some(1)),
+        ("{}", "kubelet --pod-manifest-path=/etc/kubernetes/manifests", Some(1)),
+        ("staticPodPath: /none", "", None),
+    ] {
+        assert_eq!(look(configuration, line).get().map(Vec::len), count, "{configuration} {line}");
+    }
+}
+
+#[test]
 fn no_kubelet_at_all() {
     assert_eq!(Node::new().look("").expect_err("nothing").reason, Reason::Missing);
 }

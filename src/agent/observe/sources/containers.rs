@@ -34,6 +34,9 @@ pub(super) async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: W
         let began = Instant::now();
         let kubelet = shared.kubelet.borrow().clone();
         let endpoint = kubelet.as_ref().and_then(|kubelet| kubelet.runtime_endpoint.as_deref());
+        let manifests = kubelet.as_ref().and_then(|kubelet| kubelet.manifests.get());
+        let pods = manifests.into_iter().flatten().filter_map(|manifest| manifest.pod.as_ref().ok());
+        source.watch_static_pods(pods, kubelet.as_ref().and_then(|kubelet| kubelet.node_name.as_deref()));
         let seen = match timeout(RUNTIME.deadline, source.look(endpoint, kubelet.is_some())).await {
             Ok(seen) => seen,
             Err(_) => hung_runtime(),

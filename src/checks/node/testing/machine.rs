@@ -41,6 +41,7 @@ pub(super) fn runtime(now: Timestamp) -> Runtime {
         latency: Vec::new(),
         hung: None,
         failures: SandboxFailures::default(),
+        static_pods: Vec::new(),
     }
 }
 
@@ -112,6 +113,7 @@ pub(super) fn kubelet() -> Kubelet {
         client_certificate: Seen::Absent,
         serving_certificate: Seen::Absent,
         static_pods: "/etc/kubernetes/manifests".into(),
+        manifests: Seen::Absent,
         healthz_port: 10248,
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),
