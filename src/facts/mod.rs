@@ -73,7 +73,7 @@ pub use runtime::{
 pub use seen::{LookError, Reason, Seen};
 pub use snapshot::{Identity, Process, Processes, Program, Snapshot};
 pub use static_pods::{Ignored, Manifest, StaticContainer, StaticContainers, StaticPod};
-pub use strain::{Cpus, Files, InotifyRoom, Strain, Tasks};
+pub use strain::{Cpus, Files, InotifyRoom, InotifyUsers, Strain, Tasks};
 pub(crate) use time::{utc, utc_in_names, whole_seconds};
 pub use traffic::{
     CARRIER_MINUTES, Destination, LinkCounters, LinkSwitches, MINUTES, NeighbourTable, Sockets, Traffic,

@@ -26,6 +26,9 @@ pub struct Strain {
     pub pods: Seen<PodScan>,
     /// Processes with the largest tables of open files, and how many each has room for; empty while there are enough files.
     pub file_tables: Vec<(String, u64)>,
+    /// Who holds inotify instances and watches; none while there is room for more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inotify_users: Option<InotifyUsers>,
 }
 
 /// The CPUs of `/proc/stat`.
@@ -80,9 +83,26 @@ pub struct InotifyRoom {
     pub watches: u64,
 }
 
+/// Processes of this program's user with most inotify instances and watches, and how many each has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InotifyUsers {
+    /// By instances, most first.
+    pub instances: Vec<(String, u64)>,
+    /// By watches, most first.
+    pub watches: Vec<(String, u64)>,
+    /// How many processes of that user may not be looked into: who has more capabilities than this program is one.
+    pub hidden: u64,
+}
+
 impl InotifyRoom {
     /// So many instances are made for a moment.
     pub const TRIED: u32 = 8;
+
+    /// Whether fewer instances could be made than were tried, or no watch.
+    pub fn is_short(&self) -> bool {
+        self.instances < self.tried || self.watch == Some(false)
+    }
 }
 
 /// Of the time, in percent: so long some task waits for a CPU where there are too few,
@@ -110,6 +130,7 @@ impl Strain {
             inotify: Seen::not_yet("inotify"),
             pods: Seen::not_yet("cgroups of pods"),
             file_tables: Vec::new(),
+            inotify_users: None,
         }
     }
 }

@@ -48,6 +48,7 @@ mod traffic;
 mod trail;
 mod tunnels;
 mod update;
+mod watchers;
 mod xtables_lock;
 
 pub(crate) use blocking::Blocking;

@@ -63,6 +63,7 @@ impl StrainSource {
             inotify: self.inotify(),
             pods: Seen::Absent,
             file_tables: Vec::new(),
+            inotify_users: None,
         }
     }
 

@@ -89,6 +89,7 @@ records! {
     Identity { hostname, boot_id, machine_id, kernel, node_name }
     Ignored { is_pod, what }
     InotifyRoom { instances, tried, limit, watch, watches }
+    InotifyUsers { instances, watches, hidden }
     IpSet { name, kind, entries, references }
     IpsecPolicy { from, to, block }
     Jump { position, target }
@@ -141,7 +142,7 @@ records! {
     StaticContainer { name, attempt, running, created_at }
     StaticContainers { sandbox, containers }
     StaticPod { namespace, name, containers, always }
-    Strain { io, cpu, blocked, tasks, files, inotify, pods; cpus, file_tables }
+    Strain { io, cpu, blocked, tasks, files, inotify, pods; cpus, file_tables, inotify_users }
     Table { family, name, chains, per_object_chains, foreign_chains }
     TableRoute { table, to, metric, protocol, kind, link, gateway, several }
     Tasks { count, limit, per_second, pods }

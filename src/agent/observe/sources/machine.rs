@@ -14,9 +14,9 @@ use crate::agent::observe::pod_scan::Wanted;
 use crate::agent::observe::pressure::Trigger;
 use crate::agent::observe::processes::ProcessSource;
 use crate::agent::observe::strain::{self, StrainSource};
-use crate::agent::observe::{HostRoot, Update, pod_scan};
+use crate::agent::observe::{HostRoot, Update, pod_scan, watchers};
 use crate::clock::since_boot;
-use crate::facts::{Kubelet, Memory, PodScan, Role, Seen, Strain};
+use crate::facts::{InotifyRoom, Kubelet, LookError, Memory, PodScan, Role, Seen, Strain};
 
 const FILESYSTEMS: Rhythm = rhythm("filesystems", 10, 10);
 /// The first look at file systems waits so long for the first one at the kubelet's files.
@@ -39,7 +39,7 @@ pub(super) async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shar
     let mut strains = StrainSource::new(host.clone());
     let mut pods: Option<(Instant, Seen<PodScan>)> = None;
     let mut asked = Wanted::default();
-    let mut tables: Option<(Instant, Vec<(String, u64)>)> = None;
+    let (mut tables, mut users) = (Seldom::default(), Seldom::default());
     loop {
         let began = Instant::now();
         let root = shared.kubelet.borrow().as_ref().map_or("/".to_owned(), |it| it.capacity.cgroup_root.clone());
@@ -58,18 +58,38 @@ pub(super) async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shar
             let scan = scan.await.map_or_else(Seen::Unreadable, |scan| scan.map_or(Seen::Absent, Seen::Yes));
             pods = Some((Instant::now(), scan));
         }
-        if !strain.files.get().is_some_and(|files| many(files.allocated, files.limit)) {
-            tables = None;
-        } else if tables.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS) {
-            let host = host.clone();
-            let look = blocking.run("tables of open files", STRAIN.deadline, move || strain::file_tables(&host));
-            tables = Some((Instant::now(), look.await.unwrap_or_default()));
-        }
-        strain.file_tables = tables.as_ref().map(|(_, tables)| tables.clone()).unwrap_or_default();
+        let (few, root) = (strain.files.get().is_some_and(|files| many(files.allocated, files.limit)), host.clone());
+        let look = blocking.run("tables of open files", STRAIN.deadline, move || strain::file_tables(&root));
+        strain.file_tables = tables.look(few, look).await.unwrap_or_default();
+        let (few, root) = (strain.inotify.get().is_some_and(InotifyRoom::is_short), host.clone());
+        let look = blocking.run("users of inotify", STRAIN.deadline, move || watchers::look(&root));
+        strain.inotify_users = users.look(few, look).await;
         strain.pods = pods.as_ref().map_or(Seen::Absent, |(_, scan)| scan.clone());
         let success = strain.tasks.error().is_none() && strain.files.error().is_none();
         out.tell(&STRAIN, began, success, Update::Strain(strain)).await;
         rest(&MEMORY, began, Some(&wake.memory)).await;
+    }
+}
+
+/// What is looked at only while it is wanted, and then as seldom as the pods.
+#[derive(Debug)]
+struct Seldom<T>(Option<(Instant, Option<T>)>);
+
+impl<T> Default for Seldom<T> {
+    fn default() -> Self {
+        Seldom(None)
+    }
+}
+
+impl<T: Clone> Seldom<T> {
+    /// What was seen last; a look that is not awaited does nothing.
+    async fn look(&mut self, wanted: bool, look: impl Future<Output = Result<T, LookError>>) -> Option<T> {
+        if !wanted {
+            self.0 = None;
+        } else if self.0.as_ref().is_none_or(|(at, _)| at.elapsed() >= PODS) {
+            self.0 = Some((Instant::now(), look.await.ok()));
+        }
+        self.0.as_ref().and_then(|(_, seen)| seen.clone())
     }
 }
 
@@ -198,6 +218,18 @@ pub(super) async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_wanted_is_not_looked_at_and_what_is_once_a_minute() {
+        let mut seldom = Seldom::default();
+        for (wanted, number, seen) in
+            [(false, 1, None), (true, 2, Some(2)), (true, 3, Some(2)), (false, 4, None), (true, 5, Some(5))]
+        {
+            assert_eq!(seldom.look(wanted, async { Ok(number) }).await, seen, "{number}");
+        }
+        let fails = async { Err(LookError::timed_out("x", 1.0)) };
+        assert_eq!(Seldom::<u8>::default().look(true, fails).await, None);
+    }
 
     #[test]
     fn pods_are_looked_at_again_for_what_the_last_look_was_not_asked() {

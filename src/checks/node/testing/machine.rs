@@ -86,6 +86,7 @@ pub(super) fn strain() -> Strain {
         inotify: Seen::Yes(InotifyRoom { instances: 8, tried: 8, limit: 128, watch: Some(true), watches: 8_192 }),
         pods: Seen::Absent,
         file_tables: vec![],
+        inotify_users: None,
         cpus: None,
     }
 }
