@@ -13,6 +13,7 @@ mod agent;
 mod aggregator;
 mod agreement;
 mod events;
+mod gateways;
 mod gather;
 mod integrity;
 mod inventory;

@@ -82,6 +82,22 @@ fn memory_is_near_its_limit_by_a_limit_of_the_configuration() -> Result<()> {
 }
 
 #[test]
+fn process_ids_are_near_their_limit_by_a_limit_of_the_configuration() -> Result<()> {
+    let machine = Machine::plain()?;
+    // As with memory: nobody uses up the machine's own.
+    machine.write("limits.yaml", "limits: {imminentPoints: 100}")?;
+    let limits = machine.place("limits.yaml");
+    let near = machine.check_with(&["--config", &limits])?;
+    let finding = near.finding("PidPressureImminent")?;
+    assert_eq!(finding["subject"], "tasks");
+    assert!(finding["detail"].as_str().is_some_and(|detail| detail.starts_with("Process ids: ")), "{finding}");
+    let far = machine.check()?;
+    assert!(far.finding("PidPressureImminent").is_err());
+    assert!(far.unknown().iter().all(|(unknown, _)| *unknown != "PidPressureImminent"), "it was looked at");
+    Ok(())
+}
+
+#[test]
 fn a_file_system_turns_read_only_and_writable_again() -> Result<()> {
     let machine = Machine::plain()?;
     machine.run(&["truncate", "-s", "16M", &machine.place("disk")])?;

@@ -1,5 +1,6 @@
 //! A real kubelet and a real containerd on a worker of namespaces: the kubelet is killed and started again and again, and its
-//! certificates are about to expire, have expired and are renewed, before an API server that knows nobody.
+//! certificates are about to expire, have expired and are renewed, and its static pods run or not, before an API server that
+//! knows nobody.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ const AUTHORITY: &str = "/etc/kubernetes/pki/ca.crt";
 const CONFIG: &str = "/var/lib/kubelet/config.yaml";
 const CLIENT: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
 const SERVING: &str = "/var/lib/kubelet/pki/kubelet.crt";
+const MANIFESTS: &str = "/etc/kubernetes/manifests";
 const HOUR: i64 = 3600;
 
 /// A worker. Its API server answers 401 to everybody, as to one whose certificate has expired.
@@ -119,11 +121,16 @@ impl Worker {
 
     /// `nodevitals check` on it, and its findings about the kubelet: severity, subject and detail.
     fn check(&self) -> Result<Vec<(String, Value)>> {
+        self.check_for("Kubelet", &[])
+    }
+
+    /// The findings of `nodevitals check` with these options, of codes like this one.
+    fn check_for(&self, code: &str, options: &[&str]) -> Result<Vec<(String, Value)>> {
         let program = program();
-        let output = self.host.exec(&[path(&program)?, "check", "-o", "json"])?;
+        let output = self.host.exec(&[&[path(&program)?, "check", "-o", "json"], options].concat())?;
         let json = serde_json::from_slice(&output.stdout).with_context(|| format!("not JSON: {output:?}"))?;
         let checked = Checked { json, status: output.status.code() };
-        checked.codes_like("Kubelet").into_iter().map(|it| Ok((it.to_owned(), checked.finding(it)?.clone()))).collect()
+        checked.codes_like(code).into_iter().map(|it| Ok((it.to_owned(), checked.finding(it)?.clone()))).collect()
     }
 
     /// Requires that this, or nothing, is all that is told of the kubelet.
@@ -233,4 +240,71 @@ fn a_real_kubelet_that_is_killed_and_started_again_and_again() -> Result<()> {
     let raised = log.lines().filter(|line| line.contains("finding raised") && line.contains("KubeletRestarting"));
     ensure!(raised.count() == 1, "{log}");
     Ok(())
+}
+
+/// A static pod of one container, which runs this.
+fn manifest(command: &[&str]) -> Value {
+    let container = json!({"name": "main", "image": "docker.io/library/busybox:test", "imagePullPolicy": "Never", "command": command});
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "proxy", "namespace": "kube-system"},
+        "spec": {"hostNetwork": true, "terminationGracePeriodSeconds": 1, "containers": [container]},
+    })
+}
+
+#[test]
+fn a_real_kubelet_whose_static_pods_run_are_refused_or_end_again_and_again() -> Result<()> {
+    let worker = Worker::start("static")?;
+    for archive in ["pause.tar", "busybox.tar"] {
+        let archive = parts::archive(archive)?;
+        worker.host.read(&["ctr", "--namespace", "k8s.io", "images", "import", path(&archive)?])?;
+    }
+    let mut config = kubelet_config(&worker.cgroup);
+    config["staticPodPath"] = MANIFESTS.into();
+    std::fs::write(worker.path(CONFIG), config.to_string())?;
+    std::fs::create_dir_all(worker.path(MANIFESTS))?;
+    std::fs::write(worker.path("/etc/nodevitals.yaml"), r#"{"limits": {"staticPodSettlingSeconds": 0}}"#)?;
+    worker.restart_kubelet()?;
+    let log = || tail(&worker.host.log("kubelet"));
+    let file = format!("{MANIFESTS}/proxy.yaml");
+    let write = |manifest: &Value| std::fs::write(worker.path(&file), manifest.to_string());
+    let told = || worker.check_for("StaticPod", &["--config", "/etc/nodevitals.yaml"]);
+    // Requires that these words, or nothing, are all that is told of it.
+    let tells = |words: Option<&str>| {
+        let told = told()?;
+        let Some(words) = words else {
+            ensure!(told.is_empty(), "{told:?}");
+            return Ok(());
+        };
+        let [(_, finding)] = &told[..] else { anyhow::bail!("{words}: {told:?}") };
+        ensure!(finding["severity"] == "warning" && finding["subject"] == file.as_str(), "{finding}");
+        ensure!(finding["detail"].to_string().contains(words), "{words}: {finding}");
+        Ok(())
+    };
+    let running = || {
+        let tasks = worker.host.read(&["ctr", "--namespace", "k8s.io", "tasks", "ls"])?;
+        ensure!(tasks.matches("RUNNING").count() == 2, "a sandbox and its container: {tasks}");
+        Ok(())
+    };
+    tells(None).context("an empty directory")?;
+    // Neither is a manifest for the kubelet.
+    std::fs::write(worker.path(&format!("{MANIFESTS}/.proxy.yaml.swp")), manifest(&["sleep"]).to_string())?;
+    std::fs::write(worker.path(&format!("{MANIFESTS}/README")), "ask before you change this\n")?;
+    let sleeps = manifest(&["sleep", "36000"]);
+    write(&sleeps)?;
+    within(SOON, running).with_context(log)?;
+    tells(None).context("it runs")?;
+
+    let mut refused = sleeps.clone();
+    refused["spec"]["containers"][0]["name"] = "Not A Name".into();
+    write(&refused)?;
+    let gone = "The static pod kube-system/proxy of /etc/kubernetes/manifests/proxy.yaml does not run: the runtime has had no sandbox";
+    within(SOON, || tells(Some(gone))).with_context(log)?;
+    ensure!(worker.log()?.contains("Could not process manifest file"), "the kubelet says so: {}", log());
+
+    write(&manifest(&["sh", "-c", "exit 3"]))?;
+    within(SOON * 3, || tells(Some("its container main ends again and again: it was started"))).with_context(log)?;
+
+    write(&sleeps)?;
+    within(SOON, running).with_context(log)?;
+    within(SOON, || tells(None)).context("it is well again")
 }

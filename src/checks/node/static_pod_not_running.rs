@@ -77,11 +77,11 @@ fn trouble(
     begun: Timestamp,
 ) -> Option<Finding> {
     let name = format!("{}/{}", pod.namespace, pod.name);
-    let begin = format!("The static pod {name} of {} does not run", manifest.path);
+    let says = format!("The static pod {name} of {} does not run", manifest.path);
     let node = kubelet.node_name.as_deref();
     let mut own = sandboxes.iter().filter(|sandbox| pod.is(&sandbox.namespace, &sandbox.name, node)).peekable();
     if own.peek().is_none() {
-        let detail = format!("{begin}: the runtime has had no sandbox for it since {begun:.0} at the latest");
+        let detail = format!("{says}: the runtime has had no sandbox for it since {begun:.0} at the latest");
         let file = manifest.path.rsplit('/').next().unwrap_or(&manifest.path);
         return Some(Finding::new(manifest.path.clone(), detail).next(CHECK.next_step.replace("FILE", file)));
     }
@@ -102,7 +102,7 @@ fn trouble(
         "read what it says last (`crictl ps -a`, then `crictl logs` with its id; or /var/log/pods/{}_{}-*), and what the kubelet says of it (`journalctl -u kubelet`)",
         pod.namespace, pod.name
     );
-    let detail = format!("{begin} as it should: {}", faults.join("; "));
+    let detail = format!("{says} as it should: {}", faults.join("; "));
     Some(Finding::new(manifest.path.clone(), detail).next(next))
 }
 
@@ -236,8 +236,9 @@ mod tests {
 
     #[test]
     fn trap_no_directory_no_files_and_no_worker() {
-        for node in [Node::worker(), with(&[]), Node::plain_machine()] {
-            assert!(matches!(run(&node.look()), Outcome::NotApplicable(_)));
+        let nodes: [fn() -> Node; 3] = [Node::worker, || with(&[]), Node::plain_machine];
+        for node in nodes {
+            assert!(matches!(run(&node().look()), Outcome::NotApplicable(_)));
         }
     }
 
@@ -279,7 +280,7 @@ mod tests {
         });
         let mute = with(&[Ok(haproxy())]).edit(|now| now.runtime.sandboxes = testing::timed_out("CRI"));
         let unseen = with(&[Ok(haproxy())]).edit(|now| now.processes = testing::denied("/proc"));
-        for node in [unreadable, mute, unseen] {
+        for node in vec![unreadable, mute, unseen] {
             assert!(matches!(run(&node.look()), Outcome::Unknown(_)));
         }
     }
