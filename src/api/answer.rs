@@ -60,7 +60,7 @@ pub(crate) mod testing {
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 // The whole request is small enough for one read here, and the answer does not depend on it.
-                stream.read(&mut [0; 16384]).await.expect("reads");
+                assert!(stream.read(&mut [0; 16384]).await.expect("reads") > 0, "a request");
                 let answer =
                     format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
                 stream.write_all(answer.as_bytes()).await.expect("writes");

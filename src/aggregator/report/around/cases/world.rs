@@ -199,7 +199,7 @@ pub(super) fn routes(cluster: &mut Cluster, seconds: std::ops::Range<i64>, lacks
     for second in seconds.step_by(30) {
         let now = moment(second);
         for number in 0..WORKERS {
-            agreement.says(&name(number), Family::V4, BlockSums::of(of(number).into_iter()), now.since_boot);
+            agreement.says(&name(number), Family::V4, BlockSums::of(of(number)), now.since_boot);
         }
         for question in agreement.look(cluster, now) {
             let blocks = [0, 1].map(|which| by_name(&question.nodes[which].0));
