@@ -12,7 +12,7 @@ use super::publish::Fates;
 use crate::events::Reporter;
 use crate::facts::{Family, Snapshot, part_of};
 use crate::http::{Page, Pages};
-use crate::verdict::{Episodes, Verdict};
+use crate::verdict::{CURED_BY_A_NEW_MACHINE, Episodes, Status, Verdict};
 
 /// What the agent's pages show.
 #[derive(Debug)]
@@ -90,16 +90,25 @@ impl Pages for AgentPages {
             }),
             "/probes" => Page::json(200, &self.watched.stats().trail.walks()),
             "/blocks" => self.watched.read(|judge, _| blocks(judge.snapshot(), query)),
-            // For who replaces machines by an HTTP check. Before the first look nobody can say that one is broken.
-            "/machinez" => self.watched.read(|_, verdict| match verdict.and_then(Verdict::fault_of_the_machine) {
-                Some(fault) => Page::text(503, format!("{}: {}\n", fault.code, fault.detail)),
-                None => Page::text(200, "ok\n"),
-            }),
+            "/machinez" => self.watched.read(|_, verdict| machine(verdict)),
             "/livez" => Page::text(200, "ok\n"),
             "/readyz" if self.watched.read(|_, verdict| verdict.is_some()) => Page::text(200, "ok\n"),
             "/readyz" => Page::text(503, "the first look is not complete yet\n"),
             _ => Page::not_found(),
         }
+    }
+}
+
+/// For who replaces machines by an HTTP check: only what is known to be broken fails. What is not known is said, and no reason.
+fn machine(verdict: Option<&Verdict>) -> Page {
+    let Some(verdict) = verdict else { return Page::text(200, "unknown: the first look is not complete yet\n") };
+    if let Some(fault) = verdict.fault_of_the_machine() {
+        return Page::text(503, format!("{}: {}\n", fault.code, fault.detail));
+    }
+    let mut fit = CURED_BY_A_NEW_MACHINE.iter().filter_map(|area| verdict.condition(area.condition()));
+    match fit.find(|it| it.status == Status::Unknown) {
+        Some(it) => Page::text(200, format!("unknown: {} {}: {}\n", it.kind, it.reason, it.message)),
+        None => Page::text(200, "ok\n"),
     }
 }
 

@@ -2,6 +2,7 @@
 //! kernel, and the findings that it has to give: these, root first, and nothing else.
 
 mod api;
+mod autorecovery;
 mod bird;
 mod endpoints;
 mod files;
