@@ -14,6 +14,7 @@ mod aggregator;
 mod agreement;
 mod events;
 mod gateways;
+mod fit;
 mod gather;
 mod integrity;
 mod inventory;
