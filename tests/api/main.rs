@@ -31,5 +31,6 @@ mod scope;
 mod trees;
 mod unseen;
 mod update;
+mod upgrade;
 mod usage;
 mod webhook;
