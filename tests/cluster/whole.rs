@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::product::{Product, SOON};
+use crate::support::image;
+use crate::support::node::condition;
 use crate::support::wait::eventually;
 
 #[test]
@@ -126,11 +129,58 @@ fn jumps_of_kube_proxy(product: &Product) -> Result<()> {
     });
     let one = product.report(&["n1"])?;
     assert!(one.contains("KubeProxyChainsUnhooked") && one.contains("WorkerProblem"), "{one}");
+    let since = another_image_goes_on(product)?;
     node.kill("kube-proxy")?;
     node.start("kube-proxy")?;
     product.wait_until_clear("n1", "PacketFilterProblem");
     product.wait_until_healthy("n1");
+    let (_, episode) = what_is_told_of_the_jumps(product)?;
+    ensure!(episode["since"] == since && episode["cleared"].is_string(), "{episode}");
     Ok(())
+}
+
+/// The condition on n1, and the episode in its agent's journal.
+fn what_is_told_of_the_jumps(product: &Product) -> Result<(Value, Value)> {
+    let node = product.cluster.node("n1")?;
+    let condition = condition(&node.object(&product.cluster)?, "PacketFilterProblem")?.clone();
+    let url = format!("http://{}:10580/findings", node.address());
+    let page: Value = serde_json::from_str(&product.cluster.exec_in_ns(&["curl", "-sf", "--max-time", "10", &url])?)?;
+    let episodes = page["episodes"].as_array().context("a journal")?;
+    let mut of_code = episodes.iter().filter(|it| it["code"] == "KubeProxyChainsUnhooked");
+    let episode = of_code.next().with_context(|| format!("no episode among {episodes:?}"))?.clone();
+    ensure!(of_code.next().is_none(), "more than one: {episodes:?}");
+    Ok((condition, episode))
+}
+
+/// All agents are rolled to another image while a finding counts: it is told on, as one, since when it began. Answers since when.
+fn another_image_goes_on(product: &Product) -> Result<Value> {
+    let (condition, episode) = what_is_told_of_the_jumps(product)?;
+    let (writes, old) = (product.cluster.audit_events()?.len(), product.agent_pod("n1")?);
+    let next = image::NAME.replace(":test", ":next");
+    for name in ["n1", "n2"] {
+        product.cluster.node(name)?.read(&["ctr", "--namespace", "k8s.io", "images", "tag", image::NAME, &next])?;
+    }
+    let agents = ["--namespace", "nodevitals", "daemonset/nodevitals-agent"];
+    product.cluster.kubectl(&[&["set", "image"][..], &agents, &[&format!("agent={next}")]].concat())?;
+    product.cluster.kubectl(&[&["rollout", "status", "--timeout=120s"][..], &agents].concat())?;
+    ensure!(product.agent_pod("n1")? != old, "another process goes on");
+    eventually("the journal is there again", SOON, || {
+        let (_, now) = what_is_told_of_the_jumps(product)?;
+        ensure!(now == episode, "{now}, and before {episode}");
+        Ok(())
+    });
+    let (now, _) = what_is_told_of_the_jumps(product)?;
+    for key in ["status", "reason", "lastTransitionTime"] {
+        ensure!(now[key] == condition[key], "{now}, and before {condition}");
+    }
+    // Nor was it anything else in between, whoever wrote it.
+    for event in &product.cluster.audit_events()?[writes..] {
+        let conditions = event["requestObject"]["status"]["conditions"].as_array().into_iter().flatten();
+        let mut told = conditions.filter(|it| it["type"] == "PacketFilterProblem");
+        let of_n1 = event["objectRef"]["resource"] == "nodes" && event["objectRef"]["name"] == "n1";
+        ensure!(!of_n1 || told.all(|it| it["status"] == "True"), "{event:#}");
+    }
+    Ok(episode["since"].clone())
 }
 
 fn cni_configuration(product: &Product) -> Result<()> {
