@@ -293,7 +293,8 @@ impl Bench {
         self.start_by(&[], arguments)
     }
 
-    fn start_by(&self, by: &[&str], arguments: &[&str]) -> Result<Running<'_>> {
+    /// The same, started by these words.
+    pub(crate) fn start_by(&self, by: &[&str], arguments: &[&str]) -> Result<Running<'_>> {
         let number = self.shared.started.fetch_add(1, Ordering::Relaxed);
         let port = 10_600 + number;
         let name = format!("{}-{number}", arguments[0]);

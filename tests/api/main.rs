@@ -33,4 +33,5 @@ mod unseen;
 mod update;
 mod upgrade;
 mod usage;
+mod ways;
 mod webhook;
