@@ -12,6 +12,7 @@ mod over_time;
 mod ports;
 mod replayed;
 mod runtime;
+mod untouched;
 mod words;
 mod writes;
 
