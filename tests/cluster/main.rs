@@ -6,6 +6,8 @@
 mod support;
 
 mod harness_smoke;
+#[allow(unreachable_pub, reason = "shared by the modules of this target")]
+mod needs;
 #[allow(unreachable_pub, dead_code, reason = "shared by the modules of this target and with the benchmarks")]
 mod product;
 mod repair;

@@ -1,5 +1,6 @@
 //! Half an hour of random faults on a real cluster, replayable by its seed: each is told and over by its own code, nothing
-//! else is, the journal has them one to one, and the agents need no more memory, descriptors or threads at the end.
+//! else is, the journal has them one to one, and neither the agents nor the aggregators need more memory, descriptors or threads at
+//! the end.
 
 use std::collections::BTreeMap;
 use std::thread::sleep;
@@ -10,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::needs::{Needs, all_need, processes};
 use crate::product::{Product, SOON};
 use crate::support::node::Node;
 use crate::support::wait::eventually;
@@ -20,10 +22,6 @@ const CLEARED: Duration = Duration::from_secs(360);
 const SLACK: i64 = 3;
 /// The latency of containerd is judged by windows of five minutes.
 const AFTER: SignedDuration = SignedDuration::from_secs(600);
-/// What an agent may need more at the end than at the beginning.
-const MORE_KIB: u64 = 1024;
-const MORE_DESCRIPTORS: usize = 4;
-
 /// A fault that can be made and mended.
 struct Fault {
     code: &'static str,
@@ -159,14 +157,6 @@ struct Made {
     over: Timestamp,
 }
 
-/// What an agent's process needs.
-#[derive(Debug, Clone, Copy)]
-struct Needs {
-    anonymous_kib: u64,
-    descriptors: usize,
-    threads: u64,
-}
-
 const NODES: [&str; 2] = ["n1", "n2"];
 
 fn from_environment(name: &str, default: u64) -> Result<u64> {
@@ -190,10 +180,9 @@ fn random_faults_are_told_and_over_one_to_one_and_nothing_leaks() -> Result<()> 
     let mut made = Vec::new();
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     while Instant::now() < end {
-        for node in NODES {
-            let (pid, now) = needs(product.cluster.node(node)?)?;
-            say(&format!("{node}: {now:?}"));
-            first.entry(format!("{node} {pid}")).or_insert(now);
+        for (process, now) in all_need(&product, &NODES)? {
+            say(&format!("{process}: {now:?}"));
+            first.entry(process).or_insert(now);
         }
         // A process that is young in the end has nothing to compare with.
         let may_kill = Instant::now() + Duration::from_secs(20 * minutes) < end;
@@ -201,16 +190,13 @@ fn random_faults_are_told_and_over_one_to_one_and_nothing_leaks() -> Result<()> 
     }
     for node in NODES {
         all_false(&product, node);
-        let (pid, last) = needs(product.cluster.node(node)?)?;
-        let first =
-            first.get(&format!("{node} {pid}")).with_context(|| format!("the agent on {node} was never measured"))?;
-        say(&format!("{node}: {first:?} at first, {last:?} at last"));
-        ensure!(last.anonymous_kib <= first.anonymous_kib + MORE_KIB, "memory on {node}: {first:?}, then {last:?}");
-        ensure!(
-            last.descriptors <= first.descriptors + MORE_DESCRIPTORS,
-            "descriptors on {node}: {first:?}, then {last:?}"
-        );
-        ensure!(last.threads <= first.threads + 1, "threads on {node}: {first:?}, then {last:?}");
+    }
+    for (process, last) in all_need(&product, &NODES)? {
+        let first = first.get(&process).with_context(|| format!("{process} was never measured"))?;
+        say(&format!("{process}: {first:?} at first, {last:?} at last"));
+        last.is_no_more_than(*first).with_context(|| process.clone())?;
+    }
+    for node in NODES {
         journal_matches(&product, node, &made)?;
     }
     say(&format!("seed {seed}: {} faults in {minutes} minutes", made.len()));
@@ -338,24 +324,11 @@ fn keep_a_pod(product: &Product, node: &str) -> Result<()> {
 }
 
 fn agent(node: &Node) -> Result<String> {
-    Ok(node.read(&["pgrep", "-f", "^nodevitals agent"])?.lines().next().context("an agent")?.to_owned())
+    processes(node, "agent")?.into_iter().next().context("an agent")
 }
 
 fn signal_agent(node: &Node, signal: &str) -> Result<()> {
     node.read(&["kill", &format!("-{signal}"), &agent(node)?]).map(|_| ())
-}
-
-fn needs(node: &Node) -> Result<(String, Needs)> {
-    let pid = agent(node)?;
-    let status = node.read(&["cat", &format!("/proc/{pid}/status")])?;
-    let number = |key: &str| -> Result<u64> {
-        let line =
-            status.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("{key} in {status}"))?;
-        Ok(line.split_whitespace().next().context("a number")?.parse()?)
-    };
-    let descriptors = node.read(&["ls", &format!("/proc/{pid}/fd")])?.lines().count();
-    let needs = Needs { anonymous_kib: number("RssAnon:")?, descriptors, threads: number("Threads:")? };
-    Ok((pid, needs))
 }
 
 /// Every episode in the agent's journal is a fault that was made, or what one brings, and every fault is one episode.
