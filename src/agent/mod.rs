@@ -1,6 +1,7 @@
 //! One node: look, judge, believe, tell.
 
 mod announce;
+mod erase;
 mod evidence;
 mod judge;
 mod metrics;
@@ -15,6 +16,7 @@ mod run;
 mod watch;
 mod watchdog;
 
+pub(crate) use erase::{Erased, erase};
 pub(crate) use evidence::{Depth, Gatherer, run_program};
 pub(crate) use judge::{Judge, Report};
 #[cfg(any(test, fuzzing))]

@@ -109,11 +109,26 @@ enum Command {
         asked or refused a step, 2 a step waits for --yes or for you, 3 the next step is refused, 64 bad usage, 130 interrupted"
     )]
     Repair(repair::Options),
-    /// Take the conditions and annotations of this product off the Nodes, once its agents are gone
+    /// Take off the Nodes, once the agents are gone, what this product wrote there, and off the nodes themselves what they kept
     ///
-    /// Needs the rights to list pods in the namespace, to list and get nodes, and to patch nodes/status.
-    #[command(after_help = "Exit status: 0 when no Node bears a trace any more, 64 otherwise")]
+    /// Conditions and annotations are taken off the Node objects. Then a Pod on each node, which ends after that, erases the
+    /// directory in which its agent kept state, journal and evidence: only what agents make, through no link, and the directory if
+    /// nothing else is in it. An agent itself can be told by nobody to erase its evidence. Of nodes with the label
+    /// nodevitals.dev/opt-out the same is erased, and only when you say so here.
+    ///
+    /// Nodes on which something is left are named, each with why and with the command that removes it by hand.
+    ///
+    /// Needs the rights to list and get nodes and to patch nodes/status; and in the namespace to list pods, and, unless
+    /// --keep-evidence is given, to create, get and delete them, and to get daemonsets and deployments.
+    #[command(
+        after_help = "In turn: kubectl --namespace nodevitals delete daemonset nodevitals-agent; nodevitals uninstall; kubectl \
+        delete -k deploy\n\nExit status: 0 when no node bears a trace any more that was to be taken off, 1 when something is left \
+        on the nodes that are named, 64 otherwise"
+    )]
     Uninstall(uninstall::Options),
+    /// What the Pods of `nodevitals uninstall` run: erase what an agent kept on this machine
+    #[command(hide = true, after_help = "Exit status: 0 when the directory is gone, 64 otherwise")]
+    Erase(uninstall::Here),
     /// Write completions for a shell, or the man page
     Generate(generate::Options),
 }
@@ -202,6 +217,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Gather(options) => Box::pin(gather::run(&options)).await,
         Command::Repair(options) => repair::run(&options).await,
         Command::Uninstall(options) => uninstall::run(&options).await,
+        Command::Erase(options) => uninstall::erase(&options),
         Command::Generate(options) => generate::run(&options, Cli::command()),
     }
 }

@@ -29,6 +29,7 @@ mod reliability;
 mod repair;
 mod scope;
 mod trees;
+mod uninstall;
 mod unseen;
 mod update;
 mod upgrade;

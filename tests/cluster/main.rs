@@ -12,4 +12,5 @@ mod needs;
 mod product;
 mod repair;
 mod soak;
+mod uninstall;
 mod whole;

@@ -298,7 +298,10 @@ fn an_agent_that_is_gone(product: &Product) -> Result<()> {
     ensure!(product.agent_pod("n2").is_err() && product.agent_pod("n1").is_ok(), "an agent on n2, or none on n1");
     let report = product.report(&[])?;
     assert!(report.contains("AgentStale"), "{report}");
+    let on = |node: &str| product.cluster.node(node)?.read(&["sh", "-c", "ls -d /var/lib/nodevitals || true"]);
+    ensure!(!on("n2")?.is_empty(), "the label alone erases nothing that may still be wanted");
     product.uninstall("n2")?;
+    ensure!(on("n2")?.is_empty() && !on("n1")?.is_empty(), "on n2 {:?}, on n1 {:?}", on("n2")?, on("n1")?);
     // Long enough for the aggregator to write it again, if it did.
     std::thread::sleep(Duration::from_secs(5));
     let traces = |node: &str| -> Result<usize> {

@@ -41,9 +41,17 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// A condition on which machines are replaced waits so long for its evidence, from when that was first wanted.
 const HOLD: Duration = Duration::from_secs(3);
 /// The directory below that of the state.
-const FOLDER: &str = "evidence";
+pub(in crate::agent) const FOLDER: &str = "evidence";
 /// What is being written.
 const NEW: &str = ".new";
+
+/// Whether a bundle in the directory has such a name, or one that is being written.
+pub(in crate::agent) fn is_bundle(name: &str) -> bool {
+    let digits = |text: &str, count| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
+    let time = |text: &str| text.split_once('T').is_some_and(|(day, time)| digits(day, 8) && digits(time, 6));
+    let code = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    name == NEW || name.split_once("Z-").is_some_and(|(at, of)| time(at) && code(of))
+}
 
 /// What became of the evidence.
 #[derive(Debug, Default)]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+pub(super) use keep::{FOLDER, is_bundle};
 pub(crate) use keep::{Held, Keeper, Kept};
 pub(crate) use pieces::Depth;
 use pieces::PIECES;

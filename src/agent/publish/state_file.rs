@@ -18,6 +18,12 @@ use crate::verdict::{Episodes, NodeCondition, Raised, WorkerState};
 const SCHEMA: u32 = 1;
 /// Its name in the directory.
 const NAME: &str = "state.json";
+/// Its name while it is written.
+const NEW: &str = "state.json.new";
+/// How the name of one ends that is set aside.
+const DAMAGED: &str = "damaged";
+/// Before the number of the schema that is not understood.
+const OTHER: &str = "schema-";
 /// Longest file that is read, in bytes: what is written is bounded far below.
 const LONGEST: u64 = 1 << 20;
 /// So many findings are kept.
@@ -26,6 +32,15 @@ const MOST_FINDINGS: usize = 256;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// After a failure it is tried again.
 const AGAIN: Duration = Duration::from_secs(60);
+
+/// Whether a file of ours in the directory has such a name.
+pub(crate) fn is_state(name: &str) -> bool {
+    let aside = |name: &str| {
+        let number = name.strip_prefix(OTHER);
+        name == DAMAGED || number.is_some_and(|it| !it.is_empty() && it.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    name == NAME || name == NEW || name.strip_prefix(NAME).and_then(|it| it.strip_prefix('.')).is_some_and(aside)
+}
 
 /// What is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,7 +123,7 @@ fn read(directory: &Path) -> Option<Kept> {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
-            set_aside(&path, "damaged", &error.to_string());
+            set_aside(&path, DAMAGED, &error.to_string());
             return None;
         }
     };
@@ -136,11 +151,11 @@ fn parse(text: &str) -> Result<Kept, (String, String)> {
     struct Head {
         schema: u32,
     }
-    let damaged = |error: serde_json::Error| ("damaged".to_owned(), error.to_string());
+    let damaged = |error: serde_json::Error| (DAMAGED.to_owned(), error.to_string());
     let head: Head = serde_json::from_str(text).map_err(damaged)?;
     if head.schema != SCHEMA {
         let why = format!("it has schema {}, and this version writes {SCHEMA}", head.schema);
-        return Err((format!("schema-{}", head.schema), why));
+        return Err((format!("{OTHER}{}", head.schema), why));
     }
     serde_json::from_str(text).map_err(damaged)
 }
@@ -199,7 +214,7 @@ async fn keep(directory: PathBuf, mut kept: watch::Receiver<Option<Kept>>) {
 /// Writes it beside the old one, lets the disk have it, and puts it in place: a crash leaves one of the two, whole.
 fn write(directory: &Path, kept: &Kept) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    let new = directory.join("state.json.new");
+    let new = directory.join(NEW);
     let result = (|| {
         let mut file = File::create(&new)?;
         file.write_all(&serde_json::to_vec(kept)?)?;
@@ -251,6 +266,7 @@ mod tests {
         assert_eq!(read(&nested), Some(kept()));
         let names: Vec<_> = fs::read_dir(&nested).expect("lists").map(|it| it.expect("entry").file_name()).collect();
         assert_eq!(names, [NAME]);
+        assert!(is_state(NAME) && is_state(NEW) && !is_state("state.json.bak") && !is_state("state.jsonx"));
     }
 
     #[test]
@@ -271,6 +287,7 @@ mod tests {
             fs::write(dir.path().join(NAME), &text).expect("writes");
             assert_eq!(read(dir.path()), None, "{text}");
             assert_eq!(fs::read_to_string(dir.path().join(aside)).expect("it is kept"), text);
+            assert!(is_state(aside), "{aside} is erased with the rest");
             assert!(!dir.path().join(NAME).exists());
         }
     }

@@ -68,6 +68,8 @@ async fn bundles_are_whole_judged_again_few_and_once_per_episode() {
     let first = hung(0);
     assert_eq!(write_(dir.path(), &first).await, Ok(1));
     assert_eq!(names(dir.path()), ["20231114T221320Z-ContainerdUnresponsive"]);
+    assert!(is_bundle(&names(dir.path())[0]) && is_bundle(NEW) && !is_bundle("20231114-ContainerdUnresponsive"));
+    assert!(!is_bundle("20231114T221320Z-") && !is_bundle("20231114T221320Z-../x") && !is_bundle("mine"));
     let (manifest, facts) = crate::bundle::read(&dir.path().join(&names(dir.path())[0])).expect("reads");
     assert!(manifest.covers("ContainerdUnresponsive", "", at(0)) && manifest.has("kernel/meminfo"));
     assert_eq!(facts.expect("facts").snapshot, first.snapshot);
