@@ -243,7 +243,7 @@ mod tests {
     fn what_is_mounted_there_is_another_file_system() {
         let proc = Dir::open("/proc", FLAGS, Mode::empty()).expect("/proc");
         let work = Work {
-            device: fstat(&Dir::open("/", FLAGS, Mode::empty()).expect("/")).expect("/").st_dev,
+            device: fstat(Dir::open("/", FLAGS, Mode::empty()).expect("/")).expect("/").st_dev,
             room: 1,
             foreign: Vec::new(),
         };

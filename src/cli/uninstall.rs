@@ -4,6 +4,7 @@ mod eraser;
 mod here;
 mod template;
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -125,24 +126,31 @@ impl Done {
         } else {
             format!("{cleaned} of {all} nodes had conditions or annotations of NodeVitals; none of them has any more\n")
         };
+        // Writing to a String cannot fail.
         if kept > 0 {
-            text += &format!(
-                "What the agents kept (state, journal, evidence) stays in {directory} on {kept} nodes (--keep-evidence)\n"
-            );
+            writeln!(
+                text,
+                "What the agents kept (state, journal, evidence) stays in {directory} on {kept} nodes (--keep-evidence)"
+            )
+            .ok();
         } else if self.dry_run {
-            text += &format!(
-                "{directory}, where the agents kept state, journal and evidence, would be erased on {erased} nodes, by a Pod on each\n"
-            );
+            writeln!(
+                text,
+                "{directory}, where the agents kept state, journal and evidence, would be erased on {erased} nodes, by a Pod on each"
+            )
+            .ok();
         } else {
-            text += &format!(
-                "{directory}, where the agents kept state, journal and evidence, is gone from {erased} nodes\n"
-            );
+            writeln!(
+                text,
+                "{directory}, where the agents kept state, journal and evidence, is gone from {erased} nodes"
+            )
+            .ok();
         }
         if !left.is_empty() {
-            text += &format!("Something is left on {} nodes; by hand, once they run Pods again:\n", left.len());
+            writeln!(text, "Something is left on {} nodes; by hand, once they run Pods again:", left.len()).ok();
         }
         for Left { node, why, command } in left {
-            text += &format!("  {node}: {}\n    {command}\n", terminal::clean(why));
+            writeln!(text, "  {node}: {}\n    {command}", terminal::clean(why)).ok();
         }
         text
     }

@@ -18,8 +18,11 @@ const OVER: Duration = Duration::from_secs(120);
 /// A version of the agent, as the one that is tested knows nothing of it.
 const OTHER: &str = "0.0.9-other";
 
+/// What makes the form of another version of the state file that this one writes.
+type Form = fn(&mut Value);
+
 /// All forms of the state file that there were: its schema has always been 1, and what came later was added to it.
-const FORMS: [(&str, fn(&mut Value)); 4] = [
+const FORMS: [(&str, Form); 4] = [
     ("the first", |kept| {
         forget(kept, "past");
         each_episode(kept, |it| forget(it, "seen"));
