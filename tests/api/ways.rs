@@ -190,7 +190,9 @@ impl<'a> Worker<'a> {
         let (account, root) = (account.display().to_string(), self.directory.join("root").display().to_string());
         let port = format!("KUBERNETES_SERVICE_PORT={}", services.port);
         let by = ["env", "KUBERNETES_SERVICE_HOST=127.0.0.1", &port, "unshare", "--mount", "sh", "-ec", POD, &account];
-        self.bench.start_by(&by, &["agent", "--node-name", node, "--host-root", &root])
+        // The Node has just been made.
+        let config = self.bench.config("ways", "settlingSeconds: 0\n")?;
+        self.bench.start_by(&by, &["agent", "--node-name", node, "--host-root", &root, "--config", &config])
     }
 }
 
