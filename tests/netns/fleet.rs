@@ -206,7 +206,7 @@ fn a_filter_between_nodes_drops_vxlan() -> Result<()> {
         let by = format!("this node itself drops VXLAN (UDP port 4789), by rule `{}` in {place}", rule.join(" "));
         fleet.raises(CODE, &by);
     };
-    let chain = "{ type filter hook output priority 0; udp dport 4789 counter drop; }";
+    let chain = "{\ntype filter hook output priority 0\nudp dport 4789 counter drop\n}\n";
     machine.run(&["nft", &format!("table inet guard {{ chain out {chain} }}")])?;
     told("out of table inet guard (nf_tables): it has matched ");
     machine.run(&["nft", "delete table inet guard"])?;

@@ -243,10 +243,10 @@ fn a_real_kubelet_that_is_killed_and_started_again_and_again() -> Result<()> {
 }
 
 /// A static pod of one container, which runs this.
-fn manifest(command: &[&str]) -> Value {
+fn manifest(name: &str, command: &[&str]) -> Value {
     let container = json!({"name": "main", "image": "docker.io/library/busybox:test", "imagePullPolicy": "Never", "command": command});
     json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "proxy", "namespace": "kube-system"},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "kube-system"},
         "spec": {"hostNetwork": true, "terminationGracePeriodSeconds": 1, "containers": [container]},
     })
 }
@@ -265,18 +265,17 @@ fn a_real_kubelet_whose_static_pods_run_are_refused_or_end_again_and_again() -> 
     std::fs::write(worker.path("/etc/nodevitals.yaml"), r#"{"limits": {"staticPodSettlingSeconds": 0}}"#)?;
     worker.restart_kubelet()?;
     let log = || tail(&worker.host.log("kubelet"));
-    let file = format!("{MANIFESTS}/proxy.yaml");
-    let write = |manifest: &Value| std::fs::write(worker.path(&file), manifest.to_string());
-    let told = || worker.check_for("StaticPod", &["--config", "/etc/nodevitals.yaml"]);
-    // Requires that these words, or nothing, are all that is told of it.
-    let tells = |words: Option<&str>| {
-        let told = told()?;
-        let Some(words) = words else {
+    let [proxy, loops] = ["proxy", "loop"].map(|name| format!("{MANIFESTS}/{name}.yaml"));
+    let write = |file: &str, manifest: &Value| std::fs::write(worker.path(file), manifest.to_string());
+    // Requires that these words about this file, or nothing, are all that is told of it.
+    let tells = |wanted: Option<(&str, &str)>| {
+        let told = worker.check_for("StaticPod", &["--config", "/etc/nodevitals.yaml"])?;
+        let Some((file, words)) = wanted else {
             ensure!(told.is_empty(), "{told:?}");
             return Ok(());
         };
         let [(_, finding)] = &told[..] else { anyhow::bail!("{words}: {told:?}") };
-        ensure!(finding["severity"] == "warning" && finding["subject"] == file.as_str(), "{finding}");
+        ensure!(finding["severity"] == "warning" && finding["subject"] == file, "{finding}");
         ensure!(finding["detail"].to_string().contains(words), "{words}: {finding}");
         Ok(())
     };
@@ -287,24 +286,29 @@ fn a_real_kubelet_whose_static_pods_run_are_refused_or_end_again_and_again() -> 
     };
     tells(None).context("an empty directory")?;
     // Neither is a manifest for the kubelet.
-    std::fs::write(worker.path(&format!("{MANIFESTS}/.proxy.yaml.swp")), manifest(&["sleep"]).to_string())?;
+    let sleeps = manifest("proxy", &["sleep", "36000"]);
+    write(&format!("{MANIFESTS}/.proxy.yaml.swp"), &sleeps)?;
     std::fs::write(worker.path(&format!("{MANIFESTS}/README")), "ask before you change this\n")?;
-    let sleeps = manifest(&["sleep", "36000"]);
-    write(&sleeps)?;
-    within(SOON, running).with_context(log)?;
-    tells(None).context("it runs")?;
-
     let mut refused = sleeps.clone();
     refused["spec"]["containers"][0]["name"] = "Not A Name".into();
-    write(&refused)?;
-    let gone = "The static pod kube-system/proxy of /etc/kubernetes/manifests/proxy.yaml does not run: the runtime has had no sandbox";
-    within(SOON, || tells(Some(gone))).with_context(log)?;
-    ensure!(worker.log()?.contains("Could not process manifest file"), "the kubelet says so: {}", log());
+    write(&proxy, &refused)?;
+    let none = "The static pod kube-system/proxy of /etc/kubernetes/manifests/proxy.yaml does not run: the runtime has had no sandbox";
+    within(SOON, || tells(Some((&proxy, none)))).with_context(log)?;
+    let has_read = || {
+        let text = std::fs::read_to_string(worker.host.log("kubelet"))?;
+        ensure!(text.contains("Could not process manifest file"), "the kubelet has not read it");
+        Ok(())
+    };
+    within(SOON, has_read).with_context(log)?;
 
-    write(&manifest(&["sh", "-c", "exit 3"]))?;
-    within(SOON * 3, || tells(Some("its container main ends again and again: it was started"))).with_context(log)?;
-
-    write(&sleeps)?;
+    write(&proxy, &sleeps)?;
     within(SOON, running).with_context(log)?;
-    within(SOON, || tells(None)).context("it is well again")
+    within(SOON, || tells(None)).context("it runs")?;
+
+    write(&loops, &manifest("loop", &["sh", "-c", "exit 3"]))?;
+    let again = "its container main ends again and again: it was started";
+    within(SOON * 3, || tells(Some((&loops, again)))).with_context(log)?;
+    // This kubelet does not end what is left of a pod, because it never heard from its API server which pods there are.
+    std::fs::remove_file(worker.path(&loops))?;
+    within(SOON, || tells(None)).context("nobody wants it any more")
 }

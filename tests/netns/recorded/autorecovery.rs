@@ -47,7 +47,16 @@ fn evicts_below(node: &Node, percent: &str) -> Result<()> {
 fn a_machine_is_replaced_for_what_a_new_one_cures_and_for_nothing_else() -> Result<()> {
     let (incident, name, well) = ("08-containerd-hung", "n3", (200, "ok".to_owned()));
     let mut node = Node::recorded(incident, "before", name)?;
+    // Nobody can say what is in a file that leads to itself.
+    let file = node.path(CHECKPOINT);
+    std::os::unix::fs::symlink("cpu_manager_state", &file)?;
     let api = node.follow(&cluster(incident, name)?)?;
+    let (code, text) = asked_when(&node, &api, "NodeIntegrityProblem", "Unknown")?;
+    ensure!(code == 200 && text.starts_with("unknown: NodeIntegrityProblem CouldNotLook: "), "{code} {text}");
+    ensure!(text.contains("cpu_manager_state"), "{text}");
+    fs::remove_file(&file)?;
+    let answer = asked_when(&node, &api, "NodeIntegrityProblem", "False")?;
+    ensure!(answer == well, "{answer:?}");
     ensure!(asked_when(&node, &api, "WorkerProblem", "False")? == well, "{:?}", machinez(&node)?);
 
     // A disk that is too full stops the worker, and that of a new machine would fill as well. It stays so to the end.
@@ -60,16 +69,6 @@ fn a_machine_is_replaced_for_what_a_new_one_cures_and_for_nothing_else() -> Resu
     ensure!(code == 503 && text.starts_with("ContainerdUnresponsive: "), "{code} {text}");
     node.become_(&Recording::read(incident, "before", name)?)?;
     let answer = asked_when(&node, &api, "RuntimeProblem", "False")?;
-    ensure!(answer == well, "{answer:?}");
-
-    // Nobody can say what is in a file that leads to itself.
-    let file = node.path(CHECKPOINT);
-    std::os::unix::fs::symlink("cpu_manager_state", &file)?;
-    let (code, text) = asked_when(&node, &api, "NodeIntegrityProblem", "Unknown")?;
-    ensure!(code == 200 && text.starts_with("unknown: NodeIntegrityProblem CouldNotLook: "), "{code} {text}");
-    ensure!(text.contains("cpu_manager_state"), "{text}");
-    fs::remove_file(&file)?;
-    let answer = asked_when(&node, &api, "NodeIntegrityProblem", "False")?;
     ensure!(answer == well, "{answer:?}");
     ensure!(node.codes()? == ["DiskFull"], "{:?}", node.codes()?);
     Ok(())

@@ -173,7 +173,8 @@ pub(super) async fn store(out: Outlet, host: HostRoot, blocking: Blocking, share
                 blocking.lend(NODE_FILES, STORE.deadline, &mut files, new, move |it| it.look(&places)).await.into()
             }
         };
-        again |= damaged(&seen);
+        // Nor may it be unknown for long.
+        again |= damaged(&seen) || seen.error().is_some();
         out.tell(&STORE, began, seen.error().is_none(), Update::Files(seen)).await;
         let every = if again { STORE_AGAIN } else { STORE.every };
         rest(&Rhythm { every, ..STORE }, began, Some(&wake.store)).await;
