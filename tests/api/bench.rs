@@ -1,11 +1,12 @@
-//! The control plane that all tests here share, with `deploy/` applied, and the program under test beside it.
+//! The control planes that all tests here share, with `deploy/` applied, and the program under test beside it.
 
 use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use crate::objects::node;
 pub(crate) use crate::objects::{Finding, THEN, TYPES, condition, condition_of, foreign, stale, told};
 use crate::support::control_plane::{Bound, ControlPlane, Parts, URL};
+use crate::support::workspace::Places;
 use crate::support::{parts, shell, wait};
 
 /// The agents' user.
@@ -24,7 +26,8 @@ pub(crate) const AGGREGATOR: &str = "system:serviceaccount:nodevitals:nodevitals
 /// For what takes a moment, on a machine that is busy with something else.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-static SHARED: LazyLock<Mutex<Shared>> = LazyLock::new(|| Mutex::new(Shared::start().expect("a control plane starts")));
+/// Control planes that tests use in turns, each started by the first that finds no other free.
+static SHARED: [Mutex<Option<Shared>>; Places::ALONE.count] = [const { Mutex::new(None) }; Places::ALONE.count];
 
 struct Shared {
     control_plane: ControlPlane,
@@ -64,14 +67,24 @@ pub(crate) fn rendered() -> Result<String> {
 
 /// The control plane, for one test at a time, without any Node or Pod.
 pub(crate) struct Bench {
-    shared: MutexGuard<'static, Shared>,
+    /// It has been started.
+    shared: MutexGuard<'static, Option<Shared>>,
+}
+
+/// A control plane that no test has, as a test that failed may have left it.
+fn free(one: &'static Mutex<Option<Shared>>) -> Option<MutexGuard<'static, Option<Shared>>> {
+    match one.try_lock() {
+        Ok(free) => Some(free),
+        Err(TryLockError::Poisoned(left)) => Some(left.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 impl Deref for Bench {
     type Target = ControlPlane;
 
     fn deref(&self) -> &ControlPlane {
-        &self.shared.control_plane
+        &self.shared().control_plane
     }
 }
 
@@ -83,10 +96,19 @@ pub(crate) struct Answer {
 }
 
 impl Bench {
-    /// Waits for the other tests.
+    /// Waits until other tests leave a control plane free.
     pub(crate) fn take() -> Result<Self> {
+        let mut shared = loop {
+            match SHARED.iter().find_map(free) {
+                Some(shared) => break shared,
+                None => sleep(Duration::from_millis(100)),
+            }
+        };
+        if shared.is_none() {
+            *shared = Some(Shared::start()?);
+        }
         // A test that failed has left nothing that is not removed here.
-        let bench = Self { shared: SHARED.lock().unwrap_or_else(PoisonError::into_inner) };
+        let bench = Self { shared };
         for pod in bench.list("/api/v1/pods")? {
             let text = |key: &str| pod["metadata"][key].as_str().context("a name");
             bench.delete_pod_in(text("namespace")?, text("name")?)?;
@@ -98,6 +120,10 @@ impl Bench {
         let memory = "/api/v1/namespaces/nodevitals/configmaps/nodevitals-aggregator";
         bench.admin(&format!("PATCH merge {memory}"), &json!({"data": null}))?;
         Ok(bench)
+    }
+
+    fn shared(&self) -> &Shared {
+        self.shared.as_ref().expect("taken is started")
     }
 
     /// Sends `METHOD [KIND OF BODY] PATH`; the kinds are `plain`, `strategic`, `merge`, `json` and `apply`.
@@ -127,7 +153,7 @@ impl Bench {
 
     /// The same as the administrator; it must succeed.
     pub(crate) fn admin(&self, request: &str, body: &Value) -> Result<Value> {
-        let answer = self.send(&self.shared.admin, request, body)?;
+        let answer = self.send(&self.shared().admin, request, body)?;
         ensure!(answer.code < 300, "{request}: {} {}", answer.code, answer.body);
         Ok(answer.body)
     }
@@ -295,7 +321,7 @@ impl Bench {
 
     /// The same, started by these words.
     pub(crate) fn start_by(&self, by: &[&str], arguments: &[&str]) -> Result<Running<'_>> {
-        let number = self.shared.started.fetch_add(1, Ordering::Relaxed);
+        let number = self.shared().started.fetch_add(1, Ordering::Relaxed);
         let port = 10_600 + number;
         let name = format!("{}-{number}", arguments[0]);
         let program = program();

@@ -22,7 +22,8 @@ const PREFIX: &str = "nodevitals-test";
 #[derive(Clone, Copy)]
 pub struct Places {
     kind: &'static str,
-    count: usize,
+    /// So many.
+    pub count: usize,
 }
 
 impl Places {
