@@ -108,7 +108,7 @@ fn exactly(machine: &mut Machine, details: &[&str]) -> Result<()> {
     })
 }
 
-/// Waits until kube-proxy is there with all it makes: the kernel's virtual servers, and the set, which comes last.
+/// Waits until kube-proxy is there with all it makes: the kernel's virtual servers, the set and the jumps.
 fn synced(machine: &mut Machine) -> Result<()> {
     let seen = within(SLOWLY, || {
         let table =
@@ -120,6 +120,13 @@ fn synced(machine: &mut Machine) -> Result<()> {
         }
         let set = machine.run("ipset list KUBE-CLUSTER-IP")?;
         ensure!(set.contains("10.96.0.1,tcp:443") && set.contains("10.96.0.10,udp:53"), "{set}");
+        // It does so for each family by itself.
+        for command in ["iptables", "ip6tables"] {
+            let jumps = machine.run(&format!("{command} -S"))?;
+            for chain in ["KUBE-PROXY-FIREWALL", "KUBE-IPVS-FILTER", "KUBE-IPVS-OUT-FILTER"] {
+                ensure!(jumps.contains(&format!("-j {chain}")), "{command}: {jumps}");
+            }
+        }
         Ok(())
     });
     seen.with_context(|| format!("kube-proxy: {}", machine.run("tail -n 30 /kube-proxy.log").unwrap_or_default()))
