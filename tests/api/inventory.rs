@@ -384,8 +384,12 @@ fn what_has_to_be_known_outlives_the_aggregator() -> Result<()> {
             Ok(())
         });
     }
-    let flapping = eventually("it comes and goes", READ, || told(&aggregator, "NodeReadyFlapping"));
-    says(&flapping, "detail", "that of v0 4 times");
+    // Three times are flapping as well, and the fourth may be counted a moment later.
+    eventually("it comes and goes", READ, || {
+        let flapping = told(&aggregator, "NodeReadyFlapping")?;
+        ensure!(flapping["detail"].to_string().contains("that of v0 4 times"), "{flapping}");
+        Ok(())
+    });
     bench.admin("DELETE /api/v1/nodes/v2", &Value::Null)?;
     let written = || -> Result<Value> {
         let map = bench.admin(&format!("GET {memory}"), &Value::Null)?;
