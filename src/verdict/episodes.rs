@@ -40,6 +40,24 @@ pub struct Episode {
     pub(super) began_in: Around,
 }
 
+impl Episode {
+    /// One that has begun, for the nth time.
+    fn begun(finding: &Raised, times: u32, began_in: &Around) -> Self {
+        Episode {
+            code: finding.code.clone(),
+            subject: finding.subject.clone(),
+            severity: finding.severity,
+            area: finding.area,
+            since: finding.since,
+            seen: None,
+            cleared: None,
+            times,
+            cure: None,
+            began_in: began_in.clone(),
+        }
+    }
+}
+
 /// What cured an episode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -165,18 +183,7 @@ impl Episodes {
     fn begin(&mut self, finding: &Raised, around: &Around, recurs_within: SignedDuration) {
         let recent = |it: &&Episode| it.code == finding.code && finding.since.duration_since(it.since) < recurs_within;
         let times = self.0.iter().filter(recent).count() + 1;
-        self.0.push(Episode {
-            code: finding.code.clone(),
-            subject: finding.subject.clone(),
-            severity: finding.severity,
-            area: finding.area,
-            since: finding.since,
-            seen: None,
-            cleared: None,
-            times: u32::try_from(times).unwrap_or(u32::MAX),
-            cure: None,
-            began_in: around.clone(),
-        });
+        self.0.push(Episode::begun(finding, u32::try_from(times).unwrap_or(u32::MAX), around));
     }
 
     /// Forgets those that are over for long, by the clock on the wall: not while that cannot be trusted.
@@ -221,18 +228,7 @@ impl Episodes {
                     episode.severity = episode.severity.max(finding.severity);
                     episode.since = episode.since.min(finding.since);
                 }
-                None => all.push(Episode {
-                    code: finding.code.clone(),
-                    subject: finding.subject.clone(),
-                    severity: finding.severity,
-                    area: finding.area,
-                    since: finding.since,
-                    seen: None,
-                    cleared: None,
-                    times: finding.times,
-                    cure: None,
-                    began_in: began_in.clone(),
-                }),
+                None => all.push(Episode::begun(finding, finding.times, began_in)),
             }
         }
         Episodes(all)

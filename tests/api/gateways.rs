@@ -1,10 +1,11 @@
 //! A kind of cluster that belongs to the past, and one that has lost its workers, on a real API server: told, and over when
 //! it is put right.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Running, soon};
+use crate::bench::{Bench, soon};
+use crate::inventory::{over, told};
 use crate::objects::node;
 
 const POOL: &str = "ibm-cloud.kubernetes.io/worker-pool-name";
@@ -25,22 +26,6 @@ fn worker(name: &str, gateway: bool) -> Value {
 fn runs(bench: &Bench, name: &str, kubelet: &str) -> Result<()> {
     let status = json!({"status": {"nodeInfo": {"kubeletVersion": kubelet}}});
     bench.admin(&format!("PATCH strategic /api/v1/nodes/{name}/status"), &status).map(drop)
-}
-
-fn finding(aggregator: &Running, code: &str) -> Result<Option<Value>> {
-    let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report")?)?;
-    ensure!(report["view"]["complete"] == true, "{}", report["view"]);
-    Ok(report["cluster"].as_array().into_iter().flatten().find(|finding| finding["code"] == code).cloned())
-}
-
-fn told(aggregator: &Running, code: &str) -> Result<Value> {
-    finding(aggregator, code)?.with_context(|| format!("no {code}"))
-}
-
-fn over(aggregator: &Running, code: &str) -> Result<()> {
-    let finding = finding(aggregator, code)?;
-    ensure!(finding.is_none(), "{finding:?}");
-    Ok(())
 }
 
 #[test]

@@ -80,14 +80,17 @@ fn name(number: usize) -> String {
 /// The findings about the cluster by their codes.
 fn finding(aggregator: &Running, code: &str) -> Result<Option<Value>> {
     let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report")?)?;
+    ensure!(report["view"]["complete"] == true, "{}", report["view"]);
     Ok(report["cluster"].as_array().into_iter().flatten().find(|finding| finding["code"] == code).cloned())
 }
 
-fn told(aggregator: &Running, code: &str) -> Result<Value> {
+/// The finding of this code, which there has to be.
+pub(crate) fn told(aggregator: &Running, code: &str) -> Result<Value> {
     finding(aggregator, code)?.with_context(|| format!("no {code}"))
 }
 
-fn over(aggregator: &Running, code: &str) -> Result<()> {
+/// That there is none of this code.
+pub(crate) fn over(aggregator: &Running, code: &str) -> Result<()> {
     let finding = finding(aggregator, code)?;
     ensure!(finding.is_none(), "{finding:?}");
     Ok(())

@@ -51,7 +51,13 @@ struct Branch {
     says: [&'static str; 2],
 }
 
-impl Trees<'_> {
+impl<'a> Trees<'a> {
+    /// The aggregator, with these limits.
+    fn aggregator(&self, limits: &str) -> Result<Running<'a>> {
+        let limits = self.0.config("limits", limits)?;
+        self.0.aggregator_with("aggregator-t", &["--config", &limits])
+    }
+
     /// Plants one after the other. What one leaves behind would be told beside the next.
     fn walk(&self, branches: &[Branch], aggregator: &Running) -> Result<()> {
         for branch in branches {
@@ -112,8 +118,7 @@ fn every_branch_of_the_trees_is_told_for_what_it_is() -> Result<()> {
     trees.no_workloads();
     trees.set_up()?;
     bench.add_pod("aggregator-t", "aggregator", &name(11))?;
-    let limits = bench.config("limits", LIMITS)?;
-    let aggregator = bench.aggregator_with("aggregator-t", &["--config", &limits])?;
+    let aggregator = trees.aggregator(LIMITS)?;
     trees.walk(BRANCHES, &aggregator)?;
     trees.walk(STATES, &aggregator)?;
     drop(aggregator);
@@ -123,8 +128,7 @@ fn every_branch_of_the_trees_is_told_for_what_it_is() -> Result<()> {
     let memory = json!({"calico": {"red/10.0.1.4": [[day(5), day(5) + 3_600], [day(2), day(2) + 3_600]]}, "gone": [], "turns": {}});
     bench.admin(&format!("PATCH merge {MEMORY}"), &json!({"data": {"memory": memory.to_string()}}))?;
     // And what takes two minutes otherwise takes seconds.
-    let limits = bench.config("limits", "cluster: {routineSeconds: 10}\n")?;
-    let aggregator = bench.aggregator_with("aggregator-t", &["--config", &limits])?;
+    let aggregator = trees.aggregator("cluster: {routineSeconds: 10}\n")?;
     let recurring = Branch {
         of: "4.1 it comes back every few days",
         cluster: &[("CalicoFailureRecurring", "warning")],

@@ -300,8 +300,7 @@ fn what_is_left_over_forgotten_or_missing_in_an_old_cluster_is_told() -> Result<
     trees.grow_old(&calico)?;
     bench.add_pod("aggregator-t", "aggregator", &name(10))?;
     // The data of the one that went shortly ago may be there for as long as this test takes.
-    let limits = bench.config("limits", "cluster: {cleanupMinutes: 120}\n")?;
-    let aggregator = bench.aggregator_with("aggregator-t", &["--config", &limits])?;
+    let aggregator = trees.aggregator("cluster: {cleanupMinutes: 120}\n")?;
     for branch in OLD {
         // The new one stays new, however long the branches before took.
         trees.aged(NEW, 0)?;
@@ -310,8 +309,7 @@ fn what_is_left_over_forgotten_or_missing_in_an_old_cluster_is_told() -> Result<
     drop(aggregator);
 
     // What takes two minutes otherwise.
-    let limits = bench.config("limits", "cluster: {routineSeconds: 10, cleanupMinutes: 120}\n")?;
-    let aggregator = bench.aggregator_with("aggregator-t", &["--config", &limits])?;
+    let aggregator = trees.aggregator("cluster: {routineSeconds: 10, cleanupMinutes: 120}\n")?;
     trees.walk(&[QUIET], &aggregator)?;
     trees.gone("calico-node-04")?;
     let absent = Branch {

@@ -135,7 +135,6 @@ fn an_update_may_take_so_many_workers_at_once_and_no_more() -> Result<()> {
     trees.no_workloads();
     trees.set_up()?;
     bench.add_pod("aggregator-t", "aggregator", &name(11))?;
-    let limits = bench.config("limits", LIMITS)?;
-    let aggregator = bench.aggregator_with("aggregator-t", &["--config", &limits])?;
+    let aggregator = trees.aggregator(LIMITS)?;
     trees.walk(ROLLING, &aggregator)
 }
