@@ -184,6 +184,8 @@ const RULES: &[Rule] = &[
     ("KubeProxyChainsMissing", Reach::Worker, NO_SERVICES),
     ("KubeProxyChainsUnhooked", Reach::Worker, NO_SERVICES),
     ("KubeProxyRulesStale", Reach::Worker, NO_SERVICES),
+    // What is left over in one backend may translate to an endpoint of the past before the other is asked.
+    ("IptablesBackendSplit", Reach::Family, NO_SERVICES),
     ("KubeProxyChainsMissing", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
     ("KubeProxyChainsUnhooked", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
     ("KubeProxyRulesStale", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
@@ -204,7 +206,6 @@ const ALONE: &[&str] = &[
     "HardwareErrors",
     "IpForwardDisabled",
     "IpSetMissing",
-    "IptablesBackendSplit",
     "KernelOops",
     "LinkErrors",
     "MachineIdentityChanged",

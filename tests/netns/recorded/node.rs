@@ -60,6 +60,9 @@ pub struct Node {
     programs: BTreeMap<String, String>,
     pub(super) links: BTreeSet<String>,
     pub(super) routes: BTreeSet<String>,
+    /// Whether what legacy iptables translates is not asked of nf_tables any more. The kernel asks the backend first whose
+    /// hook came last; on the recorded nodes that was nf_tables.
+    pub legacy_decides: bool,
     /// What it holds now.
     held: Recording,
     // Last: what it serves ends before it does.
@@ -123,6 +126,7 @@ impl Node {
             programs: BTreeMap::new(),
             links: BTreeSet::new(),
             routes: BTreeSet::new(),
+            legacy_decides: false,
             held: Recording::default(),
             tokio,
             master,
@@ -165,12 +169,16 @@ impl Node {
 
     /// The packet filter, as `iptables-restore` sets it: each table in one transaction.
     pub fn set_rules(&self, recording: &Recording) -> Result<()> {
-        for (restore, file) in [
+        let mut saved = [
             ("ipset -exist restore", "ipset-save.txt"),
+            ("iptables-legacy-restore", "iptables-legacy-save.txt"),
             ("iptables-nft-restore", "iptables-nft-save.txt"),
             ("ip6tables-nft-restore", "ip6tables-nft-save.txt"),
-            ("iptables-legacy-restore", "iptables-legacy-save.txt"),
-        ] {
+        ];
+        if self.legacy_decides {
+            saved.swap(1, 2);
+        }
+        for (restore, file) in saved {
             if self.differs(recording, file) {
                 // Its own lock, not that of the machine.
                 let lock = self.path("run/xtables.lock");

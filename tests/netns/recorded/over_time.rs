@@ -131,6 +131,33 @@ come_and_go! {
         => ["ForwardPolicyDrop", "TablesFlushed"], ["IptablesBackendSplit"];
 }
 
+/// On the recorded node the left-over translation did no harm: nf_tables decided.
+#[test]
+fn a_stale_service_in_the_backend_that_decides() -> Result<()> {
+    const ROOT: &str = "IptablesBackendSplit";
+    const RAISED: Codes = &["ForwardPolicyDrop", ROOT, "MasterClusterIpUnreachable"];
+    let before = Recording::read("17-mixed-backends", "before", "n2")?;
+    let mut node = Node::empty("n2")?;
+    node.legacy_decides = true;
+    node.become_(&before)?;
+    let _api = node.follow(&cluster("17-mixed-backends", "n2")?)?;
+    node.become_(&Recording::read("17-mixed-backends", "during-a-legacy-rules", "n2")?)?;
+    let told_as = |node: &Node, raised: Codes| {
+        within(SOON, || {
+            let told = told(node)?;
+            ensure!(told.0 == raised && told.1.is_empty(), "raised and held: {told:?}");
+            Ok(())
+        })
+    };
+    told_as(&node, RAISED)?;
+    let verdict = node.verdict()?;
+    // A policy that drops is a fault of its own.
+    let service = verdict["findings"].as_array().into_iter().flatten().find(|it| it["code"] == RAISED[2]);
+    ensure!(service.is_some_and(|it| it["causedBy"]["code"] == ROOT), "{service:?}");
+    node.become_(&before)?;
+    told_as(&node, &[])
+}
+
 /// Lets a worker go through these phases: nothing is ever seen that would be raised if it lasted, and nothing was hidden.
 fn stays_quiet(incident: &str, name: &str, phases: &[&str]) -> Result<()> {
     let (mut node, _api) = followed(incident, name)?;
