@@ -88,6 +88,7 @@ pub(crate) async fn watch_node(
     let (first_look, doubt) = (Instant::now() + FIRST_LOOK, Arc::clone(&tell.doubt));
     let mut judge_at = Some(first_look);
     let mut rounds = Rounds { last: Clocks::now(), due: None };
+    let known: Vec<String> = watched.read(|judge, _| judge.episodes().lasting().map(|it| it.code.clone()).collect());
     // Before anything is judged: what was waited for while nobody looked proves nothing.
     let notice_absence = |rounds: &mut Rounds| {
         let absence = rounds.next(Clocks::now());
@@ -122,7 +123,7 @@ pub(crate) async fn watch_node(
             () = wake => {
                 notice_absence(&mut rounds);
                 let (before, verdict) = watched.judge();
-                log(before.as_ref(), &verdict);
+                log(before.as_ref(), &verdict, &known);
                 rounds.due = verdict.look_again_in.map(|wait| since_boot() + wait);
                 judge_at = verdict.look_again_in.map(|wait| Instant::now() + wait.max(BURST));
                 if let Some(wait) = take_evidence(watched, tell, &verdict) {
@@ -256,14 +257,19 @@ fn say(watched: &Watched, tell: &mut Tell, verdict: &Verdict) -> Said {
     Said::Now
 }
 
-/// One line for everything that changed.
-fn log(before: Option<&Verdict>, now: &Verdict) {
+/// One line for everything that changed. What an earlier process of the agent knew is no news.
+fn log(before: Option<&Verdict>, now: &Verdict, known: &[String]) {
     let empty = Vec::new();
     let (raised, pending) = before.map_or((&empty, &empty), |before| (&before.findings, &before.pending));
     let same = |a: &Raised, b: &Raised| a.code == b.code && a.subject == b.subject;
     for finding in now.findings.iter().filter(|finding| !raised.iter().any(|old| same(old, finding))) {
         let Raised { code, severity, subject, detail, next, since, .. } = finding;
-        tracing::warn!(code, severity = severity.as_str(), subject, detail, next, %since, "finding raised");
+        let severity = severity.as_str();
+        if before.is_none() && known.contains(code) {
+            tracing::info!(code, severity, subject, detail, next, %since, "finding goes on");
+        } else {
+            tracing::warn!(code, severity, subject, detail, next, %since, "finding raised");
+        }
     }
     for finding in now.pending.iter().filter(|finding| !pending.iter().any(|old| same(old, finding))) {
         let Raised { code, subject, detail, .. } = finding;

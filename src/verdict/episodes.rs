@@ -238,6 +238,11 @@ impl Episodes {
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Episode> {
         self.0.iter()
     }
+
+    /// Those that are not over.
+    pub(crate) fn lasting(&self) -> impl Iterator<Item = &Episode> {
+        self.iter().filter(|episode| episode.cleared.is_none())
+    }
 }
 
 #[cfg(test)]

@@ -60,6 +60,10 @@ fn what_begins_and_what_is_over_is_an_event_and_flapping_is_one_that_counts() ->
     // A bounded wait, since what is shown is that nothing happens.
     sleep(Duration::from_secs(15));
     assert_eq!(writes_of_events(&bench)?, writes);
+    agent.said("finding goes on")?;
+    let log = agent.log()?;
+    let raised: Vec<&Value> = log.iter().skip_while(|line| !line.to_string().contains("finding goes on")).collect();
+    ensure!(!raised.iter().any(|line| line.to_string().contains("finding raised")), "{raised:#?}");
 
     jump(&bench, "-A")?;
     let over = soon("an Event tells that it is over", || counted(&bench, "e1", "Normal", 1));
