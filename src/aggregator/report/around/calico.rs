@@ -81,10 +81,15 @@ pub(in crate::aggregator) fn failing(cluster: &Cluster, now: Timestamp) -> Optio
         && cluster.api_sight.is_lost().is_none()
         && cluster.surroundings.is_clear(What::CalicoPods);
     let calico = Calico::of(cluster, &cluster.duplicates(), &nobody, now).filter(|_| seen)?;
-    let broken = calico.broken();
-    let wide = matches!(Scope::of(broken.len(), calico.workers.len(), cluster.limits()), Scope::Most | Scope::All);
-    let counts = broken.iter().map(|(at, ..)| calico.workers[*at]).filter(|(_, row)| !wide && !row.unschedulable);
-    Some(counts.map(|(name, _)| name.to_owned()).collect())
+    let (broken, scope, _) = calico.counted();
+    let wide = matches!(scope, Scope::Most | Scope::All);
+    let told = broken.iter().filter(|_| !wide);
+    Some(told.map(|(at, ..)| calico.workers[*at].0.to_owned()).collect())
+}
+
+/// Whether calico-node might fail there by itself: not where somebody works on the worker, or something deeper is wrong.
+fn may_fail(row: &Row) -> bool {
+    !row.unschedulable && !row.kubelet_silent() && !has_deeper_cause(row)
 }
 
 /// What episodes of a worker go by (R177): a new one with its address in its pool has the same connections, whatever its name;
@@ -236,21 +241,28 @@ impl<'a> Calico<'a> {
         broken
     }
 
-    /// Few, many or nearly all: the remedies are opposites (R095, R175, R176).
-    fn failing(&self) -> Option<Draft> {
+    /// Those of them on which nobody worked before, which part of the workers that is, and of how many.
+    fn counted(&self) -> (Vec<(usize, Timestamp, String)>, Scope, usize) {
         let mut broken = self.broken();
         broken.retain(|(at, since, _)| !in_maintenance(self.workers[*at].1, *since));
+        let failing = |at: usize| broken.binary_search_by_key(&at, |(at, ..)| *at).is_ok();
+        let compared = |(at, (_, row)): &(usize, &(&str, &Row))| may_fail(row) || failing(*at);
+        let total = self.workers.iter().enumerate().filter(compared).count();
+        let scope = Scope::of(broken.len(), total, self.limits());
+        (broken, scope, total)
+    }
+
+    /// Few, many or nearly all: the remedies are opposites (R095, R175, R176).
+    fn failing(&self) -> Option<Draft> {
+        let (broken, scope, total) = self.counted();
         let (_, first, example) = broken.iter().min_by_key(|(_, since, _)| *since)?;
         let failing: Vec<usize> = broken.iter().map(|(at, ..)| *at).collect();
-        // Those on which it might have failed: not where somebody works on it, or something deeper is wrong.
-        let counts = |row: &Row| !row.unschedulable && !row.kubelet_silent() && !has_deeper_cause(row);
-        let compared = |(at, (_, row)): &(usize, &(&str, &Row))| counts(row) || failing.binary_search(at).is_ok();
-        let (count, total) = (failing.len(), self.workers.iter().enumerate().filter(compared).count());
+        let count = failing.len();
         let detail = format!(
             "calico-node does not run as it should on {count} of {total} workers, on the first since {}: {example}",
             utc(*first)
         );
-        let (code, detail, next) = match Scope::of(count, total, self.limits()) {
+        let (code, detail, next) = match scope {
             Scope::None | Scope::Few => ("CalicoNodeFailingOnNode", detail, LADDER.to_owned()),
             Scope::Subset => {
                 let versions = self.cluster.calico_versions();
@@ -258,7 +270,7 @@ impl<'a> Calico<'a> {
                     row,
                     calico: versions.get(name).copied(),
                     hosts: self.cluster.hosted.as_ref().and_then(|it| Some(&**it.on.get(*name)?)),
-                    counts: counts(row),
+                    counts: may_fail(row),
                 };
                 let crowd = Crowd::new(
                     &self.cluster.values,

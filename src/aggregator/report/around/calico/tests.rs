@@ -437,6 +437,12 @@ fn an_episode_is_of_a_few_workers_that_nobody_works_on() {
     node["spec"] = json!({"unschedulable": true});
     apply(&mut cordoned, &node);
     assert_eq!(noted(&cordoned), Some(vec![]));
+    // One that was cordoned because of it has failed, and counts as in the report.
+    let taint = json!({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule", "timeAdded": at(60)});
+    node["spec"]["taints"] = json!([taint]);
+    apply(&mut cordoned, &node);
+    assert_eq!(noted(&cordoned), Some(vec![name(3)]));
+    assert_eq!(codes(&cordoned, 120), [("CalicoNodeFailingOnNode", Critical, 1)]);
     assert_eq!(noted(&Cluster::watched()), None, "not seen");
     // A kubelet that comes and goes is none of Calico's.
     let mut flapping = planted(20, &[3], 0);
