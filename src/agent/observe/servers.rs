@@ -1,8 +1,10 @@
 //! Servers for tests: with certificates of their own, that answer, hang or break off.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -47,12 +49,25 @@ where
     serve_at("127.0.0.1:0", each).await
 }
 
+/// Listens there. The port of a server that has just ended stays taken until its task has, and until a child that another thread
+/// forked meanwhile has become its program.
+pub(super) async fn listen(at: &str) -> TcpListener {
+    let mut tries = 100;
+    loop {
+        match TcpListener::bind(at).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => tries -= 1,
+            bound => return bound.expect("bind"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// The same at this address.
 pub(super) async fn serve_at<F>(at: &str, each: impl Fn(TcpStream) -> F + Send + 'static) -> (SocketAddr, JoinSet<()>)
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind(at).await.expect("bind");
+    let listener = listen(at).await;
     let address = listener.local_addr().expect("bound");
     let mut server = JoinSet::new();
     server.spawn(async move {

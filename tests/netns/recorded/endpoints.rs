@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertifiedIssuer, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::node::MASTER;
 use super::{Expected, NOTHING, Node, codes, judge};
-use crate::servers::{GOOD, api_server_at, api_server_saying, authority, serve_at, server_of};
+use crate::servers::{GOOD, api_server_at, api_server_saying, authority, listen, serve_at, server_of};
 use crate::support::wait::within;
 
 const SERVER: &str = "https://10.77.0.1:6443";
@@ -72,12 +72,10 @@ impl Worker {
     }
 
     /// From now on this is there.
-    fn serve(&mut self, server: Server) -> Result<()> {
+    fn serve(&mut self, server: Server) {
         let mut old = std::mem::take(&mut self.serving);
         self.node.far(old.shutdown());
         let at = self.at.to_string();
-        // The task of the very first one ends in its own time, and only then is the port free.
-        drop(within(Duration::from_secs(5), || Ok(self.node.far(TcpListener::bind(&at))?))?);
         self.serving = match server {
             Server::Api { years, name, behind, head } => {
                 let head = move || {
@@ -106,9 +104,11 @@ impl Worker {
                     |mut stream: TcpStream| async move { drop(stream.write_all(b"HTTP/1.1 400 Bad\r\n\r\n").await) };
                 self.node.far(serve_at(&at, plain)).1
             }
-            Server::Nobody => JoinSet::new(),
+            Server::Nobody => {
+                drop(self.node.far(listen(&at)));
+                JoinSet::new()
+            }
         };
-        Ok(())
     }
 }
 
@@ -152,7 +152,7 @@ fn each_bad_endpoint_is_told_by_its_cause_and_over_when_it_is_mended() -> Result
     ];
     let mut worker = Worker::healthy()?;
     for (server, expected, next) in cases {
-        worker.serve(server)?;
+        worker.serve(server);
         let checked = worker.node.check()?;
         judge(&checked, expected).with_context(|| format!("{server:?}"))?;
         if let Ok(way) = checked.finding(UNREACHABLE) {
@@ -162,11 +162,11 @@ fn each_bad_endpoint_is_told_by_its_cause_and_over_when_it_is_mended() -> Result
             let said = checked.finding(root)?["next"].to_string();
             ensure!(said.contains(next), "{server:?}: {said}");
         }
-        worker.serve(WELL)?;
+        worker.serve(WELL);
         judge(&worker.node.check()?, NOTHING).with_context(|| format!("after {server:?}"))?;
     }
     // Two faults at once, neither of which explains the other.
-    worker.serve(clock(EXPIRED, 5))?;
+    worker.serve(clock(EXPIRED, 5));
     let checked = worker.node.check()?;
     ensure!(checked.codes() == [CLOCK, UNREACHABLE], "{:?}", checked.codes());
     let way = checked.finding(UNREACHABLE)?;
@@ -178,10 +178,10 @@ fn each_bad_endpoint_is_told_by_its_cause_and_over_when_it_is_mended() -> Result
 #[test]
 fn a_running_program_tells_of_a_bad_endpoint_and_a_wrong_clock_once_and_clears_both() -> Result<()> {
     let mut worker = Worker::healthy()?;
-    worker.serve(WELL)?;
+    worker.serve(WELL);
     worker.node.watch()?;
     // A certificate that only this node's clock takes for expired.
-    worker.serve(clock(LONG_AGO, LATE))?;
+    worker.serve(clock(LONG_AGO, LATE));
     let soon = Duration::from_secs(120);
     let told = within(soon, || {
         let verdict = worker.node.verdict()?;
@@ -189,7 +189,7 @@ fn a_running_program_tells_of_a_bad_endpoint_and_a_wrong_clock_once_and_clears_b
         Ok(verdict)
     })?;
     ensure!(told["findings"][1]["causedBy"]["code"] == CLOCK, "{told:#}");
-    worker.serve(WELL)?;
+    worker.serve(WELL);
     within(soon, || {
         let verdict = worker.node.verdict()?;
         ensure!(codes(&verdict["findings"]).is_empty() && verdict["state"] == "Normal", "{}", verdict["findings"]);
