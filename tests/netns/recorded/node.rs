@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::bird::Bird;
 use super::files::Recording;
 use super::ports::Ports;
-use super::runtime::ContainerRuntime;
+use super::runtime::{ContainerRuntime, pods};
 use crate::support::host::Host;
 use crate::support::netns::NetNs;
 use crate::support::wait::within;
@@ -137,6 +137,7 @@ impl Node {
     /// left alone.
     pub fn become_(&mut self, recording: &Recording) -> Result<()> {
         self.set_switches(recording)?;
+        self.containerd.end_others(&pods(recording)?);
         self.set_network(recording)?;
         self.set_rules(recording)?;
         self.set_files(recording)?;

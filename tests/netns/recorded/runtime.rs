@@ -108,6 +108,12 @@ impl ContainerRuntime {
         Ok(())
     }
 
+    /// Pods that are not among these have ended: a runtime says so before their network is taken away.
+    pub fn end_others(&self, pods: &[Pod]) {
+        let stays = |uid: &String| pods.iter().any(|pod| pod.uid == *uid);
+        self.told.lock().expect("not poisoned").sandboxes.retain(|(uid, ..)| stays(uid));
+    }
+
     /// From now on these pods have sandboxes.
     pub fn set_pods(&self, pods: &[Pod]) -> Result<()> {
         let now = jiff::Timestamp::now().as_nanosecond();
