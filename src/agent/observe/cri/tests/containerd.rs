@@ -2,7 +2,6 @@
 //! thousand containers; shims that outlive what is known of them. Needs root, containerd of the distribution, and the other
 //! parts of `scripts/setup.sh test`; without them the tests fail.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -14,6 +13,7 @@ use super::*;
 
 mod ask;
 mod damage;
+mod left;
 mod many;
 
 /// How long one step may take; starting loads all plugins.
@@ -123,12 +123,9 @@ impl Containerd {
         let line = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         pids.filter(|pid| line(*pid).contains("containerd-shim") && line(*pid).contains(&socket)).collect()
     }
-}
 
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        // SIGKILL ends a stopped process too.
-        self.kill();
+    /// Ends them, and what runs below.
+    fn end_shims(&self) {
         for shim in self.shims() {
             let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap_or_default();
             let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
@@ -136,6 +133,14 @@ impl Drop for Containerd {
                 kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
             }
         }
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // SIGKILL ends a stopped process too.
+        self.kill();
+        self.end_shims();
     }
 }
 
@@ -279,48 +284,4 @@ async fn containerd_1_pods_that_cannot_start() {
 #[tokio::test]
 async fn containerd_2_pods_that_cannot_start() {
     pods_that_cannot_start(two()).await;
-}
-
-/// A shim that the runtime does not know: its store is lost, as after an unclean reboot, and the pod runs on.
-async fn a_shim_that_outlives_the_store(program: PathBuf) {
-    let mut containerd = Containerd::start(program);
-    let mut source = containerd.source();
-    eventually(&containerd, &mut source, "ready", answers).await;
-    let asking = Asking::of(&containerd).await;
-    let sandbox = asking.sandbox("web", 0, true).await.expect("it starts");
-    let own: HashSet<i32> = containerd.shims().into_iter().collect();
-    let unknown = |source: &CriSource| -> Vec<Box<str>> {
-        let mut processes = processes::ProcessSource::new(HostRoot::new("/"));
-        // The second look asks the shims that the first one found.
-        for _ in 0..50 {
-            processes.look(jiff::Timestamp::now(), crate::clock::since_boot()).expect("readable");
-        }
-        let known = source.inventory().expect("counted");
-        let shims = processes.attendants();
-        let own = shims.shims.iter().filter(|shim| own.contains(&shim.pid));
-        own.filter(|shim| !known.sandboxes.contains_key(&digest(&shim.sandbox)))
-            .map(|shim| shim.sandbox.clone())
-            .collect()
-    };
-    source.inventory = None;
-    source.look(None, true).await;
-    assert_eq!(unknown(&source), Vec::<Box<str>>::new(), "the runtime knows its own");
-    containerd.kill();
-    for lost in ["root", "state"] {
-        std::fs::rename(containerd.root.path().join(lost), containerd.root.path().join(format!("{lost}-lost")))
-            .expect("mv");
-    }
-    containerd.restart();
-    eventually(&containerd, &mut source, "ready", answers).await;
-    assert_eq!(unknown(&source), [sandbox.into_boxed_str()]);
-}
-
-#[tokio::test]
-async fn containerd_1_a_shim_that_outlives_the_store() {
-    a_shim_that_outlives_the_store(one()).await;
-}
-
-#[tokio::test]
-async fn containerd_2_a_shim_that_outlives_the_store() {
-    a_shim_that_outlives_the_store(two()).await;
 }

@@ -1,0 +1,97 @@
+//! Shims that outlive what is known of them: what is told of them once they have had no owner for long, and until they end.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::*;
+use crate::agent::observe::debris::DebrisSource;
+use crate::agent::observe::processes::{Attendants, ProcessSource};
+use crate::checks::{self, Limits, Look, Outcome};
+use crate::facts::{Expected, Identity, Remembered, Snapshot};
+
+/// From when on something without an owner counts.
+const OLD: Duration = Duration::from_secs(600);
+
+/// The shims of this containerd in the process table.
+fn attendants(containerd: &Containerd) -> Attendants {
+    let own: HashSet<i32> = containerd.shims().into_iter().collect();
+    let mut processes = ProcessSource::new(HostRoot::new("/"));
+    // The second look asks the shims that the first one found, some at a time.
+    for _ in 0..50 {
+        processes.look(jiff::Timestamp::now(), crate::clock::since_boot()).expect("readable");
+    }
+    let all = processes.attendants();
+    Attendants {
+        shims: all.shims.iter().filter(|shim| own.contains(&shim.pid)).cloned().collect(),
+        ..Attendants::default()
+    }
+}
+
+/// What is told of debris; one object that nobody owns is one too many.
+fn said(debris: Option<crate::facts::Debris>) -> BTreeMap<&'static str, String> {
+    let text = String::new;
+    let identity = Identity { hostname: text(), boot_id: text(), machine_id: text(), kernel: text(), node_name: None };
+    let mut now = Snapshot::blank(jiff::Timestamp::now(), identity);
+    now.debris = debris.map_or(Seen::Absent, Seen::Yes);
+    let before = Remembered::default();
+    let expected = Expected::of(&now, &before);
+    let limits = Limits { abandoned_objects: 0, ..Limits::default() };
+    let look = Look { now: &now, before: &before, expected: &expected, limits: &limits };
+    let told = checks::run_all(&look).into_iter().filter_map(|(check, outcome)| match outcome {
+        Outcome::Findings(findings) if ["ShimLeak", "RuntimeObjectLeak"].contains(&check.code) => {
+            Some((check.code, findings.into_iter().map(|finding| finding.detail).collect::<Vec<_>>().join("; ")))
+        }
+        _ => None,
+    });
+    told.collect()
+}
+
+/// The runtime's store is lost, as after an unclean reboot, and the pod runs on.
+async fn a_shim_that_outlives_the_store(program: PathBuf) {
+    let mut containerd = Containerd::start(program);
+    let mut source = containerd.source();
+    eventually(&containerd, &mut source, "ready", answers).await;
+    let asking = Asking::of(&containerd).await;
+    let sandbox = asking.sandbox("web", 0, true).await.expect("it starts");
+    std::fs::create_dir(containerd.root.path().join("var/lib/kubelet/pods/uid-web-0")).expect("mkdir");
+    let mut debris = DebrisSource::new(HostRoot::new(containerd.root.path()));
+    let mut look = |now, source: &CriSource, containerd: &Containerd| {
+        let (known, shims) = (source.inventory().expect("counted"), attendants(containerd));
+        let pods = ("/var/lib/kubelet/pods", "/");
+        (shims.shims.len(), said(debris.look(now, &known, &shims, pods).expect("readable")))
+    };
+    source.inventory = None;
+    source.look(None, true).await;
+    for now in [Duration::ZERO, OLD] {
+        assert_eq!(look(now, &source, &containerd), (1, BTreeMap::new()), "the runtime knows its own");
+    }
+    containerd.kill();
+    for lost in ["root", "state"] {
+        std::fs::rename(containerd.root.path().join(lost), containerd.root.path().join(format!("{lost}-lost")))
+            .expect("mv");
+    }
+    containerd.restart();
+    eventually(&containerd, &mut source, "ready", answers).await;
+    assert_eq!(look(OLD, &source, &containerd), (1, BTreeMap::new()), "it may just be removed");
+    let (_, told) = look(OLD * 2, &source, &containerd);
+    let shim =
+        format!("The runtime knows no sandbox for 1 shim that runs: {} ({})", containerd.shims()[0], &sandbox[..13]);
+    assert_eq!(told.get("ShimLeak"), Some(&shim), "{told:?}");
+    assert_eq!(told["RuntimeObjectLeak"], "1 objects have no pod any more: 1 shims");
+    containerd.end_shims();
+    let started = Instant::now();
+    while !containerd.shims().is_empty() {
+        assert!(started.elapsed() < PATIENCE, "{:?}", containerd.shims());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(look(OLD * 2, &source, &containerd), (0, BTreeMap::new()), "it has ended");
+}
+
+#[tokio::test]
+async fn containerd_1_a_shim_that_outlives_the_store() {
+    a_shim_that_outlives_the_store(one()).await;
+}
+
+#[tokio::test]
+async fn containerd_2_a_shim_that_outlives_the_store() {
+    a_shim_that_outlives_the_store(two()).await;
+}
