@@ -220,3 +220,55 @@ fn a_filter_between_nodes_drops_vxlan() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_blackhole_of_an_own_block_and_the_tunnel_to_the_others_go_and_come_back() -> Result<()> {
+    const CODES: [&str; 2] = ["BlockBlackholeMissing", "TunnelDeviceMissing"];
+    const TUNNEL: [&str; 3] = [
+        "link add vxlan.calico type vxlan id 4096 dstport 4789 dev uplink local 192.0.2.5",
+        "address add 10.244.1.0/32 dev vxlan.calico",
+        "link set vxlan.calico mtu 1450 up",
+    ];
+    let [blackhole, tunnel] = CODES;
+    let machine = Machine::worker()?;
+    let plugins = r#"{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": [{"type": "calico"}]}"#;
+    machine.write("etc/cni/net.d/10-calico.conflist", plugins)?;
+    TUNNEL.iter().try_for_each(|line| ip(&machine, line).map(drop))?;
+    // As Felix writes it.
+    ip(&machine, "route add blackhole 10.244.1.0/26 proto 80")?;
+    let node = |number: u8| {
+        json!({"name": format!("n{number}"), "ready": true, "addresses": [format!("192.0.2.{}", 4 + number)],
+            "tunnels": [format!("10.244.{number}.0")], "blocks": [format!("10.244.{number}.0/26")]})
+    };
+    let pool = json!({"name": "default", "cidr": "10.244.0.0/16", "vxlan": "always"});
+    let map = json!({"own": "n1", "nodes": [node(1), node(2)], "pools": [pool]});
+    let fleet = Fleet::start(&machine, &map, &CODES)?;
+    for code in CODES {
+        fleet.clears(code);
+    }
+
+    ip(&machine, "route del blackhole 10.244.1.0/26")?;
+    ip(&machine, "link del vxlan.calico")?;
+    fleet.raises(blackhole, "The blackhole route of this node's block 10.244.1.0/26 is missing");
+    fleet.raises(tunnel, "The tunnel vxlan.calico, which blocks of the pool default need, does not exist");
+    ip(&machine, "route add blackhole 10.244.1.0/26 proto 80")?;
+    TUNNEL.iter().try_for_each(|line| ip(&machine, line).map(drop))?;
+    fleet.clears(blackhole);
+    fleet.clears(tunnel);
+    for (fault, wrong, cure) in [
+        ("link set vxlan.calico down", "is down", TUNNEL[2]),
+        ("address del 10.244.1.0/32 dev vxlan.calico", "has no address", TUNNEL[1]),
+    ] {
+        ip(&machine, fault)?;
+        fleet.raises(tunnel, &format!("which blocks of the pool default need, {wrong}"));
+        ip(&machine, cure)?;
+        fleet.clears(tunnel);
+    }
+    // The pool that needs it goes: nobody misses it any more.
+    fleet.tell(
+        &json!({"own": "n1", "nodes": [node(1), node(2)], "pools": [{"name": "default", "cidr": "10.244.0.0/16"}]}),
+    );
+    ip(&machine, "link del vxlan.calico")?;
+    fleet.clears(tunnel);
+    Ok(())
+}
