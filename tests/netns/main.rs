@@ -34,3 +34,4 @@ mod rules;
 mod runtime;
 mod standalone;
 mod usage;
+mod ways;
