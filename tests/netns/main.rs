@@ -20,6 +20,7 @@ mod filter;
 mod fleet;
 mod hangs;
 mod hooks;
+mod kernel_log;
 mod kubelet;
 mod links;
 mod native_calico;
