@@ -11,6 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -50,6 +52,11 @@ impl Machine {
 
     /// [`Machine::boot`] with these programs beside busybox.
     pub fn boot_with(programs: &[PathBuf]) -> Result<Self> {
+        Self::boot_on(programs, &[])
+    }
+
+    /// The same on hardware that these options of the emulator add.
+    pub fn boot_on(programs: &[PathBuf], hardware: &[&str]) -> Result<Self> {
         let files = tempfile::tempdir()?;
         let kernel = parts::archive("linux-bookworm")?;
         root::make(&files.path().join("root"), &kernel, programs)?;
@@ -84,6 +91,7 @@ impl Machine {
             .arg(kernel.join("vmlinuz"))
             .args(["-serial", "file:console", "-chardev", "stdio,id=shell,signal=off", "-serial", "chardev:shell"])
             .args(["-qmp", "unix:control,server=on,wait=off"])
+            .args(hardware)
             .current_dir(files.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -133,6 +141,14 @@ impl Machine {
         }
         self.control("system_wakeup", &json!({}))?;
         self.receive(SCRIPT).context("it does not wake")
+    }
+
+    /// Stops it as a whole for so long: its clock goes on, as when whoever runs it has no time for it.
+    pub fn stand_still(&self, time: Duration) -> Result<()> {
+        let emulator = Pid::from_raw(self.qemu.id().try_into()?);
+        kill(emulator, Signal::SIGSTOP)?;
+        thread::sleep(time);
+        Ok(kill(emulator, Signal::SIGCONT)?)
     }
 
     /// A register of its clock, which holds binary coded decimals.

@@ -11,6 +11,7 @@ mod machine;
 mod root;
 
 mod conntrack;
+mod disk;
 mod ipvs;
 mod kernel;
 mod memory;

@@ -6,20 +6,21 @@ use serde_json::Value;
 use crate::machine::{Machine, SOON};
 use crate::support::wait::within;
 
-/// Pods as the kubelet makes them with the driver systemd: `a` and `job` have a limit, `b` has none.
+/// Pods as the kubelet makes them with the driver systemd: `a`, `job` and `big` have a limit, `b` has none.
 const PODS: &str = r#"
 cd /sys/fs/cgroup
 slice() { mkdir -p "$1" && echo "+memory +pids" > "$1/cgroup.subtree_control"; }
 echo "+memory +pids" > cgroup.subtree_control
 slice kubepods.slice
 slice kubepods.slice/kubepods-burstable.slice
-for pod in a b job; do
+for pod in a b job big; do
   slice "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod${pod}_1.slice"
   mkdir "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod${pod}_1.slice/cri-containerd-${pod}c.scope"
 done
 for pod in a job; do
   echo 32M > "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod${pod}_1.slice/memory.max"
 done
+echo 100M > kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podbig_1.slice/memory.max
 # A hog asks for more than there is, and gets it until it writes to it.
 echo 1 > /proc/sys/vm/overcommit_memory
 "#;
@@ -46,6 +47,11 @@ fn kills(verdict: &Value) -> Vec<[String; 3]> {
     findings.filter(|finding| finding["code"] == "OutOfMemory").map(text).collect()
 }
 
+/// What is told of more memory promised than there is.
+fn overcommitted(verdict: &Value) -> Option<&Value> {
+    verdict["findings"].as_array().into_iter().flatten().find(|finding| finding["code"] == "NodeOvercommitted")
+}
+
 /// Waits until a kill is told of this subject.
 fn told(machine: &mut Machine, subject: &str) -> Result<[String; 3]> {
     machine.eventually(subject, |verdict| {
@@ -58,7 +64,8 @@ fn told(machine: &mut Machine, subject: &str) -> Result<[String; 3]> {
 fn a_kill_is_told_by_whose_memory_had_run_out() -> Result<()> {
     let mut machine = Machine::boot()?;
     machine.run(PODS)?;
-    machine.run("NO_COLOR=1 nodevitals standalone >/dev/null 2>/log &")?;
+    machine.run("echo '{\"holdDownSeconds\": {\"NodeOvercommitted\": 1}, \"clearSeconds\": {\"NodeOvercommitted\": 1}}' > /config")?;
+    machine.run("NO_COLOR=1 nodevitals standalone --config /config >/dev/null 2>/log &")?;
     machine.eventually("the first look", |verdict| {
         ensure!(verdict["state"] == "Critical" && kills(verdict).is_empty(), "{verdict}");
         Ok(())
@@ -78,11 +85,24 @@ fn a_kill_is_told_by_whose_memory_had_run_out() -> Result<()> {
         "{detail}"
     );
 
+    ensure!(overcommitted(&machine.page()?["verdict"]).is_none(), "{}", machine.page()?);
+
     machine.run("echo 64M > /sys/fs/cgroup/kubepods.slice/memory.max")?;
     hog(&mut machine, "b", 100)?;
     let [_, severity, detail] = told(&mut machine, "pods")?;
     ensure!(severity == "critical" && detail.contains(", in pod b-1"), "{detail}");
+    // The limits are more than the pods together may have; that a pod reached its own is no sign that it matters.
+    let detail = machine.eventually("it is told that too much is promised", |verdict| {
+        let finding = overcommitted(verdict).with_context(|| format!("{:?}", kills(verdict)))?;
+        ensure!(finding["subject"] == "memory" && finding["severity"] == "warning", "{finding}");
+        Ok(finding["detail"].to_string())
+    })?;
+    ensure!(detail.contains("Memory ran out: ") && detail.contains(", of 64.0 MiB that pods may have"), "{detail}");
     machine.run("echo max > /sys/fs/cgroup/kubepods.slice/memory.max")?;
+    machine.eventually("what is promised is there", |verdict| {
+        ensure!(overcommitted(verdict).is_none(), "{:?}", overcommitted(verdict));
+        Ok(())
+    })?;
 
     hog(&mut machine, "b", 800)?;
     let [_, severity, detail] = told(&mut machine, "node")?;
