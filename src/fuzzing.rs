@@ -63,7 +63,7 @@ targets! {
     bird => crate::agent::fuzzing::bird;
     /// Counters of links and sockets.
     traffic => crate::agent::fuzzing::traffic;
-    /// The head of an answer of HTTP.
+    /// The head of an answer of HTTP, and that of one of DNS.
     http => crate::agent::fuzzing::http;
     /// The map of the cluster, as the agent gets it.
     map => crate::agent::fuzzing::map;

@@ -151,9 +151,10 @@ impl Judge {
             // Damage that comes later has another cause.
             past.boot = None;
         }
-        let Snapshot { past, registries, runtime, processes, debris, .. } = &mut self.snapshot;
+        let Snapshot { past, registries, cluster_dns, runtime, processes, debris, .. } = &mut self.snapshot;
         if let Seen::Yes(past) = past {
-            past.learned.update(registries, runtime, processes, debris, &self.remembered.kubelet_starts);
+            let starts = &self.remembered.kubelet_starts;
+            past.learned.update(registries, cluster_dns, runtime, processes, debris, starts);
         }
         verdict
     }

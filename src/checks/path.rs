@@ -77,7 +77,7 @@ pub(super) fn why(leg: &PathLeg, local: Option<Local>) -> Option<String> {
         (PathStep::Tls, _) => format!("failed: TCP connects, then TLS fails ({detail})"),
         (PathStep::Http, FaultKind::TimedOut) => "timed out: connected, but no answer to a request: the API server hangs or is overloaded".into(),
         (PathStep::Http, FaultKind::Reset) => "reset: connected, but broken off before an answer".into(),
-        (PathStep::Http, _) => format!("failed: connected, but {detail}"),
+        (PathStep::Http | PathStep::Dns, _) => format!("failed: connected, but {detail}"),
     })
 }
 
@@ -146,6 +146,6 @@ pub(super) fn short(leg: &PathLeg) -> String {
         (PathStep::Connect, _) => format!("cannot be connected to ({detail})"),
         (PathStep::Tls, FaultKind::TimedOut) => "connects, and then TLS stalls".into(),
         (PathStep::Tls, _) => format!("connects, and then TLS is broken off ({detail})"),
-        (PathStep::Http, _) => "connects, and does not answer".into(),
+        (PathStep::Http | PathStep::Dns, _) => "connects, and does not answer".into(),
     }
 }

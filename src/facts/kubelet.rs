@@ -35,6 +35,9 @@ pub struct Kubelet {
     pub eviction: EvictionThresholds,
     /// What else decides when it acts on a shortage.
     pub capacity: CapacitySettings,
+    /// `clusterDomain`: what names of the cluster end with, where it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_domain: Option<String>,
     /// Why its configuration could not be used, if so: the thresholds are then the defaults.
     pub config_error: Option<String>,
 }

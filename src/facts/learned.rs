@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CallLatency, Debris, Processes, Program, Reader, Registry, Replay, Runtime, Seen, Starts};
+use super::{CallLatency, ClusterDns, Debris, Processes, Program, Reader, Registry, Replay, Runtime, Seen, Starts};
 
 /// Numbers by name, which only their source understands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub struct Memo(pub BTreeMap<String, Vec<u64>>);
 pub struct Learned {
     /// Registries of images that were reached.
     pub registries: BTreeSet<String>,
+    /// Ways to the cluster's DNS on which an answer came from another node ([`ClusterDns::way`]).
+    pub dns: BTreeSet<String>,
     /// Starts of the kubelet in this boot.
     pub kubelet_starts: Starts,
     /// How long each CRI call usually takes, in milliseconds; and its last two windows where they are slow, with the processes of
@@ -38,6 +40,7 @@ impl Learned {
     pub fn update(
         &mut self,
         registries: &Seen<Vec<Registry>>,
+        dns: &Seen<ClusterDns>,
         runtime: &Runtime,
         processes: &Seen<Processes>,
         debris: &Seen<Debris>,
@@ -45,6 +48,9 @@ impl Learned {
     ) {
         if let Some(registries) = registries.get() {
             self.registries = registries.iter().filter(|it| it.reached).map(|it| it.name.clone()).collect();
+        }
+        if let Some(dns) = dns.get() {
+            self.dns = dns.reached().collect();
         }
         for call in &runtime.latency {
             self.take_latency(call, processes.get());
@@ -103,7 +109,7 @@ impl Replay for Memo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::{Process, RuntimeStatus};
+    use crate::facts::{DnsWay, Process, RuntimeStatus};
 
     fn call(now: u32, before: u32, usual: Option<u32>) -> CallLatency {
         CallLatency { call: "Status", now, before, usual }
@@ -114,7 +120,7 @@ mod tests {
         let process = |program, pid| Process { program, pid, state: 'S', started_at: jiff::Timestamp::UNIX_EPOCH };
         let found = vec![process(Program::Kubelet, 6), process(Program::Containerd, 7)];
         let processes = Seen::Yes(Processes { found, ..Processes::default() });
-        learned.update(&Seen::Absent, &runtime, &processes, &Seen::Absent, &Starts::default());
+        learned.update(&Seen::Absent, &Seen::Absent, &runtime, &processes, &Seen::Absent, &Starts::default());
         learned.latency.0.get("Status").cloned().unwrap_or_default()
     }
 
@@ -132,7 +138,7 @@ mod tests {
         assert_eq!(after(&mut young, call(2000, 1500, None)), [0, 2000, 1500, 7]);
         let error = crate::facts::LookError::timed_out("CRI", 2.0);
         let mut sees = |runtime: &Runtime| {
-            young.update(&Seen::Absent, runtime, &Seen::Absent, &Seen::Absent, &Starts::default());
+            young.update(&Seen::Absent, &Seen::Absent, runtime, &Seen::Absent, &Seen::Absent, &Starts::default());
             young.latency.0["Status"].clone()
         };
         assert_eq!(sees(&Runtime::silent(Seen::Absent, error)), [0, 2000, 1500, 7], "it does not answer");
@@ -156,12 +162,24 @@ mod tests {
         starts.take(7, "2026-11-21T10:00:00Z".parse().expect("a time"));
         let mut learned = Learned::default();
         let none = Runtime::absent();
-        learned.update(&Seen::Yes(vec![registry(true)]), &none, &Seen::Absent, &Seen::Yes(debris.clone()), &starts);
+        let way = |protocol: &str, reached| DnsWay { protocol: protocol.to_owned(), fault: None, reached };
+        let ways = vec![way("UDP", true), way("TCP", false)];
+        let dns = ClusterDns { address: [10, 96, 0, 10].into(), ways, own_pod: false };
+        let both = (Seen::Yes(vec![registry(true)]), Seen::Yes(dns));
+        learned.update(&both.0, &both.1, &none, &Seen::Absent, &Seen::Yes(debris.clone()), &starts);
         assert_eq!((learned.registries.len(), &learned.debris, &learned.kubelet_starts), (1, &debris.memo, &starts));
+        assert_eq!(learned.dns, ["UDP 10.96.0.10".to_owned()].into());
         let before = learned.clone();
-        learned.update(&Seen::not_yet("registries"), &none, &Seen::Absent, &Seen::Absent, &starts);
+        learned.update(
+            &Seen::not_yet("registries"),
+            &Seen::not_yet("DNS"),
+            &none,
+            &Seen::Absent,
+            &Seen::Absent,
+            &starts,
+        );
         assert_eq!(learned, before);
-        learned.update(&Seen::Yes(vec![registry(false)]), &none, &Seen::Absent, &Seen::Absent, &starts);
+        learned.update(&Seen::Yes(vec![registry(false)]), &Seen::Absent, &none, &Seen::Absent, &Seen::Absent, &starts);
         assert!(learned.registries.is_empty(), "no image is from there any more");
     }
 

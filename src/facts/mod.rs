@@ -7,6 +7,7 @@ mod bgp;
 mod block_sums;
 mod changes;
 mod cluster;
+mod cluster_dns;
 mod cni;
 mod debris;
 mod files;
@@ -41,6 +42,7 @@ pub use bgp::{Bgp, BgpPeer, BgpState, BgpTcp, Bird, BirdDaemon, KernelProtocol, 
 pub(crate) use block_sums::{BlockSums, PARTS, is_block, part_of};
 pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
+pub use cluster_dns::{ClusterDns, DnsService, DnsWay};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
 pub use debris::{Debris, Growing, Resource};
 pub use files::FileFault;

@@ -101,6 +101,8 @@ pub enum PathStep {
     Tls,
     /// HTTP answer.
     Http,
+    /// Answer of DNS.
+    Dns,
 }
 
 /// How a step fails.

@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, FileFault, Filesystem, Forwarding, Health, IpSet,
-    KernelLog, Kubelet, LookError, Memory, PacketFilterChanges, Past, ProxyMode, Reason, Registry, Routing, Ruleset,
-    Runtime, Seen, Strain, Traffic, TunnelPeer, VirtualServer, Writes, XtablesLock,
+    Bgp, ClusterDns, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, FileFault, Filesystem, Forwarding, Health,
+    IpSet, KernelLog, Kubelet, LookError, Memory, PacketFilterChanges, Past, ProxyMode, Reason, Registry, Routing,
+    Ruleset, Runtime, Seen, Strain, Traffic, TunnelPeer, VirtualServer, Writes, XtablesLock,
 };
 
 /// One look at a node.
@@ -74,6 +74,8 @@ pub struct Snapshot {
     /// Since when no aggregator has confirmed that map; none while one does. It stays in force meanwhile, but nodes may
     /// have come and gone.
     pub cluster_unconfirmed_since: Option<Timestamp>,
+    /// What the cluster's DNS answers; absent where nobody tells where it is.
+    pub cluster_dns: Seen<ClusterDns>,
     /// BIRD and its sessions; absent where there is no BIRD.
     pub bgp: Seen<Bgp>,
     /// Nodes that are silent in the tunnel and answer outside of it; absent where no tunnel is known.
@@ -203,6 +205,7 @@ impl Snapshot {
             registries: Seen::not_yet("registries"),
             cluster: Seen::not_yet("cluster map"),
             cluster_unconfirmed_since: None,
+            cluster_dns: Seen::not_yet("DNS of the cluster"),
             bgp: Seen::not_yet("BIRD"),
             tunnels: Seen::not_yet("tunnels"),
             past: Seen::Absent,

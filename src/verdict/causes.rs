@@ -72,7 +72,9 @@ const CLOCK: &str = "this node's clock is wrong: this node's is";
 /// What lies beyond the gateway.
 const BEYOND: &[&str] = &["MasterUnreachable", "MasterPathPartial", "RegistryUnreachable"];
 /// What needs Services.
-const NO_SERVICES: &[&str] = &["MasterClusterIpUnreachable"];
+const NO_SERVICES: &[&str] = &["MasterClusterIpUnreachable", "ClusterDnsUnreachable"];
+/// What is asked of Pods on other nodes.
+const NO_WAY_TO_PODS: &[&str] = &["ClusterDnsUnreachable"];
 /// Of a kubeconfig of the CNI: the file is good, and its server away.
 const NOT_REACHED: &str = "is not reached from here";
 /// And: nobody could renew what is in it.
@@ -103,8 +105,10 @@ const RULES: &[Rule] = &[
     ("KubeletCertExpiring", Reach::WhenCritical, &["KubeletUnhealthy"]),
     ("StaticPodNotRunning", Reach::Program, &["MasterUnreachable", "KubeProxyDown"]),
     ("DefaultRouteMissing", Reach::Family, BEYOND),
+    ("DefaultRouteMissing", Reach::Family, NO_WAY_TO_PODS),
     ("DefaultRouteMissing", Reach::Family, &["GatewayUnreachable", "BgpAllSessionsDown", "BgpSessionDown"]),
     ("GatewayUnreachable", Reach::Family, BEYOND),
+    ("GatewayUnreachable", Reach::Family, NO_WAY_TO_PODS),
     ("WorkerFirewallBlocked", Reach::Worker, BEYOND),
     ("VpeGatewaySuspected", Reach::Worker, &["MasterUnreachable", "MasterPathPartial"]),
     (
@@ -112,6 +116,9 @@ const RULES: &[Rule] = &[
         Reach::Worker,
         &["MasterPathPartial", "MasterClusterIpUnreachable", "KubeProxyRulesStale", "WorkerCutFromMasterOnly"],
     ),
+    ("MasterUnreachable", Reach::Worker, NO_WAY_TO_PODS),
+    // It is a Service as that one is.
+    ("MasterClusterIpUnreachable", Reach::Worker, NO_WAY_TO_PODS),
     ("MasterUnreachable", Reach::Saying(NOT_REACHED), &["CniKubeconfigInvalid"]),
     ("MasterUnreachable", Reach::Saying(NOT_RENEWED[0]), &["CniKubeconfigInvalid"]),
     ("MasterUnreachable", Reach::Saying(NOT_RENEWED[1]), &["CniKubeconfigInvalid"]),
@@ -136,6 +143,11 @@ const RULES: &[Rule] = &[
         Reach::Worker,
         &["RemoteBlockRouteWrongNextHop", "RemoteBlockRouteMissing", "EncapBlocked"],
     ),
+    ("TunnelDeviceMissing", Reach::Worker, NO_WAY_TO_PODS),
+    ("EncapBlocked", Reach::Worker, NO_WAY_TO_PODS),
+    ("RemoteBlockRouteWrongNextHop", Reach::Worker, NO_WAY_TO_PODS),
+    ("RemoteBlockRouteMissing", Reach::Worker, NO_WAY_TO_PODS),
+    ("PolicyRoutingHijack", Reach::Worker, NO_WAY_TO_PODS),
     (
         "BgpDaemonDown",
         Reach::Worker,
@@ -152,7 +164,9 @@ const RULES: &[Rule] = &[
     ("BgpPasswordMismatch", Reach::Worker, &["BgpAllSessionsDown"]),
     ("BgpPasswordMismatch", Reach::Named, &["BgpSessionDown", "RemoteBlockRouteMissing"]),
     ("HostPolicyBlocksControlPlane", Reach::Worker, &["MasterUnreachable", "BgpPortBlocked"]),
+    ("HostPolicyBlocksControlPlane", Reach::Worker, NO_WAY_TO_PODS),
     ("ForeignDropRule", Reach::Worker, &["BgpPortBlocked", "EncapBlocked"]),
+    ("ForeignDropRule", Reach::Worker, NO_WAY_TO_PODS),
     ("BgpPortBlocked", Reach::Worker, &["BgpAllSessionsDown"]),
     ("BgpPortBlocked", Reach::Named, &["BgpSessionDown", "RemoteBlockRouteMissing"]),
     ("BgpAllSessionsDown", Reach::Worker, &["BgpSessionDown", "BgpMeshIncomplete", "RemoteBlockRouteMissing"]),
@@ -214,7 +228,6 @@ const ALONE: &[&str] = &[
     "NodeOvercommitted",
     "PidPressureImminent",
     "PodRouteStale",
-    "PolicyRoutingHijack",
     "RpFilterStrict",
     "StaticRouteAdded",
     "UnregisterNetDevice",

@@ -54,6 +54,7 @@ struct Configuration {
     server_tls_bootstrap: Option<bool>,
     tls_cert_file: Option<String>,
     static_pod_path: Option<String>,
+    cluster_domain: Option<String>,
 }
 
 /// Texts by key.
@@ -107,10 +108,9 @@ pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kube
     // Arguments win over the file.
     let port = option("healthz-port").and_then(|port| port.parse().ok()).or(configuration.healthz_port);
     let endpoint = option("container-runtime-endpoint").or(configuration.container_runtime_endpoint);
-    let rotates = option("rotate-certificates").map(|value| value != "false").or(configuration.rotate_certificates);
-    let certificate = |path| client_certificate(host, path, rotates == Some(true));
-    let signed = option("rotate-server-certificates").map(|value| value != "false");
-    let signed = signed.or(configuration.server_tls_bootstrap) == Some(true);
+    let rotates = is_set(option("rotate-certificates"), configuration.rotate_certificates);
+    let certificate = |path| client_certificate(host, path, rotates);
+    let signed = is_set(option("rotate-server-certificates"), configuration.server_tls_bootstrap);
     let own = option("tls-cert-file").or(configuration.tls_cert_file).filter(|path| !path.is_empty());
     let made = || format!("{}/{SERVING}", option("cert-dir").as_deref().unwrap_or(CERTIFICATES).trim_end_matches('/'));
     let serving = own.map(|path| (path, false)).or_else(|| signed.then(|| (made(), true)));
@@ -133,8 +133,20 @@ pub(crate) fn look(host: &HostRoot, arguments: Option<&[String]>) -> Result<Kube
         runtime_endpoint: endpoint.filter(|it| !it.is_empty()).map(|it| it.trim_start_matches("unix://").to_owned()),
         eviction: hard,
         capacity,
+        cluster_domain: option("cluster-domain").or(configuration.cluster_domain).filter(|it| is_domain(it)),
         config_error: (!errors.is_empty()).then(|| errors.join("; ")),
     })
+}
+
+/// Whether an argument or, without it, the configuration switches something on.
+fn is_set(argument: Option<String>, configured: Option<bool>) -> bool {
+    argument.map(|value| value != "false").or(configured) == Some(true)
+}
+
+/// Whether a name of DNS can end with it: 253 bytes at most, in labels of at most 63 (RFC 1035, 2.3.4), and room for the rest.
+fn is_domain(name: &str) -> bool {
+    let labels = || name.trim_end_matches('.').split('.');
+    name.len() <= 200 && labels().all(|label| (1..=63).contains(&label.len()))
 }
 
 /// The value of `--name value` or `--name=value`; the last one counts, as for the kubelet.

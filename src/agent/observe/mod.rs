@@ -7,6 +7,7 @@ mod cgroups;
 mod chains;
 mod changes;
 mod cluster;
+mod cluster_dns;
 mod cni;
 mod control_plane;
 mod cri;
@@ -77,8 +78,13 @@ pub(crate) mod fuzzing {
     pub(crate) use super::legacy::fuzz as legacy;
     pub(crate) use super::netlink::fuzz as netlink;
     pub(crate) use super::nftables::wire::fuzz as nftables;
-    pub(crate) use super::probe::fuzz as http;
     pub(crate) use super::routing::fuzz as routing;
+
+    /// Answers of HTTP and of DNS.
+    pub(crate) fn http(data: &[u8]) {
+        super::probe::fuzz(data);
+        super::cluster_dns::fuzz(data);
+    }
 
     /// Configurations of registries.
     pub(crate) fn registry(data: &[u8]) {

@@ -240,7 +240,7 @@ fn ahead(sent: Timestamp, took: Duration, date: i64) -> i64 {
 }
 
 /// What an error of the kernel, or of TLS inside of one, means.
-fn broken(step: PathStep, error: &std::io::Error) -> PathFault {
+pub(super) fn broken(step: PathStep, error: &std::io::Error) -> PathFault {
     if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
         return PathFault { late: late(error), ..PathFault::new(step, certificate(error), error.to_string()) };
     }

@@ -17,13 +17,14 @@ use tokio::task::JoinSet;
 use super::blocking::Blocking;
 use super::changes::{Commits, History};
 use super::cluster::Asked;
+use super::cluster_dns::DnsSource;
 use super::control_plane::{ControlPlaneSource, Ways};
 use super::events::{self, Event};
 use super::legacy::LockUses;
 use super::registry::RegistrySource;
 use super::tunnels::{Targets, targets};
 use super::{HostRoot, Stats, Update};
-use crate::facts::{Kubelet, Learned};
+use crate::facts::{DnsService, Kubelet, Learned};
 pub(crate) use control_plane::kubelet_server;
 use rhythm::{Outlet, Rhythm, rest, rhythm, through, within};
 
@@ -36,6 +37,8 @@ pub(crate) struct Observer {
     stats: Stats,
     /// Tunnels to probe: the map of the cluster tells, as it comes by.
     tunnels: watch::Sender<Option<Targets>>,
+    /// The cluster's DNS, if there is one to ask: the map tells.
+    dns: watch::Sender<Option<DnsService>>,
     /// Ways to the control plane: the map and kube-proxy's rules tell.
     ways: watch::Sender<Ways>,
     _tasks: JoinSet<()>,
@@ -49,6 +52,8 @@ impl Observer {
             Some(Update::Cluster(seen)) => {
                 let targets = seen.get().and_then(targets);
                 self.tunnels.send_if_modified(|old| set(old, targets));
+                let dns = seen.get().and_then(crate::facts::ClusterMap::dns);
+                self.dns.send_if_modified(|old| set(old, dns));
                 self.tell_ways(|ways| seen.get().into_iter().for_each(|map| ways.told_by_cluster(map)));
             }
             Some(Update::Cni(cni)) => self.tell_ways(|ways| ways.told_by_cni(cni)),
@@ -159,9 +164,12 @@ pub(crate) fn start(host: &HostRoot, asked: Option<Asked>, learned: Learned) -> 
     tasks.spawn(network::traffic(out.clone(), host.clone(), shared.clone(), wake.clone()));
     let tunnels = watch::channel(None).0;
     tasks.spawn(network::tunnels_between_nodes(out.clone(), tunnels.subscribe()));
+    let dns = watch::channel(None).0;
+    let source = DnsSource::knowing(learned.dns);
+    tasks.spawn(network::cluster_dns(out.clone(), source, shared.clone(), dns.subscribe()));
     tasks.spawn(control_plane::cluster(out, asked, host.clone()));
     tasks.spawn(dispatch(host.clone(), shared, wake, commits));
-    Observer { updates, stats, tunnels, ways, _tasks: tasks }
+    Observer { updates, stats, tunnels, dns, ways, _tasks: tasks }
 }
 
 /// The kubelet's directory.

@@ -1,9 +1,9 @@
 //! What a source has just seen.
 
 use crate::facts::{
-    Bgp, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, FileFault, Filesystem, Forwarding, Health, IpSet,
-    KernelLog, Kubelet, Memory, PacketFilterChanges, Processes, Registry, Routing, Ruleset, Runtime, Seen, Snapshot,
-    Strain, Traffic, TunnelPeer, VirtualServer, XtablesLock,
+    Bgp, ClusterDns, ClusterMap, Cni, Conntrack, ControlPlanePath, Debris, FileFault, Filesystem, Forwarding, Health,
+    IpSet, KernelLog, Kubelet, Memory, PacketFilterChanges, Processes, Registry, Routing, Ruleset, Runtime, Seen,
+    Snapshot, Strain, Traffic, TunnelPeer, VirtualServer, XtablesLock,
 };
 
 /// A part of the snapshot, seen anew.
@@ -35,12 +35,13 @@ pub(crate) enum Update {
     Traffic(Traffic),
     Bgp(Seen<Bgp>),
     Tunnels(Seen<Vec<TunnelPeer>>),
+    ClusterDns(Seen<ClusterDns>),
     KernelLog(Seen<KernelLog>),
 }
 
 impl Update {
     /// How many kinds of updates there are: a snapshot is complete once each was applied.
-    pub(crate) const KINDS: usize = 25;
+    pub(crate) const KINDS: usize = 26;
 
     /// A number for the kind, below [`Update::KINDS`].
     pub(crate) fn kind(&self) -> usize {
@@ -70,6 +71,7 @@ impl Update {
             Update::Debris(_) => 22,
             Update::Store(_) => 23,
             Update::Files(_) => 24,
+            Update::ClusterDns(_) => 25,
         }
     }
 
@@ -102,6 +104,7 @@ impl Update {
             Update::Traffic(seen) => replace(&mut snapshot.traffic, seen),
             Update::Bgp(seen) => replace(&mut snapshot.bgp, seen),
             Update::Tunnels(seen) => replace(&mut snapshot.tunnels, seen),
+            Update::ClusterDns(seen) => replace(&mut snapshot.cluster_dns, seen),
             Update::KernelLog(seen) => replace(&mut snapshot.kernel_log, seen),
             Update::Registries(seen) => replace(&mut snapshot.registries, seen),
         }

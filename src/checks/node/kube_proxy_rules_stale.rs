@@ -36,7 +36,7 @@ const KNOWN: [&str; 3] = [API, "kube-system/kube-dns:dns", "kube-system/kube-dns
 
 /// What kube-proxy has heard of before this agent asks for the map of the cluster again is no fault: `map_interval`, and with
 /// thousands of nodes 60 ms for each, at most 1.75 times.
-fn heard(cluster: &ClusterMap) -> Duration {
+pub(super) fn heard(cluster: &ClusterMap) -> Duration {
     let nodes = u64::try_from(cluster.nodes.len()).unwrap_or(u64::MAX);
     Duration::from_millis(nodes.saturating_mul(120)).max(Duration::from_secs(120))
 }

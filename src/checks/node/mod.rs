@@ -13,6 +13,7 @@ mod calico_chains_missing;
 mod calico_chains_unhooked;
 mod calico_hook_order_wrong;
 mod clock_skewed;
+mod cluster_dns_unreachable;
 mod cni_binary_missing;
 mod cni_config_conflict;
 mod cni_config_invalid;
@@ -195,6 +196,7 @@ pub const ALL: &[&Check] = &[
     &calico_hook_order_wrong::CHECK,
     &conntrack_near_full::CHECK,
     &ephemeral_ports_near_full::CHECK,
+    &cluster_dns_unreachable::CHECK,
 ];
 
 /// The code of an unclean reboot.

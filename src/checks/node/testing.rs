@@ -109,6 +109,7 @@ impl Node {
             peers: vec![],
         });
         now.cluster = Seen::Absent;
+        now.cluster_dns = Seen::Absent;
         now.registries = Seen::Absent;
         now.bgp = Seen::Absent;
         now.tunnels = Seen::Absent;

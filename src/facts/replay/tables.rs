@@ -52,6 +52,7 @@ records! {
     Chain { name, base, jumps, rules, cut }
     KubeletCertificate { path, not_before, not_after, rotates }
     ClusterMap { own, nodes, pools, full_mesh, services; typha_port }
+    ClusterDns { address, ways, own_pod }
     ClusterNode { name, ready, created_at, addresses, tunnels, blocks }
     ClusterService { namespace, name, cluster_ips, ports }
     ClusterServicePort { name, protocol, port, endpoints }
@@ -71,6 +72,7 @@ records! {
     FormerMachine { machine, until }
     Machine { machine_id, product_uuid, cards }
     Past { boot, machine, former_machine, cordoned; learned }
+    DnsWay { protocol, fault, reached }
     EvictionThresholds { memory, nodefs, nodefs_inodes, imagefs, imagefs_inodes, pid }
     Files { allocated, limit, per_second }
     Filesystem {
@@ -98,7 +100,7 @@ records! {
     KernelProtocol { name, table, state, exported, missing, examples }
     Kubelet {
         config_path, kubeconfig_path, server, node_name, client_certificate, healthz_port, runtime_endpoint, eviction, capacity,
-        config_error; serving_certificate, static_pods, manifests
+        config_error; serving_certificate, static_pods, manifests, cluster_domain
     }
     KubeletCondition { kind, status, reason, message, since, heartbeat }
     KubeletSaid { read_at, conditions }
@@ -174,7 +176,7 @@ choices! {
     NeighbourState or NeighbourState::None => { Incomplete, Reachable, Stale, Probing, Failed, Fixed, None }
     OomScope or OomScope::Gone => { Node, AllPods, Pod, Gone, Elsewhere; Service }
     PathEnd or PathEnd::Connected => { Connected; Answered, Fault }
-    PathStep or PathStep::Name => { Name, Route, Connect, Tls, Http }
+    PathStep or PathStep::Name => { Name, Route, Connect, Tls, Http, Dns }
     Policy or Policy::Accept => { Accept, Drop }
     Program or Program::Kubelet => { Kubelet, Containerd, Crio, KubeProxy, Felix, Bird }
     ProxyMode or ProxyMode::Iptables => { Iptables, Nftables, Ipvs }
@@ -279,6 +281,7 @@ impl Replay for Snapshot {
             registries,
             cluster,
             cluster_unconfirmed_since,
+            cluster_dns,
             bgp,
             tunnels,
             writes

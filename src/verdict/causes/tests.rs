@@ -180,6 +180,38 @@ fn recorded_incidents_have_one_root() {
     }
 }
 
+/// The cluster's DNS is a Service, behind which are Pods of other nodes.
+#[test]
+fn dns_is_explained_by_what_services_and_ways_to_pods_need() {
+    let dns = ("ClusterDnsUnreachable", "10.96.0.10:53", "The cluster's DNS does not answer");
+    for (cause, subject) in [
+        ("MasterUnreachable", "https://10.0.0.9:6443"),
+        ("MasterClusterIpUnreachable", "10.96.0.1:443"),
+        ("KubeProxyChainsMissing", "IPv4"),
+        ("KubeProxyChainsUnhooked", "IPv4"),
+        ("KubeProxyRulesStale", "IPv4 kube-system/kube-dns:dns"),
+        ("IptablesBackendSplit", "IPv4"),
+        ("ConntrackFull", "nf_conntrack"),
+        ("EncapBlocked", "n2 10.244.2.0"),
+        ("RemoteBlockRouteMissing", "n2"),
+        ("GatewayUnreachable", "10.0.0.1"),
+        ("ForeignDropRule", "IPv4 filter OUTPUT"),
+        ("HostPolicyBlocksControlPlane", "DNS IPv4"),
+    ] {
+        assert_eq!(explained(&[dns, (cause, subject, "")]), [cause.to_owned(), format!("{}<{cause}", dns.0)]);
+    }
+    let chain = [dns, ("MasterClusterIpUnreachable", "10.96.0.1:443", ""), ("KubeProxyChainsUnhooked", "IPv4", "")];
+    let root = "KubeProxyChainsUnhooked";
+    assert_eq!(
+        explained(&chain),
+        [root.to_owned(), format!("MasterClusterIpUnreachable<{root}"), format!("{}<{root}", dns.0)]
+    );
+    // The other family's rules have nothing to do with it, nor a default route that is not used.
+    for (cause, subject) in [("IptablesBackendSplit", "IPv6"), ("DefaultRouteMissing", "IPv6"), ("DiskFull", "/")] {
+        assert!(explained(&[dns, (cause, subject, "")]).contains(&dns.0.to_owned()), "{cause}");
+    }
+}
+
 /// 05: nat flushed, kube-proxy alive or dead.
 #[test]
 fn a_flush_is_the_root_of_what_it_took() {

@@ -4,6 +4,7 @@
 mod api;
 mod autorecovery;
 mod bird;
+mod dns;
 mod endpoints;
 mod files;
 mod network;

@@ -75,6 +75,7 @@ fn kubelet(kubeconfig: &str) -> Kubelet {
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),
         capacity: CapacitySettings::default(),
+        cluster_domain: None,
         config_error: None,
     }
 }

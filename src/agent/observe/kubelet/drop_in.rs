@@ -63,6 +63,7 @@ impl Configuration {
             container_runtime_endpoint: over.container_runtime_endpoint.or(self.container_runtime_endpoint),
             server_tls_bootstrap: over.server_tls_bootstrap.or(self.server_tls_bootstrap),
             tls_cert_file: over.tls_cert_file.or(self.tls_cert_file),
+            cluster_domain: over.cluster_domain.or(self.cluster_domain),
             static_pod_path: over.static_pod_path.or(self.static_pod_path),
             rotate_certificates: over.rotate_certificates.or(self.rotate_certificates),
             // Only the first file is asked for it.

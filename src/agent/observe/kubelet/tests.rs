@@ -85,6 +85,13 @@ fn the_serving_certificate_where_it_is_not_its_own_and_the_place_of_static_pods(
     assert_eq!(look("serverTLSBootstrap: true", "kubelet --cert-dir=/none").serving_certificate, Seen::Absent);
     assert_eq!(look("{}", "").static_pods, "/etc/kubernetes/manifests");
     assert_eq!(look("staticPodPath: /pods/", "").static_pods, "/pods");
+    let domain = |configuration: &str, line: &str| look(configuration, line).cluster_domain;
+    assert_eq!(domain("{}", ""), None);
+    assert_eq!(domain("clusterDomain: prod.example", "").as_deref(), Some("prod.example"));
+    assert_eq!(domain("clusterDomain: a.b", "kubelet --cluster-domain=c.d.").as_deref(), Some("c.d."));
+    for no_name in ["''".to_owned(), "a..b".to_owned(), "x".repeat(64), "x.".repeat(101)] {
+        assert_eq!(domain(&format!("clusterDomain: {no_name}"), ""), None, "{no_name}");
+    }
 }
 
 #[test]
@@ -187,11 +194,15 @@ fn a_drop_in_directory_is_merged_in_the_order_of_names_and_arguments_win() {
     let node = Node::new()
         .with("/a.yaml", "healthzPort: 1\nimageGCHighThresholdPercent: 70\n")
         .with("/d/20-b.conf", "evictionHard: {memory.available: 2Gi}\n")
-        .with("/d/10-a.conf", "healthzPort: 3\nevictionHard: {memory.available: 1Gi, nodefs.available: 7%}\n")
+        .with(
+            "/d/10-a.conf",
+            "healthzPort: 3\nclusterDomain: a.b\nevictionHard: {memory.available: 1Gi, nodefs.available: 7%}\n",
+        )
         .with("/d/30/c.conf", "evictionSoft: {nodefs.available: 30%}\n")
         .with("/d/40-no.yaml", "healthzPort: 4\n");
     let kubelet = node.look("kubelet --config=/a.yaml --config-dir=/d/").expect("it runs");
     assert_eq!((kubelet.healthz_port, kubelet.capacity.image_gc_high_percent), (3, Some(70)));
+    assert_eq!(kubelet.cluster_domain.as_deref(), Some("a.b"));
     assert_eq!(
         (kubelet.eviction.memory, kubelet.eviction.nodefs),
         (Quantity::Absolute(2 << 30), Quantity::Percent(7.0))

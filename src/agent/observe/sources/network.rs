@@ -10,9 +10,10 @@ use tokio::time::timeout;
 
 use super::{HUNG_AGAIN, Outlet, Rhythm, Shared, Wake, rest, rhythm, set, through, within};
 use crate::agent::observe::blocking::Blocking;
+use crate::agent::observe::cluster_dns::DnsSource;
 use crate::agent::observe::tunnels::{Targets, TunnelSource};
 use crate::agent::observe::{HostRoot, Update, bird, cni as files, net_sysctl, routing as routes, traffic as counters};
-use crate::facts::{Bgp, Cni, Family, LookError, Reason, Routing, Seen, Traffic};
+use crate::facts::{Bgp, ClusterDns, Cni, DnsService, Family, LookError, Reason, Routing, Seen, Traffic};
 
 // Netlink tells of every change, so the periods of these are a backstop.
 const ROUTING: Rhythm = rhythm("routing", 30, 5);
@@ -28,6 +29,12 @@ const BGP: Rhythm = rhythm("bgp", 2, 15);
 /// Where there is none, whoever starts one wakes it.
 const NO_BGP: Duration = Duration::from_secs(10);
 const TUNNELS: Rhythm = rhythm("tunnels", 10, 9);
+// Two tries of two steps each.
+const DNS: Rhythm = rhythm("cluster DNS", 60, 8);
+/// How long the first question waits for the runtime's list of pods.
+const LISTED: Duration = Duration::from_secs(5);
+/// An answer that is missed is asked for again soon.
+const DNS_AGAIN: Duration = Duration::from_secs(15);
 
 pub(super) async fn routing(out: Outlet, host: HostRoot, shared: Shared, wake: Wake) {
     let mut source = None;
@@ -111,6 +118,50 @@ pub(super) async fn tunnels_between_nodes(out: Outlet, mut targets: watch::Recei
         out.tell(&TUNNELS, began, seen.is_ok(), Update::Tunnels(seen.into())).await;
         rest(&TUNNELS, began, None).await;
     }
+}
+
+/// Asks the cluster's DNS while the map says where it is, else waits for that.
+pub(super) async fn cluster_dns(
+    out: Outlet,
+    mut source: DnsSource,
+    shared: Shared,
+    mut service: watch::Receiver<Option<DnsService>>,
+) {
+    loop {
+        let began = Instant::now();
+        let now = service.borrow_and_update().clone();
+        let Some(now) = now else {
+            out.updates.send(Update::ClusterDns(Seen::Absent)).await.ok();
+            if service.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        // Whose answer it would be nobody knows before.
+        let mut listed = shared.sandboxes_listed.subscribe();
+        timeout(LISTED, listed.wait_for(Option::is_some)).await.ok();
+        let domain = shared.kubelet.borrow().as_ref().and_then(|kubelet| kubelet.cluster_domain.clone());
+        let own_pod = has_own_pod(&now, &shared);
+        let seen = within(&DNS, source.look(&now, own_pod, domain.as_deref())).await;
+        let missed = seen.as_ref().is_ok_and(|seen: &ClusterDns| seen.missed().next().is_some());
+        out.tell(&DNS, began, seen.is_ok(), Update::ClusterDns(seen.into())).await;
+        let rhythm = Rhythm { every: if missed { DNS_AGAIN } else { DNS.every }, ..DNS };
+        tokio::select! {
+            _ = rest(&rhythm, began, None) => {}
+            Ok(()) = service.changed() => {}
+        }
+    }
+}
+
+/// Whether a Pod behind it is on this node, by the map or the runtime; none before the runtime has told its pods.
+fn has_own_pod(service: &DnsService, shared: &Shared) -> Option<bool> {
+    let pods = shared.pods.borrow();
+    let own = |address: IpAddr| pods.iter().any(|(_, addresses)| addresses.contains(&address));
+    let listed = shared.sandboxes_listed.borrow().is_some();
+    if service.own_pod || service.pods.iter().any(|pod| own(pod.ip())) {
+        return Some(true);
+    }
+    listed.then_some(false)
 }
 
 pub(super) async fn forwarding(out: Outlet, host: HostRoot) {

@@ -119,6 +119,7 @@ pub(super) fn kubelet() -> Kubelet {
         runtime_endpoint: None,
         eviction: EvictionThresholds::default(),
         capacity: CapacitySettings::default(),
+        cluster_domain: None,
         config_error: None,
     }
 }

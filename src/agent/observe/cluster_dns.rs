@@ -1,0 +1,150 @@
+//! The cluster's DNS, asked from the node itself: one question over UDP and one over TCP to the Service address, seldom.
+//!
+//! Any answer will do, be it that there is no such name: what is asked is whether the way leads to somebody who answers. The name is
+//! one that the cluster's DNS knows by itself, so that nobody outside is asked. Each try has a socket of its own: a flow that
+//! the kernel tracks goes on to the Pod that it was led to, while new ones may go nowhere.
+
+mod message;
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, UdpSocket};
+use tokio::time::timeout;
+
+use super::probe::{broken, route};
+use crate::facts::{ClusterDns, DnsService, DnsWay, FaultKind, LookError, PathFault, PathStep};
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use message::fuzz;
+
+/// DNS.
+const PORT: u16 = 53;
+/// An answer takes milliseconds; so long for each step of a try.
+const ANSWER: Duration = Duration::from_millis(1500);
+/// A datagram that is lost, or one Pod of several that has just died, is no fault.
+const TRIES: usize = 2;
+/// What the cluster calls itself where the kubelet does not say (kubeadm's default).
+const DOMAIN: &str = "cluster.local";
+/// The longest datagram that is read, in bytes: no answer to a question without EDNS is longer (RFC 1035, 4.2.1).
+const DATAGRAM: usize = 512;
+
+/// Asks the cluster's DNS.
+#[derive(Debug, Default)]
+pub(crate) struct DnsSource {
+    /// Ways on which an answer has come from another node: protocol and address.
+    reached: BTreeSet<String>,
+}
+
+impl DnsSource {
+    /// With those that earlier processes reached.
+    pub(crate) fn knowing(reached: BTreeSet<String>) -> Self {
+        DnsSource { reached }
+    }
+
+    /// Asks by each protocol at once. `own_pod` says whether a Pod behind the Service is on this node; none where that is not
+    /// known yet.
+    pub(crate) async fn look(
+        &mut self,
+        service: &DnsService,
+        own_pod: Option<bool>,
+        domain: Option<&str>,
+    ) -> Result<ClusterDns, LookError> {
+        let to = SocketAddr::new(service.address, PORT);
+        let question = message::question(&format!("kubernetes.default.svc.{}", domain.unwrap_or(DOMAIN)));
+        let asks = |protocol| service.protocols.contains(&protocol);
+        let (udp, tcp) =
+            futures::join!(tries("UDP", asks("UDP"), to, &question), tries("TCP", asks("TCP"), to, &question));
+        let mut ways = Vec::new();
+        for (protocol, fault) in [("UDP", udp), ("TCP", tcp)].into_iter().filter(|(protocol, _)| asks(protocol)) {
+            let (way, fault) = (ClusterDns::way(protocol, service.address), fault?);
+            if fault.is_none() && own_pod == Some(false) {
+                self.reached.insert(way.clone());
+            }
+            ways.push(DnsWay { protocol: protocol.to_owned(), fault, reached: self.reached.contains(&way) });
+        }
+        // Another address is another Service.
+        let known: Vec<String> = ["UDP", "TCP"].map(|protocol| ClusterDns::way(protocol, service.address)).into();
+        self.reached.retain(|way| known.contains(way));
+        Ok(ClusterDns { address: service.address, ways, own_pod: own_pod == Some(true) })
+    }
+}
+
+/// Asks until an answer comes; else the last try tells why none did.
+async fn tries(protocol: &str, wanted: bool, to: SocketAddr, question: &[u8]) -> Result<Option<PathFault>, LookError> {
+    let mut fault = None;
+    for _ in (0..TRIES).filter(|_| wanted) {
+        if let Err(why) = route(to.ip()) {
+            return Ok(Some(why));
+        }
+        // No other answer on its way can be taken for this one's.
+        let id = RandomState::new().hash_one(0).to_be_bytes();
+        let id = [id[0], id[1]];
+        let tried = if protocol == "UDP" { by_udp(to, id, question).await } else { by_tcp(to, id, question).await };
+        match tried? {
+            Ok(()) => return Ok(None),
+            Err(why) => fault = Some(why),
+        }
+    }
+    Ok(fault)
+}
+
+/// What one try came to. The outer error is this process's own: no socket is left.
+type Tried = Result<Result<(), PathFault>, LookError>;
+
+async fn by_udp(to: SocketAddr, id: [u8; 2], question: &[u8]) -> Tried {
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await.map_err(|error| no_socket(&error))?;
+    let mut strange = false;
+    let exchange = async {
+        let fault = |error: std::io::Error| broken(PathStep::Dns, &error);
+        socket.connect(to).await.map_err(fault)?;
+        socket.send(&[&id, question].concat()).await.map_err(fault)?;
+        let mut bytes = [0; DATAGRAM];
+        loop {
+            let length = socket.recv(&mut bytes).await.map_err(fault)?;
+            if message::is_answer(&bytes[..length], id) {
+                return Ok(());
+            }
+            strange = true;
+        }
+    };
+    let exchanged = timeout(ANSWER, exchange).await;
+    Ok(exchanged.unwrap_or_else(|_| Err(if strange { no_dns() } else { late(PathStep::Dns) })))
+}
+
+async fn by_tcp(to: SocketAddr, id: [u8; 2], question: &[u8]) -> Tried {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(|error| no_socket(&error))?;
+    let mut stream = match timeout(ANSWER, socket.connect(to)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Ok(Err(broken(PathStep::Connect, &error))),
+        Err(_) => return Ok(Err(late(PathStep::Connect))),
+    };
+    let exchange = async {
+        let fault = |error: std::io::Error| broken(PathStep::Dns, &error);
+        stream.write_all(&message::framed(id, question)).await.map_err(fault)?;
+        let mut head = [0; message::FRAMED_HEADER];
+        stream.read_exact(&mut head).await.map_err(fault)?;
+        if message::is_framed_answer(&head, id) { Ok(()) } else { Err(no_dns()) }
+    };
+    Ok(timeout(ANSWER, exchange).await.unwrap_or_else(|_| Err(late(PathStep::Dns))))
+}
+
+fn no_socket(error: &std::io::Error) -> LookError {
+    LookError::io("a socket for a question to the cluster's DNS", error)
+}
+
+fn late(step: PathStep) -> PathFault {
+    PathFault::new(step, FaultKind::TimedOut, "")
+}
+
+fn no_dns() -> PathFault {
+    PathFault::new(PathStep::Dns, FaultKind::Failed, "what comes back is no answer of DNS")
+}
+
+#[cfg(test)]
+mod tests;
