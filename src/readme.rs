@@ -121,6 +121,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "cluster.transitMinutes",
         "`WorkerStuckInTransition`: a worker that is rebooted, reloaded or new is not Ready for so long",
     ),
+    (
+        "cluster.scrapeSilenceSeconds",
+        "`AgentScrapeFailing`: nobody collects metrics that were collected regularly for twice as long",
+    ),
     ("cluster.recurrences", "`CalicoFailureRecurring`: episodes within `limits.recurrenceDays`"),
     ("cluster.fewWorkers", "scope `few`: at most so many workers"),
     ("cluster.fewPercent", "scope `few`: or so many of them"),

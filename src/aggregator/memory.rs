@@ -313,7 +313,7 @@ fn note(store: &Store) -> bool {
     let now = Timestamp::now();
     store.change(|cluster| {
         sift(cluster, now);
-        cluster.revision += u64::from(cluster.scrapes.look(since_boot()));
+        cluster.misses_scrapes(since_boot());
         notice(cluster, now);
         if let Some(failing) = failing_calico(cluster, now) {
             let places = failing.iter().filter_map(|name| Some(place(name, cluster.node(name)?)));

@@ -170,7 +170,7 @@ fn unescaped(text: &str) -> String {
 
 /// Metrics of a fresh registry for each scrape, so that what is gone is forgotten.
 fn metrics(store: &Store, now: Now) -> Page {
-    store.lock().cluster.scrapes.came(now);
+    store.lock().cluster.scraped(now);
     let mut registry = Registry::default();
     let complete = store.overview(now, |overview| {
         workers(&mut registry, &overview);

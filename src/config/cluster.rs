@@ -1,5 +1,7 @@
 //! Thresholds of what only the aggregator sees.
 
+use std::time::Duration;
+
 /// From when on something is wrong with the cluster. All can be set in the configuration file under `cluster`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterLimits {
@@ -32,6 +34,8 @@ pub struct ClusterLimits {
     pub master_update_minutes: u32,
     /// A worker that is rebooted, reloaded or new may be not Ready for so many minutes (H5).
     pub transit_minutes: u32,
+    /// Metrics that were collected regularly for twice as long, and are not for so many seconds, are not collected any more (R179).
+    pub scrape_silence_seconds: u32,
     /// What fails so often comes back (H13) ...
     pub recurrences: u32,
     /// So many workers are few, however small the cluster is (H15).
@@ -65,6 +69,7 @@ impl Default for ClusterLimits {
             migration_minutes: 60,
             master_update_minutes: 45,
             transit_minutes: 20,
+            scrape_silence_seconds: 300,
             recurrences: 2,
             few_workers: 2,
             few_percent: 10,
@@ -94,6 +99,7 @@ impl ClusterLimits {
             "migrationMinutes" => &mut self.migration_minutes,
             "masterUpdateMinutes" => &mut self.master_update_minutes,
             "transitMinutes" => &mut self.transit_minutes,
+            "scrapeSilenceSeconds" => &mut self.scrape_silence_seconds,
             "recurrences" => &mut self.recurrences,
             "fewWorkers" => &mut self.few_workers,
             "fewPercent" => &mut self.few_percent,
@@ -115,6 +121,11 @@ impl ClusterLimits {
     /// Within this time, in seconds, turns of a kubelet count together.
     pub(crate) fn turns_window(&self) -> i64 {
         i64::from(self.ready_turn_minutes) * 60
+    }
+
+    /// Who collected metrics and has not come for so long is missed.
+    pub(crate) fn scrape_silence(&self) -> Duration {
+        Duration::from_secs(self.scrape_silence_seconds.into())
     }
 
     /// Whoever cleans up has done so after this time, in seconds.

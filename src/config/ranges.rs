@@ -45,6 +45,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("cluster.migrationMinutes", 1.0, 1440.0),
     ("cluster.masterUpdateMinutes", 1.0, 1440.0),
     ("cluster.transitMinutes", 1.0, 1440.0),
+    ("cluster.scrapeSilenceSeconds", 30.0, LONGEST_HOLD_DOWN),
     ("cluster.recurrences", 2.0, 8.0),
     ("cluster.fewWorkers", 1.0, 1000.0),
     ("cluster.fewPercent", 0.0, 100.0),

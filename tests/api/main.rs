@@ -18,6 +18,7 @@ mod gateways;
 mod gather;
 mod integrity;
 mod inventory;
+mod lasting;
 mod map;
 mod native_proxy;
 mod old_answers;

@@ -340,7 +340,7 @@ fn loaded(cluster: &mut Cluster, load: &str) {
 
 fn scraped(cluster: &mut Cluster, seconds: std::ops::Range<i64>, every: usize) {
     for second in seconds.step_by(every) {
-        cluster.scrapes.came(moment(second));
+        cluster.scraped(moment(second));
     }
-    cluster.scrapes.look(moment(0).since_boot);
+    cluster.misses_scrapes(moment(0).since_boot);
 }

@@ -261,7 +261,7 @@ pub(super) fn restore(cluster: &mut Cluster) {
         routes(cluster, 0..300, None);
     }
     if cluster.scrapes.missing().is_some() {
-        cluster.scrapes.came(moment(1));
-        cluster.scrapes.look(moment(1).since_boot);
+        cluster.scraped(moment(1));
+        cluster.misses_scrapes(moment(1).since_boot);
     }
 }

@@ -209,9 +209,9 @@ fn metrics_that_are_not_collected_any_more_are_told() {
     let mut look = |second: i64, came: bool| {
         let now = crate::aggregator::testing::moment(second);
         if came {
-            cluster.scrapes.came(now);
+            cluster.scraped(now);
         }
-        cluster.scrapes.look(now.since_boot);
+        cluster.misses_scrapes(now.since_boot);
         codes(&cluster, second)
     };
     assert!(look(0, false).is_empty(), "nobody ever collected them");

@@ -1,0 +1,84 @@
+//! What counts over a long time (who collects the metrics, kubelets that come and go, what comes back) is told on a real API
+//! server, and is over.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, Running, condition, soon};
+use crate::inventory::{over, told};
+use crate::support::wait::eventually;
+
+const MEMORY: &str = "/api/v1/namespaces/nodevitals/configmaps/nodevitals-aggregator";
+/// Turns of kubelets count for two minutes, and metrics are missed after half a minute if they were collected for a whole one.
+const LIMITS: &str = "cluster: {readyTurnMinutes: 2, scrapeSilenceSeconds: 30}\n";
+const COLLECTED: Duration = Duration::from_secs(60);
+/// Longer than each of these, with what the aggregator takes to notice.
+const LONG: Duration = Duration::from_secs(240);
+/// What began a week ago, but for this many seconds, counts for so long.
+const STILL_COUNTS: i64 = 100;
+
+/// calico-node failed twice on this worker, of which the first time is almost too long ago to count.
+fn failed_before(bench: &Bench) -> Result<()> {
+    let day = |days: i64| jiff::Timestamp::now().as_second() - days * 86_400;
+    let episodes = [[day(7) + STILL_COUNTS, day(6)], [day(2), day(1)]];
+    let memory = json!({"calico": {"red/10.0.0.1": episodes}, "gone": [], "turns": {}});
+    bench.admin(&format!("PATCH merge {MEMORY}"), &json!({"data": {"memory": memory.to_string()}})).map(drop)
+}
+
+/// The kubelet of the worker turns, four times.
+fn turns(bench: &Bench, aggregator: &Running) -> Result<()> {
+    for ready in ["Unknown", "True", "Unknown", "True"] {
+        let status = json!({"status": {"conditions": [condition("Ready", ready, "X")]}});
+        bench.admin("PATCH strategic /api/v1/nodes/l0/status", &status)?;
+        // Each has to be seen by itself.
+        soon("it is seen", || {
+            let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report?node=l0")?)?;
+            let seen = report["nodes"][0]["ready"]["status"].as_str().unwrap_or_default();
+            ensure!(seen.eq_ignore_ascii_case(ready), "{report}");
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn what_counts_over_a_long_time_is_told_and_is_over() -> Result<()> {
+    let bench = Bench::take()?;
+    for number in 0..3 {
+        let pool = if number == 0 { "red" } else { "blue" };
+        bench.add_worker(&format!("l{number}"), &json!({"agentpool": pool}))?;
+    }
+    bench.add_calico_node("calico-node-l0", "kube-system", "l0", true)?;
+    failed_before(&bench)?;
+    bench.add_pod("aggregator-l", "aggregator", "l1")?;
+    let limits = bench.config("lasting", LIMITS)?;
+    let aggregator = bench.aggregator_with("aggregator-l", &["--config", &limits])?;
+    let recurring = soon("it came back", || told(&aggregator, "CalicoFailureRecurring"));
+    assert_eq!(recurring["workers"], json!(["l0"]));
+    turns(&bench, &aggregator)?;
+    let flapping = eventually("it comes and goes", LONG, || told(&aggregator, "NodeReadyFlapping"));
+    assert_eq!(flapping["workers"], json!(["l0"]));
+
+    let begun = Instant::now();
+    while begun.elapsed() < COLLECTED {
+        aggregator.page("/metrics")?;
+        sleep(Duration::from_secs(1));
+    }
+    aggregator.check_metrics()?;
+    over(&aggregator, "AgentScrapeFailing")?;
+    let silent = eventually("nobody collects the metrics", LONG, || told(&aggregator, "AgentScrapeFailing"));
+    assert_eq!(silent["severity"], "warning");
+    assert!(silent["detail"].to_string().contains("alerts that are made of them are silent"), "{silent:#}");
+    eventually("somebody collects them again", LONG, || {
+        let metrics = aggregator.page("/metrics")?;
+        ensure!(!metrics.contains("AgentScrapeFailing"), "{metrics}");
+        over(&aggregator, "AgentScrapeFailing")
+    });
+
+    eventually("it has been Ready for long", LONG, || over(&aggregator, "NodeReadyFlapping"));
+    eventually("it has been well for long", LONG, || over(&aggregator, "CalicoFailureRecurring"));
+    Ok(())
+}
