@@ -111,7 +111,7 @@ fn asked(options: &Options, ways: &[Api], own: Own) -> observe::Asked {
 }
 
 /// What the aggregator compares with what other nodes say: sums over the blocks that this node routes, by family, MTUs, its CNI
-/// configuration, its connections, and when it booted.
+/// configuration, its connections, when its kubelet and runtime were started, and when it booted.
 fn block_sums(watched: &Watched) -> String {
     let sums = [(Family::V4, "v4"), (Family::V6, "v6")].into_iter().filter_map(|(family, key)| {
         let sums = watched.read(|judge, _| judge.snapshot().block_sums(family))?;
@@ -120,9 +120,11 @@ fn block_sums(watched: &Watched) -> String {
     let mtus = watched.read(|judge, _| judge.snapshot().mtus()).map(|mtus| format!("&mtu={mtus}"));
     let cni = watched.read(|judge, _| judge.snapshot().cni.hash()).map(|hash| format!("&cni={hash:08x}"));
     let load = watched.read(|judge, _| judge.snapshot().load()).map(|load| format!("&load={load}"));
+    let started = watched.read(|judge, _| judge.snapshot().processes.get()?.started());
+    let started = started.map(|started| format!("&started={started}"));
     let now = crate::clock::now();
     let booted = now.wall.as_second().saturating_sub_unsigned(now.since_boot.as_secs());
-    sums.chain(mtus).chain(cni).chain(load).chain([format!("&boot={booted}")]).collect()
+    sums.chain(mtus).chain(cni).chain(load).chain(started).chain([format!("&boot={booted}")]).collect()
 }
 
 /// Ways to the API server, best first.

@@ -29,6 +29,7 @@ mod pages;
 mod password;
 mod pods;
 pub mod report;
+mod restarts;
 mod row;
 mod scrapes;
 mod sight;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::load::Load;
 use super::mtus::Mtus;
 use super::object::time;
+use super::restarts::Restarts;
 use super::small::Time;
 use super::traits::Traits;
 use crate::checks::{Area, WORKER_PROBLEM};
@@ -69,6 +70,8 @@ pub(crate) struct Row {
     pub(crate) rebooted: Time,
     /// When it was seen to have another kubelet, kernel, system or runtime than before.
     pub(crate) updated: Time,
+    /// When its kubelet and its runtime were started anew, as its agent says.
+    pub(crate) restarts: Restarts,
     /// When it was cordoned, as far as its taint says.
     pub(crate) cordoned_at: Time,
     /// The same; where it does not say, since when it has been seen cordoned.
@@ -181,6 +184,7 @@ impl Row {
     pub(super) fn goes_on_from(&mut self, before: &Row, now: Timestamp) {
         let booted = before.boot != 0 && self.boot != 0 && before.boot != self.boot;
         self.rebooted = if booted { now.into() } else { before.rebooted };
+        self.restarts = if booted { Restarts::default() } else { before.restarts };
         let installed = before.installed != 0 && self.installed != 0 && before.installed != self.installed;
         self.reloaded = if installed { now.into() } else { before.reloaded };
         self.traits.goes_on_from(&before.traits);

@@ -138,7 +138,7 @@ mod tests {
     /// `scripts/bench.sh scale` tells whether the memory of 5,000 Nodes is still within its limit.
     #[test]
     fn what_is_kept_of_each_worker_stays_small() {
-        assert!(size_of::<Row>() <= 432, "Row: {}", size_of::<Row>());
+        assert!(size_of::<Row>() <= 416, "Row: {}", size_of::<Row>());
         assert!(size_of::<Condition>() <= 24, "there are ten of each node: {}", size_of::<Condition>());
         assert!(size_of::<AgentPod>() <= 32, "AgentPod: {}", size_of::<AgentPod>());
         assert!(size_of::<CalicoPod>() <= 128, "CalicoPod: {}", size_of::<CalicoPod>());

@@ -32,22 +32,24 @@ const MOST_TYPHAS: usize = 4;
 const SOFTWARE: std::ops::Range<usize> = 3..7;
 /// Values that are kept. There are some dozens; a label with another value on each worker explains nothing anyway.
 const MOST_VALUES: usize = 10_000;
+// Each worker has a number of two bytes for each.
+const _: () = assert!(MOST_VALUES <= u16::MAX as usize);
 /// Longest value that is kept.
 const LONGEST: usize = 128;
 
 /// Every value that some worker has or had.
 #[derive(Debug, Default)]
 pub(crate) struct Values {
-    numbers: [HashMap<Arc<str>, u32>; KINDS.len() + 1],
+    numbers: [HashMap<Arc<str>, u16>; KINDS.len() + 1],
     texts: Vec<(u8, Arc<str>)>,
 }
 
 /// The values of one worker, by number; 0 where there is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Traits([u32; KINDS.len()], [u32; MOST_TYPHAS]);
+pub(crate) struct Traits([u16; KINDS.len()], [u16; MOST_TYPHAS]);
 
 impl Values {
-    fn number(&mut self, kind: usize, text: &str) -> u32 {
+    fn number(&mut self, kind: usize, text: &str) -> u16 {
         if text.is_empty() || text.len() > LONGEST {
             return 0;
         }
@@ -59,7 +61,7 @@ impl Values {
         }
         let text: Arc<str> = text.into();
         self.texts.push((u8::try_from(kind).unwrap_or_default(), Arc::clone(&text)));
-        let number = u32::try_from(self.texts.len()).unwrap_or_default();
+        let number = u16::try_from(self.texts.len()).unwrap_or_default();
         self.numbers[kind].insert(text, number);
         number
     }
@@ -125,7 +127,7 @@ impl Traits {
 
     /// The numbers of its values.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = usize> {
-        self.0.iter().chain(&self.1).filter(|number| **number > 0).map(|number| *number as usize)
+        self.0.iter().chain(&self.1).filter(|number| **number > 0).map(|number| usize::from(*number))
     }
 
     /// Whether its software is known: a kubelet that has just registered may not have said yet.

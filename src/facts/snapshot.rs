@@ -154,6 +154,15 @@ impl Processes {
     pub fn of(&self, program: Program) -> Option<&Process> {
         self.found.iter().find(|process| process.program == program)
     }
+
+    /// When the kubelet and the container runtime were started, in seconds since the epoch: `1763805600.1763805500`, 0 of what
+    /// does not run. None where neither does.
+    pub(crate) fn started(&self) -> Option<String> {
+        let second = |process: Option<&Process>| process.map_or(0, |process| process.started_at.as_second());
+        let runtime = self.of(Program::Containerd).or_else(|| self.of(Program::Crio));
+        let (kubelet, runtime) = (second(self.of(Program::Kubelet)), second(runtime));
+        (kubelet != 0 || runtime != 0).then(|| format!("{kubelet}.{runtime}"))
+    }
 }
 
 impl Snapshot {
@@ -211,5 +220,26 @@ impl Snapshot {
             past: Seen::Absent,
             writes: Seen::Absent,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_the_kubelet_and_the_runtime_were_started_is_told_of_those_that_run() {
+        let started = |programs: &[(Program, i64)]| {
+            let process = |(program, second): &(Program, i64)| {
+                let started_at = Timestamp::from_second(*second).expect("valid");
+                Process { program: *program, pid: 1, state: 'S', started_at }
+            };
+            Processes { found: programs.iter().map(process).collect(), ..Processes::default() }.started()
+        };
+        let all = [(Program::Kubelet, 1_700), (Program::Containerd, 1_600), (Program::Felix, 1_800)];
+        assert_eq!(started(&all).as_deref(), Some("1700.1600"));
+        assert_eq!(started(&[(Program::Crio, 1_600)]).as_deref(), Some("0.1600"));
+        assert_eq!(started(&all[..1]).as_deref(), Some("1700.0"));
+        assert_eq!(started(&all[2..]), None);
     }
 }

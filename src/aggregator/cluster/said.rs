@@ -10,13 +10,14 @@ use jiff::Timestamp;
 use super::{Cluster, MOST_ADDRESSES};
 use crate::aggregator::load::Load;
 use crate::aggregator::model::{CALICO_ADDRESSES, NodeView};
+use crate::aggregator::restarts::Restarts;
 
 /// Two times of a boot that are less apart, in seconds, are of one.
 const SAME_BOOT: i64 = 300;
 
 impl Cluster {
-    /// Takes in what an agent says of its node in the query of its question for the map: CNI configuration, boot, which Typhas
-    /// serve it, and how many connections it has.
+    /// Takes in what an agent says of its node in the query of its question for the map: CNI configuration, boot, when kubelet
+    /// and runtime were started, which Typhas serve it, and how many connections it has.
     pub(crate) fn agent_said(&mut self, node: &str, query: &str, now: Timestamp) {
         let Some(row) = self.nodes.get_mut(node) else { return };
         let of = |key| query.split('&').find_map(|part| part.strip_prefix(key));
@@ -43,6 +44,7 @@ impl Cluster {
             }
             row.rebooted = booted.into();
         }
+        row.restarts = Restarts::told(query, row.rebooted.get(), row.created.get(), now);
     }
 }
 

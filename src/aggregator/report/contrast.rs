@@ -7,6 +7,9 @@
 //! worker that fails has them or not. A suspect has to pass that at 5 %, and to stand out besides: most of those that fail
 //! have it, and few others.
 //!
+//! An update starts a kubelet or a runtime anew, also one that nobody saw: agents say when theirs were. Who repairs starts them
+//! anew as well, so that of a worker that fails only what was before counts.
+//!
 //! What runs where is known of some workers only, taken by chance from those that fail and from the others (R117): their
 //! tables are of these, and count among all that were tried.
 
@@ -35,6 +38,8 @@ const MOST: usize = 3;
 const MOST_VERSIONS: usize = 16;
 /// A worker that was created, rebooted, reloaded or updated this long before the first failure may owe it to that, in seconds.
 const RECENT: i64 = 24 * 3600;
+/// What is replaced is stopped first, and fails from then on: it starts anew within so many seconds after that.
+const REPLACED: i64 = 60;
 
 /// The workers among which those that fail are compared.
 #[derive(Debug)]
@@ -69,8 +74,11 @@ pub(super) struct Member<'a> {
 /// The kind of what runs on workers.
 const PODS: &str = "Pods of";
 
-/// What may happen to a worker, and when it did.
-type Happened = (&'static str, fn(&Row) -> Option<Timestamp>);
+/// A worker that fails, by its place among the members, and since when it does.
+pub(super) type Failing = (usize, Timestamp);
+
+/// What may happen to a worker, when it did, and whether it is done to repair one as well.
+type Happened = (&'static str, fn(&Row) -> Option<Timestamp>, bool);
 
 /// A value that was tried.
 struct Tried<'a> {
@@ -135,13 +143,14 @@ impl<'a> Crowd<'a> {
     }
 
     /// How many are compared when these fail: those that count, and those that are counted because they fail.
-    pub(super) fn eligible(&self, failing: &[usize]) -> usize {
-        self.total + failing.iter().filter(|at| !self.members[**at].counts).count()
+    pub(super) fn eligible(&self, failing: &[Failing]) -> usize {
+        self.total + failing.iter().filter(|(at, _)| !self.members[*at].counts).count()
     }
 
-    /// What is suspected to make these fail, the first of which did at that time; the strongest contrast first.
-    pub(super) fn suspects(&self, failing: &[usize], first: Timestamp) -> Vec<Suspect> {
+    /// What is suspected to make these fail; the strongest contrast first.
+    pub(super) fn suspects(&self, failing: &[Failing]) -> Vec<Suspect> {
         let total = self.eligible(failing);
+        let Some(first) = failing.iter().map(|(_, began)| *began).min() else { return Vec::new() };
         if failing.len() < FEWEST || failing.len() >= total {
             return Vec::new();
         }
@@ -168,9 +177,9 @@ impl<'a> Crowd<'a> {
         suspects.into_iter().map(|(_, suspect)| suspect).collect()
     }
 
-    fn shared_values(&self, failing: &[usize], total: usize) -> Vec<Tried<'_>> {
+    fn shared_values(&self, failing: &[Failing], total: usize) -> Vec<Tried<'_>> {
         let (mut hits, mut with) = (vec![0; self.with.len()], self.with.clone());
-        for at in failing {
+        for (at, _) in failing {
             for number in self.numbers(*at) {
                 hits[number] += 1;
                 with[number] += u32::from(!self.members[*at].counts);
@@ -185,33 +194,47 @@ impl<'a> Crowd<'a> {
     }
 
     /// What happened to workers shortly before.
-    fn recent(&self, failing: &[usize], total: usize, first: Timestamp) -> Vec<Tried<'_>> {
-        let happened: [Happened; 4] = [
-            ("created", |row| row.created.get()),
-            ("rebooted", |row| row.rebooted.get()),
-            ("reloaded", |row| row.reloaded.get()),
-            ("updated", |row| row.updated.get()),
+    fn recent(&self, failing: &[Failing], total: usize, first: Timestamp) -> Vec<Tried<'_>> {
+        let happened: [Happened; 6] = [
+            ("created", |row| row.created.get(), false),
+            ("rebooted", |row| row.rebooted.get(), false),
+            ("reloaded", |row| row.reloaded.get(), false),
+            ("updated", |row| row.updated.get(), false),
+            ("kubelet restarted", |row| row.restarts.kubelet(), true),
+            ("runtime restarted", |row| row.restarts.runtime(), true),
         ];
-        let mut tried = Vec::new();
-        for (kind, when) in happened {
-            let recent = |member: &Member<'_>| when(member.row).is_some_and(|at| at >= since(first));
-            let hit = failing.iter().filter(|at| recent(&self.members[**at])).count();
-            let extra = failing.iter().filter(|at| !self.members[**at].counts && recent(&self.members[**at])).count();
-            let with = extra + self.members.iter().filter(|member| member.counts && recent(member)).count();
-            if testable(with, total) {
+        let mut began = vec![None; self.members.len()];
+        for (at, since) in failing {
+            began[*at] = Some(*since);
+        }
+        let (mut tried, mut known): (Vec<Tried<'_>>, Vec<Vec<bool>>) = (Vec::new(), Vec::new());
+        for (kind, when, repairs) in happened {
+            let has = |(member, began): (&Member<'_>, &Option<Timestamp>)| {
+                let before = |then: Timestamp| {
+                    began.is_none_or(|began| !repairs || then.as_second() <= began.as_second() + REPLACED)
+                };
+                (member.counts || began.is_some())
+                    && when(member.row).is_some_and(|then| then >= since(first) && before(then))
+            };
+            let has: Vec<bool> = self.members.iter().zip(&began).map(has).collect();
+            let hit = failing.iter().filter(|(at, _)| has[*at]).count();
+            let with = has.iter().filter(|has| **has).count();
+            // An update that was seen started them anew as well: what is on the same workers is told once.
+            if testable(with, total) && !known.contains(&has) {
                 tried.push(self.tried(kind, "", (hit, with), (failing.len(), total)));
             }
+            known.push(has);
         }
         tried
     }
 
     /// What runs on those that fail, of which that is known.
-    fn hosting(&self, failing: &[usize], first: Timestamp) -> Vec<Tried<'_>> {
+    fn hosting(&self, failing: &[Failing], first: Timestamp) -> Vec<Tried<'_>> {
         let Some(hosted) = self.hosted else { return Vec::new() };
         let mut counts = vec![(0, 0, 0); hosted.owners.len()];
         let mut of = (0, 0);
         let mut fails = vec![false; self.members.len()];
-        for at in failing {
+        for (at, _) in failing {
             fails[*at] = true;
         }
         let before = |came: &Timestamp| (0..=ARRIVED).contains(&(first.as_second() - came.as_second()));

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use jiff::Timestamp;
 
-use super::contrast::{Crowd, Member};
+use super::contrast::{Crowd, Failing, Member};
 use super::judge::Judged;
 use super::typha::named;
 use super::{FindingCount, Scope};
@@ -21,7 +21,7 @@ struct Count {
     /// On these workers it is, by their place.
     on: Vec<usize>,
     /// Of these, the ones by which the scope is judged.
-    counted: Vec<usize>,
+    counted: Vec<Failing>,
     first: Timestamp,
 }
 
@@ -39,9 +39,13 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, node
             if count.on.last() != Some(&at) {
                 count.on.push(at);
             }
-            if root && eligible(node) && !in_maintenance(node.row, since) && count.counted.last() != Some(&at) {
+            if root
+                && eligible(node)
+                && !in_maintenance(node.row, since)
+                && count.counted.last().is_none_or(|(last, _)| *last != at)
+            {
                 count.first = if count.counted.is_empty() { since } else { count.first.min(since) };
-                count.counted.push(at);
+                count.counted.push((at, since));
             }
         }
     }
@@ -83,7 +87,7 @@ pub(super) fn in_maintenance(row: &Row, since: Timestamp) -> bool {
 fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, cluster: &Cluster) -> FindingCount {
     let eligible = crowd.eligible(&count.counted);
     let scope = Scope::of(count.counted.len(), eligible, cluster.limits());
-    let suspects = named(cluster, crowd.suspects(&count.counted, count.first));
+    let suspects = named(cluster, crowd.suspects(&count.counted));
     let shared = suspects.first().map(|suspect| format!("{} {}", suspect.attribute, suspect.value));
     let next = remedy(scope, shared.as_deref(), count.first);
     FindingCount {

@@ -266,7 +266,8 @@ fn what_agents_say_with_their_question_outlasts_heartbeats_and_is_known_from_bef
     let worker = || node("a", "z", "p", "Normal", &[]);
     let mut cluster = cluster(&[worker()], &[]);
     let booted = at(-7200);
-    let query = |hash: &str, at: Timestamp| format!("node=a&cni={hash}&boot={}", at.as_second());
+    let started = format!("{}.{}", at(-600).as_second(), at(-7_190).as_second());
+    let query = |hash: &str, at: Timestamp| format!("node=a&cni={hash}&started={started}&boot={}", at.as_second());
     cluster.agent_said("a", &query("0badc0de", booted), at(0));
     crate::aggregator::testing::apply(&mut cluster, &worker());
     let of = |cluster: &Cluster| {
@@ -274,6 +275,8 @@ fn what_agents_say_with_their_question_outlasts_heartbeats_and_is_known_from_bef
         (cluster.values.of(&row.traits, "CNI configuration").map(str::to_owned), row.rebooted.get())
     };
     assert_eq!(of(&cluster), (Some("0badc0de".to_owned()), Some(booted)));
+    let restarts = |cluster: &Cluster| cluster.node("a").map(|row| [row.restarts.kubelet(), row.restarts.runtime()]);
+    assert_eq!(restarts(&cluster), Some([Some(at(-600)), None]), "the runtime started with the worker");
     let before = |cluster: &Cluster, second| {
         cluster.surroundings.journal.before(at(second)).into_iter().map(|it| (it.at, it.what)).collect::<Vec<_>>()
     };
@@ -289,6 +292,7 @@ fn what_agents_say_with_their_question_outlasts_heartbeats_and_is_known_from_bef
     let expected = ["worker a changed its CNI configuration", "worker a booted anew"];
     let told: Vec<String> = before(&cluster, 60).into_iter().map(|(_, what)| what).take(2).collect();
     assert_eq!(told, expected);
+    assert_eq!(restarts(&cluster), Some([Some(at(-600)), None]));
     let mut other = worker();
     other["status"]["nodeInfo"] = serde_json::json!({"machineID": "m1"});
     crate::aggregator::testing::apply(&mut cluster, &other);

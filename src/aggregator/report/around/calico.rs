@@ -277,7 +277,8 @@ impl<'a> Calico<'a> {
                     self.cluster.hosted.as_ref(),
                     self.workers.iter().map(member).collect(),
                 );
-                let suspects = named(self.cluster, crowd.suspects(&failing, *first));
+                let began: Vec<_> = broken.iter().map(|(at, since, _)| (*at, *since)).collect();
+                let suspects = named(self.cluster, crowd.suspects(&began));
                 let shared = suspects.first().map_or_else(
                     || "find out what these workers share".to_owned(),
                     |suspect| format!("suspect {} {}, and ask its owner", suspect.attribute, suspect.value),

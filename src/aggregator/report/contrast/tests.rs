@@ -1,6 +1,7 @@
 //! Causes that were planted are found, at every size at which they can be; where there is none, none is found.
 
 use super::*;
+use crate::aggregator::restarts::Restarts;
 use crate::aggregator::testing::at;
 use crate::aggregator::traits::Traits;
 
@@ -34,17 +35,32 @@ fn workers(count: usize, chance: &mut Chance, values: &mut Values) -> Vec<Row> {
             format!("{:08x}", chance.below(2)),
         ];
         let created = at(if chance.below(4) == 0 { -3600 } else { -864_000 });
-        Row {
+        let mut row = Row {
             traits: Traits::of(said.each_ref().map(String::as_str), values),
             created: created.into(),
             ..Row::default()
-        }
+        };
+        let lately = |chance: &mut Chance| if chance.below(6) == 0 { -7_200 } else { -800_000 };
+        restarted(&mut row, [lately(chance), lately(chance)]);
+        row
     };
     (0..count).map(worker).collect()
 }
 
 fn crowd<'a>(values: &'a Values, rows: &'a [Row]) -> Crowd<'a> {
     Crowd::new(values, None, rows.iter().map(|row| Member { row, calico: None, hosts: None, counts: true }).collect())
+}
+
+/// These fail since then.
+fn since(failing: &[usize], then: Timestamp) -> Vec<Failing> {
+    failing.iter().map(|at| (*at, then)).collect()
+}
+
+impl Crowd<'_> {
+    /// What is suspected when these fail, all since then.
+    fn found(&self, failing: &[usize], then: Timestamp) -> Vec<Suspect> {
+        self.suspects(&since(failing, then))
+    }
 }
 
 fn with<'a>(rows: &'a [Row], values: &'a Values, value: &'a str) -> impl Iterator<Item = usize> + 'a {
@@ -65,7 +81,7 @@ fn a_planted_cause_is_found_at_every_size() {
         let mut failing: Vec<usize> = with(&rows, &values, "p3").collect();
         let all = failing.len();
         failing.truncate(all - spared);
-        let suspects = crowd(&values, &rows).suspects(&failing, at(0));
+        let suspects = crowd(&values, &rows).found(&failing, at(0));
         let expected = format!("{} of {all} in pool p3 fail, 0 of {} elsewhere", all - spared, size - all);
         assert_eq!(first_sentence(&suspects), expected, "{size}");
         assert!(suspects[0].p < 0.001, "{suspects:?}");
@@ -82,7 +98,7 @@ fn among_five_workers_chance_cannot_be_told_from_a_cause() {
     }
     // 3 of 3 here and 0 of 2 there happens in one of ten draws.
     assert!((tail(&crowd(&values, &rows).ln_factorials, 3, 3, 3, 5) - 0.1).abs() < 1e-9);
-    assert!(crowd(&values, &rows).suspects(&[0, 1, 2], at(0)).is_empty());
+    assert!(crowd(&values, &rows).found(&[0, 1, 2], at(0)).is_empty());
 }
 
 #[test]
@@ -94,13 +110,78 @@ fn what_happened_lately_is_found() {
         row.updated = (number % 5 == 0).then(|| at(-1800)).into();
     }
     let failing: Vec<usize> = (0..50).filter(|number| number % 5 == 0).collect();
-    let suspects = crowd(&values, &rows).suspects(&failing, at(0));
+    let suspects = crowd(&values, &rows).found(&failing, at(0));
     assert_eq!(first_sentence(&suspects), "10 of 10 updated since 2026-11-20T10:00:00Z fail, 0 of 40 elsewhere");
     rows[0].updated = at(-90_000).into();
     assert!(
-        first_sentence(&crowd(&values, &rows).suspects(&failing, at(0))).starts_with("9 of 9 updated"),
+        first_sentence(&crowd(&values, &rows).found(&failing, at(0))).starts_with("9 of 9 updated"),
         "a day before is too long ago"
     );
+}
+
+/// What its agent says of when its kubelet and its runtime were started.
+fn restarted(row: &mut Row, [kubelet, runtime]: [i64; 2]) {
+    let said = format!("started={}.{}", at(kubelet).as_second(), at(runtime).as_second());
+    row.restarts = Restarts::told(&said, Some(at(-900_000)), None, at(7_200));
+}
+
+#[test]
+fn what_was_updated_before_anybody_looked_was_started_anew() {
+    const OLD: i64 = -800_000;
+    for size in [50, 500, 5_000] {
+        let (mut values, mut chance) = (Values::default(), Chance(13));
+        let mut rows = workers(size, &mut chance, &mut values);
+        for (number, row) in rows.iter_mut().enumerate() {
+            // The runtime of others was restarted too.
+            let runtime = if number % 3 == 0 { -3_600 } else { OLD };
+            restarted(row, [if number % 5 == 0 { -1_800 } else { OLD }, runtime]);
+        }
+        let failing: Vec<usize> = (0..size).filter(|number| number % 5 == 0).collect();
+        let (hit, others) = (size / 5, size - size / 5);
+        let expected = |kind: &str| {
+            format!("{hit} of {hit} with {kind} restarted since 2026-11-20T10:00:00Z fail, 0 of {others} elsewhere")
+        };
+        let suspects = crowd(&values, &rows).found(&failing, at(0));
+        assert_eq!((first_sentence(&suspects), suspects.len()), (&*expected("kubelet"), 1), "{size}");
+        assert_eq!(suspects[0].attribute, "kubelet restarted");
+        for (number, row) in rows.iter_mut().enumerate() {
+            restarted(row, [OLD, if number % 5 == 0 { -1_800 } else { OLD }]);
+        }
+        assert_eq!(first_sentence(&crowd(&values, &rows).found(&failing, at(0))), expected("runtime"));
+        for (number, row) in rows.iter_mut().enumerate() {
+            restarted(row, [if number % 5 == 0 { -90_000 } else { OLD }; 2]);
+        }
+        assert!(crowd(&values, &rows).found(&failing, at(0)).is_empty(), "a day before is too long ago");
+    }
+}
+
+#[test]
+fn a_restart_to_repair_a_worker_is_no_cause_and_one_that_replaces_what_runs_is() {
+    let (mut values, mut chance) = (Values::default(), Chance(17));
+    let mut rows = workers(50, &mut chance, &mut values);
+    rows.iter_mut().for_each(|row| restarted(row, [-800_000; 2]));
+    let failing: Vec<usize> = (0..50).filter(|number| number % 5 == 0).collect();
+    let mut told = |second: i64| {
+        for at in &failing {
+            restarted(&mut rows[*at], [second, -800_000]);
+        }
+        !crowd(&values, &rows).found(&failing, at(0)).is_empty()
+    };
+    assert_eq!([-1, 60, 61, 3_600].map(|second| told(second)), [true, true, false, false]);
+    // One after the other: each fails when it is updated.
+    let rolled: Vec<Failing> = failing.iter().zip(0..).map(|(place, turn)| (*place, at(turn * 600))).collect();
+    for (place, began) in &rolled {
+        restarted(&mut rows[*place], [began.as_second() - at(0).as_second(); 2]);
+    }
+    let suspects = crowd(&values, &rows).suspects(&rolled);
+    assert!(first_sentence(&suspects).starts_with("10 of 10 with kubelet restarted since"), "{suspects:?}");
+    assert_eq!(suspects.len(), 1, "both were on the same workers");
+    for (place, _) in &rolled {
+        rows[*place].updated = at(0).into();
+    }
+    let suspects = crowd(&values, &rows).suspects(&rolled);
+    assert!(first_sentence(&suspects).starts_with("10 of 10 updated since"), "{suspects:?}");
+    assert_eq!(suspects.len(), 1, "the update was seen");
 }
 
 #[test]
@@ -113,14 +194,14 @@ fn a_cni_configuration_and_an_installation_are_found_at_every_size() {
         }
         let failing: Vec<usize> = (0..size).filter(|number| number % 5 == 0).collect();
         let (hit, others) = (size / 5, size - size / 5);
-        let suspects = crowd(&values, &rows).suspects(&failing, at(0));
+        let suspects = crowd(&values, &rows).found(&failing, at(0));
         let expected = format!("{hit} of {hit} with CNI configuration 0badc0de fail, 0 of {others} elsewhere");
         assert_eq!(first_sentence(&suspects), expected);
         for (number, row) in rows.iter_mut().enumerate() {
             row.traits.cni("00000001", &mut values);
             row.reloaded = (number % 5 == 0).then(|| at(-1800)).into();
         }
-        let suspects = crowd(&values, &rows).suspects(&failing, at(0));
+        let suspects = crowd(&values, &rows).found(&failing, at(0));
         let expected = format!("{hit} of {hit} reloaded since 2026-11-20T10:00:00Z fail, 0 of {others} elsewhere");
         assert_eq!(first_sentence(&suspects), expected);
     }
@@ -137,7 +218,7 @@ fn a_version_of_calico_is_a_value_like_the_others() {
         counts: true,
     };
     let crowd = Crowd::new(&values, None, rows.iter().enumerate().map(member).collect());
-    let suspects = crowd.suspects(&(0..12).collect::<Vec<_>>(), at(0));
+    let suspects = crowd.found(&(0..12).collect::<Vec<_>>(), at(0));
     assert_eq!(first_sentence(&suspects), "12 of 12 with Calico v3.28.1 fail, 0 of 28 elsewhere");
 }
 
@@ -149,13 +230,13 @@ fn what_is_on_all_workers_or_on_two_of_them_explains_nothing() {
         row.traits = Traits::of(["only", "one", "", "", "", "", "", "", "amd64", ""], &mut values);
         row.created = None.into();
     }
-    assert!(crowd(&values, &rows).suspects(&[0, 1, 2, 3, 4], at(0)).is_empty());
+    assert!(crowd(&values, &rows).found(&[0, 1, 2, 3, 4], at(0)).is_empty());
     rows[0].traits = Traits::of(["other", "one", "", "", "", "", "", "", "", ""], &mut values);
     rows[1].traits = rows[0].traits;
     let crowd = crowd(&values, &rows);
-    assert!(crowd.suspects(&[0, 1], at(0)).is_empty(), "two are too few");
-    assert!(crowd.suspects(&(0..30).collect::<Vec<_>>(), at(0)).is_empty(), "all fail");
-    assert!(crowd.suspects(&[], at(0)).is_empty());
+    assert!(crowd.found(&[0, 1], at(0)).is_empty(), "two are too few");
+    assert!(crowd.found(&(0..30).collect::<Vec<_>>(), at(0)).is_empty(), "all fail");
+    assert!(crowd.found(&[], at(0)).is_empty());
 }
 
 #[test]
@@ -169,8 +250,8 @@ fn those_that_do_not_count_are_compared_only_when_they_fail() {
     let crowd = Crowd::new(&values, None, rows.iter().enumerate().map(member).collect());
     // Of the four that do not count, two fail.
     let failing: Vec<usize> = (2..12).collect();
-    assert_eq!(crowd.eligible(&failing), 38);
-    assert_eq!(first_sentence(&crowd.suspects(&failing, at(0))), "10 of 12 in pool x fail, 0 of 26 elsewhere");
+    assert_eq!(crowd.eligible(&since(&failing, at(0))), 38);
+    assert_eq!(first_sentence(&crowd.found(&failing, at(0))), "10 of 12 in pool x fail, 0 of 26 elsewhere");
 }
 
 /// In clusters in which workers fail for no reason that is known, at most one in fifty has a suspect; the correction
@@ -185,7 +266,7 @@ fn where_there_is_no_cause_none_is_suspected() {
             let rows = workers(size, &mut chance, &mut values);
             let share = 2 + chance.below(8);
             let failing: Vec<usize> = (0..size).filter(|_| chance.below(share) == 0).collect();
-            wrong += usize::from(!crowd(&values, &rows).suspects(&failing, at(0)).is_empty());
+            wrong += usize::from(!crowd(&values, &rows).found(&failing, at(0)).is_empty());
         }
         println!("{size} workers: a cause in {wrong} of {clusters} clusters without one");
         assert!(wrong * 50 <= clusters, "{wrong} of {clusters} clusters of {size} workers");
@@ -239,7 +320,7 @@ fn what_runs_on_those_that_fail_is_found_and_what_runs_everywhere_is_not() {
     };
     let hosted = running(&["DaemonSet kube-system/kube-proxy", "Deployment guard/scanner"], on, 48);
     let failing: Vec<usize> = (0..16).collect();
-    let suspects = hosting(&values, &rows, &hosted).suspects(&failing, at(0));
+    let suspects = hosting(&values, &rows, &hosted).found(&failing, at(0));
     assert_eq!(
         first_sentence(&suspects),
         "15 of 16 with Pods of Deployment guard/scanner fail, 1 of 32 elsewhere, of 48 looked at; they came to 15 within the hour before the first failure"
@@ -251,9 +332,9 @@ fn what_runs_on_those_that_fail_is_found_and_what_runs_everywhere_is_not() {
     // On a third of the others too: it is no contrast.
     let spread =
         running(&["DaemonSet a/b"], |number| if number < 16 || number % 3 == 0 { vec![(0, None)] } else { vec![] }, 48);
-    assert!(hosting(&values, &rows, &spread).suspects(&failing, at(0)).is_empty());
+    assert!(hosting(&values, &rows, &spread).found(&failing, at(0)).is_empty());
     let nobody = running(&["DaemonSet a/b"], |_| vec![(0, None)], 0);
-    assert!(hosting(&values, &rows, &nobody).suspects(&failing, at(0)).is_empty(), "nothing was looked at");
+    assert!(hosting(&values, &rows, &nobody).found(&failing, at(0)).is_empty(), "nothing was looked at");
 }
 
 /// With three hundred owners that run here and there for no reason, too.
@@ -269,7 +350,7 @@ fn where_nothing_hosted_is_the_cause_none_is_suspected() {
             (0..48).map(|_| (0..300).filter(|_| chance.below(4) == 0).map(|owner| (owner, None)).collect()).collect();
         let hosted = running(&names, |number| spread[number].clone(), 48);
         let failing: Vec<usize> = (0..48).filter(|_| chance.below(3) == 0).collect();
-        wrong += u64::from(!hosting(&values, &rows, &hosted).suspects(&failing, at(0)).is_empty());
+        wrong += u64::from(!hosting(&values, &rows, &hosted).found(&failing, at(0)).is_empty());
     }
     assert!(wrong * 50 <= clusters, "{wrong} of {clusters}");
 }
@@ -291,16 +372,16 @@ fn a_typha_that_serves_them_is_found_at_every_size_and_one_that_serves_no_more_i
         }
         let (hit, others) = (failing.len(), size - failing.len());
         let expected = format!("{hit} of {hit} with Typha 10.0.0.2 fail, 0 of {others} elsewhere");
-        let suspects = crowd(&values, &rows).suspects(&failing, at(0));
+        let suspects = crowd(&values, &rows).found(&failing, at(0));
         assert_eq!(first_sentence(&suspects), expected);
         assert_eq!((&*suspects[0].attribute, &*suspects[0].value), ("Typha", "10.0.0.2"));
         for row in &mut rows {
             row.traits.served_by(std::iter::empty(), &mut values);
         }
-        assert!(crowd(&values, &rows).suspects(&failing, at(0)).is_empty(), "nobody says that they are connected");
+        assert!(crowd(&values, &rows).found(&failing, at(0)).is_empty(), "nobody says that they are connected");
         for row in &mut rows {
             row.traits.served_by(std::iter::once(address(2)), &mut values);
         }
-        assert!(crowd(&values, &rows).suspects(&failing, at(0)).is_empty(), "what all have explains nothing");
+        assert!(crowd(&values, &rows).found(&failing, at(0)).is_empty(), "what all have explains nothing");
     }
 }
