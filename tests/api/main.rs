@@ -37,3 +37,4 @@ mod upgrade;
 mod usage;
 mod ways;
 mod webhook;
+mod who;
