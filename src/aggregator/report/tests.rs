@@ -300,3 +300,39 @@ fn what_agents_say_with_their_question_outlasts_heartbeats_and_is_known_from_bef
     crate::aggregator::testing::apply(&mut cluster, &other);
     assert_eq!(cluster.node("a").and_then(|row| row.reloaded.get()), Some(at(0)));
 }
+
+/// The software of some workers was replaced before this process ran, and all that is left of it is when it was started.
+#[test]
+fn an_update_that_nobody_saw_is_told_by_what_agents_say_of_restarts() {
+    let name = |number: usize| format!("n{number:02}");
+    let workers: Vec<_> = (0..20)
+        .map(|number| {
+            if number < 6 {
+                node(&name(number), "z", "p", "Critical", &[CHAINS])
+            } else {
+                node(&name(number), "z", "p", "Normal", &[])
+            }
+        })
+        .collect();
+    let agents: Vec<_> = (0..20).map(|number| agent(&format!("agent-{number}"), &name(number), true)).collect();
+    let told = |lately: i64| {
+        let mut cluster = cluster(&workers, &agents);
+        let second = |second: i64| at(second).as_second();
+        for number in 0..20 {
+            let kubelet = if number < 6 { lately } else { -500_000 };
+            let started = format!("started={}.{}", second(kubelet), second(-599_990));
+            cluster.agent_said(&name(number), &format!("{started}&boot={}", second(-600_000)), at(0));
+        }
+        let report = report(&cluster);
+        assert_eq!((&*report.findings[0].code, report.findings[0].counted), (CHAINS.0, 6));
+        (report.findings[0].suspects.first().map(|it| it.sentence.clone()), report.nodes[0].next.clone())
+    };
+    // They fail since five minutes.
+    let (sentence, next) = told(-1_200);
+    let expected = "6 of 6 with kubelet restarted since 2026-11-20T09:55:00Z fail, 0 of 14 elsewhere";
+    assert_eq!(sentence.as_deref(), Some(expected));
+    let suspected = next.is_some_and(|next| next.contains("suspect kubelet restarted since 2026-11-20T09:55:00Z"));
+    assert!(suspected, "the next step names it");
+    assert_eq!(told(-60).0, None, "somebody tried to repair them so");
+    assert_eq!(told(-500_000).0, None, "nothing sets them apart");
+}

@@ -159,15 +159,17 @@ fn what_was_updated_before_anybody_looked_was_started_anew() {
 fn a_restart_to_repair_a_worker_is_no_cause_and_one_that_replaces_what_runs_is() {
     let (mut values, mut chance) = (Values::default(), Chance(17));
     let mut rows = workers(50, &mut chance, &mut values);
-    rows.iter_mut().for_each(|row| restarted(row, [-800_000; 2]));
+    for row in &mut rows {
+        restarted(row, [-800_000; 2]);
+    }
     let failing: Vec<usize> = (0..50).filter(|number| number % 5 == 0).collect();
-    let mut told = |second: i64| {
+    let told = |second: i64| {
         for at in &failing {
             restarted(&mut rows[*at], [second, -800_000]);
         }
         !crowd(&values, &rows).found(&failing, at(0)).is_empty()
     };
-    assert_eq!([-1, 60, 61, 3_600].map(|second| told(second)), [true, true, false, false]);
+    assert_eq!([-1, 60, 61, 3_600].map(told), [true, true, false, false]);
     // One after the other: each fails when it is updated.
     let rolled: Vec<Failing> = failing.iter().zip(0..).map(|(place, turn)| (*place, at(turn * 600))).collect();
     for (place, began) in &rolled {
