@@ -14,7 +14,7 @@ use crate::support::wait::eventually;
 /// Blocks are read, and memory is written, once a minute.
 const READ: Duration = Duration::from_secs(150);
 pub(crate) const GROUP: &str = "/apis/crd.projectcalico.org/v1";
-const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+pub(crate) const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 /// Ways out of a deadlock by a webhook.
 const OUT: [&str; 4] = [
     "cordon v2 (no drain)",
@@ -260,7 +260,7 @@ fn endpoints(bench: &Bench, nodes: &[&str]) -> Result<()> {
 
 /// Two webhooks, one for Pods of kube-system, and one for Node status that the API server asks about no Node of these: by a
 /// label that none has.
-fn webhooks() -> Value {
+pub(crate) fn webhooks() -> Value {
     let common = |name: &str, (operation, resource): (&str, &str), more: Value| {
         let rule =
             json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": [operation], "resources": [resource]});
@@ -280,7 +280,7 @@ fn webhooks() -> Value {
 }
 
 /// A webhook, who answers for it, and calico-node, which waits on the last worker.
-fn guarded(bench: &Bench) -> Result<Planted<'_>> {
+pub(crate) fn guarded(bench: &Bench) -> Result<Planted<'_>> {
     let planted = Planted::new(bench)?;
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "calico-node", "namespace": "kube-system"}});
     let guard = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "guard"}});
