@@ -84,6 +84,9 @@ pub struct Link {
     pub mtu: u32,
     /// `IFLA_MASTER`: the bridge or bond that this link belongs to.
     pub master: Option<u32>,
+    /// `IFLA_VXLAN_PORT`: the UDP port that a VXLAN device sends to and listens at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vxlan_port: Option<u16>,
 }
 
 /// An address of a link.
@@ -208,6 +211,7 @@ impl Link {
             loopback: name == "lo",
             mtu: 1500,
             master: None,
+            vxlan_port: None,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! *Looks at* probes to the tunnel addresses of the other nodes: a TCP segment that any answer will do for. A node is told
 //! after three silences in a row through the tunnel, each of which it answered outside of it; IP-in-IP is protocol 4 and
-//! VXLAN UDP port 4789, WireGuard UDP port 51820, which filters between nodes tend to forget though BGP works. *Traps*: this
+//! VXLAN the UDP port of its device (4789 by default), WireGuard UDP port 51820, which filters between nodes tend to forget though BGP works. *Traps*: this
 //! node's own packet filter can be the one, so its rule and counter are told first ([`passage::dropping`]: Calico's own chains let
 //! these packets through, and what comes behind them is not passed); an idle node has no traffic to judge by; a node that is not Ready or has just been added; nodes of one subnet where only packets across subnets are
 //! encapsulated; a route that is missing; a node that answers nobody (catalogue R165).
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::super::passage::{self, Packet};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, first_error, seen};
-use crate::facts::{Hook, RouteKind, TunnelPeer};
+use crate::facts::{Hook, Link, RouteKind, TunnelPeer};
 
 pub(super) const CHECK: Check = Check {
     code: "EncapBlocked",
@@ -35,8 +35,10 @@ struct Tunnel {
     kind: &'static str,
     /// For people.
     name: &'static str,
-    /// Protocol and port that the packed ones go by: Calico's defaults.
-    goes_by: (u8, Option<u16>),
+    /// Protocol that the packed ones go by.
+    protocol: u8,
+    /// And port: Calico's default.
+    port: Option<u16>,
     /// Whether those of both directions are one connection to the kernel: those of VXLAN come from any port.
     one_connection: bool,
 }
@@ -44,9 +46,9 @@ struct Tunnel {
 /// The one that leads to a peer is the first of these by which a route to its end of the tunnel goes: WireGuard has a table of
 /// its own, and what it cannot take goes by the others.
 static TUNNELS: [Tunnel; 3] = [
-    Tunnel { kind: "wireguard", name: "WireGuard (UDP port 51820)", goes_by: (17, Some(51820)), one_connection: true },
-    Tunnel { kind: "vxlan", name: "VXLAN (UDP port 4789)", goes_by: (17, Some(4789)), one_connection: false },
-    Tunnel { kind: "ipip", name: "IP-in-IP (protocol 4)", goes_by: (4, None), one_connection: true },
+    Tunnel { kind: "wireguard", name: "WireGuard", protocol: 17, port: Some(51820), one_connection: true },
+    Tunnel { kind: "vxlan", name: "VXLAN", protocol: 17, port: Some(4789), one_connection: false },
+    Tunnel { kind: "ipip", name: "IP-in-IP", protocol: 4, port: None, one_connection: true },
 ];
 /// `RT_TABLE_MAIN`.
 const MAIN: u32 = 254;
@@ -71,29 +73,52 @@ fn finding(look: &Look<'_>, peer: &TunnelPeer) -> Finding {
     let unread = unread.map_or_else(String::new, |error| {
         format!("; whether a rule of this node's own does it could not be looked at ({error})")
     });
-    Finding::new(subject, format!("{silence}: encapsulated packets are dropped between it and this node{unread}"))
+    let finding =
+        Finding::new(subject, format!("{silence}: encapsulated packets are dropped between it and this node{unread}"));
+    match carrier(look, peer) {
+        Some((own, port)) if port != own.port => finding.next(format!(
+            "allow {} between the nodes: packet filters of both, security groups, ACLs, gateways",
+            own.called(port)
+        )),
+        _ => finding,
+    }
 }
 
 /// What carries packets to this peer, and the rule of this node's own that surely drops it on its way out or in, with its
 /// counter.
-fn own_rule(look: &Look<'_>, peer: &TunnelPeer) -> Option<(&'static str, String)> {
-    let tunnel = tunnel(look, peer)?;
+fn own_rule(look: &Look<'_>, peer: &TunnelPeer) -> Option<(String, String)> {
+    let (tunnel, port) = carrier(look, peer)?;
+    let goes_by = (tunnel.protocol, port);
     let uplink = uplink(look, peer);
-    let sent = Packet::sent(peer.address, tunnel.goes_by, uplink.clone(), tunnel.one_connection);
-    let received = Packet::received(peer.address, tunnel.goes_by, uplink, tunnel.one_connection);
+    let sent = Packet::sent(peer.address, goes_by, uplink.clone(), tunnel.one_connection);
+    let received = Packet::received(peer.address, goes_by, uplink, tunnel.one_connection);
     let ways =
         [(Hook::Output, &sent), (Hook::Postrouting, &sent), (Hook::Prerouting, &received), (Hook::Input, &received)];
     let (rule, counted) = ways.into_iter().find_map(|(hook, packet)| passage::dropping(look, hook, packet))?;
-    Some((tunnel.name, counted.map_or(rule.clone(), |counted| format!("{rule}: {counted}"))))
+    Some((tunnel.called(port), counted.map_or(rule.clone(), |counted| format!("{rule}: {counted}"))))
 }
 
-fn tunnel(look: &Look<'_>, peer: &TunnelPeer) -> Option<&'static Tunnel> {
+impl Tunnel {
+    /// With what lets it through a packet filter.
+    fn called(&self, port: Option<u16>) -> String {
+        match port {
+            Some(port) => format!("{} (UDP port {port})", self.name),
+            None => format!("{} (protocol {})", self.name, self.protocol),
+        }
+    }
+}
+
+/// What carries packets to this peer, and the port that its device says, or else the usual one.
+fn carrier(look: &Look<'_>, peer: &TunnelPeer) -> Option<(&'static Tunnel, Option<u16>)> {
     let routing = look.now.routing.get()?;
     let to = IpNet::from(peer.tunnel);
     let tables = routing.rules.iter().map(|rule| rule.table).chain([MAIN]);
     let routes = tables.filter_map(|table| routing.routes.best(table, to));
-    let kinds: Vec<&str> = routes.filter_map(|route| routing.link(route.link)?.kind.as_deref()).collect();
-    TUNNELS.iter().find(|tunnel| kinds.contains(&tunnel.kind))
+    let links: Vec<&Link> = routes.filter_map(|route| routing.link(route.link)).collect();
+    TUNNELS.iter().find_map(|tunnel| {
+        let link = links.iter().find(|link| link.kind.as_deref() == Some(tunnel.kind))?;
+        Some((tunnel, link.vxlan_port.or(tunnel.port)))
+    })
 }
 
 /// The link by which the other node is reached, if there is one way.
@@ -173,6 +198,27 @@ mod tests {
             let said = said(&behind(kind, backend, base, &[rule]));
             assert!(said.contains("this node itself drops ") && said.contains(told), "{said}");
         }
+    }
+
+    #[test]
+    fn the_port_is_that_of_the_device() {
+        let behind = |rule: &str| {
+            behind("vxlan", Backend::Nftables, "INPUT", &[rule]).routing(|routing| {
+                routing.links.iter_mut().filter(|link| link.index == 40).for_each(|link| link.vxlan_port = Some(4790));
+            })
+        };
+        let said = |rule: &str| {
+            let Outcome::Findings(mut found) = run(&behind(rule).look()) else { panic!("found") };
+            (found[0].detail.clone(), found.remove(0).next_step.unwrap_or_default())
+        };
+        let (detail, next) = said("-p udp --dport 4790 -j DROP");
+        assert!(detail.contains("this node itself drops VXLAN (UDP port 4790), by rule"), "{detail}");
+        assert!(next.contains("let VXLAN (UDP port 4790) between the nodes pass"), "{next}");
+        let (detail, next) = said("-p udp --dport 4789 -j DROP");
+        assert!(
+            detail.ends_with(BETWEEN) && next.starts_with("allow VXLAN (UDP port 4790) between the nodes"),
+            "{next}"
+        );
     }
 
     #[test]

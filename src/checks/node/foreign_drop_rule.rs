@@ -83,8 +83,10 @@ fn severity(look: &Look<'_>, hit: &Hit<'_>) -> Option<Severity> {
     {
         return None;
     }
-    let needed =
-        rule.ports.is_empty() || NEEDED.iter().any(|port| rule.ports.iter().any(|(a, b)| (*a..=*b).contains(port)));
+    // VXLAN may have been given another port.
+    let tunnels = look.now.routing.get().into_iter().flat_map(|routing| &routing.links).filter_map(|it| it.vxlan_port);
+    let mut ports = NEEDED.into_iter().chain(tunnels);
+    let needed = rule.ports.is_empty() || ports.any(|port| rule.ports.iter().any(|(a, b)| (*a..=*b).contains(&port)));
     Some(match rule.packets {
         _ if !needed || (hit.all && hit.spared) => Severity::Info,
         Some(0) => Severity::Info,
@@ -134,6 +136,19 @@ mod tests {
         let rules =
             rules.iter().map(|(text, packets)| FilterRule { packets: *packets, ..testing::rule(text) }).collect();
         Node::worker().rules(backend, (table, name), Some((hook, Policy::Accept)), rules)
+    }
+
+    #[test]
+    fn the_port_of_a_vxlan_device_is_needed() {
+        let node = with(Backend::Nftables, "filter", Hook::Input, &[("-p udp --dport 4790 -j DROP", Some(5))]);
+        let severity = |node: &Node| match run(&node.look()) {
+            Outcome::Findings(found) => found[0].severity,
+            outcome => panic!("{outcome:?}"),
+        };
+        assert_eq!(severity(&node), Some(Severity::Info));
+        let link = testing::link(40, "vxlan.calico", Some("vxlan"));
+        let link = crate::facts::Link { vxlan_port: Some(4790), ..link };
+        assert_eq!(severity(&node.routing(|routing| routing.links.push(link))), Some(Severity::Warning));
     }
 
     fn forward(rules: &[(&str, Option<u64>)]) -> Node {

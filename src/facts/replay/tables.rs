@@ -104,7 +104,7 @@ records! {
     }
     KubeletCondition { kind, status, reason, message, since, heartbeat }
     KubeletSaid { read_at, conditions }
-    Link { index, name, kind, up, carrier, loopback, mtu, master }
+    Link { index, name, kind, up, carrier, loopback, mtu, master; vxlan_port }
     LinkCounters { link, up, packets, errors, carrier_changes }
     LinkSwitches { index, link, forwarding, proxy_arp, rp_filter }
     LockUser { pid, program, since }

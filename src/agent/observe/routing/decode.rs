@@ -55,6 +55,8 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VXLAN_PORT: u16 = 15;
 
 /// Routes by family and protocol.
 pub(super) type Counts = Vec<(Family, u8, u32)>;
@@ -91,6 +93,7 @@ pub(super) fn link(body: &[u8]) -> Result<Link, Malformed> {
         loopback: flags.contains(LinkFlags::Loopback),
         mtu: 0,
         master: None,
+        vxlan_port: None,
     };
     for attribute in Attributes(attributes) {
         match attribute? {
@@ -99,11 +102,21 @@ pub(super) fn link(body: &[u8]) -> Result<Link, Malformed> {
             (IFLA_MASTER, value) => link.master = Some(number(value)?),
             (IFLA_LINKINFO, value) => {
                 link.kind = find(Attributes(value), IFLA_INFO_KIND)?.map(|kind| text(kind).into_owned());
+                if link.kind.as_deref() == Some("vxlan") {
+                    link.vxlan_port = vxlan_port(value)?;
+                }
             }
             _ => {}
         }
     }
     Ok(link)
+}
+
+/// Of what a VXLAN device says of itself, in the order of the network.
+fn vxlan_port(info: &[u8]) -> Result<Option<u16>, Malformed> {
+    let Some(data) = find(Attributes(info), IFLA_INFO_DATA)? else { return Ok(None) };
+    let Some(port) = find(Attributes(data), IFLA_VXLAN_PORT)? else { return Ok(None) };
+    port.try_into().map(|port| Some(u16::from_be_bytes(port))).map_err(|_| Malformed("a port is not 2 bytes long"))
 }
 
 fn number(value: &[u8]) -> Result<u32, Malformed> {

@@ -61,12 +61,17 @@ fn index(routing: &Routing, name: &str) -> u32 {
 
 #[test]
 fn links_and_addresses() {
-    let routing = look(&node(), &[]);
+    let node = node();
+    for (name, port) in [("vx1", "4790"), ("vx2", "4789")] {
+        node.command("ip", &["link", "add", name, "type", "vxlan", "id", port, "dstport", port, "dev", "uplink"]);
+    }
+    let routing = look(&node, &[]);
     let link = |name: &str| routing.links.iter().find(|link| link.name == name).expect("the link");
     assert!(link("lo").loopback && link("lo").kind.is_none());
     assert_eq!((link("uplink").mtu, link("uplink").kind.as_deref()), (1400, Some("veth")));
     assert!(link("uplink").up && link("uplink").carrier);
     assert_eq!(link("br0").kind.as_deref(), Some("bridge"));
+    assert_eq!(["vx1", "vx2", "br0"].map(|name| link(name).vxlan_port), [Some(4790), Some(4789), None]);
     assert!(link("br0").up && !link("br0").carrier);
     let global: Vec<_> = routing.addresses.iter().filter(|it| it.global).map(|it| it.address.to_string()).collect();
     assert_eq!(global, ["192.0.2.10", "2001:db8::10"]);
