@@ -30,8 +30,16 @@ use support::wait::within;
 const LONG: Duration = Duration::from_secs(240);
 /// Workers that change within a second.
 const CHANGING: usize = 1_000;
-/// A quiet time, in seconds.
-const QUIET: u64 = 60;
+/// A quiet time, in seconds, for each of Calico's blocks, and the shortest and the longest: as long as it takes until the
+/// aggregator reads them all again, so that one whole turn of all that it does by itself is measured.
+const QUIET: (f64, f64, f64) = (0.06, 60.0, 900.0);
+/// What is said of the busiest time of it is said of so many seconds.
+const BUSIEST: usize = 60;
+/// An agent asks for the map after so many seconds, and after so many for each node where that is longer
+/// (`agent::observe::cluster`).
+const ASK: (f64, f64) = (60.0, 0.06);
+/// What an agent says of its blocks is so many sums of eight digits (`facts::block_sums`).
+const SUMS: usize = 16;
 const PAGE: &str = "http://127.0.0.1:8080";
 
 fn main() -> Result<()> {
@@ -83,7 +91,8 @@ fn limits(size: usize) -> (f64, f64) {
 fn measure(control_plane: &ControlPlane, program: &PathBuf, size: usize) -> Result<()> {
     let (first, memory) = limits(size);
     let mut command = control_plane.command_in(program);
-    command.args(["aggregator", "--read-only", "--namespace", "nodevitals", "--kubeconfig"]);
+    // As the one that leads, which does more.
+    command.args(["aggregator", "--namespace", "nodevitals", "--kubeconfig"]);
     let started = Instant::now();
     let running = Running(command.arg(control_plane.admin_kubeconfig()?).envs(MALLOC).stdout(Stdio::null()).spawn()?);
     let fetch = |page: &str| control_plane.exec_in_ns(&["curl", "-sf", &format!("{PAGE}{page}")]);
@@ -104,9 +113,10 @@ fn measure(control_plane: &ControlPlane, program: &PathBuf, size: usize) -> Resu
     show("start to a served report", started.elapsed().as_secs_f64(), "s", first);
     let pid = inside(running.0.id())?;
 
-    let before = cpu_seconds(pid)?;
-    std::thread::sleep(Duration::from_secs(QUIET));
-    show("CPU when nothing changes", (cpu_seconds(pid)? - before) / QUIET as f64 * 100.0, "% of a core", 2.0);
+    questions(control_plane, size, pid)?;
+    let (average, busiest) = quiet(pid, size)?;
+    show("CPU when nothing changes", average, "% of a core", 2.0);
+    show("CPU in the busiest minute of that", busiest, "% of a core", f64::INFINITY);
 
     let script =
         format!("for i in $(seq 200); do curl -s -o /dev/null -w '%{{time_total}}\\n' {PAGE}/api/v1/report; done");
@@ -124,6 +134,44 @@ fn measure(control_plane: &ControlPlane, program: &PathBuf, size: usize) -> Resu
     show("resident memory", kib(&status, "VmRSS")? / 1024.0, "MiB", memory);
     show("most resident memory so far", kib(&status, "VmHWM")? / 1024.0, "MiB", f64::INFINITY);
     Ok(())
+}
+
+/// Each agent asks for the map, which it has, and says what it routes: so that this is compared in the quiet time.
+fn questions(control_plane: &ControlPlane, size: usize, pid: u32) -> Result<()> {
+    let script = format!(
+        "etag=$(curl -sf -D - -o /dev/null {PAGE}/api/v1/map?node={} | tr -d '\\r' | sed -n 's/^etag: //Ip')
+         curl -s -o /dev/null -w '%{{http_code}}\\n' -H \"If-None-Match: $etag\" \\
+             '{PAGE}/api/v1/map?node=worker-[00000-{:05}]&v4={}&mtu=1480.1480'",
+        name(0),
+        size - 1,
+        "0a1b2c3d".repeat(SUMS)
+    );
+    let before = settled(pid)?;
+    let codes = control_plane.exec_in_ns(&["sh", "-c", &script])?;
+    let cost = (settled(pid)? - before) / size as f64;
+    ensure!(codes.lines().count() == size && codes.lines().all(|code| code == "304"), "not all have the map");
+    let show =
+        |what: &str, value: f64, unit: &str, limit: f64| figure(&format!("{size} Nodes: {what}"), value, unit, limit);
+    show("CPU for an agent's question for the map", cost * 1e6, "us", 1_000.0);
+    let (least, each) = ASK;
+    let rate = size as f64 / least.max(each * size as f64);
+    show("CPU when quiet, with these questions", cost * rate * 100.0, "% of a core", 2.0);
+    Ok(())
+}
+
+/// CPU in percent of a core while nothing changes: all the time, and in the busiest minute.
+fn quiet(pid: u32, size: usize) -> Result<(f64, f64)> {
+    let (each, least, most) = QUIET;
+    let long = (calico::blocks(size) as f64 * each).clamp(least, most);
+    let started = Instant::now();
+    let mut used = vec![cpu_seconds(pid)?];
+    while started.elapsed().as_secs_f64() < long {
+        std::thread::sleep(Duration::from_secs(1));
+        used.push(cpu_seconds(pid)?);
+    }
+    let all = used[used.len() - 1] - used[0];
+    let busiest = used.windows(BUSIEST + 1).map(|minute| minute[BUSIEST] - minute[0]).fold(0.0, f64::max);
+    Ok((all / started.elapsed().as_secs_f64() * 100.0, busiest / BUSIEST as f64 * 100.0))
 }
 
 /// Heartbeats, which nobody sees, and then as many workers as may fail at once, which a page is told.

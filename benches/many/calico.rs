@@ -159,6 +159,11 @@ pub fn of(workers: std::ops::Range<usize>) -> Vec<Request> {
     workers.flat_map(of_one).collect()
 }
 
+/// Blocks that so many workers have.
+pub fn blocks(workers: usize) -> usize {
+    workers + workers.div_ceil(SECOND)
+}
+
 fn of_one(index: usize) -> Vec<Request> {
     let worker = name(index);
     let address = super::address(index);
