@@ -3,6 +3,7 @@
 //! A block is written anew for each Pod that comes or goes and has some 13 KB when it is full, so that they are not watched:
 //! they are read in pages now and then, the more seldom the more there are, and only sums are kept.
 
+mod block;
 mod leaks;
 
 use std::collections::BTreeMap;
@@ -12,14 +13,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use kube::Client;
-use serde_json::Value;
 
+use super::lenient::Shape;
 use super::looked::{Look, Unread};
-use super::object::{ObjectView, text};
+use super::object::ObjectView;
 use super::store::Store;
 use super::surroundings::What;
 use super::watch::{Change, Kind, list};
 use crate::clock::since_boot;
+use block::{BlockObject, BlockView};
 pub(crate) use leaks::{Leaked, Leaks};
 
 /// Whether it is time is found out this often.
@@ -33,8 +35,6 @@ const SOON: Duration = Duration::from_secs(20);
 const USUAL_BLOCKS: u32 = 20;
 /// Nodes that are not there and have addresses all the same, of which each is known.
 const MOST_GONE: usize = 1000;
-/// What may be read of a block: the largest that Calico makes has 4096 addresses.
-const LARGEST: usize = 4096;
 
 /// How addresses are given out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -77,66 +77,9 @@ pub(crate) struct Left {
     pub(crate) since: Timestamp,
 }
 
-/// What is read of an IPAMBlock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct BlockView {
-    cidr: IpNet,
-    /// Its node.
-    node: Option<Box<str>>,
-    used: u32,
-    free: u32,
-    /// Addresses by the node that has them, which need not be the block's; none for those of load balancers and the like.
-    holders: Vec<(Box<str>, u32)>,
-    /// Of each address of a Pod: the place of its node among these, its own in the block, and what is known of the Pod.
-    pods: Vec<(u16, u16, u64)>,
-}
-
-impl BlockView {
-    /// Reads one from a `spec`, if it is one.
-    pub(super) fn read(spec: &Value) -> Option<Box<BlockView>> {
-        let allocations = spec["allocations"].as_array()?;
-        if spec["deleted"] == true || allocations.len() > LARGEST {
-            return None;
-        }
-        let (mut holders, mut pods): (Vec<(Box<str>, u32)>, _) = (Vec::new(), Vec::new());
-        for (ordinal, at) in allocations.iter().enumerate() {
-            let Some(at) = at.as_u64().and_then(|at| usize::try_from(at).ok()) else { continue };
-            let owner = &spec["attributes"][at]["secondary"];
-            let Some(node) = owner["node"].as_str().filter(|node| !node.is_empty()) else { continue };
-            let known = holders.iter().position(|(known, _)| **known == *node);
-            let holder = known.unwrap_or_else(|| {
-                holders.push((node.into(), 0));
-                holders.len() - 1
-            });
-            holders[holder].1 += 1;
-            let pod = leaks::pod_of(&owner["namespace"], &owner["pod"]);
-            if let (Some(pod), Ok(holder), Ok(ordinal)) = (pod, u16::try_from(holder), u16::try_from(ordinal)) {
-                pods.push((holder, ordinal, pod));
-            }
-        }
-        let used = allocations.iter().filter(|it| !it.is_null()).count();
-        let used = u32::try_from(used).unwrap_or(u32::MAX);
-        Some(Box::new(BlockView {
-            cidr: spec["cidr"].as_str()?.parse().ok()?,
-            // Blocks of load balancers are `virtual:`.
-            node: text(&spec["affinity"]).strip_prefix("host:").map(Into::into),
-            used,
-            free: u32::try_from(allocations.len()).unwrap_or(u32::MAX).saturating_sub(used),
-            holders,
-            pods,
-        }))
-    }
-}
-
 impl Ipam {
     /// Counts one block, of a node by the name that `there` has for it. Of nodes that are not there it is remembered apart.
-    pub(super) fn count(
-        &mut self,
-        block: &BlockView,
-        pools: &[IpNet],
-        there: impl Fn(&str) -> Option<Arc<str>>,
-        now: Timestamp,
-    ) {
+    fn count(&mut self, block: &BlockView, pools: &[IpNet], there: impl Fn(&str) -> Option<Arc<str>>, now: Timestamp) {
         if let Some(pool) = pools.iter().find(|pool| pool.contains(&block.cidr)) {
             self.pools.entry(*pool).or_default().add(block);
         }
@@ -254,14 +197,14 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
 async fn read(client: &Client, store: &Store, pools: &[IpNet], rounds: &mut leaks::Rounds) -> Result<Ipam, Unread> {
     let now = Timestamp::now();
     let mut ipam = Ipam { at: now, most_blocks: USUAL_BLOCKS, ..Ipam::default() };
-    each(client, "ipamconfigs", &mut |object| {
+    each(client, "ipamconfigs", &mut |object: ObjectView| {
         let said = &object.spec;
         ipam.strict = said.strict_affinity.unwrap_or(ipam.strict);
         ipam.most_blocks = said.most_blocks.filter(|most| *most > 0).unwrap_or(ipam.most_blocks);
     })
     .await?;
-    each(client, "ipamblocks", &mut |object| {
-        if let Some(block) = &object.spec.block {
+    each(client, "ipamblocks", &mut |BlockObject(block)| {
+        if let Some(block) = &block {
             let inner = store.lock();
             ipam.count(block, pools, |node| inner.cluster.shared_name(node), now);
             rounds.take(block);
@@ -274,7 +217,7 @@ async fn read(client: &Client, store: &Store, pools: &[IpNet], rounds: &mut leak
 }
 
 /// Reads all objects of one of Calico's kinds in pages, wherever they are.
-async fn each(client: &Client, name: &'static str, take: &mut dyn FnMut(ObjectView)) -> Result<(), Unread> {
+async fn each<T: Shape>(client: &Client, name: &'static str, take: &mut dyn FnMut(T)) -> Result<(), Unread> {
     let kind = Kind::of_calico(name);
     for at in 0..kind.paths.len() {
         let sink = &mut |change| {

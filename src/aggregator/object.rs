@@ -9,7 +9,6 @@ use serde::de::{Deserialize, Deserializer, MapAccess};
 use serde_json::Value;
 
 use super::drift::Drift;
-use super::ipam::BlockView;
 use super::lenient::Shape;
 use super::model::{APP, ConditionView, Kept, Meta, NAMESPACE_NAME, SERVICE_NAME, Versioned};
 use super::webhooks::Webhook;
@@ -109,8 +108,6 @@ pub(super) struct Spec {
     pub(super) expected_ips: Vec<String>,
     /// ClusterInformation.
     pub(super) datastore_ready: Option<bool>,
-    /// IPAMBlock.
-    pub(super) block: Option<Box<BlockView>>,
 }
 
 /// A port of a Service or of an EndpointSlice.
@@ -268,7 +265,6 @@ fn specified(spec: &Value) -> Spec {
         most_blocks: count(&spec["maxBlocksPerHost"]),
         expected_ips: each(&spec["expectedIPs"], text),
         datastore_ready: spec["datastoreReady"].as_bool(),
-        block: BlockView::read(spec),
     }
 }
 

@@ -283,7 +283,7 @@ impl Kind {
 }
 
 /// Lists everything in pages and returns the list's version.
-pub(super) async fn list<T: Object>(
+pub(super) async fn list<T: Shape>(
     client: &Client,
     kind: &Kind,
     at: usize,

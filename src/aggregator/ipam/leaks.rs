@@ -10,13 +10,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use kube::Client;
-use serde_json::Value;
-
 use super::{BlockView, Ipam};
 use crate::aggregator::hosted;
 use crate::aggregator::object::ObjectView;
+use jiff::Timestamp;
+use kube::Client;
 
 /// Nodes that are looked at in one round.
 const AT_ONCE: usize = 8;
@@ -135,8 +133,7 @@ fn missing(held: Vec<(IpAddr, u64)>, pods: &[ObjectView], known: &[Leaked], now:
 }
 
 /// What is remembered of a Pod's name; none of one whose address may be there without it.
-pub(super) fn pod_of(namespace: &Value, name: &Value) -> Option<u64> {
-    let (namespace, name) = (namespace.as_str()?, name.as_str()?);
+pub(super) fn pod_of(namespace: &str, name: &str) -> Option<u64> {
     (!name.is_empty() && !namespace.is_empty() && !name.starts_with(MACHINES)).then(|| hash(namespace, name))
 }
 
@@ -158,10 +155,10 @@ fn nth(block: &BlockView, ordinal: u16) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::aggregator::ipam::Given;
+    use crate::aggregator::ipam::{Given, block};
     use crate::aggregator::testing::at;
 
     /// As it is where nothing is set.
@@ -174,7 +171,7 @@ mod tests {
             .collect();
         let spec = json!({"cidr": cidr, "affinity": "host:n1", "attributes": attributes,
             "allocations": (0..all.len()).map(Value::from).chain([Value::Null]).collect::<Vec<_>>()});
-        *BlockView::read(&spec).expect("a block")
+        block::read(&spec).expect("a block")
     }
 
     fn pods(names: &[&str]) -> Vec<ObjectView> {

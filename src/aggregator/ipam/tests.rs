@@ -1,15 +1,10 @@
 //! What is counted of blocks, whole and damaged.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::block::{LARGEST, read as block};
 use super::*;
 use crate::aggregator::testing::at;
-
-fn block(spec: &Value) -> Option<Box<BlockView>> {
-    let object: ObjectView =
-        serde_json::from_value(json!({"metadata": {"name": "b"}, "spec": spec})).expect("an object");
-    object.spec.block
-}
 
 fn full(cidr: &str, node: &str, holder: &str) -> Value {
     json!({"cidr": cidr, "affinity": format!("host:{node}"), "allocations": [0, 0, null, 1],
@@ -79,6 +74,15 @@ fn what_has_no_node_belongs_to_none_and_damage_costs_itself() {
         block(&json!({"cidr": "10.1.0.0/30", "affinity": 7, "allocations": ["x", -1, 99, {"a": 1}], "attributes": {}}))
             .expect("a block");
     assert_eq!((odd.used, odd.free, odd.holders.len()), (4, 0, 0));
+    // Attributes of the wrong shape keep their places, for those after them are named by theirs.
+    let attribute = |node: &str| json!({"secondary": {"node": node, "pod": "p", "namespace": "d"}});
+    let attributes = json!([7, null, {"secondary": []}, attribute("n1"), [1, [2]], attribute("n2")]);
+    let odd =
+        block(&json!({"attributes": attributes, "cidr": "10.1.0.0/29", "allocations": [0, 1, 2, 3, 4, 5, 5, null]}))
+            .expect("a block");
+    assert_eq!(odd.holders, [("n1".into(), 1), ("n2".into(), 2)]);
+    assert_eq!(odd.pods.iter().map(|(node, at, _)| (*node, *at)).collect::<Vec<_>>(), [(0, 3), (1, 5), (1, 6)]);
+    assert_eq!((odd.used, odd.free), (7, 1));
 }
 
 #[test]
