@@ -44,6 +44,10 @@ const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// Taints of the control plane's nodes.
 const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 
+/// What moves when the report is another one for other reasons than time: counters, and which of the Nodes, the agents' Pods and
+/// the API server are complete and lost.
+pub(crate) type Shown = (u64, u64, [(bool, bool); 3]);
+
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
@@ -97,6 +101,13 @@ impl Cluster {
     /// For a process that watches Nodes and agent Pods, of which it has seen nothing yet.
     pub(crate) fn watched() -> Cluster {
         Cluster { agents_sight: Some(Sight::default()), ..Cluster::default() }
+    }
+
+    /// What is another one when the report is.
+    pub(crate) fn shown(&self) -> Shown {
+        let sight = |sight: &Sight| (sight.is_complete(), sight.is_lost().is_some());
+        let agents = self.agents_sight.as_ref().map_or((true, false), sight);
+        (self.revision, self.surroundings.revision(), [sight(&self.nodes_sight), agents, sight(&self.api_sight)])
     }
 
     /// From when on something is wrong.
@@ -312,7 +323,9 @@ impl Cluster {
     pub(crate) fn agents_listed(&mut self) {
         let list = self.agents_sight.as_ref().map_or(0, Sight::list);
         self.agents.retain(|_, pods| {
+            let before = pods.len();
             pods.retain(|pod| pod.list == list);
+            self.revision += u64::from(pods.len() < before);
             !pods.is_empty()
         });
         self.agents = std::mem::take(&mut self.agents).into_iter().collect();

@@ -166,7 +166,7 @@ impl Row {
 
     /// Whether the agent itself says this, and nobody has marked the node since.
     pub(crate) fn has(&self, code: &str) -> bool {
-        !self.marked_stale() && self.findings.iter().any(|finding| finding.code == code)
+        self.findings.iter().any(|finding| finding.code == code) && !self.marked_stale()
     }
 
     /// Since when the agent itself says this, if nobody has marked the node since.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Shown};
 use super::row::{AgentPod, Row};
 use crate::verdict::{Now, Raised};
 
@@ -62,6 +62,8 @@ pub(crate) struct Gone {
 #[derive(Debug, Default)]
 pub(crate) struct Watchdog {
     missing: HashMap<Box<str>, Since>,
+    /// What of the cluster was looked at last.
+    looked_at: Option<Shown>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,25 +84,37 @@ impl Watchdog {
     /// grace begins anew with the next complete one.
     pub(crate) fn step(&mut self, cluster: &Cluster, now: Now) {
         if !agents_are_seen(cluster) {
-            self.missing.clear();
+            self.begin_anew();
             return;
         }
+        // Time alone makes nobody missing, and this is done every second.
+        let shown = cluster.shown();
+        if self.looked_at != Some(shown) {
+            self.look(cluster, now);
+            self.looked_at = Some(shown);
+        }
+        for (name, since) in &mut self.missing {
+            let marked = cluster.node(name).is_some_and(Row::marked_stale);
+            if since.marked && !marked {
+                since.heard = Some(now.since_boot);
+            }
+            since.marked = marked;
+        }
+    }
+
+    /// Who is missing, and who no longer.
+    fn look(&mut self, cluster: &Cluster, now: Now) {
         self.missing.retain(|name, _| cluster.node(name).is_some());
         for (name, row) in cluster.nodes() {
-            let Some(what) = missing(row, cluster.agents_on(name)) else {
-                self.missing.remove(name);
-                continue;
-            };
-            let marked = row.marked_stale();
-            if let Some(known) = self.missing.get_mut(name).filter(|known| known.what == what) {
-                if known.marked && !marked {
-                    known.heard = Some(now.since_boot);
+            match missing(row, cluster.agents_on(name)) {
+                None if self.missing.is_empty() => {}
+                None => drop(self.missing.remove(name)),
+                Some(what) if self.missing.get(name).is_some_and(|known| known.what == what) => {}
+                Some(what) => {
+                    let (noticed, wall, marked) = (now.since_boot, now.wall, row.marked_stale());
+                    let since = Since { what, noticed, wall, marked, heard: None, claimed: false };
+                    self.missing.insert(name.into(), since);
                 }
-                known.marked = marked;
-            } else {
-                let since =
-                    Since { what, noticed: now.since_boot, wall: now.wall, marked, heard: None, claimed: false };
-                self.missing.insert(name.into(), since);
             }
         }
     }
@@ -108,6 +122,7 @@ impl Watchdog {
     /// Forgets since when anything is missing.
     pub(crate) fn begin_anew(&mut self) {
         self.missing.clear();
+        self.looked_at = None;
     }
 
     /// The node has just been marked. An agent may put that right before the next step; should the watch only be late, what is

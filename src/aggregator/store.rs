@@ -15,7 +15,6 @@ use super::model::NodeView;
 use super::mtus;
 use super::object::ObjectView;
 use super::report::{Agents, ClusterReport, Overview, Source, build, overview};
-use super::sight::Sight;
 use super::stale::Watchdog;
 use super::surroundings::What;
 use super::watch::Change;
@@ -173,9 +172,9 @@ impl Store {
     /// Changes what is known, and says so if the report shows it.
     pub(super) fn change(&self, change: impl FnOnce(&mut Cluster)) {
         let mut inner = self.lock();
-        let before = shown(&inner.cluster);
+        let before = inner.cluster.shown();
         change(&mut inner.cluster);
-        if shown(&inner.cluster) != before {
+        if inner.cluster.shown() != before {
             self.revision.send_modify(|revision| *revision += 1);
         }
     }
@@ -224,12 +223,4 @@ impl Store {
             Some(why) => cluster.api_sight.lost(now, why),
         });
     }
-}
-
-/// What moves when the report is another one: counters, and whether the cluster is to be seen.
-fn shown(cluster: &Cluster) -> (u64, u64, [(bool, bool); 3]) {
-    let sight = |sight: &Sight| (sight.is_complete(), sight.is_lost().is_some());
-    let agents = cluster.agents_sight.as_ref().map_or((true, false), sight);
-    let sights = [sight(&cluster.nodes_sight), agents, sight(&cluster.api_sight)];
-    (cluster.revision, cluster.surroundings.revision(), sights)
 }

@@ -49,6 +49,17 @@ fn a_rollout_does_not_count() {
 }
 
 #[test]
+fn an_agent_that_is_not_in_the_next_list_is_missed() {
+    let mut cluster = cluster(&[healthy("n")], &[agent("a", "n", true)]);
+    let mut watchdog = Watchdog::default();
+    assert!(marked_after(&cluster, &mut watchdog, 0..=100).is_empty());
+    cluster.agents_sight.as_mut().expect("watched").list_begins();
+    cluster.agents_listed();
+    assert!(marked_after(&cluster, &mut watchdog, 101..=140).is_empty());
+    assert_eq!(marked_after(&cluster, &mut watchdog, 141..=141), ["n"]);
+}
+
+#[test]
 fn one_look_goes_by_since_when_the_agent_and_the_kubelet_are_missing() {
     let not_ready = [agent("a", "n", false)];
     let cluster = cluster(&[healthy("n"), healthy("bare"), silent(healthy("quiet"))], &not_ready);
