@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::Request;
 use kube::Client;
 
+use super::cluster::{Cluster, Shown};
 use crate::clock::since_boot;
 
 /// Whether something else has to be looked at is found out this often.
@@ -83,6 +84,27 @@ pub(super) struct Looked<T> {
     at: Duration,
 }
 
+/// Rounds in which all that is known is judged. Of thousands of nodes that costs a tenth of a second.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    shown: Option<Shown>,
+    passed: u32,
+}
+
+impl Rounds {
+    /// Whether this round is to be taken: something has changed since the last, or so many have come since then, since some of it
+    /// begins and ends by time alone.
+    pub(super) fn is_due(&mut self, cluster: &Cluster, most: u32) -> bool {
+        let shown = Some(cluster.shown());
+        self.passed += 1;
+        let due = self.shown != shown || self.passed >= most;
+        if due {
+            (self.shown, self.passed) = (shown, 0);
+        }
+        due
+    }
+}
+
 /// Waits until it is time to find out what is to be looked at.
 pub(super) async fn tick() {
     tokio::time::sleep(TICK).await;
@@ -109,6 +131,18 @@ impl<T: PartialEq> Looked<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changes_is_judged_at_once_and_what_does_not_now_and_then() {
+        let mut cluster = Cluster::watched();
+        let mut rounds = Rounds::default();
+        let mut due = |cluster: &Cluster| rounds.is_due(cluster, 3);
+        assert_eq!([due(&cluster), due(&cluster), due(&cluster), due(&cluster)], [true, false, false, true]);
+        cluster.revision += 1;
+        assert_eq!([due(&cluster), due(&cluster)], [true, false]);
+        cluster.nodes_sight.list_ends();
+        assert_eq!([due(&cluster), due(&cluster), due(&cluster), due(&cluster)], [true, false, false, true]);
+    }
 
     #[test]
     fn what_is_wrong_is_looked_at_sooner_and_something_else_at_once() {

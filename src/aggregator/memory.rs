@@ -16,6 +16,7 @@ use kube::Client;
 use serde_json::{Value, json};
 
 use super::cluster::Cluster;
+use super::looked::Rounds;
 use super::master::Master;
 use super::report::{Scope, failing_calico, of_cluster, place};
 use super::row::Row;
@@ -26,6 +27,8 @@ use crate::clock::since_boot;
 const NAME: &str = "nodevitals-aggregator";
 /// How things are is noted this often.
 const NOTE: Duration = Duration::from_secs(20);
+/// What tells no time itself, in every so manyth of these rounds while nothing changes.
+const UNCHANGED: u32 = 3;
 /// And written at most this often.
 const WRITE: u32 = 3;
 /// One request.
@@ -239,9 +242,10 @@ impl Memory {
 pub(super) async fn run(client: &Client, store: &Store, namespace: &str) -> std::convert::Infallible {
     let path = format!("/api/v1/namespaces/{namespace}/configmaps/{NAME}");
     let (mut led, mut since_written, mut written) = (false, 0, None);
+    let mut rounds = Rounds::default();
     let mut loaded = false;
     loop {
-        let leads = note(store);
+        let leads = note(store, &mut rounds);
         // Who begins to lead may have missed what the other wrote.
         if (!loaded || (leads && !led))
             && let Some(before) = load(client, &path).await
@@ -309,12 +313,14 @@ pub(super) fn notice(cluster: &mut Cluster, now: Timestamp) {
 }
 
 /// Whether this process leads.
-fn note(store: &Store) -> bool {
+fn note(store: &Store, rounds: &mut Rounds) -> bool {
     let now = Timestamp::now();
     store.change(|cluster| {
         sift(cluster, now);
         cluster.misses_scrapes(since_boot());
-        notice(cluster, now);
+        if rounds.is_due(cluster, UNCHANGED) {
+            notice(cluster, now);
+        }
         if let Some(failing) = failing_calico(cluster, now) {
             let places = failing.iter().filter_map(|name| Some(place(name, cluster.node(name)?)));
             let places: Vec<String> = places.collect();

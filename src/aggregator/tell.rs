@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::cluster::Cluster;
 use super::lease;
+use super::looked::Rounds;
 use super::report::{CannotLook, ClusterFinding, of_cluster};
 use super::store::Store;
 use crate::api::Api;
@@ -21,6 +22,8 @@ use crate::verdict::{AGENT_STALE, Now, clip, ended};
 const EVERY: Duration = Duration::from_secs(5);
 /// The cluster is judged for Events in every so manyth round, and what is missed twice is over.
 const CLUSTER_ROUNDS: u32 = 6;
+/// In every so manyth of these while nothing changes.
+const UNCHANGED: u32 = 2;
 const MISSED: u32 = 2;
 /// Of the workers that a finding about the cluster concerns, so many have an Event of it.
 const NODES: usize = 5;
@@ -70,6 +73,7 @@ struct Known {
     /// What is wrong with the cluster, by code and subject.
     wrong: BTreeMap<(String, String), Wrong>,
     round: u32,
+    rounds: Rounds,
     looks: u32,
 }
 
@@ -84,7 +88,8 @@ impl Known {
     /// What is there when a replica begins to lead was told by the one before.
     fn begin(cluster: &Cluster, namespace: &str) -> Self {
         let lease = Object::lease(namespace, lease::NAME);
-        Known { lease, stale: stale(cluster), wrong: BTreeMap::new(), round: 0, looks: 0 }
+        let rounds = Rounds::default();
+        Known { lease, stale: stale(cluster), wrong: BTreeMap::new(), round: 0, rounds, looks: 0 }
     }
 
     /// What has changed.
@@ -96,7 +101,9 @@ impl Known {
         self.round += 1;
         if self.round >= CLUSTER_ROUNDS {
             self.round = 0;
-            if let Some((findings, unknown)) = of_cluster(cluster, now) {
+            if self.rounds.is_due(cluster, UNCHANGED)
+                && let Some((findings, unknown)) = of_cluster(cluster, now)
+            {
                 self.cluster(findings, &unknown, now, &mut happened);
             }
         }
