@@ -24,9 +24,10 @@ const PAGE: usize = 50;
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// The server ends a watch after about this time.
 const WATCH_LASTS: Duration = Duration::from_secs(290);
-/// A watch on which nothing comes for this long is dead: the API server sends a bookmark every minute.
-const IDLE: Duration = Duration::from_secs(100);
-/// The same while the first list is streamed. A server that knows nothing of streaming lists goes quiet after it.
+/// A watch on which nothing comes for this long may be dead, and is taken up again where it stopped. The API server sends a bookmark
+/// every minute, but none where nothing of the kind has changed since the watch began: that is no loss.
+const IDLE: Duration = Duration::from_secs(70);
+/// While the first list is streamed. A server that knows nothing of streaming lists goes quiet after it.
 const IDLE_IN_LIST: Duration = Duration::from_secs(15);
 /// What does not exist in this cluster, or must not be seen, is asked for again after this time.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -81,7 +82,7 @@ pub(super) enum NotThere {
 
 /// Why a watch is over.
 enum End {
-    /// The server has ended it in good order.
+    /// The server has ended it in good order, or nothing comes.
     Done,
     /// The version is too old: everything has to be listed again.
     Expired,
@@ -106,6 +107,8 @@ struct Follower<'a, T> {
     /// What the paths before it answered, where an optional kind was not there.
     missed: Option<NotThere>,
     sink: &'a mut dyn FnMut(Change<T>),
+    /// For so long nothing may come.
+    idle: Duration,
     /// The version from which to go on; none while everything has to be listed.
     version: Option<String>,
     streaming: bool,
@@ -113,7 +116,16 @@ struct Follower<'a, T> {
 
 /// Follows all objects of a kind, for ever.
 pub(super) async fn follow<T: Object>(client: &Client, kind: &Kind, sink: &mut dyn FnMut(Change<T>)) -> Infallible {
-    let mut follower = Follower { client, kind, at: 0, missed: None, sink, version: None, streaming: true };
+    follow_while(client, kind, IDLE, sink).await
+}
+
+async fn follow_while<T: Object>(
+    client: &Client,
+    kind: &Kind,
+    idle: Duration,
+    sink: &mut dyn FnMut(Change<T>),
+) -> Infallible {
+    let mut follower = Follower { client, kind, at: 0, missed: None, sink, idle, version: None, streaming: true };
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     let mut refused: Option<tokio::time::Instant> = None;
     loop {
@@ -203,10 +215,10 @@ impl<T: Object> Follower<'_, T> {
             (self.sink)(Change::ListBegins);
         }
         loop {
-            let patience = if listing { IDLE_IN_LIST } else { IDLE };
+            let patience = if listing { IDLE_IN_LIST } else { self.idle };
             let event = match tokio::time::timeout(patience, stream.try_next()).await {
                 Err(_) if listing => return End::NoStreaming("the list does not end".to_owned()),
-                Err(_) => return End::Failed(format!("nothing came for {} s", IDLE.as_secs())),
+                Err(_) => return End::Done,
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) if listing => return End::Failed("the list was cut off".to_owned()),
                 Ok(Ok(None)) => return End::Done,

@@ -63,6 +63,11 @@ async fn respond(mut stream: TcpStream, answers: Arc<Mutex<std::vec::IntoIter<An
 
 /// Follows nodes of a server with these answers until `changes` changes have come, and returns the log.
 async fn followed(answers: Vec<Answer>, changes: usize) -> Log {
+    followed_while(answers, IDLE, changes).await
+}
+
+/// The same, where for so long nothing may come.
+async fn followed_while(answers: Vec<Answer>, idle: Duration, changes: usize) -> Log {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let address = listener.local_addr().expect("bound");
     let log = Arc::new(Mutex::new(Log::default()));
@@ -101,7 +106,7 @@ async fn followed(answers: Vec<Answer>, changes: usize) -> Log {
         }
     };
     tokio::select! {
-        never = follow(&client, &kind, &mut sink) => match never {},
+        never = follow_while(&client, &kind, idle, &mut sink) => match never {},
         ended = finished => ended.expect("sent"),
         () = tokio::time::sleep(Duration::from_secs(40)) => panic!("too few changes: {:?}", log.lock().expect("no panic").changes),
     }
@@ -125,6 +130,18 @@ async fn a_streamed_list_goes_over_into_the_watch_and_is_resumed_where_it_ended(
         log.requests
     );
     assert!(log.requests[1].ends_with("&resourceVersion=9"), "{:?}", log.requests);
+}
+
+#[tokio::test]
+async fn a_watch_on_which_nothing_comes_is_taken_up_again_and_is_not_lost() {
+    let first = [node("ADDED", "a", 3), bookmark(5, true)];
+    let mut answers = vec![answer("200 OK", &lines(&first), true), answer("200 OK", &[], true)];
+    // On a busy machine one that is about to say something may be given up as well.
+    answers.extend((0..5).map(|_| answer("200 OK", &lines(&[node("DELETED", "a", 6)]), false)));
+    let log = followed_while(answers, Duration::from_secs(1), 7).await;
+    assert_eq!(log.changes[..4], ["found", "list", "+a", "listed"]);
+    assert!(log.changes[4..].iter().all(|change| change == "found" || change == "-a"), "{:?}", log.changes);
+    assert!(log.requests[1..3].iter().all(|request| request.ends_with("&resourceVersion=5")), "{:?}", log.requests);
 }
 
 #[tokio::test]
