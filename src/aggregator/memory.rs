@@ -27,7 +27,7 @@ use crate::clock::since_boot;
 const NAME: &str = "nodevitals-aggregator";
 /// How things are is noted this often.
 const NOTE: Duration = Duration::from_secs(20);
-/// What tells no time itself, in every so manyth of these rounds while nothing changes.
+/// What tells no time itself, and where calico-node fails, in every so manyth of these rounds while nothing changes.
 const UNCHANGED: u32 = 3;
 /// And written at most this often.
 const WRITE: u32 = 3;
@@ -318,9 +318,10 @@ fn note(store: &Store, rounds: &mut Rounds) -> bool {
     store.change(|cluster| {
         sift(cluster, now);
         cluster.misses_scrapes(since_boot());
-        if rounds.is_due(cluster, UNCHANGED) {
-            notice(cluster, now);
+        if !rounds.is_due(cluster, UNCHANGED) {
+            return;
         }
+        notice(cluster, now);
         if let Some(failing) = failing_calico(cluster, now) {
             let places = failing.iter().filter_map(|name| Some(place(name, cluster.node(name)?)));
             let places: Vec<String> = places.collect();
