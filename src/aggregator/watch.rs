@@ -218,10 +218,9 @@ impl<T: Object> Follower<'_, T> {
             let patience = if listing { IDLE_IN_LIST } else { self.idle };
             let event = match tokio::time::timeout(patience, stream.try_next()).await {
                 Err(_) if listing => return End::NoStreaming("the list does not end".to_owned()),
-                Err(_) => return End::Done,
                 Ok(Ok(Some(event))) => event,
                 Ok(Ok(None)) if listing => return End::Failed("the list was cut off".to_owned()),
-                Ok(Ok(None)) => return End::Done,
+                Err(_) | Ok(Ok(None)) => return End::Done,
                 // One object that cannot be read costs itself. kube takes any JSON object for an empty status.
                 Ok(Err(kube::Error::SerdeError(error))) => {
                     tracing::warn!(kind = self.kind.name, %error, "an object cannot be read and is left out");
