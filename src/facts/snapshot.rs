@@ -155,12 +155,16 @@ impl Processes {
         self.found.iter().find(|process| process.program == program)
     }
 
+    /// The container runtime, whichever it is.
+    pub(crate) fn runtime(&self) -> Option<&Process> {
+        self.of(Program::Containerd).or_else(|| self.of(Program::Crio))
+    }
+
     /// When the kubelet and the container runtime were started, in seconds since the epoch: `1763805600.1763805500`, 0 of what
     /// does not run. None where neither does.
     pub(crate) fn started(&self) -> Option<String> {
         let second = |process: Option<&Process>| process.map_or(0, |process| process.started_at.as_second());
-        let runtime = self.of(Program::Containerd).or_else(|| self.of(Program::Crio));
-        let (kubelet, runtime) = (second(self.of(Program::Kubelet)), second(runtime));
+        let (kubelet, runtime) = (second(self.of(Program::Kubelet)), second(self.runtime()));
         (kubelet != 0 || runtime != 0).then(|| format!("{kubelet}.{runtime}"))
     }
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, kubelet_words};
-use crate::facts::{Program, Reason, Seen};
+use crate::facts::{Reason, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "ContainerdDown",
@@ -50,7 +50,7 @@ fn run(look: &Look<'_>) -> Outcome {
 /// Whether its process is dead too.
 fn process(look: &Look<'_>) -> String {
     let Some(processes) = look.now.processes.get() else { return String::new() };
-    match processes.of(Program::Containerd).or_else(|| processes.of(Program::Crio)) {
+    match processes.runtime() {
         Some(process) => format!(", although its process {} runs", process.pid),
         None => ", and no process of it runs".into(),
     }
@@ -59,14 +59,16 @@ fn process(look: &Look<'_>) -> String {
 /// Whether a runtime process has only just been started.
 fn starting(look: &Look<'_>) -> bool {
     let Some(processes) = look.now.processes.get() else { return false };
-    let runtime = processes.of(Program::Containerd).or_else(|| processes.of(Program::Crio));
-    runtime.is_some_and(|process| look.now.taken_at.duration_since(process.started_at).unsigned_abs() < STARTING)
+    processes
+        .runtime()
+        .is_some_and(|process| look.now.taken_at.duration_since(process.started_at).unsigned_abs() < STARTING)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
+    use crate::facts::Program;
 
     fn status(reason: Reason) -> Node {
         Node::worker().edit(|now| now.runtime.status = testing::error("/run/containerd/containerd.sock", reason))

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, kubelet_words};
-use crate::facts::{HungProcess, Program, Reason, Seen};
+use crate::facts::{HungProcess, Reason, Seen};
 
 pub(super) const CHECK: Check = Check {
     code: "ContainerdUnresponsive",
@@ -75,8 +75,7 @@ fn process(look: &Look<'_>) -> (String, Option<String>) {
         };
     }
     let Some(processes) = look.now.processes.get() else { return Default::default() };
-    let runtime = processes.of(Program::Containerd).or_else(|| processes.of(Program::Crio));
-    let said = runtime.map(|process| match process.state {
+    let said = processes.runtime().map(|process| match process.state {
         'T' => format!("; its process {} is stopped by a signal", process.pid),
         'D' => format!("; its process {} is stuck in the kernel", process.pid),
         _ => format!("; its process {} is alive", process.pid),
