@@ -10,11 +10,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use kube::Client;
+
 use super::{BlockView, Ipam};
 use crate::aggregator::hosted;
 use crate::aggregator::object::ObjectView;
-use jiff::Timestamp;
-use kube::Client;
 
 /// Nodes that are looked at in one round.
 const AT_ONCE: usize = 8;

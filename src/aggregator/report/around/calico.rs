@@ -82,9 +82,10 @@ pub(in crate::aggregator) fn failing(cluster: &Cluster, now: Timestamp) -> Optio
         && cluster.surroundings.is_clear(What::CalicoPods);
     let calico = Calico::of(cluster, &cluster.duplicates(), &nobody, now).filter(|_| seen)?;
     let (broken, scope, _) = calico.counted();
-    let wide = matches!(scope, Scope::Most | Scope::All);
-    let told = broken.iter().filter(|_| !wide);
-    Some(told.map(|(at, ..)| calico.workers[*at].0.to_owned()).collect())
+    if matches!(scope, Scope::Most | Scope::All) {
+        return Some(Vec::new());
+    }
+    Some(broken.iter().map(|(at, ..)| calico.workers[*at].0.to_owned()).collect())
 }
 
 /// Whether calico-node might fail there by itself: not where somebody works on the worker, or something deeper is wrong.
@@ -256,8 +257,7 @@ impl<'a> Calico<'a> {
     fn failing(&self) -> Option<Draft> {
         let (broken, scope, total) = self.counted();
         let (_, first, example) = broken.iter().min_by_key(|(_, since, _)| *since)?;
-        let failing: Vec<usize> = broken.iter().map(|(at, ..)| *at).collect();
-        let count = failing.len();
+        let count = broken.len();
         let detail = format!(
             "calico-node does not run as it should on {count} of {total} workers, on the first since {}: {example}",
             utc(*first)
@@ -291,7 +291,7 @@ impl<'a> Calico<'a> {
             }
             Scope::Most | Scope::All => ("CalicoNodeFailingWidespread", detail, WIDESPREAD.to_owned()),
         };
-        let on = failing.iter().map(|at| self.workers[*at].0);
+        let on = broken.iter().map(|(at, ..)| self.workers[*at].0);
         Some(Draft::new(code, Severity::Critical, detail, next).since(Some(*first)).on(on))
     }
 
