@@ -153,8 +153,8 @@ impl Judge {
         }
         let Snapshot { past, registries, cluster_dns, runtime, processes, debris, .. } = &mut self.snapshot;
         if let Seen::Yes(past) = past {
-            let starts = &self.remembered.kubelet_starts;
-            past.learned.update(registries, cluster_dns, runtime, processes, debris, starts);
+            past.learned.update(registries, runtime, processes, debris, &self.remembered.kubelet_starts);
+            past.learned.take_dns(cluster_dns);
         }
         verdict
     }

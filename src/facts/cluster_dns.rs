@@ -6,8 +6,6 @@ use serde::Serialize;
 
 use super::{ClusterMap, PathFault};
 
-/// DNS.
-const PORT: u16 = 53;
 /// What most clusters call its Service, whatever program is behind it.
 const USUAL: &str = "kube-dns";
 
@@ -37,6 +35,11 @@ pub struct DnsWay {
 }
 
 impl ClusterDns {
+    /// Where it is asked (RFC 1035, 4.2).
+    pub const PORT: u16 = 53;
+    /// By what.
+    pub const PROTOCOLS: [&'static str; 2] = ["UDP", "TCP"];
+
     /// A way's name among those that were reached.
     pub fn way(protocol: &str, address: IpAddr) -> String {
         format!("{protocol} {address}")
@@ -73,7 +76,7 @@ impl ClusterMap {
     /// address or a Ready Pod.
     pub fn dns(&self) -> Option<DnsService> {
         let at_port = |protocol: Option<&str>, port: &super::ClusterServicePort| {
-            port.port == PORT && protocol.is_none_or(|protocol| port.protocol == protocol)
+            port.port == ClusterDns::PORT && protocol.is_none_or(|protocol| port.protocol == protocol)
         };
         let all = self.services.iter().filter(|it| it.namespace == "kube-system");
         let mut all = all.filter(|it| it.ports.iter().any(|port| at_port(None, port)));
@@ -81,7 +84,7 @@ impl ClusterMap {
             all.clone().find(|it| it.name == USUAL).or_else(|| all.next().filter(|_| all.next().is_none()))?;
         let address = *service.cluster_ips.first()?;
         let (mut protocols, mut pods) = (Vec::new(), Vec::new());
-        for protocol in ["UDP", "TCP"] {
+        for protocol in ClusterDns::PROTOCOLS {
             let ports = service.ports.iter().filter(|port| at_port(Some(protocol), port));
             let ready = ports.flat_map(|port| &port.endpoints).map(|it| SocketAddr::from(*it));
             let ready: Vec<SocketAddr> = ready.filter(|it| it.is_ipv4() == address.is_ipv4()).collect();

@@ -40,7 +40,6 @@ impl Learned {
     pub fn update(
         &mut self,
         registries: &Seen<Vec<Registry>>,
-        dns: &Seen<ClusterDns>,
         runtime: &Runtime,
         processes: &Seen<Processes>,
         debris: &Seen<Debris>,
@@ -48,9 +47,6 @@ impl Learned {
     ) {
         if let Some(registries) = registries.get() {
             self.registries = registries.iter().filter(|it| it.reached).map(|it| it.name.clone()).collect();
-        }
-        if let Some(dns) = dns.get() {
-            self.dns = dns.reached().collect();
         }
         for call in &runtime.latency {
             self.take_latency(call, processes.get());
@@ -66,6 +62,13 @@ impl Learned {
         }
         if self.kubelet_starts != *kubelet_starts {
             self.kubelet_starts.clone_from(kubelet_starts);
+        }
+    }
+
+    /// Takes in which ways to the cluster's DNS were reached.
+    pub fn take_dns(&mut self, dns: &Seen<ClusterDns>) {
+        if let Some(dns) = dns.get() {
+            self.dns = dns.reached().collect();
         }
     }
 
@@ -120,7 +123,7 @@ mod tests {
         let process = |program, pid| Process { program, pid, state: 'S', started_at: jiff::Timestamp::UNIX_EPOCH };
         let found = vec![process(Program::Kubelet, 6), process(Program::Containerd, 7)];
         let processes = Seen::Yes(Processes { found, ..Processes::default() });
-        learned.update(&Seen::Absent, &Seen::Absent, &runtime, &processes, &Seen::Absent, &Starts::default());
+        learned.update(&Seen::Absent, &runtime, &processes, &Seen::Absent, &Starts::default());
         learned.latency.0.get("Status").cloned().unwrap_or_default()
     }
 
@@ -138,7 +141,7 @@ mod tests {
         assert_eq!(after(&mut young, call(2000, 1500, None)), [0, 2000, 1500, 7]);
         let error = crate::facts::LookError::timed_out("CRI", 2.0);
         let mut sees = |runtime: &Runtime| {
-            young.update(&Seen::Absent, &Seen::Absent, runtime, &Seen::Absent, &Seen::Absent, &Starts::default());
+            young.update(&Seen::Absent, runtime, &Seen::Absent, &Seen::Absent, &Starts::default());
             young.latency.0["Status"].clone()
         };
         assert_eq!(sees(&Runtime::silent(Seen::Absent, error)), [0, 2000, 1500, 7], "it does not answer");
@@ -165,21 +168,15 @@ mod tests {
         let way = |protocol: &str, reached| DnsWay { protocol: protocol.to_owned(), fault: None, reached };
         let ways = vec![way("UDP", true), way("TCP", false)];
         let dns = ClusterDns { address: [10, 96, 0, 10].into(), ways, own_pod: false };
-        let both = (Seen::Yes(vec![registry(true)]), Seen::Yes(dns));
-        learned.update(&both.0, &both.1, &none, &Seen::Absent, &Seen::Yes(debris.clone()), &starts);
+        learned.update(&Seen::Yes(vec![registry(true)]), &none, &Seen::Absent, &Seen::Yes(debris.clone()), &starts);
+        learned.take_dns(&Seen::Yes(dns));
         assert_eq!((learned.registries.len(), &learned.debris, &learned.kubelet_starts), (1, &debris.memo, &starts));
         assert_eq!(learned.dns, ["UDP 10.96.0.10".to_owned()].into());
         let before = learned.clone();
-        learned.update(
-            &Seen::not_yet("registries"),
-            &Seen::not_yet("DNS"),
-            &none,
-            &Seen::Absent,
-            &Seen::Absent,
-            &starts,
-        );
+        learned.update(&Seen::not_yet("registries"), &none, &Seen::Absent, &Seen::Absent, &starts);
+        learned.take_dns(&Seen::not_yet("DNS"));
         assert_eq!(learned, before);
-        learned.update(&Seen::Yes(vec![registry(false)]), &Seen::Absent, &none, &Seen::Absent, &Seen::Absent, &starts);
+        learned.update(&Seen::Yes(vec![registry(false)]), &none, &Seen::Absent, &Seen::Absent, &starts);
         assert!(learned.registries.is_empty(), "no image is from there any more");
     }
 

@@ -21,8 +21,6 @@ use crate::facts::{ClusterDns, DnsService, DnsWay, FaultKind, LookError, PathFau
 #[cfg(any(test, fuzzing))]
 pub(crate) use message::fuzz;
 
-/// DNS.
-const PORT: u16 = 53;
 /// An answer takes milliseconds; so long for each step of a try.
 const ANSWER: Duration = Duration::from_millis(1500);
 /// A datagram that is lost, or one Pod of several that has just died, is no fault.
@@ -53,7 +51,7 @@ impl DnsSource {
         own_pod: Option<bool>,
         domain: Option<&str>,
     ) -> Result<ClusterDns, LookError> {
-        let to = SocketAddr::new(service.address, PORT);
+        let to = SocketAddr::new(service.address, ClusterDns::PORT);
         let question = message::question(&format!("kubernetes.default.svc.{}", domain.unwrap_or(DOMAIN)));
         let asks = |protocol| service.protocols.contains(&protocol);
         let (udp, tcp) =
@@ -67,7 +65,7 @@ impl DnsSource {
             ways.push(DnsWay { protocol: protocol.to_owned(), fault, reached: self.reached.contains(&way) });
         }
         // Another address is another Service.
-        let known: Vec<String> = ["UDP", "TCP"].map(|protocol| ClusterDns::way(protocol, service.address)).into();
+        let known = ClusterDns::PROTOCOLS.map(|protocol| ClusterDns::way(protocol, service.address));
         self.reached.retain(|way| known.contains(way));
         Ok(ClusterDns { address: service.address, ways, own_pod: own_pod == Some(true) })
     }

@@ -59,7 +59,7 @@ fn run(look: &Look<'_>) -> Outcome {
 }
 
 fn finding(look: &Look<'_>, service: &DnsService, asked: &ClusterDns, missed: &[&DnsWay]) -> Finding {
-    let at = std::net::SocketAddr::new(service.address, 53);
+    let at = std::net::SocketAddr::new(service.address, ClusterDns::PORT);
     let others: Vec<&str> =
         asked.ways.iter().filter(|way| way.fault.is_none()).map(|way| way.protocol.as_str()).collect();
     let by = missed.iter().map(|way| way.protocol.as_str()).collect::<Vec<_>>().join(" and ");

@@ -41,7 +41,7 @@ fn network(at: &str, udp: Option<Says>, tcp: Option<Says>) -> NetNs {
         net.command("ip", &["address", "replace", &format!("{address}/32"), "dev", "lo"]);
     }
     net.command("ip", &["route", "add", "default", "dev", "lo"]);
-    let at = (at.to_owned(), PORT);
+    let at = (at.to_owned(), ClusterDns::PORT);
     if let Some(says) = udp {
         let socket = net.run(|| UdpSocket::bind(at.clone())).expect("a socket");
         // It ends with the process of the tests.
@@ -76,7 +76,7 @@ fn service() -> DnsService {
         name: "kube-system/kube-dns".into(),
         address: CLUSTER_IP.parse().expect("an address"),
         protocols: vec!["UDP", "TCP"],
-        pods: vec![SocketAddr::new(POD.parse().expect("an address"), PORT)],
+        pods: vec![SocketAddr::new(POD.parse().expect("an address"), ClusterDns::PORT)],
         own_pod: false,
     }
 }

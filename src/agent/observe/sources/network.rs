@@ -101,19 +101,28 @@ pub(super) async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared:
     }
 }
 
+/// What the map tells to look at. While there is nothing that is told, and waited for; none when nobody tells any more.
+async fn awaited<T: Clone>(
+    told: &mut watch::Receiver<Option<T>>,
+    out: &Outlet,
+    absent: impl Fn() -> Update,
+) -> Option<T> {
+    loop {
+        let now = told.borrow_and_update().clone();
+        if now.is_some() {
+            return now;
+        }
+        out.updates.send(absent()).await.ok();
+        told.changed().await.ok()?;
+    }
+}
+
 /// Probes while there are tunnels, else waits for some.
 pub(super) async fn tunnels_between_nodes(out: Outlet, mut targets: watch::Receiver<Option<Targets>>) {
     let mut source = TunnelSource::default();
     loop {
+        let Some(now) = awaited(&mut targets, &out, || Update::Tunnels(Seen::Absent)).await else { return };
         let began = Instant::now();
-        let now = targets.borrow_and_update().clone();
-        let Some(now) = now else {
-            out.updates.send(Update::Tunnels(Seen::Absent)).await.ok();
-            if targets.changed().await.is_err() {
-                return;
-            }
-            continue;
-        };
         let seen = within(&TUNNELS, async { Ok(source.look(&now, Timestamp::now()).await) }).await;
         out.tell(&TUNNELS, began, seen.is_ok(), Update::Tunnels(seen.into())).await;
         rest(&TUNNELS, began, None).await;
@@ -128,15 +137,8 @@ pub(super) async fn cluster_dns(
     mut service: watch::Receiver<Option<DnsService>>,
 ) {
     loop {
+        let Some(now) = awaited(&mut service, &out, || Update::ClusterDns(Seen::Absent)).await else { return };
         let began = Instant::now();
-        let now = service.borrow_and_update().clone();
-        let Some(now) = now else {
-            out.updates.send(Update::ClusterDns(Seen::Absent)).await.ok();
-            if service.changed().await.is_err() {
-                return;
-            }
-            continue;
-        };
         // Whose answer it would be nobody knows before.
         let mut listed = shared.sandboxes_listed.subscribe();
         timeout(LISTED, listed.wait_for(Option::is_some)).await.ok();
