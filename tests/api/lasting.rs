@@ -62,6 +62,7 @@ fn what_counts_over_a_long_time_is_told_and_is_over() -> Result<()> {
     let flapping = eventually("it comes and goes", LONG, || told(&aggregator, "NodeReadyFlapping"));
     assert_eq!(flapping["workers"], json!(["l0"]));
 
+    aggregator.page("/metrics")?;
     let begun = Instant::now();
     while begun.elapsed() < COLLECTED {
         aggregator.page("/metrics")?;
