@@ -68,11 +68,7 @@ impl<'a> Fleet<'a> {
 
     /// What is said of this code: raised, or only seen so far.
     fn said(&self, which: &str, code: &str) -> Result<Vec<Value>> {
-        let verdict = self.page()?["verdict"].take();
-        let unknown = verdict["unknown"].as_array().into_iter().flatten().find(|it| it[0] == code);
-        ensure!(unknown.is_none(), "{unknown:?}");
-        let all = verdict[which].as_array().context("findings")?.iter();
-        Ok(all.filter(|finding| finding["code"] == code).cloned().collect())
+        said(&self.page()?["verdict"], which, code)
     }
 
     /// Waits until one finding of this code is raised that says so; and only one.
@@ -137,6 +133,14 @@ fn ranges(nodes: u8) -> Value {
             "blocks": [format!("10.1.{number}.0/24")]})
     };
     json!({"own": "n1", "nodes": (1..=nodes).map(node).collect::<Vec<_>>()})
+}
+
+/// What a verdict says of this code, which it must be able to look for: raised, or only seen so far.
+pub fn said(verdict: &Value, which: &str, code: &str) -> Result<Vec<Value>> {
+    let unknown = verdict["unknown"].as_array().into_iter().flatten().find(|it| it[0] == code);
+    ensure!(unknown.is_none(), "{unknown:?}");
+    let all = verdict[which].as_array().context("findings")?.iter();
+    Ok(all.filter(|finding| finding["code"] == code).cloned().collect())
 }
 
 #[test]

@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, said};
 use crate::machine::{Checked, Machine, program};
-use crate::recorded::Ports;
+use crate::recorded::{Ports, kubeconfig};
 use crate::standalone::{Running, verdict};
 use crate::support::host::tail;
 use crate::support::netns::NetNs;
@@ -55,14 +55,10 @@ impl World {
         let (machine, far) = (Machine::plain()?, NetNs::new()?);
         machine.write("var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\nhealthzPort: 0\n")?;
         machine.net().connect("eth0", &far, "eth0")?;
-        let lines = ["10.0.0.254/24", "10.0.0.2/24", "10.0.0.3/24", "10.0.0.4/24", "10.0.0.5/24"].into_iter().chain([
-            "10.0.0.101/24",
-            "10.0.0.102/24",
-            "198.51.100.9/32",
-        ]);
-        for address in lines {
-            far.exec(&["ip", "address", "add", address, "dev", "eth0"])?;
+        for own in [254, 2, 3, 4, 5, 101, 102].map(|number| format!("10.0.0.{number}/24")) {
+            far.exec(&["ip", "address", "add", &own, "dev", "eth0"])?;
         }
+        far.exec(&["ip", "address", "add", &format!("{}/32", SERVERS[2]), "dev", "eth0"])?;
         machine.run(&["ip", "address", "add", "10.0.0.1/24", "dev", "eth0"])?;
         machine.run(&["ip", "route", "add", "default", "via", "10.0.0.254"])?;
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -81,13 +77,7 @@ impl World {
     }
 
     fn kubelet_goes_to(&self, host: &str) -> Result<()> {
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "x",
-            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
-            "clusters": [{"name": "x", "cluster": {"server": format!("http://{host}:6443")}}],
-            "users": [{"name": "x", "user": {}}],
-        });
-        self.machine.write("etc/kubernetes/kubelet.conf", config.to_string())
+        self.machine.write("etc/kubernetes/kubelet.conf", kubeconfig(&format!("{host}:6443")))
     }
 
     /// From now on everybody else does this with what the worker sends, and with nothing else.
@@ -276,12 +266,7 @@ fn a_registry_that_was_reached_is_lost_while_the_agent_is_updated() -> Result<()
         command.stderr(std::fs::File::create(machine.path("agent/log"))?);
         Ok(Running(command.spawn()?))
     };
-    let told = || -> Result<Option<Value>> {
-        let verdict = verdict(machine)?;
-        let unknown = verdict["unknown"].as_array().into_iter().flatten().find(|it| it[0] == CODE);
-        ensure!(unknown.is_none(), "{unknown:?}");
-        Ok(verdict["findings"].as_array().context("findings")?.iter().find(|it| it["code"] == CODE).cloned())
-    };
+    let told = || -> Result<Option<Value>> { Ok(said(&verdict(machine)?, "findings", CODE)?.into_iter().next()) };
     let log = || tail(&machine.path("agent/log"));
     let agent = start()?;
     let remembered = || -> Result<()> {

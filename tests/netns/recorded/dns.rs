@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
 
 use super::node::MASTER;
-use super::{Api, Node, Recording, cluster, codes};
+use super::{Api, Node, Recording, cluster, over_time};
 use crate::support::wait::within;
 
 const INCIDENT: &str = "05-kube-proxy-stopped";
@@ -111,9 +111,7 @@ fn gone(node: &Node, mut serving: JoinSet<()>) {
 /// Waits until these findings are told, root first, and nothing else is seen; the finding of DNS.
 fn told_are(node: &Node, wanted: &[&str]) -> Result<Value> {
     within(SOON, || {
-        let mut verdict = node.verdict()?;
-        let (told, held) = (codes(&verdict["findings"]), codes(&verdict["pending"]));
-        ensure!(told == wanted && held.is_empty(), "told {told:?}, held {held:?}, not {wanted:?}");
+        let mut verdict = over_time::told_are(node, wanted, &[])?;
         let dns = verdict["findings"].as_array_mut().and_then(|all| all.iter_mut().find(|it| it["code"] == CODE));
         Ok(dns.map(Value::take).unwrap_or_default())
     })

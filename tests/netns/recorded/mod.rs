@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use self::api::Api;
 pub use self::files::{Recording, cluster};
-pub use self::node::{Node, codes, headline};
+pub use self::node::{Node, codes, headline, kubeconfig};
 pub use self::ports::Ports;
 pub use self::runtime::{Pod, pods};
 use crate::machine::Checked;

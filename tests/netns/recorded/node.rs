@@ -103,7 +103,7 @@ impl Node {
         fs::write(at("etc/machine-id"), "b08dfa6083e7567a1921a715000001fb\n")?;
         fs::write(at("etc/containerd/config.toml"), "version = 2\n")?;
         fs::write(at("var/lib/kubelet/config.yaml"), KUBELET_CONFIG)?;
-        fs::write(at("etc/kubernetes/kubelet.conf"), kubeconfig(KUBELETS_API))?;
+        fs::write(at("etc/kubernetes/kubelet.conf"), at_master(KUBELETS_API))?;
         fs::write(at("logs/nodevitals.yaml"), CONFIG)?;
         let fifo = at("programs/hold");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR)?;
@@ -197,7 +197,7 @@ impl Node {
         let configuration: BTreeMap<&str, String> = recording
             .directory("cni-net.d")
             .map(|(name, text)| {
-                (name, if name == "calico-kubeconfig" { kubeconfig(KUBELETS_API) } else { text.to_owned() })
+                (name, if name == "calico-kubeconfig" { at_master(KUBELETS_API) } else { text.to_owned() })
             })
             .collect();
         sync(&self.path("etc/cni/net.d"), &configuration, 0o600)?;
@@ -280,7 +280,7 @@ impl Node {
     pub(super) fn over_tls(&mut self, authority: &str) -> Result<SocketAddr> {
         self.master = Ports::default();
         fs::write(self.path("etc/kubernetes/ca.crt"), authority)?;
-        let mut config: serde_json::Value = serde_json::from_str(&kubeconfig(KUBELETS_API))?;
+        let mut config: serde_json::Value = serde_json::from_str(&at_master(KUBELETS_API))?;
         let server = format!("https://{MASTER}:{KUBELETS_API}");
         config["clusters"][0]["cluster"] = serde_json::json!({"server": server, "certificate-authority": "ca.crt"});
         fs::write(self.path("etc/kubernetes/kubelet.conf"), config.to_string())?;
@@ -320,12 +320,17 @@ impl Node {
     }
 }
 
+/// A kubeconfig for the control plane at this port.
+fn at_master(port: u16) -> String {
+    kubeconfig(&format!("{MASTER}:{port}"))
+}
+
 /// A kubeconfig without TLS: what is behind the port is not the point here, that it answers is.
-fn kubeconfig(port: u16) -> String {
+pub fn kubeconfig(server: &str) -> String {
     serde_json::json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "x",
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
-        "clusters": [{"name": "x", "cluster": {"server": format!("http://{MASTER}:{port}")}}],
+        "clusters": [{"name": "x", "cluster": {"server": format!("http://{server}")}}],
         "users": [{"name": "x", "user": {"token": "none"}}],
     })
     .to_string()

@@ -50,6 +50,16 @@ fn told(node: &Node) -> Result<(Vec<String>, Vec<String>)> {
     Ok((codes(&verdict["findings"]), held))
 }
 
+/// The verdict of this moment, if it is these findings that are raised, root first, and these that are held down.
+pub(super) fn told_are(node: &Node, raised: &[&str], held: &[&str]) -> Result<Value> {
+    let verdict = node.verdict()?;
+    let mut seen = codes(&verdict["pending"]);
+    seen.sort();
+    let told = (codes(&verdict["findings"]), seen);
+    ensure!(told.0 == raised && told.1 == held, "raised and held: {told:?}");
+    Ok(verdict)
+}
+
 /// The headline of this moment, if there is one.
 fn headline_now(node: &Node) -> Result<Option<String>> {
     let conditions = node.verdict()?["conditions"].take();
@@ -66,20 +76,14 @@ fn comes_and_goes(incident: &str, name: &str, fault: &str, raised: Codes, held: 
     let mut headlines: Vec<String> = Vec::new();
     within(SOON, || {
         headlines.extend(headline_now(&node)?);
-        let told = told(&node)?;
-        ensure!(told.0 == raised && told.1 == held, "raised and held: {told:?}");
-        raised.first().map_or(Ok(()), |root| headline(&node.verdict()?["conditions"], root))
+        let verdict = told_are(&node, raised, held)?;
+        raised.first().map_or(Ok(()), |root| headline(&verdict["conditions"], root))
     })
     .context("it is told")?;
     let others: Vec<&String> = headlines.iter().filter(|it| raised.first() != Some(&it.as_str())).collect();
     ensure!(others.is_empty(), "these had the headline first: {others:?}");
     node.become_(&Recording::read(incident, "before", name)?)?;
-    within(SOON, || {
-        let told = told(&node)?;
-        ensure!(told.0.is_empty() && told.1.is_empty(), "raised and held: {told:?}");
-        Ok(())
-    })
-    .context("it is cleared")?;
+    within(SOON, || told_are(&node, &[], &[])).context("it is cleared")?;
     node.ever_raised_are(raised)
 }
 
@@ -142,20 +146,12 @@ fn a_stale_service_in_the_backend_that_decides() -> Result<()> {
     node.become_(&before)?;
     let _api = node.follow(&cluster("17-mixed-backends", "n2")?)?;
     node.become_(&Recording::read("17-mixed-backends", "during-a-legacy-rules", "n2")?)?;
-    let told_as = |node: &Node, raised: Codes| {
-        within(SOON, || {
-            let told = told(node)?;
-            ensure!(told.0 == raised && told.1.is_empty(), "raised and held: {told:?}");
-            Ok(())
-        })
-    };
-    told_as(&node, RAISED)?;
-    let verdict = node.verdict()?;
+    let verdict = within(SOON, || told_are(&node, RAISED, &[]))?;
     // A policy that drops is a fault of its own.
     let service = verdict["findings"].as_array().into_iter().flatten().find(|it| it["code"] == RAISED[2]);
     ensure!(service.is_some_and(|it| it["causedBy"]["code"] == ROOT), "{service:?}");
     node.become_(&before)?;
-    told_as(&node, &[])
+    within(SOON, || told_are(&node, &[], &[])).map(drop)
 }
 
 /// Lets a worker go through these phases: nothing is ever seen that would be raised if it lasted, and nothing was hidden.

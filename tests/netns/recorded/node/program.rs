@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::super::api::Api;
-use super::{API, Node, kubeconfig, text};
+use super::{API, Node, at_master, text};
 use crate::machine::{Checked, program};
 use crate::support::host::tail;
 use crate::support::wait::within;
@@ -68,7 +68,7 @@ impl Node {
     /// Starts `nodevitals agent` on it, and waits for its first verdict.
     pub fn run_agent(&self) -> Result<()> {
         let (program, own, state) = (program(), self.path("logs/agent.kubeconfig"), self.path("logs/state"));
-        fs::write(&own, kubeconfig(API))?;
+        fs::write(&own, at_master(API))?;
         fs::create_dir_all(&state)?;
         let line = ["env", "NO_COLOR=1", text(&program)?, "agent", "--listen", "127.0.0.1:10580", "--node-name"];
         let options =
