@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::cluster::Cluster;
 use super::looked::Rounds;
 use super::master::Master;
-use super::report::{Scope, failing_calico, of_cluster, place};
+use super::report::{LastJudgement, Scope, failing_calico, place};
 use super::row::Row;
 use super::store::Store;
 use crate::clock::since_boot;
@@ -301,8 +301,8 @@ pub(super) fn sift(cluster: &mut Cluster, now: Timestamp) {
 }
 
 /// Remembers when findings were noticed that tell no time themselves. Of what is unknown it is not known whether it is over.
-pub(super) fn notice(cluster: &mut Cluster, now: Timestamp) {
-    let Some((findings, unknown)) = of_cluster(cluster, now) else { return };
+pub(super) fn notice(cluster: &mut Cluster, judged: &mut LastJudgement, now: Timestamp) {
+    let Some((findings, unknown)) = judged.of_cluster(cluster, now) else { return };
     let mut before = std::mem::take(&mut cluster.noticed);
     let there = findings.into_iter().filter(|finding| finding.noticed).map(|finding| (finding.code, finding.subject));
     let mut noticed: BTreeMap<_, _> =
@@ -315,13 +315,13 @@ pub(super) fn notice(cluster: &mut Cluster, now: Timestamp) {
 /// Whether this process leads.
 fn note(store: &Store, rounds: &mut Rounds) -> bool {
     let now = Timestamp::now();
-    store.change(|cluster| {
+    store.judge(|cluster, judged| {
         sift(cluster, now);
         cluster.misses_scrapes(since_boot());
         if !rounds.is_due(cluster, UNCHANGED) {
             return;
         }
-        notice(cluster, now);
+        notice(cluster, judged, now);
         if let Some(failing) = failing_calico(cluster, now) {
             let places = failing.iter().filter_map(|name| Some(place(name, cluster.node(name)?)));
             let places: Vec<String> = places.collect();

@@ -5,6 +5,7 @@ mod build;
 mod contrast;
 mod count;
 mod judge;
+mod judgement;
 mod scope;
 mod typha;
 mod whole;
@@ -19,9 +20,10 @@ use crate::verdict::WorkerState;
 
 pub use super::journal::ChangeBefore;
 pub(super) use around::{failing_calico, place};
-pub(crate) use build::{Agents, build, of_cluster};
+pub(crate) use build::{Agents, build};
 pub(super) use build::{Overview, overview};
 pub(super) use judge::Judged;
+pub(super) use judgement::LastJudgement;
 pub(super) use whole::Whole;
 pub use worker::{AgentReport, AgentState, Ended, NodeReport, Ready};
 

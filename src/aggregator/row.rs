@@ -30,6 +30,9 @@ const LONGEST_ANNOTATION: usize = 64 * 1024;
 /// Longer messages and reasons are cut: nobody of ours writes them.
 const LONGEST_TEXT: usize = 2048;
 
+/// The place of the roll-up in the order of [`Condition::kind`].
+const ROLL_UP: u8 = 2;
+
 /// What is kept of a Node.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, as the API server says it")]
@@ -161,7 +164,13 @@ pub(crate) struct AgentPod {
 impl Row {
     /// Our condition of this type.
     pub(crate) fn condition(&self, kind: &str) -> Option<&Condition> {
-        self.conditions.iter().find(|condition| condition.kind() == kind)
+        let place = Condition::place(kind)?;
+        self.conditions.iter().find(|condition| condition.kind == place)
+    }
+
+    /// Its roll-up. Asked of all workers again and again.
+    fn roll_up(&self) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.kind == ROLL_UP)
     }
 
     /// Whether the agent itself says this, and nobody has marked the node since.
@@ -219,13 +228,12 @@ impl Row {
 
     /// Whether the aggregator has said that nobody knows how this node is, and no agent has spoken since.
     pub(crate) fn marked_stale(&self) -> bool {
-        self.condition(WORKER_PROBLEM).is_some_and(Condition::is_stale)
+        self.roll_up().is_some_and(Condition::is_stale)
     }
 
     /// Whether the agent has not finished its first look.
     pub(crate) fn settling(&self) -> bool {
-        self.condition(WORKER_PROBLEM)
-            .is_some_and(|roll_up| roll_up.status == Status::Unknown && roll_up.reason() == SETTLING)
+        self.roll_up().is_some_and(|roll_up| roll_up.status == Status::Unknown && roll_up.reason() == SETTLING)
     }
 
     /// Whether the node's kubelet has stopped reporting, as the control plane sees it.
@@ -247,14 +255,19 @@ impl Condition {
         words: impl FnOnce() -> Arc<Words>,
         since: Option<Timestamp>,
     ) -> Option<Condition> {
-        let kind = match kind {
-            READY => 0,
-            NETWORK => 1,
-            WORKER_PROBLEM => 2,
-            area => 3 + Area::ALL.into_iter().position(|it| it.condition() == area)?,
-        };
+        let kind = Condition::place(kind)?;
         let since = since.and_then(|since| NonZeroI64::new(since.as_second()));
-        Some(Condition { words: words(), since, kind: u8::try_from(kind).ok()?, status })
+        Some(Condition { words: words(), since, kind, status })
+    }
+
+    /// The place of a type in their order, if it is one that is kept.
+    fn place(kind: &str) -> Option<u8> {
+        match kind {
+            READY => Some(0),
+            NETWORK => Some(1),
+            WORKER_PROBLEM => Some(ROLL_UP),
+            area => u8::try_from(3 + Area::ALL.into_iter().position(|it| it.condition() == area)?).ok(),
+        }
     }
 
     /// Type.
@@ -262,7 +275,7 @@ impl Condition {
         match self.kind {
             0 => READY,
             1 => NETWORK,
-            2 => WORKER_PROBLEM,
+            ROLL_UP => WORKER_PROBLEM,
             area => Area::ALL[usize::from(area) - 3].condition(),
         }
     }

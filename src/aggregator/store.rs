@@ -14,7 +14,7 @@ use super::map::{LastMap, Written};
 use super::model::NodeView;
 use super::mtus;
 use super::object::ObjectView;
-use super::report::{Agents, ClusterReport, Overview, Source, build, overview};
+use super::report::{Agents, ClusterReport, LastJudgement, Overview, Source, build, overview};
 use super::stale::Watchdog;
 use super::surroundings::What;
 use super::watch::Change;
@@ -35,6 +35,7 @@ pub(crate) struct Store {
 pub(super) struct Inner {
     pub(super) cluster: Cluster,
     pub(super) watchdog: Watchdog,
+    pub(super) judged: LastJudgement,
     pub(super) leads: bool,
     pub(super) patches: Patches,
     /// What became of this process's Events.
@@ -71,6 +72,7 @@ impl Store {
         let inner = Inner {
             cluster,
             watchdog: Watchdog::default(),
+            judged: LastJudgement::default(),
             leads: false,
             patches: Patches::default(),
             events: Counts::default(),
@@ -92,8 +94,8 @@ impl Store {
 
     /// All workers as of now.
     pub(super) fn overview<T>(&self, now: Now, read: impl FnOnce(Overview<'_>) -> T) -> T {
-        let inner = self.lock();
-        read(overview(&inner.cluster, Agents::Watched(&inner.watchdog), self.source, now))
+        let inner = &mut *self.lock();
+        read(overview(&inner.cluster, Agents::Watched(&inner.watchdog), self.source, &mut inner.judged, now))
     }
 
     /// The map of the cluster, or why there is none.
@@ -171,9 +173,14 @@ impl Store {
 
     /// Changes what is known, and says so if the report shows it.
     pub(super) fn change(&self, change: impl FnOnce(&mut Cluster)) {
-        let mut inner = self.lock();
+        self.judge(|cluster, _| change(cluster));
+    }
+
+    /// The same, by what is wrong with the cluster.
+    pub(super) fn judge(&self, change: impl FnOnce(&mut Cluster, &mut LastJudgement)) {
+        let inner = &mut *self.lock();
         let before = inner.cluster.shown();
-        change(&mut inner.cluster);
+        change(&mut inner.cluster, &mut inner.judged);
         if inner.cluster.shown() != before {
             self.revision.send_modify(|revision| *revision += 1);
         }

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::cluster::Cluster;
 use super::lease;
 use super::looked::Rounds;
-use super::report::{CannotLook, ClusterFinding, of_cluster};
+use super::report::{CannotLook, ClusterFinding, LastJudgement};
 use super::store::Store;
 use crate::api::Api;
 use crate::checks::{Severity, WORKER_PROBLEM};
@@ -54,7 +54,7 @@ pub(super) async fn run(
             inner.events = reporter.counts();
             known = inner.leads.then(|| known.unwrap_or_else(|| Known::begin(&inner.cluster, namespace)));
             if let Some(known) = &mut known {
-                reporter.tell(known.step(&inner.cluster, clock().wall), 1);
+                reporter.tell(known.step(&inner.cluster, &mut inner.judged, clock().wall), 1);
             }
         }
     };
@@ -93,7 +93,7 @@ impl Known {
     }
 
     /// What has changed.
-    fn step(&mut self, cluster: &Cluster, now: Timestamp) -> Vec<Occurrence> {
+    fn step(&mut self, cluster: &Cluster, judged: &mut LastJudgement, now: Timestamp) -> Vec<Occurrence> {
         let mut happened = Vec::new();
         if cluster.nodes_sight.is_clear() {
             self.agents(cluster, now, &mut happened);
@@ -102,7 +102,7 @@ impl Known {
         if self.round >= CLUSTER_ROUNDS {
             self.round = 0;
             if self.rounds.is_due(cluster, UNCHANGED)
-                && let Some((findings, unknown)) = of_cluster(cluster, now)
+                && let Some((findings, unknown)) = judged.of_cluster(cluster, now)
             {
                 self.cluster(findings, &unknown, now, &mut happened);
             }
@@ -220,16 +220,20 @@ mod tests {
         let well = |name| node(name, "z", "p", "Normal", &[]);
         let mut cluster = cluster(&[well("a"), marked("b"), well("c")], &[]);
         let mut known = Known::begin(&cluster, "nodevitals");
-        assert!(known.step(&cluster, at(0)).is_empty(), "b was told by the replica before");
+        let mut judged = LastJudgement::default();
+        assert!(known.step(&cluster, &mut judged, at(0)).is_empty(), "b was told by the replica before");
         apply(&mut cluster, &marked("a"));
-        let happened = known.step(&cluster, at(5));
+        let happened = known.step(&cluster, &mut judged, at(5));
         assert_eq!(short(&happened), [("a", AGENT_STALE, true)]);
         assert_eq!(happened[0].message, "The agent is gone.");
-        assert!(known.step(&cluster, at(10)).is_empty());
+        assert!(known.step(&cluster, &mut judged, at(10)).is_empty());
         apply(&mut cluster, &well("a"));
         apply(&mut cluster, &marked("c"));
         cluster.remove_node("b", at(14));
-        assert_eq!(short(&known.step(&cluster, at(15))), [("c", AGENT_STALE, true), ("a", AGENT_STALE, false)]);
+        assert_eq!(
+            short(&known.step(&cluster, &mut judged, at(15))),
+            [("c", AGENT_STALE, true), ("a", AGENT_STALE, false)]
+        );
     }
 
     fn finding(code: &str, since: i64, workers: &[&str]) -> ClusterFinding {

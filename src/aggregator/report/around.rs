@@ -114,6 +114,17 @@ pub(super) fn findings(
     only: Option<&str>,
     now: Timestamp,
 ) -> (Vec<ClusterFinding>, usize) {
+    let (all, more) = judged(cluster, duplicates, only, now);
+    (dated(all, cluster), more)
+}
+
+/// The same, before it is known when they were noticed.
+pub(super) fn judged(
+    cluster: &Cluster,
+    duplicates: &HashMap<&str, &str>,
+    only: Option<&str>,
+    now: Timestamp,
+) -> (Vec<ClusterFinding>, usize) {
     let pods: Vec<&CalicoPod> = cluster.surroundings.calico_pods().collect();
     let mut drafts = not_started(&pods, now);
     let passwords = cluster.password.iter().filter(|found| found.is_wrong() && lasts(found.since, SETTING_UP, now));
@@ -144,7 +155,11 @@ pub(super) fn findings(
     all.sort_by(|a, b| (b.severity, b.nodes).cmp(&(a.severity, a.nodes)).then_with(|| a.subject.cmp(&b.subject)));
     let more = all.len().saturating_sub(MOST);
     all.truncate(MOST);
-    // What tells no time itself is there at least since it was noticed.
+    (all, more)
+}
+
+/// Says since when they are there, and what changed before. What tells no time itself is there at least since it was noticed.
+pub(super) fn dated(mut all: Vec<ClusterFinding>, cluster: &Cluster) -> Vec<ClusterFinding> {
     for finding in all.iter_mut().filter(|finding| finding.since.is_none()) {
         finding.since = cluster.noticed.get(&(finding.code.clone(), finding.subject.clone())).copied();
         finding.noticed = true;
@@ -152,7 +167,7 @@ pub(super) fn findings(
     for finding in all.iter_mut().filter(|finding| finding.severity > Severity::Info) {
         finding.before = finding.since.map(|since| cluster.surroundings.journal.before(since)).unwrap_or_default();
     }
-    (all, more)
+    all
 }
 
 fn lasts(since: Option<Timestamp>, seconds: i64, now: Timestamp) -> bool {

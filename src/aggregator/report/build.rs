@@ -1,14 +1,16 @@
 //! From rows to a report. Pure.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 
 use jiff::Timestamp;
 
 use super::around;
 use super::count::{groups, summary};
 use super::judge::Judged;
+use super::judgement::LastJudgement;
 use super::scope::{choose_remedies, findings};
-use super::{API_VERSION, CannotLook, ClusterFinding, ClusterReport, Counts, Source, View};
+use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, Source, View};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::stale::{Watchdog, agent_at_once};
 use crate::verdict::{Now, WorkerState};
@@ -40,26 +42,28 @@ pub(crate) fn build(
     only: Option<&str>,
     now: Now,
 ) -> ClusterReport {
-    let Overview { report, workers } = overview_for(cluster, agents, source, only, now);
+    let Overview { report, workers } =
+        overview_for(cluster, agents, source, |duplicates| around::findings(cluster, duplicates, only, now.wall), now);
     let wanted = workers.iter().filter(|worker| only.is_none_or(|only| only == worker.name));
     ClusterReport { nodes: wanted.map(|worker| worker.report(only.is_some())).collect(), ..report }
 }
 
-/// Looks at all workers.
+/// Looks at all workers; what is wrong with the cluster may be as it was judged a moment ago.
 pub(in crate::aggregator) fn overview<'a>(
     cluster: &'a Cluster,
     agents: Agents<'_>,
     source: Source,
+    last: &mut LastJudgement,
     now: Now,
 ) -> Overview<'a> {
-    overview_for(cluster, agents, source, None, now)
+    overview_for(cluster, agents, source, |duplicates| last.asked(cluster, duplicates, now.wall), now)
 }
 
 fn overview_for<'a>(
     cluster: &'a Cluster,
     agents: Agents<'_>,
     source: Source,
-    only: Option<&str>,
+    around: impl FnOnce(&HashMap<&str, &str>) -> (Vec<ClusterFinding>, usize),
     now: Now,
 ) -> Overview<'a> {
     let view = view(cluster, now.wall);
@@ -80,8 +84,7 @@ fn overview_for<'a>(
         workers.add(node);
     }
     // What was known of the cluster is no longer known either while it cannot be seen.
-    let (around, cluster_more) =
-        if view.complete { around::findings(cluster, &duplicates, only, now.wall) } else { Default::default() };
+    let (around, cluster_more) = if view.complete { around(&duplicates) } else { Default::default() };
     let report = ClusterReport {
         api_version: API_VERSION.to_owned(),
         kind: "ClusterReport".to_owned(),
@@ -100,12 +103,6 @@ fn overview_for<'a>(
     Overview { report, workers: nodes }
 }
 
-/// What is wrong with the cluster, and what of it could not be looked at; none while it cannot be seen.
-pub(crate) fn of_cluster(cluster: &Cluster, now: Timestamp) -> Option<(Vec<ClusterFinding>, Vec<CannotLook>)> {
-    let view = view(cluster, now);
-    view.complete.then(|| (around::findings(cluster, &cluster.duplicates(), None, now).0, view.cannot_look))
-}
-
 /// Worst first; within a state what lasts longest, since the first that broke is likelier the cause.
 fn rank<'a>(node: &Judged<'a>) -> (bool, Reverse<WorkerState>, Option<Timestamp>, &'a str) {
     // Of healthy workers only the name matters.
@@ -113,7 +110,7 @@ fn rank<'a>(node: &Judged<'a>) -> (bool, Reverse<WorkerState>, Option<Timestamp>
     (node.row.deleting, Reverse(node.state), since, node.name)
 }
 
-fn view(cluster: &Cluster, now: Timestamp) -> View {
+pub(super) fn view(cluster: &Cluster, now: Timestamp) -> View {
     if let Some(lost) = cluster.nodes_sight.is_blind(now).or_else(|| cluster.api_sight.is_blind(now)) {
         return View::incomplete(lost.why.clone(), Some(lost.since));
     }

@@ -53,7 +53,7 @@ impl Whole {
 #[cfg(test)]
 mod tests {
     use super::super::build::{Agents, build, overview};
-    use super::super::{ClusterReport, Source};
+    use super::super::{ClusterReport, LastJudgement, Source};
     use super::*;
     use crate::aggregator::cluster::Cluster;
     use crate::aggregator::stale::Watchdog;
@@ -63,8 +63,8 @@ mod tests {
 
     /// Written by way of what was written before, it says what it says when it is made anew.
     fn same(cluster: &Cluster, watchdog: &Watchdog, seconds: i64, before: &Whole) -> Whole {
-        let (agents, now) = (Agents::Watched(watchdog), moment(seconds));
-        let whole = Whole::write(&overview(cluster, agents, Source::Aggregator, now), before).expect("JSON");
+        let (agents, now, last) = (Agents::Watched(watchdog), moment(seconds), &mut LastJudgement::default());
+        let whole = Whole::write(&overview(cluster, agents, Source::Aggregator, last, now), before).expect("JSON");
         let read: ClusterReport = serde_json::from_slice(&whole.body).expect("a report");
         assert_eq!(read, build(cluster, agents, Source::Aggregator, None, now));
         whole
@@ -84,7 +84,8 @@ mod tests {
         let mut whole = same(&cluster, &watchdog, 0, &none);
         let copied = |whole: &Whole, cluster: &Cluster, watchdog: &Watchdog, seconds| {
             let agents = Agents::Watched(watchdog);
-            let overview = overview(cluster, agents, Source::Aggregator, moment(seconds));
+            let overview =
+                overview(cluster, agents, Source::Aggregator, &mut LastJudgement::default(), moment(seconds));
             overview.workers.iter().filter(|worker| whole.place(worker.key()).is_some()).count()
         };
         assert_eq!(copied(&whole, &cluster, &watchdog, 9), 12, "time alone changes nothing");

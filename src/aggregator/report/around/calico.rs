@@ -325,7 +325,7 @@ fn has_deeper_cause(row: &Row) -> bool {
     let deeper = |finding: &crate::verdict::Raised| {
         finding.severity == Severity::Critical && finding.caused_by.is_none() && finding.area < Area::Cni
     };
-    !row.marked_stale() && row.findings.iter().any(deeper)
+    row.findings.iter().any(deeper) && !row.marked_stale()
 }
 
 pub(super) fn state(pod: &CalicoPod, limits: &ClusterLimits, now: Timestamp) -> String {

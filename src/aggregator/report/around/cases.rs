@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::super::{Agents, ClusterReport, Source, build};
+use super::super::{Agents, ClusterReport, LastJudgement, Source, build};
 use super::unseen;
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::looked::Look;
@@ -166,8 +166,12 @@ fn each_is_told_and_over_when_it_was_put_right() {
         if !codes(&before).contains(case.code) {
             wrong.push(format!("{} is not told: {before:?}", case.code));
         }
-        memory::notice(&mut cluster, at(0));
+        memory::notice(&mut cluster, &mut LastJudgement::default(), at(0));
+        let shown = cluster.shown();
         restore(&mut cluster);
+        if cluster.shown() == shown {
+            wrong.push(format!("{} is over, and a judgement that is shared would still be good", case.code));
+        }
         let begin = case.over.max(301);
         for now in [begin, begin + 600, begin + 4_000] {
             let after = told(&cluster, now);
@@ -175,7 +179,7 @@ fn each_is_told_and_over_when_it_was_put_right() {
                 wrong.push(format!("{} after {now} s: {after:?}", case.code));
             }
         }
-        memory::notice(&mut cluster, at(begin));
+        memory::notice(&mut cluster, &mut LastJudgement::default(), at(begin));
         assert!(cluster.noticed.is_empty(), "{}: {:?}", case.code, cluster.noticed);
     }
     none(&wrong);
@@ -214,7 +218,7 @@ fn each_is_unknown_without_what_it_is_made_of_and_not_over() {
     let mut wrong = Vec::new();
     for case in cases() {
         let mut cluster = planted(case.plant);
-        memory::notice(&mut cluster, at(-100));
+        memory::notice(&mut cluster, &mut LastJudgement::default(), at(-100));
         let before = told(&cluster, 0);
         for what in What::ALL {
             Blind::Lost(what).happens(&mut cluster);
@@ -222,7 +226,7 @@ fn each_is_unknown_without_what_it_is_made_of_and_not_over() {
             if is_told == unknown(&cluster).contains(case.code) || is_told == needed(case.code).contains(&what) {
                 wrong.push(format!("{} is told: {is_told}, while {what:?} is lost", case.code));
             }
-            memory::notice(&mut cluster, at(0));
+            memory::notice(&mut cluster, &mut LastJudgement::default(), at(0));
             cluster.surroundings.take(what, Change::Found, at(10));
             if told(&cluster, 0) != before {
                 wrong.push(format!("{} is another one after {what:?} was lost", case.code));
@@ -254,12 +258,12 @@ fn each_is_unknown_without_what_it_is_made_of_and_not_over() {
 fn each_is_unknown_without_the_nodes_and_not_over() {
     for case in cases() {
         let mut cluster = planted(case.plant);
-        memory::notice(&mut cluster, at(-100));
+        memory::notice(&mut cluster, &mut LastJudgement::default(), at(-100));
         let before = told(&cluster, 0);
         cluster.nodes_sight.lost(at(LOST), "refused".into());
         let blind = report(&cluster, 0);
         assert!(!blind.view.complete && blind.cluster.is_empty(), "{}", case.code);
-        memory::notice(&mut cluster, at(0));
+        memory::notice(&mut cluster, &mut LastJudgement::default(), at(0));
         cluster.nodes_sight.found();
         assert_eq!(told(&cluster, 0), before, "{}", case.code);
     }

@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 
+use super::super::LastJudgement;
 use super::*;
 use crate::aggregator::password::Way;
+use crate::aggregator::sight::Sight;
 use crate::aggregator::surroundings::What;
 use crate::aggregator::testing::at;
 use crate::aggregator::watch::Change;
@@ -98,19 +100,20 @@ fn what_tells_no_time_is_there_since_it_was_noticed_and_has_its_changes() {
         all.into_iter().map(|it| (it.since, it.noticed, it.before.len())).collect::<Vec<_>>()
     };
     assert_eq!(one(&cluster, 70), [(None, true, 0)]);
-    crate::aggregator::memory::notice(&mut cluster, at(100));
-    crate::aggregator::memory::notice(&mut cluster, at(120));
+    let mut judged = LastJudgement::default();
+    crate::aggregator::memory::notice(&mut cluster, &mut judged, at(100));
+    crate::aggregator::memory::notice(&mut cluster, &mut judged, at(120));
     assert_eq!(one(&cluster, 200), [(Some(at(100)), true, 1)]);
     // While it is not seen nobody knows whether it is over.
     take(&mut cluster, What::SystemDeployments, Change::Lost("no".into()), 200);
-    crate::aggregator::memory::notice(&mut cluster, at(300));
+    crate::aggregator::memory::notice(&mut cluster, &mut judged, at(300));
     assert!(one(&cluster, 300).is_empty());
     take(&mut cluster, What::SystemDeployments, Change::Found, 310);
     assert_eq!(one(&cluster, 320), [(Some(at(100)), true, 1)]);
     take(&mut cluster, What::SystemDeployments, Change::Here(object(scaled(1))), 330);
-    crate::aggregator::memory::notice(&mut cluster, at(340));
+    crate::aggregator::memory::notice(&mut cluster, &mut judged, at(340));
     take(&mut cluster, What::SystemDeployments, Change::Here(object(scaled(0))), 350);
-    crate::aggregator::memory::notice(&mut cluster, at(360));
+    crate::aggregator::memory::notice(&mut cluster, &mut judged, at(360));
     assert_eq!(one(&cluster, 370), [(Some(at(360)), true, 1)], "it is another one");
 }
 
@@ -158,4 +161,34 @@ fn a_password_that_can_be_had_or_of_which_nothing_is_known_is_no_finding() {
     for exists in [Some(true), None] {
         assert!(findings(&password(exists, &[], 0), None, at(600)).is_empty());
     }
+}
+
+#[test]
+fn a_judgement_is_shared_until_something_changes_or_enough_time_has_passed() {
+    let failing = |number| pod(number, 0, "install-cni", "no");
+    let mut cluster = with(&[failing(1)]);
+    cluster.nodes_sight.list_ends();
+    let mut judged = LastJudgement::default();
+    let asked = |judged: &mut LastJudgement, cluster: &Cluster, second| {
+        judged.asked(cluster, &cluster.duplicates(), at(second)).0.len()
+    };
+    assert_eq!(asked(&mut judged, &cluster, 50), 0, "it is still young");
+    assert_eq!(asked(&mut judged, &cluster, 64), 0, "as it was judged 14 s ago");
+    assert_eq!(asked(&mut judged, &cluster, 65), 1);
+    // What nobody waits for takes it as it was, and is the first to judge it after a minute.
+    let mut later = LastJudgement::default();
+    let unasked = |judged: &mut LastJudgement, cluster: &Cluster, second| {
+        judged.of_cluster(cluster, at(second)).map(|(findings, _)| findings.len())
+    };
+    assert_eq!(unasked(&mut later, &cluster, 50), Some(0));
+    assert_eq!(unasked(&mut later, &cluster, 109), Some(0));
+    assert_eq!(unasked(&mut later, &cluster, 110), Some(1));
+    assert_eq!(asked(&mut later, &cluster, 124), 1);
+    // A change is judged at once, and so is a clock that was set back.
+    let other = serde_json::from_value(pod(2, 0, "calico-extension", "no")).expect("a pod");
+    cluster.surroundings.take(What::CalicoPods, Change::Here(other), at(124));
+    assert_eq!(asked(&mut later, &cluster, 124), 2);
+    assert_eq!(asked(&mut later, &cluster, 40), 0);
+    cluster.nodes_sight = Sight::default();
+    assert_eq!(unasked(&mut later, &cluster, 41), None, "what cannot be seen is not judged");
 }
