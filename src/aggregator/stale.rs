@@ -181,6 +181,9 @@ impl Watchdog {
 
     /// Nodes on which the aggregator has to say that nobody knows: their agent is gone, and they still say otherwise.
     pub(crate) fn to_mark<'a>(&self, cluster: &'a Cluster, now: Now) -> Vec<(&'a str, &'a Row, Gone)> {
+        if self.missing.is_empty() {
+            return Vec::new();
+        }
         let candidates = cluster.nodes().filter(|(name, row)| self.missing.contains_key(*name) && wants_mark(row));
         candidates
             .filter_map(|(name, row)| match self.agent(cluster, name, row, now) {

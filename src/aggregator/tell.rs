@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Shown};
 use super::lease;
 use super::looked::Rounds;
 use super::report::{CannotLook, ClusterFinding, LastJudgement};
@@ -68,8 +68,9 @@ pub(super) async fn run(
 #[derive(Debug)]
 struct Known {
     lease: Object,
-    /// Nodes whose agent is gone.
+    /// Nodes whose agent is gone, and of what cluster that is said.
     stale: BTreeSet<String>,
+    shown: Option<Shown>,
     /// What is wrong with the cluster, by code and subject.
     wrong: BTreeMap<(String, String), Wrong>,
     round: u32,
@@ -89,13 +90,15 @@ impl Known {
     fn begin(cluster: &Cluster, namespace: &str) -> Self {
         let lease = Object::lease(namespace, lease::NAME);
         let rounds = Rounds::default();
-        Known { lease, stale: stale(cluster), wrong: BTreeMap::new(), round: 0, rounds, looks: 0 }
+        Known { lease, stale: stale(cluster), shown: None, wrong: BTreeMap::new(), round: 0, rounds, looks: 0 }
     }
 
     /// What has changed.
     fn step(&mut self, cluster: &Cluster, judged: &mut LastJudgement, now: Timestamp) -> Vec<Occurrence> {
         let mut happened = Vec::new();
-        if cluster.nodes_sight.is_clear() {
+        let shown = Some(cluster.shown());
+        if cluster.nodes_sight.is_clear() && self.shown != shown {
+            self.shown = shown;
             self.agents(cluster, now, &mut happened);
         }
         self.round += 1;

@@ -28,7 +28,6 @@ struct Count {
 /// What is wrong now, by code: the worst first, then what is on most workers. What an agent that is gone said last does
 /// not count, but that it is gone does.
 pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, nodes: &[Judged<'_>]) -> Vec<FindingCount> {
-    let calico = cluster.calico_versions();
     let eligible = |node: &Judged<'_>| !node.row.deleting && !duplicates.contains_key(node.name);
     let mut by_code: BTreeMap<&str, Count> = BTreeMap::new();
     for (at, node) in nodes.iter().enumerate().filter(|(_, node)| !node.row.deleting) {
@@ -49,6 +48,10 @@ pub(super) fn findings(cluster: &Cluster, duplicates: &HashMap<&str, &str>, node
             }
         }
     }
+    if by_code.is_empty() {
+        return Vec::new();
+    }
+    let calico = cluster.calico_versions();
     let hosted = cluster.hosted.as_ref();
     let looked_at = |node: &Judged<'_>| eligible(node) && node.state != WorkerState::Unknown;
     let members = nodes.iter().map(|node| Member {

@@ -246,6 +246,9 @@ impl<'a> Calico<'a> {
     fn counted(&self) -> (Vec<(usize, Timestamp, String)>, Scope, usize) {
         let mut broken = self.broken();
         broken.retain(|(at, since, _)| !in_maintenance(self.workers[*at].1, *since));
+        if broken.is_empty() {
+            return (broken, Scope::None, 0);
+        }
         let failing = |at: usize| broken.binary_search_by_key(&at, |(at, ..)| *at).is_ok();
         let compared = |(at, (_, row)): &(usize, &(&str, &Row))| may_fail(row) || failing(*at);
         let total = self.workers.iter().enumerate().filter(compared).count();
