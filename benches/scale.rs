@@ -22,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use figures::{MALLOC, cpu_seconds, figure, inside, kib};
+use many::relay::Relay;
 use many::{Sender, agent_pod, calico, is_ready, name, worker};
 use support::control_plane::{ControlPlane, Parts};
 use support::wait::within;
@@ -74,7 +75,13 @@ fn main() -> Result<()> {
         sender.send("POST", calico::of(there..size).into_iter())?;
         sender.send("PATCH", calico::run(there..size).into_iter())?;
         there = size;
-        measure(&control_plane, &program.clone().into(), size)?;
+        let relay = Relay::new(&control_plane)?;
+        std::thread::scope(|scope| {
+            relay.run(scope, &control_plane);
+            let measured = measure(&control_plane, &relay, &program.clone().into(), size);
+            relay.close(&control_plane)?;
+            measured
+        })?;
     }
     Ok(())
 }
@@ -88,13 +95,13 @@ fn limits(size: usize) -> (f64, f64) {
     }
 }
 
-fn measure(control_plane: &ControlPlane, program: &PathBuf, size: usize) -> Result<()> {
+fn measure(control_plane: &ControlPlane, relay: &Relay, program: &PathBuf, size: usize) -> Result<()> {
     let (first, memory) = limits(size);
     let mut command = control_plane.command_in(program);
     // As the one that leads, which does more.
     command.args(["aggregator", "--namespace", "nodevitals", "--kubeconfig"]);
     let started = Instant::now();
-    let running = Running(command.arg(control_plane.admin_kubeconfig()?).envs(MALLOC).stdout(Stdio::null()).spawn()?);
+    let running = Running(command.arg(Relay::kubeconfig(control_plane)?).envs(MALLOC).stdout(Stdio::null()).spawn()?);
     let fetch = |page: &str| control_plane.exec_in_ns(&["curl", "-sf", &format!("{PAGE}{page}")]);
     within(LONG, || {
         fetch("/readyz")?;
@@ -129,7 +136,7 @@ fn measure(control_plane: &ControlPlane, program: &PathBuf, size: usize) -> Resu
     show("/api/v1/report, CPU for each", (cpu_seconds(pid)? - before) / times.len() as f64 * 1000.0, "ms", 20.0);
     show("/api/v1/report, size", fetch("/api/v1/report")?.len() as f64 / 1024.0, "KiB", f64::INFINITY);
 
-    changes(control_plane, size, pid)?;
+    changes(control_plane, relay, size, pid)?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     show("resident memory", kib(&status, "VmRSS")? / 1024.0, "MiB", memory);
     show("most resident memory so far", kib(&status, "VmHWM")? / 1024.0, "MiB", f64::INFINITY);
@@ -177,8 +184,9 @@ fn quiet(pid: u32, size: usize) -> Result<(f64, f64)> {
     Ok((all / started.elapsed().as_secs_f64() * 100.0, busiest / BUSIEST as f64 * 100.0))
 }
 
-/// Heartbeats, which nobody sees, and then as many workers as may fail at once, which a page is told.
-fn changes(control_plane: &ControlPlane, size: usize, pid: u32) -> Result<()> {
+/// Heartbeats, which nobody sees, and then as many workers as may fail at once, which a page is told: as they come from this API
+/// server, and all in one second.
+fn changes(control_plane: &ControlPlane, relay: &Relay, size: usize, pid: u32) -> Result<()> {
     let many = CHANGING.min(size);
     let sender = Sender::new(control_plane)?;
     let path = |index: usize| format!("/api/v1/nodes/{}/status", name(index));
@@ -211,6 +219,19 @@ fn changes(control_plane: &ControlPlane, size: usize, pid: u32) -> Result<()> {
     drop(page);
     sender.send("PATCH", (0..many).map(|index| (path(index), many::well())))?;
     show("CPU for a change while nobody looks", (settled(pid)? - before) / many as f64 * 1e6, "us", 1_000.0);
+
+    let mut page = Page::open(control_plane)?;
+    relay.hold();
+    sender.send("PATCH", (0..many).map(|index| (path(index), many::failed())))?;
+    let released = Instant::now();
+    let kept = relay.release();
+    let seen = page.shows(many)?;
+    // Each is a Node of real size.
+    ensure!(kept > many * 10_000, "only {kept} bytes were told at once");
+    show("from 1,000 changes at once to the page", (seen - released).as_secs_f64(), "s", 2.0);
+    drop(page);
+    sender.send("PATCH", (0..many).map(|index| (path(index), many::well())))?;
+    settled(pid)?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Thousands of objects of real size, and what changes them, sent over a few connections.
 
 pub mod calico;
+pub mod relay;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
