@@ -57,7 +57,7 @@ pub use netfilter::{
     Action, Backend, BaseChain, Chain, FilterRule, Hook, Is, Jump, Policy, Ruleset, ServiceChain, Table, VirtualServer,
 };
 pub use past::{End, FormerBoot, FormerMachine, Machine, Past};
-pub use path::{ControlPlanePath, FaultKind, PathEnd, PathFault, PathLeg, PathStep, PeerAnswer};
+pub use path::{ControlPlanePath, FaultKind, KernelClock, PathEnd, PathFault, PathLeg, PathStep, PeerAnswer};
 pub(crate) use pod_ranges::Way;
 pub(crate) use presence::{BPF_DEVICE, IPVS_DEVICE, is_calico_chain, is_canary, is_kube_proxy_chain, rulesets};
 pub use presence::{CalicoDataplane, Expected, ProxyMode, Remembered, Starts};

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::Seen;
+
 /// The path from this node to its control plane: three ways, walked apart (catalogue R046).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -24,6 +26,20 @@ pub struct ControlPlanePath {
     /// Other nodes that were asked: some that are ready when the kubelet's way is broken, else those that are not ready and
     /// that fall to this node. Empty while there is no reason to ask.
     pub peers: Vec<PeerAnswer>,
+    /// What the kernel says of this node's clock; absent while no answer tells another time, because it is not asked then.
+    pub kernel_clock: Seen<KernelClock>,
+}
+
+/// What the kernel says of its clock (adjtimex(2)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelClock {
+    /// Whether somebody has told it so, and not long ago (`STA_UNSYNC` is not set). A hypervisor that keeps the clock may
+    /// never tell it.
+    pub synchronised: bool,
+    /// The largest error that it reckons with (`maxerror`), in milliseconds. It grows by 1.8 s an hour while nobody corrects
+    /// the clock; beyond 16 s the kernel calls it not synchronised (`NTP_PHASE_LIMIT`).
+    pub largest_error_millis: u64,
 }
 
 /// Another node that was asked over TCP.

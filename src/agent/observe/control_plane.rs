@@ -22,6 +22,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::blocking::Blocking;
 use super::host_root::{HostRoot, Stamp};
+use super::kernel_clock;
 use super::kubelet::kubeconfig;
 use super::peers::{self, PeerSource, Peers};
 use super::probe::{self, Depth, Target};
@@ -197,7 +198,11 @@ impl ControlPlaneSource {
         let service = service.as_ref().and_then(leg).map(lenient);
         let peers = self.peers.look(&ways.peers, kubelet.broken());
         let (peers, host_answers) = futures::join!(peers, host_answers(&kubelet));
-        let mut path = ControlPlanePath { server, kubelet, endpoints, service, cni: Vec::new(), host_answers, peers };
+        let (cni, kernel_clock) = (Vec::new(), Seen::Absent);
+        let mut path = ControlPlanePath { server, kubelet, endpoints, service, cni, host_answers, peers, kernel_clock };
+        if std::iter::once(&path.kubelet).chain(&path.endpoints).any(|leg| leg.clock_ahead.is_some_and(|it| it != 0)) {
+            path.kernel_clock = kernel_clock::look();
+        }
         path.cni = self.servers_of_cni(ways, &path).await;
         Ok(path)
     }

@@ -19,6 +19,7 @@ mod host_root;
 mod identity;
 mod ipset;
 mod ipvs;
+mod kernel_clock;
 mod kernel_log;
 mod kubelet;
 mod legacy;

@@ -107,6 +107,7 @@ impl Node {
             cni: vec![],
             host_answers: None,
             peers: vec![],
+            kernel_clock: Seen::Absent,
         });
         now.cluster = Seen::Absent;
         now.cluster_dns = Seen::Absent;

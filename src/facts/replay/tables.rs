@@ -64,7 +64,7 @@ records! {
     CniPlugin { kind, ipam, kubeconfig, etcd, nodename_optional, awaits }
     Commit { at, generation, pid, program }
     Conntrack { count, max, dropped, dropped_since, insert_failed_since, early_drop_since }
-    ControlPlanePath { server, kubelet, endpoints, service, host_answers, peers; cni }
+    ControlPlanePath { server, kubelet, endpoints, service, host_answers, peers, kernel_clock; cni }
     Debris { shims, shim_count, zombies, containers, sandboxes, namespaces, exited, not_ready, growing; cgroups, memo }
     Destination { source, destination, port, sockets, time_wait }
     FileFault { path, what }
@@ -95,6 +95,7 @@ records! {
     IpSet { name, kind, entries, references }
     IpsecPolicy { from, to, block }
     Jump { position, target }
+    KernelClock { synchronised, largest_error_millis }
     KernelEvent { fault, subject, first_at, times, line }
     KernelLog { events, lost }
     KernelProtocol { name, table, state, exported, missing, examples }

@@ -90,6 +90,7 @@ async fn any_status_is_an_answer_and_no_credentials_are_sent() {
         let mut node = Node::new(&format!("https://{}", api.address), Some(&ca.pem()));
         let path = node.look().await;
         let status = head[..3].parse().expect("a number");
+        assert_eq!(path.kernel_clock, Seen::Absent, "the clocks agree as far as anybody says");
         assert_eq!((path.kubelet.end.clone(), path.kubelet.broken()), (PathEnd::Answered(status), status == 503));
         assert_eq!((path.kubelet.to.clone(), path.kubelet.is_local()), (api.address.to_string(), true));
         let request = api.requests.recv().await.expect("asked").to_lowercase();
@@ -197,7 +198,9 @@ async fn a_clock_that_is_minutes_off_shows_also_where_it_spoils_the_certificate(
     };
     for (years, ends) in [(GOOD, PathEnd::Answered(401)), ([2000, 2001], PathEnd::Connected)] {
         let api = api_server(server_of(&ca, "127.0.0.1", years), head).await;
-        let leg = Node::new(&format!("https://{}", api.address), Some(&ca.pem())).look().await.kubelet;
+        let path = Node::new(&format!("https://{}", api.address), Some(&ca.pem())).look().await;
+        assert!(matches!(path.kernel_clock, Seen::Yes(_)), "{:?}", path.kernel_clock);
+        let leg = path.kubelet;
         let ahead = leg.clock_ahead.expect("a date");
         assert!((298..=300).contains(&ahead), "{ahead}");
         assert_eq!(leg.fault().is_none(), ends == PathEnd::Answered(401));
