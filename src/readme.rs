@@ -80,7 +80,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("limits.ephemeralPortsPercent", "`EphemeralPortsNearFull`: of the local ports, held by one destination"),
     ("limits.abandonedContainers", "`RuntimeObjectLeak`: ended containers whose Pod is gone"),
-    ("limits.abandonedObjects", "`RuntimeObjectLeak`: shims, sandboxes, network namespaces and links without a Pod"),
+    (
+        "limits.abandonedObjects",
+        "`RuntimeObjectLeak`: shims, sandboxes, snapshots, network namespaces and links without a Pod",
+    ),
     ("limits.kubeletRestarts", "`KubeletRestarting`: restarts of the kubelet"),
     ("limits.kubeletRestartMinutes", "`KubeletRestarting`: within this time"),
     (

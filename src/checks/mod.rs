@@ -291,7 +291,7 @@ pub struct Limits {
     pub ephemeral_ports_percent: u8,
     /// `RuntimeObjectLeak`: containers that have ended and whose pod is gone (catalogue H14).
     pub abandoned_containers: u64,
-    /// `RuntimeObjectLeak`: shims, sandboxes, network namespaces and links without an owner, in all (catalogue H14).
+    /// `RuntimeObjectLeak`: shims, sandboxes, snapshots, network namespaces and links without an owner, in all (catalogue H14).
     pub abandoned_objects: u64,
     /// `KubeletRestarting`: so many restarts ... (catalogue H4)
     pub kubelet_restarts: u32,

@@ -1,8 +1,9 @@
 //! What containers leave behind: objects that nobody owns any more, and resources that only grow.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Memo, Program};
+use super::{Memo, Program, Seen};
 
 /// What is left of containers and pods that have gone. An object counts once nobody has owned it for ten minutes: pods that
 /// are being made or removed are between two owners.
@@ -25,6 +26,9 @@ pub struct Debris {
     pub namespaces: u64,
     /// Control groups of pods of which the kubelet has no directory and the runtime no sandbox.
     pub cgroups: u64,
+    /// Snapshots that containerd keeps for containers, sandboxes and unpacked images that are no longer there; absent as long as
+    /// it was not asked.
+    pub snapshots: Seen<Snapshots>,
     /// All containers that have ended, owned or not.
     pub exited: u64,
     /// All sandboxes that are not ready, owned or not.
@@ -34,6 +38,16 @@ pub struct Debris {
     /// What the next process of the agent goes on from.
     #[serde(skip)]
     pub memo: Memo,
+}
+
+/// Snapshots (file systems of containers) without an owner.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshots {
+    /// How many.
+    pub count: u64,
+    /// The key of the oldest and when it was made; none where that is not known any more.
+    pub oldest: Option<(String, Timestamp)>,
 }
 
 /// A resource that has at least doubled while the node's pods became no more.
@@ -72,7 +86,8 @@ impl Debris {
 
     /// Objects without an owner, of all kinds but containers.
     pub fn ownerless(&self) -> u64 {
-        self.shim_count + self.sandboxes + self.namespaces + self.cgroups
+        let snapshots = self.snapshots.get().map_or(0, |snapshots| snapshots.count);
+        self.shim_count + self.sandboxes + self.namespaces + self.cgroups + snapshots
     }
 }
 

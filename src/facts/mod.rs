@@ -44,7 +44,7 @@ pub use changes::{Commit, PacketFilterChanges, Piece, Removal};
 pub use cluster::{ClusterMap, ClusterNode, ClusterService, ClusterServicePort, Encapsulation, Pool};
 pub use cluster_dns::{ClusterDns, DnsService, DnsWay};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
-pub use debris::{Debris, Growing, Resource};
+pub use debris::{Debris, Growing, Resource, Snapshots};
 pub use files::FileFault;
 pub use host::{Conntrack, Filesystem, Forwarding, Role, Space};
 pub use ipset::IpSet;

@@ -8,19 +8,24 @@ use tokio::time::timeout;
 
 use self::attempts::Attempts;
 use self::connection::Connection;
+pub(super) use self::inventory::Inventory;
 use self::latency::{Latencies, Meter};
 use self::networks::Network;
 use self::verbose::{Verbose, read_info};
 use super::host_root::HostRoot;
 use super::processes;
-use crate::facts::{LookError, Memo, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, SandboxFailures, Seen};
+use crate::facts::{
+    LookError, Memo, Reason, Runtime, RuntimeCondition, RuntimeStatus, Sandbox, SandboxFailures, Seen, Snapshots,
+};
 
 mod attempts;
 pub(super) mod connection;
 mod image_hosts;
+mod inventory;
 mod latency;
 mod messages;
 mod networks;
+mod snapshots;
 mod static_pods;
 mod verbose;
 
@@ -64,6 +69,8 @@ pub(crate) struct CriSource {
     image_hosts: Option<(Instant, Vec<String>)>,
     /// When the runtime was last asked for all that it has, and its answer.
     inventory: Option<(Instant, Option<Arc<Inventory>>)>,
+    /// When the runtime is asked next for snapshots that nobody owns, and its last answer; absent before the first.
+    snapshots: Option<(Instant, Seen<Snapshots>)>,
     meter: Arc<Meter>,
     latencies: Latencies,
     /// What earlier processes of the agent found usual here, until the runtime is connected to.
@@ -74,26 +81,6 @@ pub(crate) struct CriSource {
     said: Option<(Instant, Option<String>)>,
     /// Who listened on the socket when it was last connected to.
     pid: Option<i32>,
-}
-
-/// What the runtime has, by digests of names: thousands of them fit into little memory.
-#[derive(Debug, Default)]
-pub(super) struct Inventory {
-    /// The pods of all sandboxes, in whatever state, by sandbox.
-    pub(super) sandboxes: HashMap<u64, u64>,
-    /// Sandboxes that are not ready.
-    pub(super) not_ready: u64,
-    /// Sandboxes that use the node's network for certain.
-    pub(super) on_host_network: u64,
-    /// The sandboxes of containers that have ended.
-    pub(super) exited: Vec<u64>,
-}
-
-impl Inventory {
-    /// Whether some sandbox is this pod's.
-    pub(super) fn has_pod(&self, pod: u64) -> bool {
-        self.sandboxes.values().any(|of| *of == pod)
-    }
 }
 
 /// Stands for a name: two of a hundred thousand names have the same one with a probability of one in a billion.
@@ -115,6 +102,7 @@ impl CriSource {
             images: None,
             image_hosts: None,
             inventory: None,
+            snapshots: None,
             meter: Arc::default(),
             latencies: Latencies::new(Instant::now()),
             kept: None,
@@ -168,11 +156,6 @@ impl CriSource {
         runtime
     }
 
-    /// What the runtime had when it was last counted; none when it did not answer since.
-    pub(super) fn inventory(&self) -> Option<Arc<Inventory>> {
-        self.inventory.as_ref().and_then(|(_, inventory)| inventory.clone())
-    }
-
     /// The socket to ask, as the node names it.
     fn choose(&self, endpoint: Option<&str>) -> Result<String, LookError> {
         let socket = match endpoint.map(|it| it.trim_start_matches("unix:").trim_start_matches("//")) {
@@ -209,6 +192,10 @@ impl CriSource {
         // Another process may answer now, with another configuration.
         self.verbose = None;
         self.images = None;
+        if let Some((due, _)) = &mut self.snapshots {
+            // It keeps them on disk, whichever process that is.
+            *due = Instant::now() + INVENTORY;
+        }
         let connection = Connection::open(socket, &self.host.path(socket), Arc::clone(&self.meter)).await?;
         let before = std::mem::replace(&mut self.pid, connection.pid());
         let now = Instant::now();
@@ -311,6 +298,7 @@ impl CriSource {
         if counting {
             self.count(connection, &items).await;
         }
+        self.look_at_snapshots(connection).await;
         items.retain(|item| item.state == messages::READY);
         self.attempts.ready(crate::clock::since_boot(), items.iter().map(|item| digest(&item.id)));
         let alive: HashSet<&str> = items.iter().map(|item| item.id.as_str()).collect();
@@ -319,40 +307,6 @@ impl CriSource {
         // One that hangs (a dead shim) costs its own addresses, not the list.
         timeout(connection::CALL, self.learn(connection, &items)).await.ok();
         Seen::Yes(items.into_iter().map(|item| self.sandbox(item)).collect())
-    }
-
-    /// Counts what the runtime has.
-    async fn count(&mut self, connection: &Connection, items: &[messages::PodSandbox]) {
-        let filter = messages::ContainerFilter {
-            state: Some(messages::State { state: messages::EXITED }),
-            pod_sandbox_id: String::new(),
-        };
-        let request = messages::ListContainersRequest { filter: Some(filter) };
-        let exited = match connection.call::<_, messages::ListContainersResponse>(CONTAINERS, request).await {
-            Ok(answer) => answer.containers,
-            Err(error) => {
-                tracing::debug!(%error, "containers that have ended are not told");
-                self.inventory = Some((Instant::now(), None));
-                return;
-            }
-        };
-        let with_containers: HashSet<u64> = exited.iter().map(|container| digest(&container.pod_sandbox_id)).collect();
-        let sandboxes = items.iter().map(|item| {
-            let id = digest(&item.id);
-            let pod = item.metadata.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name)).unwrap_or_default();
-            (id, item.state == messages::READY || with_containers.contains(&id), pod)
-        });
-        self.attempts.count(crate::clock::since_boot(), sandboxes);
-        let uid = |item: &messages::PodSandbox| item.metadata.as_ref().map_or(0, |metadata| digest(&metadata.uid));
-        let exited = exited.iter().filter(|container| container.state == messages::EXITED);
-        let on_host_network = self.networks.values().filter(|network| network.host == Some(true)).count();
-        let inventory = Inventory {
-            sandboxes: items.iter().map(|item| (digest(&item.id), uid(item))).collect(),
-            not_ready: items.iter().filter(|item| item.state != messages::READY).count() as u64,
-            on_host_network: on_host_network as u64,
-            exited: exited.map(|container| digest(&container.pod_sandbox_id)).collect(),
-        };
-        self.inventory = Some((Instant::now(), Some(Arc::new(inventory))));
     }
 
     fn sandbox(&self, item: messages::PodSandbox) -> Sandbox {
@@ -389,7 +343,7 @@ impl From<messages::Condition> for RuntimeCondition {
 pub(crate) fn fuzz(data: &[u8]) {
     use prost::Message as _;
     let Some((which, bytes)) = data.split_first() else { return };
-    match which % 6 {
+    match which % 7 {
         0 => drop(messages::VersionResponse::decode(bytes)),
         1 => {
             if let Ok(answer) = messages::StatusResponse::decode(bytes) {
@@ -404,6 +358,7 @@ pub(crate) fn fuzz(data: &[u8]) {
             }
         }
         3 => drop(messages::ImageFsInfoResponse::decode(bytes)),
+        5 => drop(snapshots::ListSnapshotsResponse::decode(bytes).map(snapshots::fuzz)),
         4 => drop(messages::ListAllContainersResponse::decode(bytes).map(static_pods::fuzz)),
         _ => {
             if let Ok(answer) = messages::PodSandboxStatusResponse::decode(bytes) {

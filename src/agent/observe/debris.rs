@@ -1,5 +1,5 @@
-//! What containers leave behind: shims, zombies, network namespaces, sandboxes and containers that nobody owns, and resources
-//! that only grow.
+//! What containers leave behind: shims, zombies, network namespaces, sandboxes, containers and snapshots that nobody owns, and
+//! resources that only grow.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::cgroups::Kubepods;
 use super::cri::{Inventory, digest};
 use super::host_root::HostRoot;
 use super::processes::{self, Attendants};
-use crate::facts::{Debris, LookError, Memo, Resource};
+use crate::facts::{Debris, LookError, Memo, Resource, Seen, Snapshots};
 
 mod creep;
 
@@ -23,7 +23,8 @@ const RESOURCES: Duration = Duration::from_secs(600);
 const REMEMBERED: usize = 20_000;
 /// Files of which no more than this is read: `/proc/cgroups` has a line for each of a dozen controllers.
 const CGROUPS: u64 = 8 << 10;
-/// The name of what was told among what is kept: shims, zombies, containers, sandboxes, namespaces, cgroups.
+/// The name of what was told among what is kept: shims, zombies, containers, sandboxes, namespaces, cgroups,
+/// snapshots.
 const TOLD: &str = "told";
 
 /// Looks for debris, and remembers since when it has been there.
@@ -34,12 +35,12 @@ pub(super) struct DebrisSource {
     began: Option<Duration>,
     shims: Ownerless<(i32, u64)>,
     zombies: Ownerless<(i32, u64)>,
-    /// The counts of containers, sandboxes, namespaces and cgroups at the last looks.
-    counts: VecDeque<(Duration, [u64; 4])>,
+    /// The counts of containers, sandboxes, namespaces, cgroups and snapshots at the last looks.
+    counts: VecDeque<(Duration, [u64; 5])>,
     creep: Creep,
     resources_at: Option<Duration>,
     /// What an earlier process of the agent told, for the first ten minutes.
-    told: Option<[u64; 6]>,
+    told: Option<[u64; 7]>,
 }
 
 /// Since when objects have had no owner.
@@ -72,14 +73,19 @@ impl DebrisSource {
 
     /// Goes on from what an earlier process of the agent left in this boot.
     pub(super) fn knowing(mut self, mut memo: Memo) -> Self {
-        self.told = memo.0.remove(TOLD).and_then(|told| told.try_into().ok());
+        let told = memo.0.remove(TOLD).map(|mut told| {
+            // Of a version that did not count snapshots.
+            told.extend((told.len() == 6).then_some(0));
+            told
+        });
+        self.told = told.and_then(|told| told.try_into().ok());
         self.creep.know(&memo);
         self
     }
 
     /// Whether that process had told of some: until the first look nobody can say whether it is still there.
     pub(super) fn told_of_some(&self) -> bool {
-        self.told.is_some_and(|told| told != [0; 6]) || !self.creep.growing().is_empty()
+        self.told.is_some_and(|told| told != [0; 7]) || !self.creep.growing().is_empty()
     }
 
     /// Looks at the node, with what the runtime has and what the process table showed; the pods' directory of the kubelet tells
@@ -119,10 +125,10 @@ impl DebrisSource {
             lasting = std::array::from_fn(|at| told[at].min(counts[at]));
         }
         let short = |id: &str| id.chars().take(13).collect();
-        let [containers, sandboxes, namespaces, cgroups] = lasting;
+        let [containers, sandboxes, namespaces, cgroups, count] = lasting;
         let shim_count = old_shims.len() as u64;
         let mut memo = self.creep.memo();
-        let told = [shim_count, zombies, containers, sandboxes, namespaces, cgroups].map(rounded);
+        let told = [shim_count, zombies, containers, sandboxes, namespaces, cgroups, count].map(rounded);
         memo.0.insert(TOLD.to_owned(), told.to_vec());
         Ok(Some(Debris {
             shims: old_shims.iter().take(Debris::EXAMPLES).map(|shim| (shim.pid, short(&shim.sandbox))).collect(),
@@ -132,6 +138,7 @@ impl DebrisSource {
             sandboxes,
             namespaces,
             cgroups,
+            snapshots: snapshots(&inventory.snapshots, count),
             exited: rounded(inventory.exited.len() as u64),
             not_ready: rounded(inventory.not_ready),
             growing: self.creep.growing(),
@@ -139,14 +146,14 @@ impl DebrisSource {
         }))
     }
 
-    /// Containers, sandboxes, namespaces and cgroups without an owner now. Where the kubelet's directory is not there nobody can say
-    /// which pods there are: then a sandbox owns its containers and needs no owner.
+    /// Containers, sandboxes, namespaces, cgroups and snapshots without an owner now. Where the kubelet's directory is not there
+    /// nobody can say which pods there are: then a sandbox owns its containers and needs no owner.
     fn count(
         &self,
         inventory: &Inventory,
         owners: Option<&HashSet<u64>>,
         cgroup_root: &str,
-    ) -> Result<[u64; 4], LookError> {
+    ) -> Result<[u64; 5], LookError> {
         let owned = |pod: &u64| owners.is_none_or(|owners| owners.contains(pod));
         let abandoned = |sandbox: &&u64| !inventory.sandboxes.get(sandbox).is_some_and(owned);
         let containers = inventory.exited.iter().filter(abandoned).count() as u64;
@@ -158,11 +165,17 @@ impl DebrisSource {
         // One hierarchy of cgroup v1 stands for all: the kubelet makes and removes a pod's in each.
         let pods = Kubepods::find(&self.host, "memory", cgroup_root).map(|it| it.pods()).unwrap_or_default();
         let pods = pods.iter().map(|pod| digest(&pod.uid)).filter(|pod| !owned(pod) && !inventory.has_pod(*pod));
-        Ok([containers, sandboxes, namespaces, pods.count() as u64])
+        let snapshots = match &inventory.snapshots {
+            Seen::Yes(snapshots) => snapshots.count,
+            // They are asked for later than all else.
+            Seen::Absent => self.told.map_or(0, |[.., snapshots]| snapshots),
+            Seen::Unreadable(_) => 0,
+        };
+        Ok([containers, sandboxes, namespaces, pods.count() as u64, snapshots])
     }
 
     /// What each count has been for ten minutes, at least: what comes and goes does not add up.
-    fn lasting(&mut self, now: Duration, counts: [u64; 4]) -> [u64; 4] {
+    fn lasting(&mut self, now: Duration, counts: [u64; 5]) -> [u64; 5] {
         self.counts.push_back((now, counts));
         // The last one that is older than ten minutes stays.
         while self.counts.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= OLD) {
@@ -187,6 +200,16 @@ impl DebrisSource {
             }
         }
         all
+    }
+}
+
+/// So many snapshots, of those that were seen now.
+fn snapshots(seen: &Seen<Snapshots>, count: u64) -> Seen<Snapshots> {
+    match seen {
+        Seen::Absent if count == 0 => Seen::Absent,
+        Seen::Absent => Seen::Yes(Snapshots { count, oldest: None }),
+        Seen::Yes(now) => Seen::Yes(Snapshots { count, oldest: now.oldest.clone().filter(|_| count > 0) }),
+        Seen::Unreadable(error) => Seen::Unreadable(error.clone()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Thousands of containers came and went, and what they left behind was not removed.
 //!
-//! *Looks at* objects that nobody owns (containers and sandboxes of pods that are gone, shims, network namespaces, links, control groups) and
+//! *Looks at* objects that nobody owns (containers and sandboxes of pods that are gone, shims, snapshots, network namespaces, links, control groups)
+//! and
 //! at resources that only grow. *Traps*: a node of many jobs has many ended containers, which the kubelet keeps on purpose:
 //! never totals, but objects without an owner, and growth while the pods become no more (catalogue R005, H14).
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
 use super::shim_leak::counted;
-use crate::facts::CallLatency;
+use crate::facts::{CallLatency, Debris, Seen, utc};
 
 pub(super) const CHECK: Check = Check {
     code: "RuntimeObjectLeak",
@@ -46,10 +47,12 @@ fn run(look: &Look<'_>) -> Outcome {
             (debris.namespaces, "network namespaces"),
             (links, "links"),
             (debris.cgroups, "control groups of pods"),
+            (debris.snapshots.get().map_or(0, |snapshots| snapshots.count), "snapshots"),
         ];
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
-        findings.push(Finding::new("objects", format!("{objects} objects have no pod any more: {}", parts.join(", "))));
+        let detail = format!("{objects} objects have no pod any more: {}{}", parts.join(", "), about_snapshots(debris));
+        findings.push(Finding::new("objects", detail));
     }
     for growing in &debris.growing {
         let detail = format!(
@@ -65,6 +68,17 @@ fn run(look: &Look<'_>) -> Outcome {
     Outcome::from_findings(findings)
 }
 
+/// Which snapshot to look at first, or why none was.
+fn about_snapshots(debris: &Debris) -> String {
+    match &debris.snapshots {
+        Seen::Yes(snapshots) => snapshots.oldest.as_ref().map_or_else(String::new, |(key, since)| {
+            format!(" (the oldest is {key} of {}; `ctr -n k8s.io snapshots ls`)", utc(*since))
+        }),
+        Seen::Absent => String::new(),
+        Seen::Unreadable(error) => format!("; snapshots were not looked at ({})", error.detail),
+    }
+}
+
 /// Calico's links to pods, less the pods that have a network of their own, or may have one.
 fn links(look: &Look<'_>) -> u64 {
     let (Some(routing), Some(sandboxes)) = (look.now.routing.get(), look.now.runtime.sandboxes.get()) else { return 0 };
@@ -78,7 +92,7 @@ fn links(look: &Look<'_>) -> u64 {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{Debris, Growing, Program, Resource, Seen};
+    use crate::facts::{Growing, Program, Resource, Snapshots};
 
     fn debris(debris: Debris) -> Node {
         Node::worker().edit(|now| now.debris = Seen::Yes(debris))
@@ -107,6 +121,23 @@ mod tests {
         let growth =
             "open files of containerd have grown from 600 to 9000 within 7 hours, with no more pods than before";
         assert_eq!(details[2], growth);
+    }
+
+    #[test]
+    fn snapshots_count_and_the_oldest_is_named() {
+        let oldest = Some(("0123".to_owned(), "2026-11-21T10:00:00Z".parse().expect("a time")));
+        let leak = Debris { snapshots: Seen::Yes(Snapshots { count: 990, oldest }), cgroups: 11, ..Debris::default() };
+        let detail = "1001 objects have no pod any more: 11 control groups of pods, 990 snapshots (the oldest is 0123 of \
+                      2026-11-21T10:00:00Z; `ctr -n k8s.io snapshots ls`)";
+        assert_eq!(testing::details(&run(&debris(leak.clone()).look())), [detail]);
+        let fewer = Seen::Yes(Snapshots { count: 989, oldest: None });
+        assert_eq!(run(&debris(Debris { snapshots: fewer, ..leak.clone() }).look()), Outcome::Healthy);
+        // Another runtime: what else there is counts all the same.
+        let snapshots = testing::error("snapshots", crate::facts::Reason::Unsupported);
+        let others = Debris { snapshots, cgroups: 1001, ..leak };
+        let details = testing::details(&run(&debris(others.clone()).look())).join("");
+        assert!(details.contains("1001 control groups of pods; snapshots were not looked at ("), "{details}");
+        assert_eq!(run(&debris(Debris { cgroups: 1000, ..others }).look()), Outcome::Healthy);
     }
 
     #[test]

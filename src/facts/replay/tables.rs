@@ -65,7 +65,7 @@ records! {
     Commit { at, generation, pid, program }
     Conntrack { count, max, dropped, dropped_since, insert_failed_since, early_drop_since }
     ControlPlanePath { server, kubelet, endpoints, service, host_answers, peers, kernel_clock; cni }
-    Debris { shims, shim_count, zombies, containers, sandboxes, namespaces, exited, not_ready, growing; cgroups, memo }
+    Debris { shims, shim_count, zombies, containers, sandboxes, namespaces, exited, not_ready, growing; cgroups, snapshots, memo }
     Destination { source, destination, port, sockets, time_wait }
     FileFault { path, what }
     FormerBoot { id, until, next_at, cordoned, end }
@@ -139,6 +139,7 @@ records! {
     Sandbox { id, namespace, name, created_at, host_network, addresses }
     SandboxFailures { attempts, minutes, goes_on, pods, said }
     ServiceChain { family, service, protocol, chain, referenced, endpoints, dead_ends }
+    Snapshots { count, oldest }
     Sockets { ports, in_use, busiest, syn_retransmits, syn_retransmits_since }
     Space { bytes, bytes_available, inodes, inodes_available }
     Stall { some_avg10, some_avg60, full_avg10, full_avg60 }

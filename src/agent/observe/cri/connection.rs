@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Uri;
+use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use nix::fcntl::{OFlag, open};
@@ -15,7 +16,8 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::body::Body;
-use tonic::client::Grpc;
+use tonic::client::{Grpc, GrpcService};
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
 use super::super::host_root;
@@ -28,6 +30,8 @@ const CONNECT: Duration = Duration::from_secs(1);
 pub(super) const CALL: Duration = Duration::from_secs(2);
 /// As the kubelet's: lists of a busy node exceed gRPC's default of 4 MiB (`cri-client/pkg/utils.go`). In bytes.
 const LARGEST: usize = 16 << 20;
+/// Of answers of many messages each one: containerd puts a hundred snapshots into one (`services/snapshots/service.go`). In bytes.
+const LARGEST_OF_MANY: usize = 1 << 20;
 /// `sun_path` holds 108 bytes, the last of them zero (unix(7)).
 const LONGEST_PATH: usize = 107;
 
@@ -99,17 +103,60 @@ impl Connection {
         Q: prost::Message + 'static,
         A: prost::Message + Default + 'static,
     {
-        let sender = self.sender.clone();
-        let service = tower::service_fn(move |request| sender.clone().send_request(request));
-        let mut client =
-            Grpc::with_origin(service, Uri::from_static("http://localhost")).max_decoding_message_size(LARGEST);
+        let mut client = self.client(LARGEST);
         let path = http::uri::PathAndQuery::from_static(method);
         let codec = tonic_prost::ProstCodec::<Q, A>::default();
+        let unary = async { client.unary(Request::new(request), path, codec).await.map(tonic::Response::into_inner) };
+        self.wait(deadline, method, unary).await
+    }
+
+    /// Calls a method of containerd's own API, in the namespace of Kubernetes, that answers by many messages. Each goes to `take`,
+    /// until it has enough.
+    pub(super) async fn stream<Q, A>(
+        &self,
+        method: &'static str,
+        request: Q,
+        mut take: impl FnMut(A) -> bool,
+    ) -> Result<(), LookError>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let mut client = self.client(LARGEST_OF_MANY);
+        let path = http::uri::PathAndQuery::from_static(method);
+        let codec = tonic_prost::ProstCodec::<Q, A>::default();
+        let mut request = Request::new(request);
+        request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+        let all = async {
+            let mut answers = client.server_streaming(request, path, codec).await?.into_inner();
+            while let Some(answer) = answers.message().await? {
+                if !take(answer) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        self.wait(CALL, method, all).await
+    }
+
+    fn client(&self, largest: usize) -> Grpc<impl GrpcService<Body, ResponseBody = Incoming, Future: Send> + use<>> {
+        let sender = self.sender.clone();
+        let service = tower::service_fn(move |request| sender.clone().send_request(request));
+        Grpc::with_origin(service, Uri::from_static("http://localhost")).max_decoding_message_size(largest)
+    }
+
+    /// Waits for the answer to a call, and notes how long it took.
+    async fn wait<A>(
+        &self,
+        deadline: Duration,
+        method: &'static str,
+        call: impl Future<Output = Result<A, Status>>,
+    ) -> Result<A, LookError> {
         let began = Instant::now();
-        let answer = timeout(deadline, client.unary(Request::new(request), path, codec)).await;
+        let answer = timeout(deadline, call).await;
         self.meter.note(name(method), began.elapsed());
         match answer {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(status)) => Err(self.explain(method, &status)),
             Err(_) => {
                 let seconds = deadline.as_secs();

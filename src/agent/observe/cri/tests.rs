@@ -45,6 +45,9 @@ struct Told {
     images: Option<String>,
     exited: Vec<String>,
     containers: Vec<messages::NamedContainer>,
+    snapshots: Vec<snapshots::Info>,
+    /// The status that it answers instead of them.
+    no_snapshots: Option<&'static str>,
     unimplemented: bool,
     asked: Vec<String>,
 }
@@ -121,13 +124,18 @@ fn answer(told: &Mutex<Told>, request: &http::Request<Incoming>) -> http::Respon
             let all = told.exited.iter().map(exited).chain(told.containers.iter().cloned());
             messages::ListAllContainersResponse { containers: all.collect() }.encode_to_vec()
         }
+        snapshots::LIST => {
+            assert_eq!(request.headers()["containerd-namespace"], "k8s.io");
+            snapshots::ListSnapshotsResponse { info: told.snapshots.clone() }.encode_to_vec()
+        }
         LIST => messages::ListPodSandboxResponse { items: told.sandboxes.clone() }.encode_to_vec(),
         _ => messages::PodSandboxStatusResponse { status: Some(told.network.clone()) }.encode_to_vec(),
     };
     let mut frames = Vec::new();
-    let (code, message) =
-        if told.unimplemented { ("12", "unknown service runtime.v1.RuntimeService") } else { ("0", "") };
-    if !told.unimplemented {
+    let refused = told.unimplemented.then_some("12");
+    let refused = refused.or(told.no_snapshots.filter(|_| method == snapshots::LIST));
+    let (code, message) = refused.map_or(("0", ""), |code| (code, "unknown service runtime.v1.RuntimeService"));
+    if refused.is_none() {
         let length = u32::try_from(bytes.len()).expect("short");
         frames.push(Ok(Frame::data([&[0], length.to_be_bytes().as_slice(), bytes.as_slice()].concat().into())));
     }
@@ -233,6 +241,55 @@ async fn what_there_is_in_all_is_counted_once_a_minute() {
     drop(fake);
     source.look(None, true).await;
     assert!(source.inventory().is_none(), "nothing old is told of a runtime that does not answer");
+}
+
+/// So much later for what asks for snapshots.
+fn later(source: &mut CriSource, after: Duration) {
+    let (due, _) = source.snapshots.as_mut().expect("looked before");
+    *due = due.checked_sub(after).expect("this machine has run for longer");
+}
+
+#[tokio::test]
+async fn snapshots_are_asked_for_seldom_and_of_containerd_alone() {
+    let (_dir, socket, mut source) = node();
+    let fake = Fake::start(&socket);
+    let id = |at: i64| format!("{at:064x}");
+    let active = |at| snapshots::Info { name: id(at), kind: 2, created_at: Some(snapshots::Time { seconds: at }) };
+    fake.tell(|told| {
+        told.sandboxes = vec![messages::PodSandbox { id: id(1), state: 1, ..Default::default() }];
+        told.snapshots = [1, 3, 2].map(active).into();
+    });
+    let snapshots = |source: &CriSource| source.inventory().expect("counted").snapshots.clone();
+    source.look(None, true).await;
+    source.look(None, true).await;
+    assert_eq!((fake.calls(snapshots::LIST), snapshots(&source)), (0, Seen::Absent), "not by a single look");
+    later(&mut source, INVENTORY);
+    source.look(None, true).await;
+    let oldest = Some((id(2), jiff::Timestamp::from_second(2).expect("valid")));
+    let two = Seen::Yes(Snapshots { count: 2, oldest });
+    assert_eq!((fake.calls(snapshots::LIST), snapshots(&source)), (1, two.clone()));
+    later(&mut source, INVENTORY);
+    source.look(None, true).await;
+    assert_eq!(fake.calls(snapshots::LIST), 0);
+    fake.tell(|told| told.no_snapshots = Some("14"));
+    later(&mut source, snapshots::EVERY);
+    source.look(None, true).await;
+    assert_eq!((fake.calls(snapshots::LIST), snapshots(&source)), (1, two.clone()), "an answer that fails is no news");
+    source.connection = None;
+    source.inventory = None;
+    source.look(None, true).await;
+    assert_eq!((fake.calls(snapshots::LIST), snapshots(&source)), (0, two), "nor is a restart");
+    // Another runtime answers, first one that does not say what it is.
+    fake.tell(|told| told.no_snapshots = Some("12"));
+    let others = [None, Some("/var/lib/containers/storage/overlay-images".to_owned())];
+    for (images, calls) in others.into_iter().zip([1, 0]) {
+        fake.tell(|told| told.images = images);
+        source.connection = None;
+        source.look(None, true).await;
+        later(&mut source, INVENTORY);
+        source.look(None, true).await;
+        assert_eq!((fake.calls(snapshots::LIST), reason(&snapshots(&source))), (calls, Some(Reason::Unsupported)));
+    }
 }
 
 #[tokio::test]

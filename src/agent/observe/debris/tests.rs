@@ -124,6 +124,37 @@ fn another_process_of_the_agent_goes_on_with_what_was_told() {
 }
 
 #[test]
+fn snapshots_count_once_they_last_and_another_process_goes_on_with_them() {
+    let mut node = Node::with_pods(1);
+    let seen = |count, oldest: Option<&str>| {
+        let oldest = oldest.map(|key| (key.to_owned(), jiff::Timestamp::UNIX_EPOCH));
+        Seen::Yes(Snapshots { count, oldest })
+    };
+    assert_eq!(node.look(0..=11).map(|told| told.snapshots), Some(Seen::Absent), "not asked yet");
+    node.inventory.snapshots = seen(1200, Some("a"));
+    assert_eq!(node.look(12..=21).map(|told| told.snapshots), Some(seen(0, None)));
+    let told = node.look(22..=23).expect("told");
+    assert_eq!((&told.snapshots, told.ownerless()), (&seen(1200, Some("a")), 1200));
+    // The next process has not asked yet, then it has.
+    node.source = DebrisSource::new(HostRoot::new(node.root.path())).knowing(told.memo.clone());
+    node.inventory.snapshots = Seen::Absent;
+    let now = node.look(24..=24).expect("told at once");
+    assert_eq!((now.snapshots, &now.memo), (seen(1200, None), &told.memo));
+    node.inventory.snapshots = seen(1100, Some("a"));
+    assert_eq!(node.look(25..=25).map(|told| told.snapshots), Some(seen(1100, Some("a"))));
+    node.inventory.snapshots = seen(0, None);
+    assert_eq!(node.look(26..=26).map(|told| told.ownerless()), Some(0), "cleared at once");
+    // A runtime without: nothing else is unknown for that.
+    let refused = crate::facts::LookError::new("snapshots", crate::facts::Reason::Unsupported, "unknown service");
+    node.inventory.snapshots = Seen::Unreadable(refused.clone());
+    assert_eq!(node.look(27..=40).map(|told| (told.snapshots, told.sandboxes)), Some((Seen::Unreadable(refused), 0)));
+    // What an older version kept is understood.
+    let old = Memo([(TOLD.to_owned(), vec![0, 0, 0, 0, 0, 9])].into());
+    node.source = DebrisSource::new(HostRoot::new(node.root.path())).knowing(old);
+    assert!(node.source.told_of_some());
+}
+
+#[test]
 fn what_crio_leaves_and_cgroups_of_nobody() {
     let mut node = Node::with_pods(2);
     node.attendants.shims =

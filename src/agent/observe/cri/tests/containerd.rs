@@ -15,6 +15,7 @@ mod ask;
 mod damage;
 mod left;
 mod many;
+mod snapshots;
 
 /// How long one step may take; starting loads all plugins.
 const PATIENCE: Duration = Duration::from_secs(60);

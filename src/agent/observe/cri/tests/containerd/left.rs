@@ -27,7 +27,7 @@ fn attendants(containerd: &Containerd) -> Attendants {
 }
 
 /// What is told of debris; one object that nobody owns is one too many.
-fn said(debris: Option<crate::facts::Debris>) -> BTreeMap<&'static str, String> {
+pub(super) fn said(debris: Option<crate::facts::Debris>) -> BTreeMap<&'static str, String> {
     let text = String::new;
     let identity = Identity { hostname: text(), boot_id: text(), machine_id: text(), kernel: text(), node_name: None };
     let mut now = Snapshot::blank(jiff::Timestamp::now(), identity);
