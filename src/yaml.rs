@@ -52,7 +52,10 @@ fn not_yaml(error: &serde_saphyr::Error) -> YamlError {
 
 /// Writes JSON for people, by the same way: the one copy of what turns a report into a value serves both.
 pub(crate) fn write_json<T: Serialize>(value: &T) -> anyhow::Result<String> {
-    Ok(format!("{:#}\n", serde_json::to_value(value)?))
+    // `Display` says the same in pieces through a formatter, in twice the time.
+    let mut text = serde_json::to_string_pretty(&serde_json::to_value(value)?)?;
+    text.push('\n');
+    Ok(text)
 }
 
 /// Writes YAML.
