@@ -66,6 +66,7 @@ pub(crate) use replay::{Reader, Replay, replay};
 pub use route_memory::{FirstLook, RouteMemory};
 pub(crate) use routes::{Flow, longest};
 pub use routes::{IpsecPolicy, RouteList, Rule, RuleAction, TableRoute};
+pub(crate) use routing::WIREGUARD;
 pub use routing::{
     Address, Family, Link, Neighbour, NeighbourState, PodRoute, Route, RouteAnswer, RouteKind, Routing, protocol_name,
 };

@@ -58,11 +58,16 @@ pub struct Routing {
     /// By link, whether a BPF program is attached by tc to what comes in from it and to what goes out to it; absent without
     /// Calico's eBPF dataplane.
     pub programs: Seen<BTreeMap<String, [bool; 2]>>,
+    /// By link, the UDP port at which each WireGuard device listens; absent without such a device.
+    pub wireguard: Seen<BTreeMap<String, u16>>,
     /// Neighbour entries of the gateways of [`Routing::defaults`].
     pub gateways: Vec<Neighbour>,
     /// The kernel's own decision for every local pod's address, by sandbox identifier.
     pub pods: BTreeMap<String, Vec<PodRoute>>,
 }
+
+/// `IFLA_INFO_KIND` of WireGuard's devices.
+pub(crate) const WIREGUARD: &str = "wireguard";
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -232,6 +237,13 @@ impl Routing {
     /// The link with this index.
     pub fn link(&self, index: u32) -> Option<&Link> {
         self.links.iter().find(|link| link.index == index)
+    }
+
+    /// The UDP port that the device of a tunnel sends to and listens at, if it is known.
+    pub(crate) fn tunnel_port(&self, link: &Link) -> Option<u16> {
+        let listens =
+            || self.wireguard.get()?.get(&link.name).copied().filter(|_| link.kind.as_deref() == Some(WIREGUARD));
+        link.vxlan_port.or_else(listens)
     }
 
     /// The link's name, or its index when it is not known.

@@ -270,4 +270,4 @@ pub(crate) fn fuzz(data: &[u8]) {
 pub(crate) use rule::rule as read_rule;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -95,6 +95,14 @@ impl Netlink {
         Ok(Netlink { protocol, socket: connect(protocol)?, sequence: 0, unfinished: false, buffer })
     }
 
+    /// Overwrites what was received, which may hold a secret.
+    pub(super) fn wipe(&mut self) {
+        self.buffer.clear();
+        self.buffer.resize(self.buffer.capacity(), 0);
+        // Else nobody needs those zeros.
+        std::hint::black_box(&self.buffer);
+    }
+
     /// Dumps until `wanted` has found something, and leaves the rest untold.
     pub(super) async fn first<T>(
         &mut self,

@@ -5,6 +5,7 @@
 
 mod decode;
 mod programs;
+mod wireguard;
 #[cfg(any(test, fuzzing))]
 pub(crate) use decode::fuzz;
 
@@ -109,6 +110,7 @@ impl Connection {
         let pods = self.pods(pods).await;
         let ipsec = self.ipsec().await;
         let programs = programs::programs(&mut self.stream, &links, host).await;
+        let wireguard = wireguard::ports(&links).await;
         let samples = Vec::new();
         let mut routing = Routing {
             links,
@@ -120,6 +122,7 @@ impl Connection {
             samples,
             ipsec,
             programs,
+            wireguard,
             gateways,
             pods,
         };

@@ -1,8 +1,8 @@
 //! Packets in tunnels do not reach another node.
 //!
 //! *Looks at* probes to the tunnel addresses of the other nodes: a TCP segment that any answer will do for. A node is told
-//! after three silences in a row through the tunnel, each of which it answered outside of it; IP-in-IP is protocol 4 and
-//! VXLAN the UDP port of its device (4789 by default), WireGuard UDP port 51820, which filters between nodes tend to forget though BGP works. *Traps*: this
+//! after three silences in a row through the tunnel, each of which it answered outside of it; IP-in-IP is protocol 4, VXLAN
+//! (4789 by default) and WireGuard (51820, and 51821 for IPv6) the UDP port of their devices, which filters between nodes tend to forget though BGP works. *Traps*: this
 //! node's own packet filter can be the one, so its rule and counter are told first ([`passage::dropping`]: Calico's own chains let
 //! these packets through, and what comes behind them is not passed); an idle node has no traffic to judge by; a node that is not Ready or has just been added; nodes of one subnet where only packets across subnets are
 //! encapsulated; a route that is missing; a node that answers nobody (catalogue R165).
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::super::passage::{self, Packet};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, first_error, seen};
-use crate::facts::{Hook, Link, RouteKind, TunnelPeer};
+use crate::facts::{Family, Hook, Link, RouteKind, TunnelPeer, WIREGUARD};
 
 pub(super) const CHECK: Check = Check {
     code: "EncapBlocked",
@@ -37,18 +37,31 @@ struct Tunnel {
     name: &'static str,
     /// Protocol that the packed ones go by.
     protocol: u8,
-    /// And port: Calico's default.
-    port: Option<u16>,
+    /// And UDP port, of IPv4 and of IPv6: Calico's defaults (`wireguardListeningPort` and `wireguardListeningPortV6` of
+    /// FelixConfiguration), which are flannel's too.
+    usual: Option<[u16; 2]>,
     /// Whether those of both directions are one connection to the kernel: those of VXLAN come from any port.
     one_connection: bool,
+}
+
+/// Of IPv4 and of IPv6.
+pub(super) const WIREGUARD_PORTS: [u16; 2] = [51820, 51821];
+
+/// What leads to a peer.
+struct Carrier {
+    tunnel: &'static Tunnel,
+    /// What its device says, or else the usual one.
+    port: Option<u16>,
+    /// Why the device has not said it.
+    guessed: Option<String>,
 }
 
 /// The one that leads to a peer is the first of these by which a route to its end of the tunnel goes: WireGuard has a table of
 /// its own, and what it cannot take goes by the others.
 static TUNNELS: [Tunnel; 3] = [
-    Tunnel { kind: "wireguard", name: "WireGuard", protocol: 17, port: Some(51820), one_connection: true },
-    Tunnel { kind: "vxlan", name: "VXLAN", protocol: 17, port: Some(4789), one_connection: false },
-    Tunnel { kind: "ipip", name: "IP-in-IP", protocol: 4, port: None, one_connection: true },
+    Tunnel { kind: WIREGUARD, name: "WireGuard", protocol: 17, usual: Some(WIREGUARD_PORTS), one_connection: true },
+    Tunnel { kind: "vxlan", name: "VXLAN", protocol: 17, usual: Some([4789; 2]), one_connection: false },
+    Tunnel { kind: "ipip", name: "IP-in-IP", protocol: 4, usual: None, one_connection: true },
 ];
 /// `RT_TABLE_MAIN`.
 const MAIN: u32 = 254;
@@ -73,43 +86,59 @@ fn finding(look: &Look<'_>, peer: &TunnelPeer) -> Finding {
     let unread = unread.map_or_else(String::new, |error| {
         format!("; whether a rule of this node's own does it could not be looked at ({error})")
     });
-    let finding =
-        Finding::new(subject, format!("{silence}: encapsulated packets are dropped between it and this node{unread}"));
-    match carrier(look, peer) {
-        Some((own, port)) if port != own.port => finding.next(format!(
+    let carrier = carrier(look, peer);
+    let guessed = carrier.as_ref().and_then(Carrier::guess).unwrap_or_default();
+    let detail = format!("{silence}: encapsulated packets are dropped between it and this node{unread}{guessed}");
+    let finding = Finding::new(subject, detail);
+    match carrier.filter(Carrier::is_unusual) {
+        Some(carrier) => finding.next(format!(
             "allow {} between the nodes: packet filters of both, security groups, ACLs, gateways",
-            own.called(port)
+            carrier.called()
         )),
-        _ => finding,
+        None => finding,
     }
 }
 
 /// What carries packets to this peer, and the rule of this node's own that surely drops it on its way out or in, with its
 /// counter.
 fn own_rule(look: &Look<'_>, peer: &TunnelPeer) -> Option<(String, String)> {
-    let (tunnel, port) = carrier(look, peer)?;
-    let goes_by = (tunnel.protocol, port);
+    let carrier = carrier(look, peer)?;
+    let tunnel = carrier.tunnel;
+    let goes_by = (tunnel.protocol, carrier.port);
     let uplink = uplink(look, peer);
     let sent = Packet::sent(peer.address, goes_by, uplink.clone(), tunnel.one_connection);
     let received = Packet::received(peer.address, goes_by, uplink, tunnel.one_connection);
     let ways =
         [(Hook::Output, &sent), (Hook::Postrouting, &sent), (Hook::Prerouting, &received), (Hook::Input, &received)];
     let (rule, counted) = ways.into_iter().find_map(|(hook, packet)| passage::dropping(look, hook, packet))?;
-    Some((tunnel.called(port), counted.map_or(rule.clone(), |counted| format!("{rule}: {counted}"))))
+    let rule = counted.map_or(rule.clone(), |counted| format!("{rule}: {counted}"));
+    Some((carrier.called(), rule + &carrier.guess().unwrap_or_default()))
 }
 
-impl Tunnel {
+impl Carrier {
     /// With what lets it through a packet filter.
-    fn called(&self, port: Option<u16>) -> String {
-        match port {
-            Some(port) => format!("{} (UDP port {port})", self.name),
-            None => format!("{} (protocol {})", self.name, self.protocol),
+    fn called(&self) -> String {
+        match self.port {
+            Some(port) => format!("{} (UDP port {port})", self.tunnel.name),
+            None => format!("{} (protocol {})", self.tunnel.name, self.tunnel.protocol),
         }
+    }
+
+    /// That the port is a guess, as the end of a sentence.
+    fn guess(&self) -> Option<String> {
+        let (name, port) = (self.tunnel.name, self.port?);
+        let why = self.guessed.as_ref()?;
+        Some(format!("; the port at which {name} listens here could not be read ({why}), {port} is the usual one"))
+    }
+
+    /// Whether the next step of every such finding does not name it.
+    fn is_unusual(&self) -> bool {
+        self.port != self.tunnel.usual.map(|[usual, _]| usual)
     }
 }
 
-/// What carries packets to this peer, and the port that its device says, or else the usual one.
-fn carrier(look: &Look<'_>, peer: &TunnelPeer) -> Option<(&'static Tunnel, Option<u16>)> {
+/// What carries packets to this peer.
+fn carrier(look: &Look<'_>, peer: &TunnelPeer) -> Option<Carrier> {
     let routing = look.now.routing.get()?;
     let to = IpNet::from(peer.tunnel);
     let tables = routing.rules.iter().map(|rule| rule.table).chain([MAIN]);
@@ -117,7 +146,15 @@ fn carrier(look: &Look<'_>, peer: &TunnelPeer) -> Option<(&'static Tunnel, Optio
     let links: Vec<&Link> = routes.filter_map(|route| routing.link(route.link)).collect();
     TUNNELS.iter().find_map(|tunnel| {
         let link = links.iter().find(|link| link.kind.as_deref() == Some(tunnel.kind))?;
-        Some((tunnel, link.vxlan_port.or(tunnel.port)))
+        let told = routing.tunnel_port(link);
+        let port = told.or(tunnel.usual.map(|usual| usual[usize::from(Family::of(peer.tunnel) == Family::V6)]));
+        // A VXLAN device always tells its port.
+        let why = || match routing.wireguard.error() {
+            Some(error) => error.to_string(),
+            None => "its device does not tell it".to_owned(),
+        };
+        let guessed = (told.is_none() && tunnel.kind == WIREGUARD).then(why);
+        Some(Carrier { tunnel, port, guessed })
     })
 }
 
@@ -130,9 +167,11 @@ fn uplink(look: &Look<'_>, peer: &TunnelPeer) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{Backend, FilterRule, Policy, Seen};
+    use crate::facts::{Backend, FilterRule, LookError, Policy, Reason, Seen};
 
     fn silent(nodes: &[&str]) -> Node {
         let peer = |node: &&str| TunnelPeer {
@@ -159,6 +198,10 @@ mod tests {
             list.push(testing::table_route("10.244.2.0/26 - 40 12"));
             list.push(testing::table_route("10.0.0.0/24 - 2 2"));
         });
+        let node = match kind {
+            "wireguard" => listening(node, Seen::Yes([("tunnel9".to_owned(), 51820)].into())),
+            _ => node,
+        };
         let rules = rules.iter().map(|text| FilterRule { packets: Some(10), ..testing::rule(text) }).collect();
         let hook = match base {
             "INPUT" => Hook::Input,
@@ -168,6 +211,11 @@ mod tests {
         };
         let policy = if base == "INPUT" && backend == Backend::Legacy { Policy::Drop } else { Policy::Accept };
         node.rules(backend, ("filter", base), Some((hook, policy)), rules)
+    }
+
+    /// At ports that could be read or not.
+    fn listening(node: Node, ports: Seen<BTreeMap<String, u16>>) -> Node {
+        node.routing(|routing| routing.wireguard = ports)
     }
 
     fn said(node: &Node) -> String {
@@ -219,6 +267,74 @@ mod tests {
             detail.ends_with(BETWEEN) && next.starts_with("allow VXLAN (UDP port 4790) between the nodes"),
             "{next}"
         );
+    }
+
+    #[test]
+    fn the_port_of_wireguard_is_its_own() {
+        let node = |rule: &str| behind("wireguard", Backend::Nftables, "OUTPUT", &[rule]);
+        let own = || Seen::Yes([("tunnel9".to_owned(), 51999)].into());
+        let Outcome::Findings(found) = run(&listening(node("-p udp --dport 51999 -j DROP"), own()).look()) else {
+            panic!("found")
+        };
+        assert!(found[0].detail.contains("this node itself drops WireGuard (UDP port 51999), by rule"), "{found:?}");
+        let Outcome::Findings(found) = run(&listening(node("-p udp --dport 51820 -j DROP"), own()).look()) else {
+            panic!("found")
+        };
+        assert!(found[0].detail.ends_with(BETWEEN), "{found:?}");
+        let next = found[0].next_step.as_deref();
+        assert!(next.is_some_and(|it| it.starts_with("allow WireGuard (UDP port 51999) between")), "{next:?}");
+    }
+
+    #[test]
+    fn the_usual_port_of_wireguard_is_told_as_a_guess() {
+        let node = |rule: &str| {
+            let unread = Seen::Unreadable(LookError::new("ports of WireGuard", Reason::Denied, "not permitted"));
+            listening(behind("wireguard", Backend::Nftables, "OUTPUT", &[rule]), unread)
+        };
+        let guess = "; the port at which WireGuard listens here could not be read (ports of WireGuard: not permitted), 51820 is the usual one";
+        let dropped = said(&node("-p udp --dport 51820 -j DROP"));
+        assert!(dropped.contains("drops WireGuard (UDP port 51820), by rule") && dropped.ends_with(guess), "{dropped}");
+        let elsewhere = said(&node("-p udp --dport 51821 -j DROP"));
+        assert!(elsewhere.contains(BETWEEN) && elsewhere.ends_with(guess), "{elsewhere}");
+        let without = listening(behind("wireguard", Backend::Nftables, "OUTPUT", &[]), Seen::Yes(BTreeMap::new()));
+        assert!(said(&without).ends_with("could not be read (its device does not tell it), 51820 is the usual one"));
+        // Calico has a device and a port for each family.
+        let six = node("-p udp --dport 51820 -j DROP").edit(|now| {
+            let Seen::Yes(peers) = &mut now.tunnels else { panic!("seen") };
+            peers[0].tunnel = "fd00:10:2::".parse().expect("an address");
+        });
+        let six = six.routes(|list| list.push(testing::table_route("fd00:10:2::/64 - 40 80")));
+        let Outcome::Findings(found) = run(&six.look()) else { panic!("found") };
+        assert!(found[0].detail.ends_with("51821 is the usual one"), "{found:?}");
+        let next = found[0].next_step.as_deref();
+        assert!(next.is_some_and(|it| it.starts_with("allow WireGuard (UDP port 51821) between")), "{next:?}");
+    }
+
+    /// Each kind of tunnel: told with the node's own rule, with another's filter, traps, blind, over.
+    #[test]
+    fn every_kind_in_every_case() {
+        let nft = Backend::Nftables;
+        for (kind, rule, other) in [
+            ("ipip", "-p 4 -j DROP", "-p udp --dport 51820 -j DROP"),
+            ("wireguard", "-p udp --dport 51820 -j DROP", "-p 4 -j DROP"),
+            ("vxlan", "-p udp --dport 4789 -j DROP", "-p udp --dport 8472 -j DROP"),
+        ] {
+            for backend in [nft, Backend::Legacy] {
+                for base in ["INPUT", "OUTPUT"] {
+                    let own = said(&behind(kind, backend, base, &["-p tcp -j DROP", rule]));
+                    assert!(own.contains("this node itself drops ") && own.contains(rule), "{kind} {base}: {own}");
+                }
+            }
+            let trap = said(&behind(kind, nft, "INPUT", &[other]));
+            assert!(trap.ends_with(BETWEEN), "{kind}: {trap}");
+            let blind = behind(kind, nft, "INPUT", &[rule]).edit(|now| now.nftables = testing::denied("nf_tables"));
+            assert!(said(&blind).contains("whether a rule of this node's own does it could not be looked at"));
+            let over = behind(kind, nft, "INPUT", &[rule]).edit(|now| now.tunnels = Seen::Yes(vec![]));
+            assert_eq!(run(&over.look()), Outcome::Healthy, "{kind}");
+            let unseen = testing::error("tunnels", Reason::NotYet);
+            let unseen = behind(kind, nft, "INPUT", &[rule]).edit(|now| now.tunnels = unseen.clone());
+            assert!(matches!(run(&unseen.look()), Outcome::Unknown(_)), "{kind}");
+        }
     }
 
     #[test]

@@ -14,7 +14,8 @@ use ipnet::IpNet;
 
 use super::super::passage::{self, Hit, Packet, Walk};
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, findings_or_unknown};
-use crate::facts::{FilterRule, Hook, Is};
+use super::encap_blocked::WIREGUARD_PORTS;
+use crate::facts::{FilterRule, Hook, Is, Routing, WIREGUARD};
 
 pub(super) const CHECK: Check = Check {
     code: "ForeignDropRule",
@@ -83,9 +84,7 @@ fn severity(look: &Look<'_>, hit: &Hit<'_>) -> Option<Severity> {
     {
         return None;
     }
-    // VXLAN may have been given another port.
-    let tunnels = look.now.routing.get().into_iter().flat_map(|routing| &routing.links).filter_map(|it| it.vxlan_port);
-    let mut ports = NEEDED.into_iter().chain(tunnels);
+    let mut ports = NEEDED.into_iter().chain(look.now.routing.get().into_iter().flat_map(tunnel_ports));
     let needed = rule.ports.is_empty() || ports.any(|port| rule.ports.iter().any(|(a, b)| (*a..=*b).contains(&port)));
     Some(match rule.packets {
         _ if !needed || (hit.all && hit.spared) => Severity::Info,
@@ -94,6 +93,17 @@ fn severity(look: &Look<'_>, hit: &Hit<'_>) -> Option<Severity> {
         None if hit.all => Severity::Warning,
         None => Severity::Info,
     })
+}
+
+/// The UDP ports of tunnels, which may have been given others than the usual ones. A WireGuard that is not the CNI's is nobody's need
+/// here, and where the CNI's does not tell its port the usual ones count.
+fn tunnel_ports(routing: &Routing) -> Vec<u16> {
+    let ports = routing.links.iter().filter(|link| !link.is_vpn()).flat_map(|link| match routing.tunnel_port(link) {
+        Some(port) => vec![port],
+        None if link.kind.as_deref() == Some(WIREGUARD) => WIREGUARD_PORTS.to_vec(),
+        None => Vec::new(),
+    });
+    ports.collect()
 }
 
 /// Whether a rule without addresses is about protocols and ports, and links do not limit it.
@@ -125,7 +135,7 @@ fn concerns(look: &Look<'_>, net: &Is<IpNet>) -> bool {
 mod tests {
     use super::super::testing::{self, Node};
     use super::*;
-    use crate::facts::{Backend, Policy};
+    use crate::facts::{Backend, Policy, Seen};
 
     fn with(backend: Backend, table: &str, hook: Hook, rules: &[(&str, Option<u64>)]) -> Node {
         let name = match hook {
@@ -149,6 +159,31 @@ mod tests {
         let link = testing::link(40, "vxlan.calico", Some("vxlan"));
         let link = crate::facts::Link { vxlan_port: Some(4790), ..link };
         assert_eq!(severity(&node.routing(|routing| routing.links.push(link))), Some(Severity::Warning));
+    }
+
+    #[test]
+    fn the_port_of_the_cnis_wireguard_is_needed() {
+        let severity = |port: u16, link: &str, told: Option<u16>| {
+            let rule = format!("-p udp --dport {port} -j DROP");
+            let node = with(Backend::Nftables, "filter", Hook::Input, &[(&rule, Some(5))]).routing(|routing| {
+                routing.links.push(testing::link(40, link, Some(WIREGUARD)));
+                routing.wireguard = match told {
+                    Some(port) => Seen::Yes([(link.to_owned(), port)].into()),
+                    None => testing::denied("ports of WireGuard"),
+                };
+            });
+            severity_of(&node)
+        };
+        assert_eq!(severity(51999, "wireguard.cali", Some(51999)), Severity::Warning);
+        assert_eq!(severity(51820, "wireguard.cali", Some(51999)), Severity::Info, "nobody listens there");
+        assert_eq!(severity(51821, "wg-v6.cali", None), Severity::Warning, "the usual one");
+        assert_eq!(severity(51820, "wg0", Some(51820)), Severity::Info, "somebody's own network");
+    }
+
+    #[test]
+    fn ip_in_ip_is_needed_and_counters_decide() {
+        let with = |packets| with(Backend::Legacy, "filter", Hook::Input, &[("-p ipencap -j DROP", Some(packets))]);
+        assert_eq!((severity_of(&with(7)), severity_of(&with(0))), (Severity::Warning, Severity::Info));
     }
 
     fn forward(rules: &[(&str, Option<u64>)]) -> Node {

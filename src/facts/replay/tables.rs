@@ -130,7 +130,7 @@ records! {
     Registry { name, ways, reached }
     Removal { at, generation, commits, by, gone }
     Route { family, table, protocol, kind, metric, next_hops }
-    Routing { links, addresses, defaults, by_protocol, rules, routes, samples, ipsec, programs, gateways, pods }
+    Routing { links, addresses, defaults, by_protocol, rules, routes, samples, ipsec, programs, wireguard, gateways, pods }
     Rule { family, priority, table, action, from, to, mark, iif, narrow, invert, suppress }
     Ruleset { backend, generation, tables, inet, services; sets }
     Runtime { socket, status, sandboxes, image_filesystems, latency, hung, failures; static_pods }

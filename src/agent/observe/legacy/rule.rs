@@ -102,7 +102,8 @@ fn condition(rule: &mut FilterRule, option: &str, value: &str, not: bool) -> boo
 fn protocol(name: &str) -> Option<u8> {
     Some(match name {
         "icmp" => 1,
-        "ipencap" => 4,
+        // Debian's name, and that of RHEL.
+        "ipencap" | "ipv4" => 4,
         "tcp" => 6,
         "udp" => 17,
         "esp" => 50,

@@ -158,7 +158,8 @@ fn source() -> LegacySource {
     source
 }
 
-async fn look_inside() -> Result<Ruleset, LookError> {
+/// What the namespace of this thread has.
+pub(in crate::agent::observe) async fn look_inside() -> Result<Ruleset, LookError> {
     source().look(true).await
 }
 

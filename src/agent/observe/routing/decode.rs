@@ -305,7 +305,7 @@ pub(crate) fn fuzz(data: &[u8]) {
     use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
     use netlink_packet_route::RouteNetlinkMessage as Message;
     let Some((which, body)) = data.split_first() else { return };
-    match which % 6 {
+    match which % 7 {
         0 => drop(link(body)),
         1 => {
             let mut routes = Routes::default();
@@ -325,6 +325,7 @@ pub(crate) fn fuzz(data: &[u8]) {
             }
         }
         4 => super::programs::fuzz(body),
-        _ => drop(ipsec(body)),
+        5 => drop(ipsec(body)),
+        _ => super::wireguard::fuzz(body),
     }
 }

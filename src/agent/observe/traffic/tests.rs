@@ -30,6 +30,7 @@ fn routing(links: Vec<Link>, addressed: &[u32]) -> Routing {
         samples: vec![],
         ipsec: Seen::Absent,
         programs: Seen::Absent,
+        wireguard: Seen::Absent,
         gateways: vec![],
         pods: std::collections::BTreeMap::new(),
     }

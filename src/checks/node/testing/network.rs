@@ -110,6 +110,7 @@ pub(super) fn routing() -> Routing {
         samples: vec![],
         ipsec: Seen::Absent,
         programs: Seen::Absent,
+        wireguard: Seen::Absent,
         gateways: vec![Neighbour { link: UPLINK, address: gateway, state: NeighbourState::Reachable }],
         pods: BTreeMap::from([("sandbox-1".to_owned(), vec![PodRoute { address: pod, answer: Seen::Yes(via) }])]),
     }

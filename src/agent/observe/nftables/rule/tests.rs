@@ -73,6 +73,9 @@ fn what_iptables_writes_is_read() {
         ..open_rule(0)
     };
     assert_eq!(rule, expected);
+    let rule = iptables("-p 4 -j DROP");
+    let protocol = Some(Is::new(4, false));
+    assert_eq!(rule, FilterRule { action: Action::Drop, protocol, packets: Some(0), ..open_rule(0) });
     let rule = iptables("-m mark --mark 0x4000/0x4000 -j ACCEPT");
     let mark = Some(Is::new((0x4000, 0x4000), false));
     assert_eq!(rule, FilterRule { action: Action::Accept, mark, packets: Some(0), ..open_rule(0) });

@@ -1,6 +1,7 @@
 //! A node with Calico's routes in a real kernel: each fault is made with `ip`, seen by its check, undone, and seen to clear.
 
 mod blocks;
+mod tunnels;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
