@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::facts::{ClusterMap, Encapsulation, TunnelPeer};
+use crate::facts::{ClusterMap, TunnelPeer};
 
 /// The port `discard`, where nobody listens, and the kubelet's for nodes that answer nothing on closed ports.
 const PORTS: [u16; 2] = [9, 10250];
@@ -35,11 +35,10 @@ pub(crate) struct Targets {
     peers: Vec<(TunnelPeer, Option<Timestamp>)>,
 }
 
-/// The other nodes' ends of tunnels; none when no pool is encapsulated or this node has no tunnel.
+/// The other nodes' ends of tunnels; none when this node has no tunnel. Pools do not decide: WireGuard carries the packets of those
+/// that are not encapsulated too, and those of a disabled pool still have theirs.
 pub(crate) fn targets(map: &ClusterMap) -> Option<Targets> {
-    let never = Encapsulation::Never;
-    let encapsulated = map.pools.iter().any(|pool| !pool.disabled && (pool.ipip != never || pool.vxlan != never));
-    let own = map.this().map(|node| node.tunnels.clone()).filter(|own| encapsulated && !own.is_empty())?;
+    let own = map.this().map(|node| node.tunnels.clone()).filter(|own| !own.is_empty())?;
     let peers = map.others().filter(|node| node.ready).flat_map(|node| {
         node.tunnels.iter().filter_map(|tunnel| {
             let address = node.addresses.iter().find(|address| address.is_ipv4() == tunnel.is_ipv4())?;
@@ -123,7 +122,7 @@ async fn answers(address: IpAddr, port: u16) -> bool {
 mod tests {
     use super::super::netns::NetNs;
     use super::*;
-    use crate::facts::{ClusterNode, Pool};
+    use crate::facts::{ClusterNode, Encapsulation, Pool};
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -153,8 +152,8 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_ready_nodes_of_encapsulated_pools() {
-        let found = targets(&map()).expect("a pool is encapsulated");
+    fn targets_are_ready_nodes_that_have_a_tunnel_as_this_one_has() {
+        let found = targets(&map()).expect("this node has one");
         assert_eq!(found.own, [address("10.244.1.0")]);
         assert_eq!(found.peers[0].0.tunnel, address("10.244.2.0"));
         let changed = |change: fn(&mut ClusterMap)| {
@@ -162,8 +161,9 @@ mod tests {
             change(&mut map);
             targets(&map)
         };
-        assert_eq!(changed(|map| map.pools[0].vxlan = Encapsulation::Never), None);
-        assert_eq!(changed(|map| map.pools[0].disabled = true), None);
+        // WireGuard needs no pool that is encapsulated.
+        assert_eq!(changed(|map| map.pools[0].vxlan = Encapsulation::Never), Some(found.clone()));
+        assert_eq!(changed(|map| map.pools[0].disabled = true), Some(found));
         assert_eq!(changed(|map| map.nodes[0].tunnels.clear()), None);
         let none = |change| changed(change).is_some_and(|targets| targets.peers.is_empty());
         assert!(none(|map| map.nodes[1].ready = false));
