@@ -145,10 +145,11 @@ bird_1() {
 }
 
 # Debian's kernel for virtual machines, with the modules that it loads in the tests: those of the packet filter, connection
-# tracking and IPVS, a link and a disk.
+# tracking, IPVS and WireGuard, a link and a disk.
 kernel() {
   local to=$cache/linux-$suite building package version
-  [ -e "$to" ] && return
+  # One that was fetched earlier may lack a module.
+  [ -n "$(find "$to" -name wireguard.ko 2>/dev/null)" ] && return
   say "fetching the kernel of the virtual machine"
   building=$(mktemp -d "$cache/building.XXXXXX")
   if ! { apt-get update -q && cd "$building" &&
@@ -156,12 +157,15 @@ kernel() {
       apt-get download -q "$package" && dpkg-deb -x linux-image-*.deb root && version=$(ls root/lib/modules) &&
       mkdir -p "kernel/lib/modules/$version" && cp root/boot/vmlinuz-* kernel/vmlinuz &&
       (cd "root/lib/modules/$version" && cp -r --parents kernel/net/{,ipv4/,ipv6/}netfilter kernel/lib/libcrc32c.ko \
-        kernel/drivers/{net/dummy,block/brd}.ko "$building/kernel/lib/modules/$version/") &&
+        kernel/drivers/{net/dummy,net/wireguard/wireguard,block/brd}.ko kernel/net/{ipv4/udp_tunnel,ipv6/ip6_udp_tunnel}.ko \
+        kernel/lib/crypto kernel/arch/x86/crypto/{chacha,poly1305,curve25519}-x86_64.ko \
+        "$building/kernel/lib/modules/$version/") &&
       busybox depmod -b "$building/kernel" "$version"; } >"$building/log" 2>&1; then
     tail -n 20 "$building/log" >&2
     rm -rf "$building"
     die "the package linux-image-cloud-amd64 cannot be fetched"
   fi
+  rm -rf "$to"
   mv -T "$building/kernel" "$to"
   rm -rf "$building"
   cd "$root"

@@ -16,3 +16,4 @@ mod ipvs;
 mod kernel;
 mod memory;
 mod suspend;
+mod wireguard;
