@@ -4,15 +4,16 @@
 //! (`pkg/proxy/iptables/proxier.go`, `pkg/proxy/nftables/proxier.go`) and Felix 3.21 to 3.34
 //! (`felix/rules/static.go`, `felix/nftables/table.go`).
 
+mod awaited;
 mod flushed;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use super::{Finding, Look};
+use super::Look;
 use crate::facts::{Action, Backend, CalicoDataplane, Family, Hook, LookError, Piece, ProxyMode, Ruleset, Seen};
 
+pub(super) use awaited::{awaited, awaited_from_the_start};
 pub(super) use flushed::{Flush, flushes};
 
 /// So many changes are blamed in one sentence.
@@ -220,28 +221,6 @@ pub(super) fn kube_proxy(mode: ProxyMode) -> Plan {
         ProxyMode::Iptables => KUBE_PROXY_IPTABLES,
         ProxyMode::Ipvs => KUBE_PROXY_IPVS,
         ProxyMode::Nftables => KUBE_PROXY_NFTABLES,
-    }
-}
-
-/// What kube-proxy may take from its start to its first sync, also on a busy node.
-const STARTS: Duration = Duration::from_secs(60);
-
-/// Within which time a living kube-proxy writes again what is missing: in IPVS mode it does so each `syncPeriod` of 30 s. None
-/// where it does not live, and in the other modes, where it looks once an hour (recorded: incident 05). One that has just
-/// started lives, though its health port does not answer yet: in this mode it makes chain, jump and set one by one, by a
-/// program each.
-pub(super) fn synced_within(look: &Look<'_>) -> Option<Duration> {
-    let process = look.now.processes.get().and_then(|processes| processes.of(crate::facts::Program::KubeProxy));
-    let starts = process.is_some_and(|it| look.now.taken_at.duration_since(it.started_at).unsigned_abs() < STARTS);
-    let lives = starts || look.now.health.kube_proxy.get().is_some_and(|answer| answer.status < 300);
-    (lives && look.expected.kube_proxy == Some(ProxyMode::Ipvs)).then_some(Duration::from_secs(35))
-}
-
-/// A finding that waits for a living kube-proxy: see [`synced_within`].
-pub(super) fn awaited(look: &Look<'_>, finding: Finding) -> Finding {
-    match synced_within(look) {
-        Some(time) => finding.repaired_within(time),
-        None => finding,
     }
 }
 

@@ -15,6 +15,8 @@ use super::{Backend, Family, Program, RouteMemory, Ruleset, Seen, Snapshot, Tabl
 pub struct Remembered {
     /// Backends and families in which kube-proxy's chains were seen.
     pub kube_proxy: BTreeSet<(Backend, Family)>,
+    /// Jumps from base chains to chains of kube-proxy that were seen: `nat OUTPUT -> KUBE-SERVICES`.
+    pub kube_proxy_jumps: BTreeSet<(Backend, Family, String)>,
     /// The mode of kube-proxy that showed last.
     pub proxy_mode: Option<ProxyMode>,
     /// Backends and families in which Calico's chains were seen.
@@ -191,6 +193,11 @@ impl Remembered {
                 }
                 if holds_calico(table) {
                     self.calico.insert(key);
+                }
+                for chain in table.chains.iter().filter(|chain| chain.base.is_some()) {
+                    let jumps = chain.jumps.iter().filter(|jump| is_kube_proxy_chain(&jump.target));
+                    let told = jumps.map(|jump| format!("{} {} -> {}", table.name, chain.name, jump.target));
+                    self.kube_proxy_jumps.extend(told.map(|jump| (ruleset.backend, table.family, jump)));
                 }
                 for chain in table.chains.iter().filter(|chain| is_canary(&chain.name)) {
                     let canary = (ruleset.backend, table.family, table.name.clone(), chain.name.clone());

@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(within(dead), None);
         assert_eq!(within(node.clone()), Some(JOINING), "a Felix that was not seen yet starts");
         assert_eq!(within(node.edit(|now| now.health.felix = testing::answers(200))), Some(FELIX_REFRESH));
-        assert_eq!(within(ipvs(&[])), chains::synced_within(&Node::worker().ipvs().look()));
+        assert_eq!(within(ipvs(&[])), Some(Duration::from_secs(35)));
         assert_eq!(within(ipvs(&[]).edit(|now| now.health.kube_proxy = testing::answers(503))), None);
     }
 

@@ -51,7 +51,8 @@ fn run(look: &Look<'_>) -> Outcome {
                 let finding = Finding::new(gaps.family.to_string(), detail);
                 let had = look.before.kube_proxy.contains(&(gaps.backend, gaps.family));
                 let alone = settled && had;
-                chains::awaited(look, if alone { finding.repaired_within(NOBODY_REPAIRS) } else { finding })
+                let finding = if alone { finding.repaired_within(NOBODY_REPAIRS) } else { finding };
+                chains::awaited_from_the_start(look, finding, gaps, &[])
             })
             .collect(),
     )
@@ -128,6 +129,27 @@ mod tests {
             let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
             assert_eq!(findings[0].owner_repairs_within, hold_down, "started {started_ago} s ago");
         }
+    }
+
+    #[test]
+    fn trap_the_first_start_is_not_known_at_once() {
+        let begins = || {
+            let node = Node::worker().kube_proxy(Backend::Nftables).without(Program::KubeProxy);
+            node.edit_chains(Backend::Nftables, "nat", |chains| {
+                chains.retain(|chain| chain.name != "KUBE-MARK-MASQ");
+                for chain in chains {
+                    chain.jumps.clear();
+                }
+            })
+        };
+        let waits = |node: Node| {
+            let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
+            findings[0].owner_repairs_within
+        };
+        assert_eq!(waits(begins()), Some(Duration::from_secs(60)));
+        let jump = (Backend::Nftables, Family::V4, "nat OUTPUT -> KUBE-SERVICES".to_owned());
+        assert_eq!(waits(begins().remember(|before| _ = before.kube_proxy_jumps.insert(jump))), None, "it had started");
+        assert_eq!(waits(begins().remember(|before| _ = before.programs.insert(Program::KubeProxy))), None, "it ran");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! *Looks at* the jumps from the base chains, and in the native mode at where kube-proxy's own base chains are attached. A living kube-proxy does not repair them for up to an hour, and its health
 //! port stays 200 (recorded: incidents 05 D and 05 E), so nobody is waited for. *Traps*: a start of kube-proxy makes
-//! chain and jump one after the other, which in IPVS mode takes seconds; in that mode it writes all of them each half minute
+//! chain and jump one after the other, which in IPVS mode takes seconds, and a first start is not known as such at once; in that mode it writes all of them each half minute
 //! (catalogue R102).
 
 use std::time::Duration;
@@ -35,7 +35,8 @@ fn run(look: &Look<'_>) -> Outcome {
             .map(|gaps| {
                 let (what, blame) = (gaps.unhooked.join(", "), gaps.blame(look, &gaps.unhooked));
                 let detail = format!("Jumps to kube-proxy's chains are gone ({}): {what}{blame}", gaps.place());
-                chains::awaited(look, Finding::new(gaps.family.to_string(), detail))
+                let finding = Finding::new(gaps.family.to_string(), detail);
+                chains::awaited_from_the_start(look, finding, gaps, &gaps.unhooked)
             })
             .collect(),
     )
@@ -183,9 +184,49 @@ mod tests {
         let dead = node.edit(|now| now.health.kube_proxy = testing::timed_out("kube-proxy"));
         let Outcome::Findings(findings) = run(&dead.look()) else { panic!("a finding") };
         assert_eq!(findings[0].owner_repairs_within, None);
-        let starts = dead.started_ago(Program::KubeProxy, 20);
+        let jump = (Backend::Nftables, Family::V4, "filter FORWARD -> KUBE-FORWARD".to_owned());
+        let starts = dead.started_ago(Program::KubeProxy, 20).remember(|it| _ = it.kube_proxy_jumps.insert(jump));
         let Outcome::Findings(findings) = run(&starts.look()) else { panic!("a finding") };
         assert_eq!(findings[0].owner_repairs_within, Some(Duration::from_secs(35)), "it has just been started");
+    }
+
+    /// Since when a finding without jumps that nobody ever saw stands before it counts.
+    fn waits(node: &Node) -> Option<Duration> {
+        let Outcome::Findings(findings) = run(&node.look()) else { panic!("a finding") };
+        findings[0].owner_repairs_within
+    }
+
+    #[test]
+    fn trap_the_first_start_makes_chains_before_jumps() {
+        const JUMP: &str = "nat PREROUTING -> KUBE-SERVICES";
+        let start = Some(Duration::from_secs(60));
+        for backend in [Backend::Nftables, Backend::Legacy] {
+            // As a node that joins: its process is not found yet, and its mode does not show.
+            let node = || without_jump(backend).without(Program::KubeProxy);
+            assert_eq!(waits(&node()), start, "{backend}");
+            let hooked = |jump: &str| (backend, Family::V4, jump.to_owned());
+            let lost = node().remember(|before| _ = before.kube_proxy_jumps.insert(hooked(JUMP)));
+            assert_eq!(waits(&lost), None, "it was there");
+            let others = node().remember(|before| {
+                before.kube_proxy_jumps.insert(hooked("nat OUTPUT -> KUBE-SERVICES"));
+                before.kube_proxy_jumps.insert((backend, Family::V6, JUMP.to_owned()));
+            });
+            assert_eq!(waits(&others), start, "one by one");
+            let ended = node().remember(|before| _ = before.programs.insert(Program::KubeProxy));
+            assert_eq!(waits(&ended), None, "it ran before and will not make them");
+        }
+        let known = |ago| without_jump(Backend::Nftables).started_ago(Program::KubeProxy, ago);
+        assert_eq!((waits(&known(20)), waits(&known(600))), (start, None), "one that has run for long has made them");
+    }
+
+    #[test]
+    fn jumps_that_were_seen_are_remembered() {
+        let node = Node::worker().kube_proxy(Backend::Nftables);
+        let mut before = crate::facts::Remembered::default();
+        before.update(node.look().now);
+        let node = without_jump(Backend::Nftables).without(Program::KubeProxy).remember(|it| *it = before);
+        let node = node.remember(|before| before.programs.clear());
+        assert_eq!(waits(&node), None);
     }
 
     #[test]
