@@ -1,5 +1,7 @@
 //! File systems, connection tracking and forwarding.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::{Family, Seen};
@@ -89,7 +91,12 @@ pub struct Conntrack {
     pub insert_failed_since: u64,
     /// Growth of `early_drop`: entries thrown out to make room.
     pub early_drop_since: u64,
+    /// Whether `drop` is counted here, and has been watched for longer than [`CONNTRACK_LASTS`] without growing.
+    pub quiet: bool,
 }
+
+/// How long the kernel's word that a connection tracking table is full stands after it was said last.
+pub const CONNTRACK_LASTS: Duration = Duration::from_secs(120);
 
 /// Forwarding switches of the node's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -59,6 +59,9 @@ pub enum KernelFault {
     TaskHung,
     /// A network device cannot be deleted, because something in the kernel holds on to it.
     NetDeviceStuck,
+    /// The connection tracking table of a network namespace had no room; the subject is the namespace's number, or empty: of the first
+    /// one, and on older kernels of any.
+    ConntrackFull,
     /// The kernel was out of memory and killed a process; the subject is its name.
     OutOfMemory,
     /// A cgroup reached its memory limit, and a process in it was killed; the subject is its name.

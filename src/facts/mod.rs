@@ -46,7 +46,7 @@ pub use cluster_dns::{ClusterDns, DnsService, DnsWay};
 pub use cni::{Binary, Cni, CniConfig, CniFault, CniFile, CniKubeconfig, CniPlugin};
 pub use debris::{Debris, Growing, Resource, Snapshots};
 pub use files::FileFault;
-pub use host::{Conntrack, Filesystem, Forwarding, Role, Space};
+pub use host::{CONNTRACK_LASTS, Conntrack, Filesystem, Forwarding, Role, Space};
 pub use ipset::IpSet;
 pub use kernel_log::{KernelEvent, KernelFault, KernelLog};
 pub use kubelet::{CapacitySettings, EvictionThresholds, Health, HttpAnswer, Kubelet, KubeletCertificate, Quantity};

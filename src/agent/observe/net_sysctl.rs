@@ -1,7 +1,9 @@
 //! Connection tracking and the forwarding switches, from `/proc`.
 
+use std::time::Duration;
+
 use super::host_root::HostRoot;
-use crate::facts::{Conntrack, Forwarding, LookError, Reason, Seen};
+use crate::facts::{CONNTRACK_LASTS, Conntrack, Forwarding, LookError, Reason, Seen};
 
 /// A switch or a count is one line; in bytes.
 const LINE: u64 = 256;
@@ -13,7 +15,12 @@ const STATISTICS: u64 = 1 << 20;
 pub(crate) struct ConntrackSource {
     host: HostRoot,
     before: Option<[u64; 3]>,
+    /// Since when nothing was dropped, as far as it is known.
+    quiet_since: Option<Duration>,
 }
+
+/// What is told of other network namespaces waits for two looks more than [`CONNTRACK_LASTS`].
+const QUIET: Duration = CONNTRACK_LASTS.saturating_add(Duration::from_secs(30));
 
 /// The columns that count what was lost.
 const LOSSES: [&str; 3] = ["drop", "insert_failed", "early_drop"];
@@ -21,29 +28,40 @@ const LOSSES: [&str; 3] = ["drop", "insert_failed", "early_drop"];
 impl ConntrackSource {
     /// Nothing is read yet.
     pub(crate) fn new(host: HostRoot) -> Self {
-        ConntrackSource { host, before: None }
+        ConntrackSource { host, before: None, quiet_since: None }
     }
 
     /// Reads the counts. [`Reason::Missing`] when the kernel module is not loaded. The first look has nothing to
     /// compare with, so what was lost before it does not count as growth.
     pub(crate) fn look(&mut self) -> Result<Conntrack, LookError> {
+        self.look_at(crate::clock::awake())
+    }
+
+    /// At this time on the clock of the kernel's log.
+    fn look_at(&mut self, at: Duration) -> Result<Conntrack, LookError> {
         let count = number(&self.host, "/proc/sys/net/netfilter/nf_conntrack_count")?;
         let max = number(&self.host, "/proc/sys/net/netfilter/nf_conntrack_max")?;
-        let now = self.losses()?;
+        let losses = self.losses()?;
+        let now = losses.unwrap_or_default();
         let before = self.before.replace(now).unwrap_or(now);
         // Taking a CPU offline removes its line, so the sum can shrink.
         let [dropped_since, insert_failed_since, early_drop_since] =
             std::array::from_fn(|at| now[at].saturating_sub(before[at]));
-        Ok(Conntrack { count, max, dropped: now[0], dropped_since, insert_failed_since, early_drop_since })
+        if losses.is_none() || now[0] != before[0] {
+            self.quiet_since = None;
+        }
+        let quiet = at.saturating_sub(*self.quiet_since.get_or_insert(at)) >= QUIET;
+        Ok(Conntrack { count, max, dropped: now[0], dropped_since, insert_failed_since, early_drop_since, quiet })
     }
 
-    fn losses(&self) -> Result<[u64; 3], LookError> {
+    /// None where they are not counted.
+    fn losses(&self) -> Result<Option<[u64; 3]>, LookError> {
         // `/proc/net` is the main thread's network namespace, even in a thread that has entered another.
         let path = "/proc/thread-self/net/stat/nf_conntrack";
         let text = match self.host.read_text(path, STATISTICS) {
             Ok(text) => text,
             // CONFIG_NF_CONNTRACK_PROCFS is off.
-            Err(error) if error.reason == Reason::Missing => return Ok([0; 3]),
+            Err(error) if error.reason == Reason::Missing => return Ok(None),
             Err(error) => return Err(error),
         };
         let mut losses = [0; 3];
@@ -52,7 +70,7 @@ impl ConntrackSource {
                 LookError::new(path, Reason::Malformed, "a line is shorter than the header or not hexadecimal")
             })?;
         }
-        Ok(losses)
+        Ok(Some(losses))
     }
 }
 
@@ -123,6 +141,29 @@ mod tests {
         assert_eq!((third.dropped_since, third.insert_failed_since, third.early_drop_since), (0, 5, 2));
         write(dir.path(), statistics, "entries drop\n7\n");
         assert_eq!(source.look().expect_err("a short line").reason, Reason::Malformed);
+    }
+
+    #[test]
+    fn it_is_quiet_when_nothing_was_dropped_for_as_long_as_the_kernels_word_stands() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut source = ConntrackSource::new(HostRoot::new(dir.path()));
+        write(dir.path(), "proc/sys/net/netfilter/nf_conntrack_count", "7\n");
+        write(dir.path(), "proc/sys/net/netfilter/nf_conntrack_max", "262144\n");
+        let mut quiet = |dropped: Option<u64>, at: u64| {
+            let statistics = dropped.map(|dropped| format!("entries drop\n7 {dropped:x}\n")).unwrap_or_default();
+            let path = dir.path().join("proc/thread-self/net/stat/nf_conntrack");
+            match dropped {
+                Some(_) => write(dir.path(), "proc/thread-self/net/stat/nf_conntrack", &statistics),
+                None => std::fs::remove_file(path).expect("it is there"),
+            }
+            source.look_at(Duration::from_secs(at)).expect("readable").quiet
+        };
+        assert!(!quiet(Some(5), 1_000), "the first look knows nothing of before");
+        assert!(!quiet(Some(5), 1_149));
+        assert!(quiet(Some(5), 1_150));
+        assert!(!quiet(Some(6), 1_160) && !quiet(Some(6), 1_300) && quiet(Some(6), 1_310));
+        assert!(!quiet(None, 1_320), "nobody counts");
+        assert!(!quiet(Some(6), 2_000), "nor counted");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The connection tracking table is full: new connections are dropped, even to localhost.
 //!
 //! *Looks at* `nf_conntrack_count` against `nf_conntrack_max`, and at the kernel's drop counter. *Trap*: max 0 means no
-//! limit; a counter that grew long ago is no fault now (catalogue R039). What else grew meanwhile (entries thrown out or not
+//! limit; a counter that grew long ago is no fault now; packets are dropped for other reasons too, so with room to spare only the kernel's own
+//! word counts, and that alone may be about another network namespace (catalogue R039). What else grew meanwhile (entries thrown out or not
 //! inserted, SYNs sent again) is told with it.
 
 use std::fmt::Write as _;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use super::super::{Area, Check, Finding, Look, Outcome, Severity, seen};
 use super::ephemeral_ports_near_full::syn_retransmits;
-use crate::facts::Conntrack;
+use crate::facts::{Conntrack, KernelFault};
 
 pub(super) const CHECK: Check = Check {
     code: "ConntrackFull",
@@ -28,8 +29,10 @@ fn run(look: &Look<'_>) -> Outcome {
         return Outcome::NotApplicable("connection tracking has no limit here".into());
     }
     let full = percent(conntrack) >= u64::from(look.limits.conntrack_full_percent);
-    let dropping =
-        conntrack.dropped_since > 0 && percent(conntrack) >= u64::from(look.limits.conntrack_near_full_percent);
+    let nearly = percent(conntrack) >= u64::from(look.limits.conntrack_near_full_percent);
+    // It was full between two looks.
+    let said = || look.now.kernel_log.get().is_some_and(|log| log.of(&[KernelFault::ConntrackFull]).next().is_some());
+    let dropping = conntrack.dropped_since > 0 && (nearly || said());
     if !full && !dropping {
         return Outcome::Healthy;
     }
@@ -42,6 +45,9 @@ fn run(look: &Look<'_>) -> Outcome {
     ];
     for (number, what) in growth.into_iter().filter(|(number, _)| *number > 0) {
         write!(detail, ", {number} {what} since the last look").ok();
+    }
+    if !full && !nearly {
+        detail.push_str("; the kernel's log says that the table was full");
     }
     detail.push_str(&syn_retransmits(look));
     Outcome::from_findings(vec![Finding::new("nf_conntrack", detail)])
@@ -87,6 +93,20 @@ mod tests {
         for part in ["3 entries were thrown out", "4 entries could not be inserted", "12 SYNs were sent again"] {
             assert!(detail.contains(part), "{detail}");
         }
+    }
+
+    #[test]
+    fn full_between_two_looks() {
+        let node = |dropped_since| {
+            let seen = Conntrack { count: 100, max: 1_000, dropped_since, ..Conntrack::default() };
+            let node = Node::worker().edit(|now| now.conntrack = Seen::Yes(seen));
+            let line = "nf_conntrack: nf_conntrack: table full, dropping packet";
+            node.kernel_says(KernelFault::ConntrackFull, "", line)
+        };
+        let told = testing::details(&run(&node(9).look()));
+        assert!(told[0].contains("100 of 1000 entries, 9 packets were dropped"), "{told:?}");
+        assert!(told[0].contains("the kernel's log says that the table was full"), "{told:?}");
+        assert_eq!(run(&node(0).look()), Outcome::Healthy, "an old line, or another network namespace");
     }
 
     #[test]

@@ -58,10 +58,10 @@ fn table(table: &NeighbourTable) -> Option<Finding> {
     let version = family.to_string().to_lowercase();
     (*overflows > 0).then(|| {
         let detail = format!(
-            "The neighbour table {family} holds {entries}{limit} entries and overflowed {overflows} times in {MINUTES} minutes"
+            "The neighbour table {family} holds {entries}{limit} entries, those of all Pods included, and overflowed {overflows} times in {MINUTES} minutes"
         );
         let step = format!(
-            "raise `net.{version}.neigh.default.gc_thresh3` (and gc_thresh2 below it), and see which network has so many neighbours (`ip neigh | wc -l`)"
+            "raise `net.{version}.neigh.default.gc_thresh3` (and gc_thresh2 below it), and see which network has so many neighbours (`ip neigh | wc -l`; if that are few, the same in Pods by `nsenter -t PID -n`)"
         );
         Finding::new(format!("neighbour table {family}"), detail).next(step)
     })

@@ -63,7 +63,7 @@ records! {
     CniKubeconfig { server, fault, token_expires_at, modified }
     CniPlugin { kind, ipam, kubeconfig, etcd, nodename_optional, awaits }
     Commit { at, generation, pid, program }
-    Conntrack { count, max, dropped, dropped_since, insert_failed_since, early_drop_since }
+    Conntrack { count, max, dropped, dropped_since, insert_failed_since, early_drop_since; quiet }
     ControlPlanePath { server, kubelet, endpoints, service, host_answers, peers, kernel_clock; cni }
     Debris { shims, shim_count, zombies, containers, sandboxes, namespaces, exited, not_ready, growing; cgroups, snapshots, memo }
     Destination { source, destination, port, sockets, time_wait }
@@ -172,8 +172,8 @@ choices! {
     Hook or Hook::Input => { Prerouting, Input, Forward, Output, Postrouting }
     KernelFault or KernelFault::Oops => {
         FilesystemError, FilesystemWarning, FilesystemShutdown, FilesystemReadOnly, JournalReplayed, DiskError,
-        HardwareCorrected, HardwareUncorrected, HardwareFatal, Oops, Lockup, TaskHung, NetDeviceStuck, OutOfMemory,
-        CgroupOutOfMemory
+        HardwareCorrected, HardwareUncorrected, HardwareFatal, Oops, Lockup, TaskHung, NetDeviceStuck,
+        ConntrackFull, OutOfMemory, CgroupOutOfMemory
     }
     NeighbourState or NeighbourState::None => { Incomplete, Reachable, Stale, Probing, Failed, Fixed, None }
     OomScope or OomScope::Gone => { Node, AllPods, Pod, Gone, Elsewhere; Service }

@@ -226,6 +226,20 @@ mod tests {
     }
 
     #[test]
+    fn a_full_table_stands_while_it_is_said_and_names_the_network_namespace_where_the_kernel_does() {
+        let line = "nf_conntrack: nf_conntrack: table full, dropping packet";
+        let named = "nf_conntrack: nf_conntrack: table full in netns 4026532301, dropping packet";
+        let mut book = taken(&[(100, line), (150, line), (160, named)], 200);
+        let subjects = |book: &Book| faults(book).into_iter().map(|(_, subject)| subject).collect::<Vec<_>>();
+        assert_eq!(subjects(&book), ["", "4026532301"]);
+        book.expire(present(270), |_| false);
+        assert_eq!(subjects(&book), ["4026532301"]);
+        book.expire(present(280), |_| false);
+        assert!(book.is_empty());
+        assert!(taken(&[(100, line)], 220).is_empty(), "a line of long ago");
+    }
+
+    #[test]
     fn old_lines_of_this_boot_are_no_news_and_those_that_still_count_are_the_same_after_a_restart() {
         assert!(taken(&[(100, ERROR)], 100 + 3600).is_empty());
         let lines = [(100, ERROR), (150, "Oops: 0002 [#1] SMP PTI")];

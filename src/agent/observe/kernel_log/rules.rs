@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use crate::facts::CONNTRACK_LASTS;
 use crate::facts::KernelFault::{
-    self, CgroupOutOfMemory, DiskError, FilesystemError, FilesystemReadOnly, FilesystemShutdown, FilesystemWarning,
-    HardwareCorrected, HardwareFatal, HardwareUncorrected, JournalReplayed, Lockup, NetDeviceStuck, Oops, OutOfMemory,
-    TaskHung,
+    self, CgroupOutOfMemory, ConntrackFull, DiskError, FilesystemError, FilesystemReadOnly, FilesystemShutdown,
+    FilesystemWarning, HardwareCorrected, HardwareFatal, HardwareUncorrected, JournalReplayed, Lockup, NetDeviceStuck,
+    Oops, OutOfMemory, TaskHung,
 };
 
 /// What a line means.
@@ -146,6 +147,10 @@ const RULES: &[Rule] = rules! {
     Meaning::Fault(NetDeviceStuck) => {
         "unregister_netdevice: waiting for {} to become free*", "unregister_netdevice: waiting for eth0 to become free. Usage count = 1";
     }
+    Meaning::Fault(ConntrackFull) => {
+        "*nf_conntrack: table full in netns {}, dropping packet*", "nf_conntrack: nf_conntrack: table full in netns 4026532301, dropping packet";
+        "*nf_conntrack: table full, dropping packet*", "nf_conntrack: nf_conntrack: table full, dropping packet";
+    }
     Meaning::Fault(OutOfMemory) => {
         "Out of memory: Kill* process * ({})*", "Out of memory: Killed process 1012 (java) total-vm:4170344kB, anon-rss:3982044kB, file-rss:0kB, shmem-rss:0kB, UID:0";
         "Out of memory (oom_kill_allocating_task): Kill* process * ({})*", "Out of memory (oom_kill_allocating_task): Killed process 1012 (java) total-vm:4170344kB";
@@ -160,6 +165,8 @@ pub(super) fn lasts(fault: KernelFault) -> Option<Duration> {
     let minutes = match fault {
         // Said again every 10 s for as long as it lasts (`net/core/dev.c`).
         NetDeviceStuck => return Some(Duration::from_secs(30)),
+        // Said again with what is dropped next (`net_warn_ratelimited`).
+        ConntrackFull => return Some(CONNTRACK_LASTS),
         Lockup | OutOfMemory | CgroupOutOfMemory => 10,
         FilesystemError | FilesystemWarning | DiskError => 60,
         HardwareCorrected | HardwareUncorrected | HardwareFatal => 24 * 60,
