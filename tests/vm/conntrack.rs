@@ -1,5 +1,8 @@
 //! A connection tracking table that fills up: the kernel's own counters and its own words.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -36,6 +39,23 @@ const BUSY: &str = r"
 (while :; do ping -c 1 -W 1 127.0.0.1; done) >/dev/null 2>&1 &
 echo $! > /busy
 ";
+/// A Pod that tracks connections, with as many as fit and one more every now and then.
+const POD: &str = r"
+cat > /pod.sh <<'END'
+ip link set lo up
+iptables -A OUTPUT -m conntrack --ctstate INVALID -j DROP
+mkfifo /pod
+nc -ll -p 9 -e cat >/dev/null 2>&1 &
+until grep -q ':0009 0*:0000 0A' /proc/net/tcp /proc/net/tcp6; do usleep 100000; done
+for i in $(seq 101); do nc 127.0.0.1 9 <>/pod >/dev/null 2>&1 & done
+while :; do ping -c 1 -W 1 127.0.0.1; done
+END
+echo 100 > /proc/sys/net/netfilter/nf_conntrack_max
+unshare -n sh /pod.sh >/dev/null 2>&1 &
+echo $! > /pod.pid
+";
+/// The kernel's word stands for two minutes, and this node's own table has to have been quiet for longer.
+const QUIET: Duration = Duration::from_secs(400);
 const CODES: [&str; 2] = ["ConntrackFull", "ConntrackNearFull"];
 /// Packets that found no room, and entries that were thrown out for others.
 const COLUMNS: [&str; 2] = ["drop", "early_drop"];
@@ -49,7 +69,11 @@ fn told(findings: &Value) -> Vec<[String; 2]> {
 
 /// Waits until these codes are told, with these words in the detail of the first.
 fn exactly(machine: &mut Machine, codes: &[&str], words: &[&str]) -> Result<()> {
-    machine.eventually(&format!("{codes:?} {words:?}"), |verdict| {
+    exactly_in(SOON, machine, codes, words)
+}
+
+fn exactly_in(deadline: Duration, machine: &mut Machine, codes: &[&str], words: &[&str]) -> Result<()> {
+    machine.eventually_in(deadline, &format!("{codes:?} {words:?}"), |verdict| {
         let told = told(&verdict["findings"]);
         let unknown = verdict["unknown"].to_string();
         ensure!(!CODES.iter().any(|code| unknown.contains(code)), "{unknown}");
@@ -109,5 +133,29 @@ fn a_full_table_is_told_with_what_the_kernel_counts_and_clears_with_more_room() 
     let full = page["episodes"].as_array().into_iter().flatten().find(|it| it["code"] == "ConntrackFull");
     let full = full.context("its episode")?;
     ensure!(full["times"] == 1 && full["cleared"].is_string(), "{full}");
+    Ok(())
+}
+
+#[test]
+fn a_full_table_of_another_network_namespace_is_told_as_such_and_is_over_with_the_kernels_word() -> Result<()> {
+    let mut machine = Machine::boot_with(&IPTABLES.map(|name| PathBuf::from(format!("/usr/sbin/{name}"))))?;
+    machine.run(AGENT)?;
+    machine.run("modprobe nf_conntrack")?;
+    exactly(&mut machine, &[], &[]).context("nothing is tracked")?;
+    machine.run(POD)?;
+    let said = within(SOON, || machine.run("dmesg | grep -m 1 'nf_conntrack: table full'"));
+    said.context("the Pod's table is full")?;
+    let words = [
+        "of another network namespace on this node is full",
+        "own table holds",
+        "nf_conntrack: table full, dropping packet",
+    ];
+    exactly_in(QUIET, &mut machine, &["ConntrackNearFull"], &words)?;
+    machine.run("kill $(cat /pod.pid)")?;
+    exactly_in(QUIET, &mut machine, &[], &[]).context("nothing is dropped any more")?;
+    let page = machine.page()?;
+    let codes: Vec<&str> =
+        page["episodes"].as_array().into_iter().flatten().filter_map(|it| it["code"].as_str()).collect();
+    ensure!(!codes.contains(&"ConntrackFull"), "{codes:?}");
     Ok(())
 }
