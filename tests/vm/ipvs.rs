@@ -1,4 +1,4 @@
-//! The real kube-proxy in IPVS mode: what it writes is known, its restart raises nothing, and what is taken from it is
+//! The real kube-proxy in IPVS mode: what it writes is known, its first start and its restart raise nothing, and what is taken from it is
 //! missed. The kernel of the machine that runs the tests need not have IPVS.
 
 use std::time::Duration;
@@ -145,10 +145,13 @@ fn virtual_servers_that_are_taken_from_kube_proxy_are_missed_and_its_restarts_ar
     for (name, list) in lists() {
         machine.run(&format!("cat > /www/lists/{name} <<'END'\n{list}\nEND"))?;
     }
+    machine.run(AGENT)?;
+    exactly(&mut machine, &[]).context("there is no kube-proxy yet")?;
     machine.run(START)?;
     synced(&mut machine)?;
-    machine.run(AGENT)?;
-    exactly(&mut machine, &[]).context("it has started")?;
+    exactly(&mut machine, &[]).context("it has started for the first time")?;
+    let first = journal(&mut machine)?;
+    ensure!(first.is_empty(), "{first:?}");
     let seen = |machine: &mut Machine| -> Result<Value> {
         Ok(serde_json::from_str(&machine.run("nodevitals check -o json; true")?)?)
     };
