@@ -81,8 +81,10 @@ impl Pages for AggregatorPages {
             REPORT => report(&self.store, query, (self.clock)()),
             "/metrics" => metrics(&self.store, (self.clock)()),
             "/livez" => Page::text(200, "ok\n"),
-            "/readyz" if self.store.is_ready() => Page::text(200, "ok\n"),
-            "/readyz" => Page::text(503, "the first list of the nodes is not complete yet\n"),
+            "/readyz" => match self.store.waits_for() {
+                None => Page::text(200, "ok\n"),
+                Some(why) => Page::text(503, format!("{why}\n")),
+            },
             LIVE => Page::text(503, "GET tells of changes, to a few at once: ask again later\n"),
             _ => page::get(path).unwrap_or_else(Page::not_found),
         }
@@ -250,6 +252,10 @@ fn findings(registry: &mut Registry, report: &ClusterReport) {
     for cannot in &report.view.cannot_look {
         cannot.codes.iter().for_each(|code| set(&unknown, &vec![("code", code.clone())], 1));
         cannot.what.iter().for_each(|what| set(&blind, &vec![("resource", what.clone())], 1));
+    }
+    // A first list that is only under way is not lost.
+    if !report.view.complete && report.view.since.is_some() {
+        set(&blind, &vec![("resource", "nodes".to_owned())], 1);
     }
     for finding in &report.cluster {
         let labels = vec![("code", finding.code.clone()), ("severity", finding.severity.as_str().to_owned())];

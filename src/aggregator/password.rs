@@ -16,6 +16,8 @@ use super::surroundings::Surroundings;
 
 /// While all is well, the same is looked at again after this time.
 const AGAIN: Duration = Duration::from_secs(300);
+/// What is denied is asked for again after this time.
+const DENIED: Duration = Duration::from_secs(60);
 /// Namespaces in which calico-node is: one, or two while it moves.
 const MOST: usize = 4;
 /// What calico-node does with its Secret.
@@ -69,26 +71,33 @@ fn ways(around: &Surroundings) -> Vec<Way> {
 
 /// Looks for ever.
 pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infallible {
-    let (mut last, mut failed) = (Looked::new(), false);
+    let (mut last, mut failed, mut again) = (Looked::new(), false, AGAIN);
     loop {
         looked::tick().await;
         let (ways, before) = {
             let inner = store.lock();
             (ways(&inner.cluster.surroundings), inner.cluster.password.clone())
         };
-        if !last.is_due(&ways, failed || before.iter().any(Found::is_wrong), AGAIN) {
+        if !last.is_due(&ways, failed || before.iter().any(Found::is_wrong), again) {
             continue;
         }
-        let (mut found, mut answered) = (Vec::new(), true);
-        failed = false;
+        let (mut found, mut error) = (Vec::new(), None);
+        (failed, again) = (false, AGAIN);
         for way in &ways {
             let known = before.iter().find(|known| known.way == *way);
             // For a short time it is as it was.
             let (exists, refused) = (exists(client, way).await, refused(client, way).await);
-            answered &= exists.is_some() && refused.is_ok();
-            // What is denied is not asked for any sooner.
-            failed |= exists.is_none() || matches!(refused, Err(Unread::Failed(_)));
-            let exists = exists.unwrap_or_else(|| known.and_then(|known| known.exists));
+            error = error.or_else(|| unanswered(exists, &refused));
+            failed |= exists == Secret::Unanswered || matches!(refused, Err(Unread::Failed(_)));
+            if matches!(refused, Err(Unread::Denied)) {
+                again = DENIED;
+            }
+            let exists = match exists {
+                Secret::Exists => Some(true),
+                Secret::Missing => Some(false),
+                Secret::Hidden => None,
+                Secret::Unanswered => known.and_then(|known| known.exists),
+            };
             let refused = refused.unwrap_or_else(|_| known.map(|known| known.refused.clone()).unwrap_or_default());
             let mut this = Found { way: way.clone(), exists, refused, since: None };
             if this.is_wrong() {
@@ -99,25 +108,54 @@ pub(super) async fn run(client: &Client, store: &Store) -> std::convert::Infalli
         store.change(|cluster| {
             cluster.revision += u64::from(cluster.password != found);
             cluster.password = found;
-            let error = (!answered).then(|| "the API server does not say whether it is there and permitted".to_owned());
             cluster.looked(Look::Password, error, Timestamp::now());
         });
         last.at(ways);
     }
 }
 
-/// Asks for the metadata only, and does not read even that. None when nobody answered.
-async fn exists(client: &Client, way: &Way) -> Option<Option<bool>> {
+/// Why it is not known whether calico-node can have the password.
+fn unanswered(exists: Secret, refused: &Result<Vec<&'static str>, Unread>) -> Option<String> {
+    match refused {
+        // Who may read what is not there does not matter.
+        _ if exists == Secret::Missing => None,
+        Err(Unread::Denied) => Some(
+            "no permission to create subjectaccessreviews.authorization.k8s.io, by which RBAC is asked whether calico-node may read it"
+                .to_owned(),
+        ),
+        Err(Unread::Failed(why)) => {
+            Some(format!("the API server does not say whether calico-node may read it: {why}"))
+        }
+        Ok(_) => {
+            (exists == Secret::Unanswered).then(|| "the API server does not say whether it is there".to_owned())
+        }
+    }
+}
+
+/// What is answered to whether the Secret is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Secret {
+    Exists,
+    Missing,
+    /// There is no permission to see that.
+    Hidden,
+    Unanswered,
+}
+
+/// Asks for the metadata only, and does not read even that.
+async fn exists(client: &Client, way: &Way) -> Secret {
     let request = Request::get(format!("/api/v1/namespaces/{}/secrets/{}", way.namespace, way.secret))
         .header(ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1")
-        .body(Body::empty())
-        .ok()?;
-    let answer = tokio::time::timeout(DEADLINE, client.send(request)).await.ok()?.ok()?;
-    match answer.status().as_u16() {
-        200 => Some(Some(true)),
-        404 => Some(Some(false)),
-        403 => Some(None),
-        _ => None,
+        .body(Body::empty());
+    let Ok(request) = request else { return Secret::Unanswered };
+    match tokio::time::timeout(DEADLINE, client.send(request)).await {
+        Ok(Ok(answer)) => match answer.status().as_u16() {
+            200 => Secret::Exists,
+            404 => Secret::Missing,
+            403 => Secret::Hidden,
+            _ => Secret::Unanswered,
+        },
+        Err(_) | Ok(Err(_)) => Secret::Unanswered,
     }
 }
 
@@ -159,4 +197,26 @@ async fn may(client: &Client, way: &Way, verb: &str) -> Result<bool, Unread> {
         return Err(Unread::Failed("the authorizer failed".to_owned()));
     }
     status["allowed"].as_bool().ok_or_else(|| Unread::Failed("an answer that says nothing".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_of_it_is_said_with_the_right_that_is_missing() {
+        let failed = || Unread::Failed("the authorizer failed".to_owned());
+        let denied = unanswered(Secret::Hidden, &Err(Unread::Denied)).expect("it is not known");
+        assert!(denied.starts_with("no permission to create subjectaccessreviews.authorization.k8s.io"), "{denied}");
+        let unclear = unanswered(Secret::Hidden, &Err(failed())).expect("it is not known");
+        assert!(unclear.ends_with("whether calico-node may read it: the authorizer failed"), "{unclear}");
+        assert_eq!(
+            unanswered(Secret::Unanswered, &Ok(vec!["get"])).as_deref(),
+            Some("the API server does not say whether it is there")
+        );
+        assert_eq!(unanswered(Secret::Hidden, &Ok(vec!["get"])), None, "no right to see the Secret is needed");
+        for refused in [Ok(Vec::new()), Err(Unread::Denied), Err(failed())] {
+            assert_eq!(unanswered(Secret::Missing, &refused), None, "it is certain that it is missing");
+        }
+    }
 }

@@ -15,6 +15,7 @@ use super::model::NodeView;
 use super::mtus;
 use super::object::ObjectView;
 use super::report::{Agents, ClusterReport, LastJudgement, Overview, Source, build, overview};
+use super::sight::Sight;
 use super::stale::Watchdog;
 use super::surroundings::What;
 use super::watch::Change;
@@ -152,13 +153,18 @@ impl Store {
         });
     }
 
-    /// Whether everything has been listed once.
-    pub(crate) fn is_ready(&self) -> bool {
+    /// What has yet to be listed once, and why it is not if something is in its way; none when everything has been.
+    pub(crate) fn waits_for(&self) -> Option<String> {
         let inner = self.lock();
+        let nodes = &inner.cluster.nodes_sight;
+        if !nodes.is_complete() {
+            let why = nodes.is_lost().map_or(String::new(), |lost| format!(": {}", lost.why));
+            return Some(format!("the first list of the nodes is not complete yet{why}"));
+        }
         // Without permission to see Pods the report is still worth reading.
-        let agents =
-            inner.cluster.agents_sight.as_ref().is_none_or(|sight| sight.is_complete() || sight.is_lost().is_some());
-        inner.cluster.nodes_sight.is_complete() && agents
+        let seen = |sight: &Sight| sight.is_complete() || sight.is_lost().is_some();
+        let agents = inner.cluster.agents_sight.as_ref().is_none_or(seen);
+        (!agents).then(|| "the first list of the agents' Pods is not complete yet".to_owned())
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {

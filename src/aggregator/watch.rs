@@ -157,7 +157,8 @@ async fn follow_while<T: Object>(
                     tokio::time::sleep(wait).await;
                 }
             }
-            End::NotThere(_, why) | End::Failed(why) => follower.lost(why, &mut backoff).await,
+            End::NotThere(NotThere::Denied, why) => follower.lost(kind.denied(&why), &mut backoff).await,
+            End::NotThere(NotThere::Missing, why) | End::Failed(why) => follower.lost(why, &mut backoff).await,
         }
     }
 }
@@ -278,6 +279,11 @@ impl<T: Object> Follower<'_, T> {
 }
 
 impl Kind {
+    /// Which right is missing, and what the API server says of it.
+    fn denied(&self, why: &str) -> String {
+        format!("no permission to list and watch {}: {why}", self.name)
+    }
+
     fn request(&self, at: usize, query: &str) -> Result<Request<Vec<u8>>, http::Error> {
         let (path, selector) = (&self.paths[at], self.selector);
         let and = if selector.is_empty() { "" } else { "&" };

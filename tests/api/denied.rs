@@ -32,7 +32,7 @@ const fn kind(resource: &'static str, code: &'static str) -> Kind {
     Kind { resource, what: resource, code }
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     kind("pods", "CalicoNodeFailingOnNode"),
     kind("events", "WebhookBlocksSystemPods"),
     kind("blockaffinities", "IpBlockConflict"),
@@ -42,6 +42,7 @@ const KINDS: [Kind; 9] = [
     kind("felixconfigurations", "CalicoConfigDrift"),
     kind("validatingwebhookconfigurations", "WebhookRisk"),
     Kind { resource: "services", what: "services of webhooks", code: "WebhookRisk" },
+    Kind { resource: "subjectaccessreviews", what: "access to the BGP password", code: "BgpPasswordSecretMissing" },
 ];
 
 /// Everything is wrong that is told by these kinds.
@@ -70,6 +71,10 @@ fn plant(bench: &Bench) -> Result<Planted<'_>> {
     bench.admin(&format!("POST {GROUP}/felixconfigurations?fieldManager=cluster-updater"), &felix)?;
     let edit = format!("PATCH merge {GROUP}/felixconfigurations/default?fieldManager=kubectl-edit");
     bench.admin(&edit, &json!({"spec": {"bpfEnabled": true}}))?;
+    // No role lets calico-node read it.
+    let password = json!({"secretKeyRef": {"name": "calico-bgp-password", "key": "password"}});
+    let bgp = object("BGPConfiguration", "default", &json!({"nodeMeshPassword": password}));
+    bench.admin(&format!("POST {GROUP}/bgpconfigurations?fieldManager=cluster-updater"), &bgp)?;
     Ok(planted)
 }
 
@@ -125,7 +130,7 @@ fn start<'a>(bench: &'a Bench, kind: &Kind, rules: &[Value]) -> Result<Running<'
     for path in ["nodes", "namespaces/kube-system/services"] {
         soon("its rights are known", || {
             let answer = bench.send(&token, &format!("GET /api/v1/{path}?limit=1"), &Value::Null)?;
-            ensure!(answer.code == 200, "{answer:?}");
+            ensure!(answer.code == if path == kind.resource { 403 } else { 200 }, "{answer:?}");
             Ok(())
         });
     }
@@ -194,5 +199,52 @@ fn what_each_right_that_is_missing_leaves_unknown_is_said_and_comes_back_with_it
     }
     bench.admin("DELETE /api/v1/namespaces/kube-system/events/denied", &Value::Null)?;
     drop(planted);
+    Ok(())
+}
+
+/// Nobody knows of any worker, and it is said which right is missing, wherever one asks.
+fn sees_no_nodes(aggregator: &Running) -> Result<()> {
+    const WHY: &str = "no permission to list and watch nodes: the API server says 403";
+    aggregator.said(WHY)?;
+    let ready = aggregator.page("/readyz").err().context("it is ready")?.to_string();
+    ensure!(ready.contains(&format!("the first list of the nodes is not complete yet: {WHY}")), "{ready}");
+    let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report")?)?;
+    let (view, summary) = (&report["view"], &report["summary"]);
+    ensure!(view["complete"] == false && view["since"].is_string(), "{view}");
+    for said in [&view["why"], summary] {
+        ensure!(said.as_str().is_some_and(|said| said.contains(WHY)), "{report:#}");
+    }
+    ensure!(report["nodes"] == json!([]) && report["findings"] == json!([]), "{report:#}");
+    let metrics = aggregator.check_metrics()?;
+    for line in ["nodevitals_aggregator_synced 0", r#"nodevitals_aggregator_cannot_look{resource="nodes"} 1"#] {
+        ensure!(metrics.lines().any(|have| have == line), "{line}: {metrics}");
+    }
+    let map = aggregator.page("/api/v1/map?node=d1").err().context("a map of no nodes")?.to_string();
+    ensure!(map.contains("the first list is not complete yet"), "{map}");
+    Ok(())
+}
+
+#[test]
+fn without_the_nodes_nothing_is_told_but_which_right_is_missing_and_all_is_with_it() -> Result<()> {
+    let bench = Bench::take()?;
+    bench.add_worker("d1", &json!({}))?;
+    let whole = bench.admin(&format!("GET {ROLES}/nodevitals-aggregator"), &Value::Null)?;
+    let rules = whole["rules"].as_array().context("rules")?;
+    bind_roles(&bench)?;
+    let nodes = kind("nodes", "");
+    let aggregator = start(&bench, &nodes, rules)?;
+    eventually("it says what it may not", AGAIN, || sees_no_nodes(&aggregator));
+    aggregator.lives()?;
+
+    bench.admin(&format!("PATCH merge {ROLES}/{}", role(&nodes)), &json!({"rules": rules}))?;
+    eventually("nodes may be looked at", AGAIN, || {
+        aggregator.page("/readyz")?;
+        let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report")?)?;
+        ensure!(report["view"]["complete"] == true && report["view"]["why"].is_null(), "{report:#}");
+        ensure!(report["nodes"][0]["name"] == "d1", "{report:#}");
+        let metrics = aggregator.page("/metrics")?;
+        ensure!(!metrics.contains("cannot_look{") && metrics.contains("nodevitals_aggregator_synced 1"), "{metrics}");
+        Ok(())
+    });
     Ok(())
 }

@@ -39,6 +39,21 @@ fn it_is_ready_once_everything_is_listed() {
 }
 
 #[test]
+fn without_permission_to_see_nodes_it_is_not_ready_and_says_so() {
+    let empty = AggregatorPages::new(Arc::new(Store::watched()), || moment(0), 2);
+    let blind = r#"nodevitals_aggregator_cannot_look{resource="nodes"} 1"#;
+    assert!(!text(empty.get("/metrics", "")).contains(blind), "the first list is under way");
+    empty.store.node_changed(Change::Lost("no permission to list and watch nodes: 403".into()), at(0));
+    let page = empty.get("/readyz", "");
+    assert_eq!(page.status, 503);
+    let says = "the first list of the nodes is not complete yet: no permission to list and watch nodes: 403\n";
+    assert_eq!(text(page), says);
+    assert!(text(empty.get("/metrics", "")).contains(blind));
+    empty.store.node_changed(Change::Found, at(1));
+    assert!(!text(empty.get("/metrics", "")).contains(blind));
+}
+
+#[test]
 fn without_permission_to_see_pods_it_is_ready_all_the_same() {
     let pages = pages(&[]);
     pages.store.agent_changed(Change::Lost("forbidden".into()), at(0));
