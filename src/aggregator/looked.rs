@@ -26,6 +26,8 @@ pub(crate) enum Look {
     Backends,
     /// Whether calico-node may read the password of BGP's peers.
     Password,
+    /// What has to outlive this process.
+    Memory,
 }
 
 impl Look {
@@ -35,6 +37,7 @@ impl Look {
             Look::Blocks => "ipamblocks",
             Look::Backends => "services of webhooks",
             Look::Password => "access to the BGP password",
+            Look::Memory => "the ConfigMap nodevitals-aggregator",
         }
     }
 }

@@ -5,12 +5,13 @@
 //! It is kept in one ConfigMap beside the aggregator. The replica that leads writes it, and only when it is another than what
 //! was written, at most once a minute: in a quiet cluster never. The others see the same by their own watches.
 
+mod keeping;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use http::Request;
 use jiff::Timestamp;
 use kube::Client;
 use serde_json::{Value, json};
@@ -22,17 +23,12 @@ use super::report::{LastJudgement, Scope, failing_calico, place};
 use super::row::Row;
 use super::store::Store;
 use crate::clock::since_boot;
+use keeping::Keeping;
 
-/// Name of the ConfigMap.
-const NAME: &str = "nodevitals-aggregator";
 /// How things are is noted this often.
 const NOTE: Duration = Duration::from_secs(20);
 /// What tells no time itself, and where calico-node fails, in every so manyth of these rounds while nothing changes.
 const UNCHANGED: u32 = 3;
-/// And written at most this often.
-const WRITE: u32 = 3;
-/// One request.
-const DEADLINE: Duration = Duration::from_secs(10);
 /// Nodes that are gone and remembered.
 const MOST_GONE: usize = 256;
 /// Workers on which calico-node failed, and on which the kubelet came and went, that are remembered.
@@ -238,37 +234,13 @@ impl Memory {
     }
 }
 
-/// Notes how things are, reads what was written before, and writes, for ever.
+/// Notes how things are, and keeps it, for ever.
 pub(super) async fn run(client: &Client, store: &Store, namespace: &str) -> std::convert::Infallible {
-    let path = format!("/api/v1/namespaces/{namespace}/configmaps/{NAME}");
-    let (mut led, mut since_written, mut written) = (false, 0, None);
+    let mut keeping = Keeping::new(namespace);
     let mut rounds = Rounds::default();
-    let mut loaded = false;
     loop {
         let leads = note(store, &mut rounds);
-        // Who begins to lead may have missed what the other wrote.
-        if (!loaded || (leads && !led))
-            && let Some(before) = load(client, &path).await
-        {
-            loaded = true;
-            store.change(|cluster| {
-                cluster.memory.read(&before);
-                cluster.memory.forget(Timestamp::now().as_second());
-                cluster.revision += 1;
-            });
-            written = Some(before);
-        }
-        led = leads;
-        since_written += 1;
-        let now = store.lock().cluster.memory.write();
-        if leads
-            && loaded
-            && since_written >= WRITE
-            && written.as_ref() != Some(&now)
-            && save(client, &path, &now).await
-        {
-            (written, since_written) = (Some(now), 0);
-        }
+        keeping.round(client, store, leads).await;
         tokio::time::sleep(NOTE).await;
     }
 }
@@ -332,34 +304,6 @@ fn note(store: &Store, rounds: &mut Rounds) -> bool {
         }
     });
     store.lock().leads
-}
-
-/// None when nobody answered.
-async fn load(client: &Client, path: &str) -> Option<Value> {
-    let request = Request::get(path).body(Vec::new()).ok()?;
-    match tokio::time::timeout(DEADLINE, client.request::<Value>(request)).await.ok()? {
-        Ok(object) => {
-            Some(serde_json::from_str(object["data"]["memory"].as_str().unwrap_or_default()).unwrap_or_default())
-        }
-        // Where it is not to be, what is known is known until the end of this process.
-        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => Some(Value::Null),
-        Err(_) => None,
-    }
-}
-
-async fn save(client: &Client, path: &str, memory: &Value) -> bool {
-    let body = json!({ "data": { "memory": memory.to_string() } }).to_string().into_bytes();
-    let path = format!("{path}?fieldManager=nodevitals-aggregator");
-    let request = Request::patch(path).header("Content-Type", "application/merge-patch+json").body(body);
-    let Ok(request) = request else { return false };
-    match tokio::time::timeout(DEADLINE, client.request_text(request)).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(error)) => {
-            tracing::warn!(error = crate::api::chain(&error), "cannot write down what has to outlive this process");
-            false
-        }
-        Err(_) => false,
-    }
 }
 
 #[cfg(test)]

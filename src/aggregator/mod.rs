@@ -41,6 +41,7 @@ mod tell;
 #[cfg(test)]
 pub(crate) mod testing;
 mod traits;
+mod warned;
 mod watch;
 mod webhooks;
 mod workloads;

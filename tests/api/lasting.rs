@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Running, condition, soon};
+use crate::bench::{AGGREGATOR, Bench, Running, condition, rendered, soon};
 use crate::inventory::{over, told};
 use crate::support::wait::eventually;
 
@@ -81,5 +81,76 @@ fn what_counts_over_a_long_time_is_told_and_is_over() -> Result<()> {
 
     eventually("it has been Ready for long", LONG, || over(&aggregator, "NodeReadyFlapping"));
     eventually("it has been well for long", LONG, || over(&aggregator, "CalicoFailureRecurring"));
+    Ok(())
+}
+
+/// The aggregators' ConfigMap is gone until this is dropped.
+struct Missing<'a>(&'a Bench);
+
+impl<'a> Missing<'a> {
+    fn new(bench: &'a Bench) -> Result<Self> {
+        bench.admin(&format!("DELETE {MEMORY}"), &Value::Null)?;
+        Ok(Self(bench))
+    }
+}
+
+impl Drop for Missing<'_> {
+    /// Also after a failure: other tests need it.
+    fn drop(&mut self) {
+        // If that fails, whoever needs it says so.
+        let _ = rendered().and_then(|deploy| self.0.apply(&deploy));
+    }
+}
+
+/// How often it asked for this, and was refused.
+fn refused(bench: &Bench, verb: &str) -> Result<usize> {
+    let refused = bench.writes_by(AGGREGATOR)?.into_iter().filter(|write| {
+        write["verb"] == verb
+            && write["objectRef"]["resource"] == "configmaps"
+            && write["responseStatus"]["code"] == 404
+    });
+    Ok(refused.count())
+}
+
+#[test]
+fn a_configmap_that_is_missing_is_told_and_warned_of_once_and_kept_when_it_is_there() -> Result<()> {
+    const WARNS: &str = "cannot keep what has to outlive this process";
+    const BLIND: &str = r#"nodevitals_aggregator_cannot_look{resource="the ConfigMap nodevitals-aggregator"} 1"#;
+    let bench = Bench::take()?;
+    bench.add_worker("l0", &json!({}))?;
+    let missing = Missing::new(&bench)?;
+    let before = refused(&bench, "patch")?;
+    bench.add_pod("aggregator-m", "aggregator", "l0")?;
+    let aggregator = bench.aggregator("aggregator-m")?;
+    let cannot = |aggregator: &Running| -> Result<Value> {
+        let report: Value = serde_json::from_str(&aggregator.page("/api/v1/report")?)?;
+        ensure!(report["view"]["complete"] == true, "{report:#}");
+        Ok(report["view"]["cannotLook"].clone())
+    };
+    eventually("it tries to write it several times", LONG, || {
+        let refused = refused(&bench, "patch")? - before;
+        ensure!(refused >= 2, "{refused}");
+        Ok(())
+    });
+    let told = cannot(&aggregator)?;
+    assert_eq!((&told[0]["what"], &told[0]["codes"]), (&json!(["the ConfigMap nodevitals-aggregator"]), &json!([])));
+    let why = "there is none, and the aggregator may not make it (deploy/aggregator.yaml does)";
+    assert!(told[0]["why"].as_str().is_some_and(|said| said.starts_with(why)), "{told:#}");
+    assert!(aggregator.check_metrics()?.lines().any(|line| line == BLIND));
+    let log = aggregator.log()?;
+    let warned: Vec<_> = log.iter().filter(|line| line.to_string().contains(WARNS)).collect();
+    assert_eq!(warned.len(), 1, "{log:#?}");
+    assert!(warned[0].to_string().contains(why), "{warned:#?}");
+
+    drop(missing);
+    eventually("it is kept again", LONG, || {
+        aggregator.said("what has to outlive this process is kept again")?;
+        let kept = bench.admin(&format!("GET {MEMORY}"), &Value::Null)?;
+        ensure!(kept["data"]["memory"].is_string(), "{kept}");
+        let cannot = cannot(&aggregator)?;
+        ensure!(cannot.is_null(), "{cannot:#}");
+        ensure!(!aggregator.page("/metrics")?.contains("cannot_look{"), "it is no more told");
+        Ok(())
+    });
     Ok(())
 }

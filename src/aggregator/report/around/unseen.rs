@@ -80,6 +80,8 @@ fn of_look(look: Look) -> &'static [Codes] {
         Look::Blocks => &[ADDRESSES],
         Look::Backends => &[WEBHOOKS],
         Look::Password => &[&["BgpPasswordSecretMissing"]],
+        // What this process has seen itself it knows.
+        Look::Memory => &[],
     }
 }
 
