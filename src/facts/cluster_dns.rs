@@ -29,6 +29,9 @@ pub struct DnsWay {
     pub protocol: String,
     /// Why no answer came; none when one did.
     pub fault: Option<PathFault>,
+    /// Whether it was answered that the server has failed (SERVFAIL, RFC 1035, 4.1.1), though it was asked for a name of the cluster's
+    /// own. Not told where nobody says what the cluster calls itself: another may have been asked then.
+    pub failed: bool,
     /// Whether an answer has come by this protocol while all Pods behind it were on other nodes. Where none ever has, a policy
     /// for these Pods may leave nodes out.
     pub reached: bool,
@@ -53,6 +56,12 @@ impl ClusterDns {
     /// The ways on which no answer came and one should.
     pub fn missed(&self) -> impl Iterator<Item = &DnsWay> {
         self.ways.iter().filter(|way| way.fault.is_some() && (way.reached || self.own_pod))
+    }
+
+    /// Whether nothing but that it has failed is answered, by whatever protocol.
+    pub fn fails(&self) -> bool {
+        let mut answered = self.ways.iter().filter(|way| way.fault.is_none()).peekable();
+        answered.peek().is_some() && answered.all(|way| way.failed)
     }
 }
 

@@ -165,7 +165,8 @@ mod tests {
         starts.take(7, "2026-11-21T10:00:00Z".parse().expect("a time"));
         let mut learned = Learned::default();
         let none = Runtime::absent();
-        let way = |protocol: &str, reached| DnsWay { protocol: protocol.to_owned(), fault: None, reached };
+        let way =
+            |protocol: &str, reached| DnsWay { protocol: protocol.to_owned(), fault: None, failed: false, reached };
         let ways = vec![way("UDP", true), way("TCP", false)];
         let dns = ClusterDns { address: [10, 96, 0, 10].into(), ways, own_pod: false };
         learned.update(&Seen::Yes(vec![registry(true)]), &none, &Seen::Absent, &Seen::Yes(debris.clone()), &starts);

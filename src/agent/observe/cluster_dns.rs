@@ -1,7 +1,8 @@
 //! The cluster's DNS, asked from the node itself: one question over UDP and one over TCP to the Service address, seldom.
 //!
-//! Any answer will do, be it that there is no such name: what is asked is whether the way leads to somebody who answers. The name is
-//! one that the cluster's DNS knows by itself, so that nobody outside is asked. Each try has a socket of its own: a flow that
+//! Any answer shows that the way leads to somebody who answers, be it that there is no such name. The name is one that the cluster's
+//! DNS knows by itself, so that nobody outside is asked: that the server has failed, it says of such a name only while it knows nothing
+//! of the cluster, and that is told beside. Each try has a socket of its own: a flow that
 //! the kernel tracks goes on to the Pod that it was led to, while new ones may go nowhere.
 
 mod message;
@@ -57,12 +58,14 @@ impl DnsSource {
         let (udp, tcp) =
             futures::join!(tries("UDP", asks("UDP"), to, &question), tries("TCP", asks("TCP"), to, &question));
         let mut ways = Vec::new();
-        for (protocol, fault) in [("UDP", udp), ("TCP", tcp)].into_iter().filter(|(protocol, _)| asks(protocol)) {
-            let (way, fault) = (ClusterDns::way(protocol, service.address), fault?);
+        for (protocol, tried) in [("UDP", udp), ("TCP", tcp)].into_iter().filter(|(protocol, _)| asks(protocol)) {
+            let (way, (fault, failed)) = (ClusterDns::way(protocol, service.address), tried?);
+            // Of what it may call itself otherwise others are asked, who may fail.
+            let failed = failed && domain.is_some();
             if fault.is_none() && own_pod == Some(false) {
                 self.reached.insert(way.clone());
             }
-            ways.push(DnsWay { protocol: protocol.to_owned(), fault, reached: self.reached.contains(&way) });
+            ways.push(DnsWay { protocol: protocol.to_owned(), fault, failed, reached: self.reached.contains(&way) });
         }
         // Another address is another Service.
         let known = ClusterDns::PROTOCOLS.map(|protocol| ClusterDns::way(protocol, service.address));
@@ -71,27 +74,50 @@ impl DnsSource {
     }
 }
 
-/// Asks until an answer comes; else the last try tells why none did.
-async fn tries(protocol: &str, wanted: bool, to: SocketAddr, question: &[u8]) -> Result<Option<PathFault>, LookError> {
-    let mut fault = None;
+/// Asks until an answer comes; else the last try tells why none did. Also whether nobody answered but that the server has failed.
+async fn tries(
+    protocol: &str,
+    wanted: bool,
+    to: SocketAddr,
+    question: &[u8],
+) -> Result<(Option<PathFault>, bool), LookError> {
+    let (mut fault, mut failed) = (None, false);
     for _ in (0..TRIES).filter(|_| wanted) {
         if let Err(why) = route(to.ip()) {
-            return Ok(Some(why));
+            return Ok((Some(why), false));
         }
         // No other answer on its way can be taken for this one's.
         let id = RandomState::new().hash_one(0).to_be_bytes();
         let id = [id[0], id[1]];
         let tried = if protocol == "UDP" { by_udp(to, id, question).await } else { by_tcp(to, id, question).await };
         match tried? {
-            Ok(()) => return Ok(None),
+            Ok(Answer::Well) => return Ok((None, false)),
+            // Another Pod may know more.
+            Ok(Answer::Failed) => failed = true,
             Err(why) => fault = Some(why),
         }
     }
-    Ok(fault)
+    // Who has answered at all is there.
+    Ok((fault.filter(|_| !failed), failed))
+}
+
+/// What was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// Something.
+    Well,
+    /// That the server has failed.
+    Failed,
+}
+
+impl Answer {
+    fn of(answer: &[u8]) -> Self {
+        if message::is_failure(answer) { Answer::Failed } else { Answer::Well }
+    }
 }
 
 /// What one try came to. The outer error is this process's own: no socket is left.
-type Tried = Result<Result<(), PathFault>, LookError>;
+type Tried = Result<Result<Answer, PathFault>, LookError>;
 
 async fn by_udp(to: SocketAddr, id: [u8; 2], question: &[u8]) -> Tried {
     let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -105,7 +131,7 @@ async fn by_udp(to: SocketAddr, id: [u8; 2], question: &[u8]) -> Tried {
         loop {
             let length = socket.recv(&mut bytes).await.map_err(fault)?;
             if message::is_answer(&bytes[..length], id) {
-                return Ok(());
+                return Ok(Answer::of(&bytes[..length]));
             }
             strange = true;
         }
@@ -127,7 +153,11 @@ async fn by_tcp(to: SocketAddr, id: [u8; 2], question: &[u8]) -> Tried {
         stream.write_all(&message::framed(id, question)).await.map_err(fault)?;
         let mut head = [0; message::FRAMED_HEADER];
         stream.read_exact(&mut head).await.map_err(fault)?;
-        if message::is_framed_answer(&head, id) { Ok(()) } else { Err(no_dns()) }
+        if message::is_framed_answer(&head, id) {
+            Ok(Answer::of(&head[message::FRAMED_HEADER - message::HEADER..]))
+        } else {
+            Err(no_dns())
+        }
     };
     Ok(timeout(ANSWER, exchange).await.unwrap_or_else(|_| Err(late(PathStep::Dns))))
 }

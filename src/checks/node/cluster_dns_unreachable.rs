@@ -1,7 +1,9 @@
-//! The cluster's DNS does not answer this node at its Service address, though Pods behind it are Ready.
+//! The cluster's DNS does not answer this node at its Service address, though Pods behind it are Ready, or only that it has failed.
 //!
 //! *Looks at* one question for `kubernetes.default.svc` over UDP and one over TCP to the ClusterIP of `kube-dns`, once a minute, and
-//! at the map of the cluster. *Traps*: a name that is not found, or an error, is an answer; the node's way is not a Pod's: a
+//! at the map of the cluster. *Traps*: a name that is not found, or a refusal, is an answer; that the server has failed (SERVFAIL) is
+//! none that helps, but CoreDNS says so for some seconds after its start, and whoever is asked for a name of another cluster may say
+//! so for good, so that the kubelet has to tell what the cluster calls itself; the node's way is not a Pod's: a
 //! policy for the Pods of DNS may leave nodes out, so that a way is missed only once it has led to another node, or where one of
 //! these Pods is on this node; NodeLocal DNS takes the Service's address on the node itself, and answers there; Pods die before the
 //! cluster calls them not Ready, and this node hears of that later still; where no Pod is Ready it is the cluster's matter, and
@@ -41,7 +43,7 @@ fn run(look: &Look<'_>) -> Outcome {
         _ => return Outcome::Unknown(format!("{} ({}): not asked yet", service.name, service.address)),
     };
     let missed: Vec<&DnsWay> = asked.missed().collect();
-    if missed.is_empty() {
+    if missed.is_empty() && !asked.fails() {
         if asked.ways.iter().any(|way| way.fault.is_none()) {
             return Outcome::Healthy;
         }
@@ -54,7 +56,8 @@ fn run(look: &Look<'_>) -> Outcome {
         let (name, since) = (&service.name, utc(since));
         return Outcome::Unknown(format!("whether Pods behind {name} are Ready has not been confirmed since {since}"));
     }
-    let finding = finding(look, &service, asked, &missed);
+    let finding =
+        if missed.is_empty() { failing(look, &service, asked) } else { finding(look, &service, asked, &missed) };
     Outcome::from_findings(vec![finding.repaired_within(NOTICED + heard(map))])
 }
 
@@ -64,6 +67,7 @@ fn finding(look: &Look<'_>, service: &DnsService, asked: &ClusterDns, missed: &[
         asked.ways.iter().filter(|way| way.fault.is_none()).map(|way| way.protocol.as_str()).collect();
     let by = missed.iter().map(|way| way.protocol.as_str()).collect::<Vec<_>>().join(" and ");
     let though = match (others.first(), service.pods.len()) {
+        (Some(other), _) if asked.fails() => format!("and over {other} only that it has failed (SERVFAIL)"),
         (Some(other), _) => format!("though it does over {other}"),
         (None, 1) => "though its Pod is Ready".to_owned(),
         (None, ready) => format!("though {ready} of its Pods are Ready"),
@@ -81,6 +85,31 @@ fn finding(look: &Look<'_>, service: &DnsService, asked: &ClusterDns, missed: &[
     detail.extend(["; the address is this node's own, on the link ", &link, ", where NodeLocal DNS should answer"]);
     Finding::new(at.to_string(), detail).next(
         "look at the Pod of NodeLocal DNS on this node (`kubectl -n kube-system get pods -l k8s-app=node-local-dns -o wide`) and at its log; while it is away its link and rules have to go, or nobody answers in its stead",
+    )
+}
+
+/// What answers knows nothing of the cluster.
+fn failing(look: &Look<'_>, service: &DnsService, asked: &ClusterDns) -> Finding {
+    let at = std::net::SocketAddr::new(service.address, ClusterDns::PORT);
+    let by: Vec<&str> = asked.ways.iter().filter(|way| way.failed).map(|way| way.protocol.as_str()).collect();
+    let mut detail = format!(
+        "The cluster's DNS, Service {} ({at}), answers this node over {}, but with SERVFAIL, also for kubernetes.default.svc, which it should know by itself: ",
+        service.name,
+        by.join(" and ")
+    );
+    let Some(link) = local(look, service) else {
+        detail.push_str("CoreDNS says so as long as it has not read the Services of the cluster from the API server");
+        return Finding::new(at.to_string(), detail).next(
+            "look at the log of CoreDNS (`kubectl -n kube-system logs -l k8s-app=kube-dns --tail=50`): if it cannot list Services, look at the way to the API server from the nodes of its Pods, at the ClusterRole `system:coredns` and its binding, and at the block `kubernetes` of its Corefile; its plugin `ready` keeps such Pods out of the Service",
+        );
+    };
+    detail.extend([
+        "it is NodeLocal DNS that answers here, on the link ",
+        &link,
+        ", and says so while it does not reach CoreDNS",
+    ]);
+    Finding::new(at.to_string(), detail).next(
+        "look at the log of NodeLocal DNS on this node (`kubectl -n kube-system get pods -l k8s-app=node-local-dns -o wide`), and ask one of the Pods of CoreDNS from this node (`dig +tcp @POD_IP kubernetes.default.svc.cluster.local`): it asks them over TCP by the Service kube-dns-upstream",
     )
 }
 
@@ -151,6 +180,7 @@ mod tests {
             let way = |(protocol, fault): (&str, Fault)| DnsWay {
                 protocol: protocol.into(),
                 fault: fault.map(|(step, kind)| PathFault::new(step, kind, "for this test")),
+                failed: false,
                 reached: true,
             };
             let ways = ["UDP", "TCP"].into_iter().zip(faults).map(way).collect();
@@ -220,6 +250,52 @@ mod tests {
         assert_eq!(run(&asked(&PODS, [None, None]).look()), Outcome::Healthy);
     }
 
+    /// Over these protocols it is answered that the server has failed.
+    fn failing_over(node: Node, protocols: &[&str]) -> Node {
+        change(node, |dns| {
+            dns.ways.iter_mut().for_each(|way| way.failed = protocols.contains(&way.protocol.as_str()));
+        })
+    }
+
+    #[test]
+    fn it_answers_only_that_it_has_failed() {
+        let node = failing_over(asked(&PODS, [None, None]), &["UDP", "TCP"]);
+        assert_eq!(testing::subjects(&run(&node.look())), ["10.96.0.10:53"]);
+        let expected = "The cluster's DNS, Service kube-system/kube-dns (10.96.0.10:53), answers this node over UDP and TCP, but with SERVFAIL, also for kubernetes.default.svc, which it should know by itself: \
+                        CoreDNS says so as long as it has not read the Services of the cluster from the API server";
+        assert_eq!(said(&node), expected);
+        let Outcome::Findings(findings) = run(&node.look()) else { panic!("told") };
+        assert!(findings[0].next_step.as_ref().is_some_and(|next| next.contains("system:coredns")), "{findings:?}");
+        let both = failing_over(asked(&PODS, [None, CUT]), &["UDP"]);
+        let expected = "does not answer this node over TCP, and over UDP only that it has failed (SERVFAIL): over TCP no connection comes about";
+        assert!(said(&both).ends_with(expected), "{}", said(&both));
+        let never = |dns: &mut ClusterDns| dns.ways.iter_mut().for_each(|way| way.reached = false);
+        assert!(
+            said(&change(both, never)).contains("answers this node over UDP, but with SERVFAIL"),
+            "TCP is not missed"
+        );
+    }
+
+    #[test]
+    fn trap_one_of_several_pods_has_failed_or_has_only_just_started() {
+        let one = failing_over(asked(&PODS, [None, None]), &["UDP"]);
+        assert_eq!(run(&one.look()), Outcome::Healthy, "another Pod answered over TCP");
+        let all = failing_over(one, &["UDP", "TCP"]);
+        let Outcome::Findings(findings) = run(&all.look()) else { panic!("told") };
+        assert_eq!(findings[0].owner_repairs_within, Some(CHECK.raise_after), "it starts within seconds");
+        assert_eq!(run(&failing_over(all, &[]).look()), Outcome::Healthy, "it clears");
+    }
+
+    #[test]
+    fn node_local_dns_that_does_not_reach_coredns() {
+        let node = failing_over(asked(&PODS, [None, None]), &["UDP", "TCP"]).routing(|routing| {
+            routing.links.push(testing::link(40, "nodelocaldns", Some("dummy")));
+            routing.addresses.push(Address { link: 40, address: [10, 96, 0, 10].into(), prefix: 32, global: true });
+        });
+        let says = "it is NodeLocal DNS that answers here, on the link nodelocaldns, and says so while it does not reach CoreDNS";
+        assert!(said(&node).ends_with(says), "{}", said(&node));
+    }
+
     #[test]
     fn trap_what_has_only_just_died_is_still_ready_in_the_map() {
         let held = |node: &Node| match run(&node.look()) {
@@ -283,6 +359,8 @@ mod tests {
         let alone = |node: Node| node.edit(|now| now.cluster_unconfirmed_since = Some(now.taken_at));
         unknown(alone(asked(&PODS, [SILENT, CUT])), "has not been confirmed since 2023-11-14T22:13:20Z");
         assert_eq!(run(&alone(asked(&PODS, [None, None])).look()), Outcome::Healthy);
+        let failing = failing_over(asked(&PODS, [None, None]), &["UDP", "TCP"]);
+        unknown(alone(failing), "has not been confirmed since");
         assert!(matches!(run(&Node::worker().look()), Outcome::NotApplicable(_)), "nobody tells where it is");
     }
 }

@@ -72,7 +72,7 @@ records! {
     FormerMachine { machine, until }
     Machine { machine_id, product_uuid, cards }
     Past { boot, machine, former_machine, cordoned; learned }
-    DnsWay { protocol, fault, reached }
+    DnsWay { protocol, fault, reached; failed }
     EvictionThresholds { memory, nodefs, nodefs_inodes, imagefs, imagefs_inodes, pid }
     Files { allocated, limit, per_second }
     Filesystem {

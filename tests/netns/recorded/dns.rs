@@ -1,5 +1,5 @@
 //! The cluster's DNS of a recorded worker, behind rules as kube-proxy writes them: it answers, is gone, answers by one protocol alone,
-//! and is not led to any more.
+//! answers only that it has failed, and is not led to any more.
 
 use std::time::Duration;
 
@@ -66,17 +66,20 @@ fn map(pods: &[(&str, u16)]) -> Result<Value> {
     Ok(map)
 }
 
-const NO_SUCH_NAME: [u8; 2] = [0x85, 0x83];
+/// The flags of answers.
+type Flags = [u8; 2];
+const NO_SUCH_NAME: Flags = [0x85, 0x83];
+const SERVFAIL: Flags = [0x81, 0x82];
 
-/// The Pod of DNS answers over UDP that there is no such name.
-fn over_udp(node: &Node) -> Result<JoinSet<()>> {
+/// The Pod of DNS answers this over UDP.
+fn over_udp(node: &Node, says: Flags) -> Result<JoinSet<()>> {
     node.far(async {
         let (socket, mut serving) = (UdpSocket::bind(POD).await?, JoinSet::new());
         serving.spawn(async move {
             let mut bytes = [0; 512];
             // Who asked may have gone.
             while let Ok((length @ 12.., from)) = socket.recv_from(&mut bytes).await {
-                bytes[2..4].copy_from_slice(&NO_SUCH_NAME);
+                bytes[2..4].copy_from_slice(&says);
                 socket.send_to(&bytes[..length], from).await.ok();
             }
         });
@@ -85,7 +88,7 @@ fn over_udp(node: &Node) -> Result<JoinSet<()>> {
 }
 
 /// And over TCP.
-fn over_tcp(node: &Node) -> Result<JoinSet<()>> {
+fn over_tcp(node: &Node, says: Flags) -> Result<JoinSet<()>> {
     node.far(async {
         let (listener, mut serving) = (TcpListener::bind(POD).await?, JoinSet::new());
         serving.spawn(async move {
@@ -94,7 +97,7 @@ fn over_tcp(node: &Node) -> Result<JoinSet<()>> {
                 let mut bytes = length.to_be_bytes().to_vec();
                 bytes.resize(2 + usize::from(length), 0);
                 if stream.read_exact(&mut bytes[2..]).await.is_ok() {
-                    bytes[4..6].copy_from_slice(&NO_SUCH_NAME);
+                    bytes[4..6].copy_from_slice(&says);
                     stream.write_all(&bytes).await.ok();
                 }
             }
@@ -128,7 +131,7 @@ fn followed() -> Result<(Node, Api, [JoinSet<()>; 2])> {
     let mut node = Node::empty(NODE)?;
     node.become_(&recorded("before")?)?;
     std::fs::write(node.path("logs/nodevitals.yaml"), CONFIG)?;
-    let serving = [over_udp(&node)?, over_tcp(&node)?];
+    let serving = [over_udp(&node, NO_SUCH_NAME)?, over_tcp(&node, NO_SUCH_NAME)?];
     let api = node.follow(&map(&[POD])?)?;
     within(SOON, || {
         let state = std::fs::read_to_string(node.path("logs/state/state.json"))?;
@@ -149,7 +152,7 @@ fn a_dns_that_is_gone_is_told_with_what_still_answers_and_cleared() -> Result<()
     let finding = told_are(&node, &[CODE])?;
     says(&finding, "does not answer this node over TCP, though it does over UDP: over TCP it is refused")?;
     ensure!(finding["severity"] == "warning" && finding["subject"] == "10.96.0.10:53", "{finding:#}");
-    let tcp = over_tcp(&node)?;
+    let tcp = over_tcp(&node, NO_SUCH_NAME)?;
     told_are(&node, &[])?;
     gone(&node, udp);
     gone(&node, tcp);
@@ -157,6 +160,23 @@ fn a_dns_that_is_gone_is_told_with_what_still_answers_and_cleared() -> Result<()
     says(&told_are(&node, &[CODE])?, said)?;
     // What the cluster knows itself is no matter of this node's.
     api.set_map(&map(&[])?);
+    told_are(&node, &[])?;
+    Ok(())
+}
+
+#[test]
+fn a_dns_that_answers_only_that_it_has_failed_is_told_and_cleared() -> Result<()> {
+    let (node, _api, serving) = followed()?;
+    for serving in serving {
+        gone(&node, serving);
+    }
+    let failing = [over_udp(&node, SERVFAIL)?, over_tcp(&node, SERVFAIL)?];
+    let finding = told_are(&node, &[CODE])?;
+    says(&finding, "answers this node over UDP and TCP, but with SERVFAIL")?;
+    for serving in failing {
+        gone(&node, serving);
+    }
+    let _serving = [over_udp(&node, NO_SUCH_NAME)?, over_tcp(&node, NO_SUCH_NAME)?];
     told_are(&node, &[])?;
     Ok(())
 }

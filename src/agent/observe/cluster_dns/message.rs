@@ -1,7 +1,7 @@
 //! A question of DNS, and the header of its answer (RFC 1035, 4.1). No more of an answer is looked at.
 
 /// Length of a header, in bytes.
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// A length of two bytes comes before each message over TCP (RFC 1035, 4.2.2).
 pub(super) const FRAMED_HEADER: usize = 2 + HEADER;
 /// `RD`, of the third byte: resolve it for me, as resolvers of programs ask.
@@ -10,6 +10,9 @@ const RECURSE: u8 = 0x01;
 const RESPONSE: u8 = 0x80;
 /// `OPCODE`, of the third byte: 0 for a standard query.
 const OPCODE: u8 = 0x78;
+/// `RCODE`, of the fourth byte, and what says that the server has failed.
+const RCODE: u8 = 0x0f;
+const SERVFAIL: u8 = 2;
 /// Longest label, in bytes.
 const LABEL: usize = 63;
 /// Types and classes: a host's address, the Internet.
@@ -45,6 +48,11 @@ pub(super) fn is_answer(bytes: &[u8], id: [u8; 2]) -> bool {
 /// The same of what comes over TCP, of which these are the first bytes.
 pub(super) fn is_framed_answer(bytes: &[u8; FRAMED_HEADER], id: [u8; 2]) -> bool {
     usize::from(u16::from_be_bytes([bytes[0], bytes[1]])) >= HEADER && is_answer(&bytes[2..], id)
+}
+
+/// Whether an answer says that the server has failed.
+pub(super) fn is_failure(answer: &[u8]) -> bool {
+    answer.get(3).is_some_and(|flags| flags & RCODE == SERVFAIL)
 }
 
 /// The fuzz target's door.
@@ -97,6 +105,14 @@ mod tests {
                 assert!(!is_answer(&bytes[..cut], ID), "{cut} bytes of it");
             }
         }
+    }
+
+    #[test]
+    fn of_all_answers_only_servfail_is_a_failure() {
+        for code in 0..16 {
+            assert_eq!(is_failure(&header([0x85, 0x80 | code])), code == SERVFAIL, "{code}");
+        }
+        assert!(!is_failure(&[]) && !is_failure(&header([0x82, 0x00])[..3]));
     }
 
     #[test]

@@ -18,18 +18,31 @@ enum Says {
     Well,
     /// The question.
     Echo,
+    /// That it has failed.
+    Failed,
+    /// That it has failed, and the next time that there is no such name.
+    FailedOnce,
     Nothing,
 }
 
-fn answer(question: &[u8], says: Says) -> Option<Vec<u8>> {
+fn answer(question: &[u8], says: &mut Says) -> Option<Vec<u8>> {
     let mut bytes = question.to_vec();
-    match says {
+    let now = *says;
+    if now == Says::FailedOnce {
+        *says = Says::Well;
+    }
+    match now {
         Says::Well => {
             bytes[2] |= 0x80;
             bytes[3] = 3;
             Some(bytes)
         }
         Says::Echo => Some(bytes),
+        Says::Failed | Says::FailedOnce => {
+            bytes[2] |= 0x80;
+            bytes[3] = 2;
+            Some(bytes)
+        }
         Says::Nothing => None,
     }
 }
@@ -42,17 +55,17 @@ fn network(at: &str, udp: Option<Says>, tcp: Option<Says>) -> NetNs {
     }
     net.command("ip", &["route", "add", "default", "dev", "lo"]);
     let at = (at.to_owned(), ClusterDns::PORT);
-    if let Some(says) = udp {
+    if let Some(mut says) = udp {
         let socket = net.run(|| UdpSocket::bind(at.clone())).expect("a socket");
         // It ends with the process of the tests.
         thread::spawn(move || {
             let mut bytes = [0; 512];
             while let Ok((length, from)) = socket.recv_from(&mut bytes) {
-                answer(&bytes[..length], says).map(|answer| socket.send_to(&answer, from));
+                answer(&bytes[..length], &mut says).map(|answer| socket.send_to(&answer, from));
             }
         });
     }
-    if let Some(says) = tcp {
+    if let Some(mut says) = tcp {
         let listener = net.run(|| TcpListener::bind(at)).expect("a socket");
         thread::spawn(move || {
             let mut held = Vec::new();
@@ -61,7 +74,7 @@ fn network(at: &str, udp: Option<Says>, tcp: Option<Says>) -> NetNs {
                 stream.read_exact(&mut length).expect("a length");
                 bytes.resize(usize::from(u16::from_be_bytes(length)), 0);
                 stream.read_exact(&mut bytes).expect("a question");
-                if let Some(answer) = answer(&bytes, says) {
+                if let Some(answer) = answer(&bytes, &mut says) {
                     stream.write_all(&[&length[..], &answer].concat()).expect("it waits for that");
                 }
                 held.push(stream);
@@ -134,6 +147,22 @@ fn silence_and_nonsense_are_no_answers() {
     assert_eq!(faults(&seen), [Some((PathStep::Dns, FaultKind::TimedOut)); 2]);
     let seen = look(&network(CLUSTER_IP, Some(Says::Echo), Some(Says::Echo)), &mut DnsSource::default());
     assert_eq!(faults(&seen), [Some((PathStep::Dns, FaultKind::Failed)); 2]);
+}
+
+#[test]
+fn that_the_server_has_failed_is_an_answer_and_told_beside() {
+    let asked = |says, domain: Option<&str>| {
+        let (net, service) = (network(CLUSTER_IP, Some(says), Some(says)), service());
+        let mut source = DnsSource::default();
+        let seen = net.block_on(|| async { source.look(&service, Some(false), domain).await.expect("it could ask") });
+        assert_eq!(faults(&seen), [None, None], "{seen:?}");
+        assert!(seen.ways.iter().all(|way| way.reached), "the way leads there");
+        seen.fails()
+    };
+    assert!(asked(Says::Failed, Some("example.org")));
+    assert!(!asked(Says::FailedOnce, Some("example.org")), "another Pod knows more");
+    assert!(!asked(Says::Failed, None), "it may be called otherwise, and somebody outside was asked");
+    assert!(!asked(Says::Well, Some("example.org")), "that there is no such name is well");
 }
 
 #[test]

@@ -145,7 +145,7 @@ pub(super) async fn cluster_dns(
         let domain = shared.kubelet.borrow().as_ref().and_then(|kubelet| kubelet.cluster_domain.clone());
         let own_pod = has_own_pod(&now, &shared);
         let seen = within(&DNS, source.look(&now, own_pod, domain.as_deref())).await;
-        let missed = seen.as_ref().is_ok_and(|seen: &ClusterDns| seen.missed().next().is_some());
+        let missed = seen.as_ref().is_ok_and(|seen: &ClusterDns| seen.missed().next().is_some() || seen.fails());
         out.tell(&DNS, began, seen.is_ok(), Update::ClusterDns(seen.into())).await;
         let rhythm = Rhythm { every: if missed { DNS_AGAIN } else { DNS.every }, ..DNS };
         tokio::select! {
