@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_looked_at_stays() {
-        let registry = |reached| Registry { name: "icr.io".into(), ways: Vec::new(), reached };
+        let registry = |reached| Registry { name: "icr.io".into(), ways: Vec::new(), reached, unused: false };
         let debris = Debris { memo: Memo([("mounts".to_owned(), vec![1, 2])].into()), ..Debris::default() };
         let mut starts = Starts::default();
         starts.take(7, "2026-11-21T10:00:00Z".parse().expect("a time"));

@@ -14,6 +14,8 @@ pub struct Registry {
     pub ways: Vec<PathLeg>,
     /// Whether any of them has answered since this agent started. One that never has may never have been meant to.
     pub reached: bool,
+    /// Images of it are kept here, and no container is of one.
+    pub unused: bool,
 }
 
 impl Registry {

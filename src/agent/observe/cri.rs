@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use self::attempts::Attempts;
 use self::connection::Connection;
+pub(crate) use self::image_hosts::ImageHost;
 pub(super) use self::inventory::Inventory;
 use self::latency::{Latencies, Meter};
 use self::networks::Network;
@@ -66,7 +67,9 @@ pub(crate) struct CriSource {
     /// By sandbox id. The network of a sandbox does not change during its life.
     networks: HashMap<String, Network>,
     images: Option<(Instant, Seen<Vec<String>>)>,
-    image_hosts: Option<(Instant, Vec<String>)>,
+    image_hosts: Option<(Instant, Vec<ImageHost>)>,
+    /// Images that containers are of, when all of these were listed last; none when they could not be.
+    used_images: Option<HashSet<u64>>,
     /// When the runtime was last asked for all that it has, and its answer.
     inventory: Option<(Instant, Option<Arc<Inventory>>)>,
     /// When the runtime is asked next for snapshots that nobody owns, and its last answer; absent before the first.
@@ -101,6 +104,7 @@ impl CriSource {
             networks: HashMap::new(),
             images: None,
             image_hosts: None,
+            used_images: None,
             inventory: None,
             snapshots: None,
             meter: Arc::default(),
@@ -273,17 +277,22 @@ impl CriSource {
 
     /// Asks which registries images are from, if it is time to. An answer that fails leaves what was known.
     async fn look_at_image_hosts(&mut self, connection: &Connection) {
-        let recent = self.image_hosts.as_ref().is_some_and(|(at, _)| at.elapsed() < IMAGE_HOSTS);
-        if recent || self.meter.count() >= CALLS {
+        if !self.image_hosts_are_due() || self.meter.count() >= CALLS {
             return;
         }
         let answer = connection.call(IMAGES_LIST, messages::ListImagesRequest {}).await;
         let known = self.image_hosts.take().map(|(_, hosts)| hosts).unwrap_or_default();
-        self.image_hosts = Some((Instant::now(), answer.map_or(known, |answer| image_hosts::hosts(&answer))));
+        let used = self.used_images.take();
+        let hosts = answer.map_or(known, |answer| image_hosts::hosts(&answer, used.as_ref()));
+        self.image_hosts = Some((Instant::now(), hosts));
     }
 
-    /// The registries that images are from, those of most images first.
-    pub(crate) fn image_hosts(&self) -> &[String] {
+    fn image_hosts_are_due(&self) -> bool {
+        self.image_hosts.as_ref().is_none_or(|(at, _)| at.elapsed() >= IMAGE_HOSTS)
+    }
+
+    /// The registries that images are from, those of most images in use first.
+    pub(crate) fn image_hosts(&self) -> &[ImageHost] {
         self.image_hosts.as_ref().map_or(&[], |(_, hosts)| hosts)
     }
 

@@ -19,6 +19,7 @@ use super::changes::{Commits, History};
 use super::cluster::Asked;
 use super::cluster_dns::DnsSource;
 use super::control_plane::{ControlPlaneSource, Ways};
+use super::cri::ImageHost;
 use super::events::{self, Event};
 use super::legacy::LockUses;
 use super::registry::RegistrySource;
@@ -97,7 +98,7 @@ struct Shared {
     /// Links whose counters and switches matter: the routes tell.
     links: watch::Sender<Vec<super::traffic::Watched>>,
     /// The registries of images: the runtime tells.
-    registries: watch::Sender<Vec<String>>,
+    registries: watch::Sender<Vec<ImageHost>>,
     /// The kubelet's command line: the process table tells.
     arguments: watch::Sender<Option<Vec<String>>>,
     /// Routes of BIRD in the kernel: the routes tell.

@@ -3,7 +3,8 @@
 //! *Looks at* the ways by which the runtime pulls: its mirrors and the registry itself, with one question without credentials.
 //! *Traps*: 401 and 429 are answers, and so is any other status; one mirror of several is enough; a registry that this
 //! node has never reached may never have been meant to (no way to the Internet, images brought along); one failed probe is
-//! noise (catalogue R051).
+//! noise; images of a registry that was given up stay here for long, and a Pod that waits for an image has no container yet, so
+//! that one that no container uses is missed for a day (catalogue R051).
 
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ fn run(look: &Look<'_>) -> Outcome {
         if let Some(rule) = registry.ways.iter().find_map(|way| path::dropping_rule(look, way)) {
             detail.extend(["; it is this node itself that drops it, by ", &rule]);
         }
+        if registry.unused {
+            detail.push_str("; no container here is of an image of it, and if that stays so it is missed for a day");
+        }
         Finding::new(registry.name.clone(), detail)
     });
     Outcome::from_findings(findings.collect())
@@ -50,7 +54,7 @@ mod tests {
     fn node(reached: bool, ends: &[PathEnd]) -> Node {
         let to = ["10.9.0.1:5000", "10.9.0.2:443"];
         let ways = to.iter().zip(ends).map(|(to, end)| leg(to, end.clone())).collect();
-        let registry = Registry { name: "icr.io".into(), ways, reached };
+        let registry = Registry { name: "icr.io".into(), ways, reached, unused: false };
         Node::worker().edit(|now| now.registries = Seen::Yes(vec![registry]))
     }
 
@@ -80,6 +84,21 @@ mod tests {
     #[test]
     fn trap_a_registry_that_was_never_reached() {
         assert!(matches!(run(&node(false, &[end(), end()]).look()), Outcome::NotApplicable(_)));
+    }
+
+    #[test]
+    fn trap_one_that_no_container_uses_is_missed_while_it_was_reached_lately() {
+        let unused = |reached| {
+            node(reached, &[end(), end()]).edit(|now| {
+                let Seen::Yes(registries) = &mut now.registries else { panic!("asked") };
+                registries[0].unused = true;
+            })
+        };
+        let detail = testing::details(&run(&unused(true).look())).remove(0);
+        assert!(
+            detail.ends_with("; no container here is of an image of it, and if that stays so it is missed for a day")
+        );
+        assert!(matches!(run(&unused(false).look()), Outcome::NotApplicable(_)), "it was given up");
     }
 
     #[test]

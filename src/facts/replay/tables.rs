@@ -127,7 +127,7 @@ records! {
     Pool { name, cidr, ipip, vxlan, disabled }
     Process { program, pid, state, started_at }
     Processes { found; proxy_mode, defunct }
-    Registry { name, ways, reached }
+    Registry { name, ways, reached; unused }
     Removal { at, generation, commits, by, gone }
     Route { family, table, protocol, kind, metric, next_hops }
     Routing { links, addresses, defaults, by_protocol, rules, routes, samples, ipsec, programs, wireguard, gateways, pods }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::connection::Connection;
-use super::{CONTAINERS, CriSource, digest, messages};
+use super::{CONTAINERS, CriSource, digest, image_hosts, messages};
 use crate::facts::{Seen, Snapshots};
 
 /// What the runtime has, by digests of names: thousands of them fit into little memory.
@@ -42,9 +42,16 @@ impl CriSource {
             state: Some(messages::State { state: messages::EXITED }),
             pod_sandbox_id: String::new(),
         };
-        let request = messages::ListContainersRequest { filter: Some(filter) };
+        // With the images all containers are asked for, and those that have ended are among them.
+        let all = self.image_hosts_are_due();
+        let request = messages::ListContainersRequest { filter: (!all).then_some(filter) };
+        self.used_images = None;
         let exited = match connection.call::<_, messages::ListContainersResponse>(CONTAINERS, request).await {
-            Ok(answer) => answer.containers,
+            Ok(messages::ListContainersResponse { mut containers }) => {
+                self.used_images = all.then(|| image_hosts::used(&containers));
+                containers.retain(|container| container.state == messages::EXITED);
+                containers
+            }
             Err(error) => {
                 tracing::debug!(%error, "containers that have ended are not told");
                 self.inventory = Some((Instant::now(), None));
@@ -59,13 +66,12 @@ impl CriSource {
         });
         self.attempts.count(crate::clock::since_boot(), sandboxes);
         let uid = |item: &messages::PodSandbox| item.metadata.as_ref().map_or(0, |metadata| digest(&metadata.uid));
-        let exited = exited.iter().filter(|container| container.state == messages::EXITED);
         let on_host_network = self.networks.values().filter(|network| network.host == Some(true)).count();
         let inventory = Inventory {
             sandboxes: items.iter().map(|item| (digest(&item.id), uid(item))).collect(),
             not_ready: items.iter().filter(|item| item.state != messages::READY).count() as u64,
             on_host_network: on_host_network as u64,
-            exited: exited.map(|container| digest(&container.pod_sandbox_id)).collect(),
+            exited: exited.iter().map(|container| digest(&container.pod_sandbox_id)).collect(),
             snapshots: self.snapshots.as_ref().map(|(_, seen)| seen.clone()).unwrap_or_default(),
         };
         self.inventory = Some((Instant::now(), Some(Arc::new(inventory))));

@@ -193,10 +193,23 @@ pub(super) struct ListImagesResponse {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Image {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
     #[prost(string, repeated, tag = "2")]
     pub(super) repo_tags: Vec<String>,
     #[prost(string, repeated, tag = "3")]
     pub(super) repo_digests: Vec<String>,
+    /// The runtime keeps it for itself, as that of sandboxes.
+    #[prost(bool, tag = "8")]
+    pub(super) pinned: bool,
+}
+
+/// `ImageSpec`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ImageSpec {
+    /// A name, or an id: the kubelet gives what the pull answered.
+    #[prost(string, tag = "1")]
+    pub(super) image: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -228,6 +241,11 @@ pub(super) struct ListContainersResponse {
 pub(super) struct Container {
     #[prost(string, tag = "2")]
     pub(super) pod_sandbox_id: String,
+    #[prost(message, optional, tag = "4")]
+    pub(super) image: Option<ImageSpec>,
+    /// The image's id, or a name with its digest.
+    #[prost(string, tag = "5")]
+    pub(super) image_ref: String,
     #[prost(int32, tag = "6")]
     pub(super) state: i32,
 }

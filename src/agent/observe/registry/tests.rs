@@ -7,6 +7,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 const NAME: &str = "registry.example";
+const NOW: Duration = Duration::from_secs(1_000_000);
+
+fn used() -> ImageHost {
+    ImageHost { name: NAME.to_owned(), used: true }
+}
+
+fn unused() -> ImageHost {
+    ImageHost { used: false, ..used() }
+}
 
 /// Answers everybody so, by plain HTTP.
 async fn registry(head: &'static str) -> (u16, JoinSet<()>) {
@@ -33,29 +42,50 @@ fn node(server: &str) -> (tempfile::TempDir, RegistrySource) {
 
 #[tokio::test]
 async fn reached_without_credentials_beyond_the_limit_and_gone() {
-    let names = [NAME.to_owned()];
+    let names = [used()];
     for head in ["401 Unauthorized", "403 Forbidden", "429 Too Many Requests", "503 Service Unavailable", "200 OK"] {
         let (port, mut server) = registry(head).await;
         let (_dir, mut source) = node(&format!("http://127.0.0.1:{port}"));
-        let seen = source.look(&names).await.expect("read");
+        let seen = source.look(&names, NOW).await.expect("read");
         let status = head[..3].parse().expect("a number");
         assert_eq!((seen[0].reached, seen[0].ways[0].end.clone()), (true, PathEnd::Answered(status)));
         assert_eq!(RegistrySource::wait(&seen), AGAIN[1]);
         server.shutdown().await;
-        let seen = source.look(&names).await.expect("read");
+        let seen = source.look(&names, NOW).await.expect("read");
         let fault = seen[0].ways[0].fault().expect("gone");
         assert_eq!((seen[0].reached, fault.step, fault.kind), (true, PathStep::Connect, FaultKind::Refused));
         assert_eq!(RegistrySource::wait(&seen), AGAIN[0]);
-        assert_eq!(source.look(&[]).await, Ok(vec![]));
-        assert!(!source.look(&names).await.expect("read")[0].reached, "forgotten with its last image");
+        assert_eq!(source.look(&[], NOW).await, Ok(vec![]));
+        assert!(!source.look(&names, NOW).await.expect("read")[0].reached, "forgotten with its last image");
     }
+}
+
+#[tokio::test]
+async fn one_that_no_container_uses_any_more_is_missed_for_a_day() {
+    let (port, mut server) = registry("401 Unauthorized").await;
+    let (_dir, mut source) = node(&format!("http://127.0.0.1:{port}"));
+    let mut reached = async |host: ImageHost, hours: u64| {
+        let seen = source.look(&[host], NOW + Duration::from_secs(hours * 3600)).await.expect("read").remove(0);
+        (seen.reached, seen.unused)
+    };
+    assert_eq!(reached(unused(), 0).await, (true, true));
+    // However long it is not used, it is known as long as it can be reached: a new Pod may want an image of it.
+    assert_eq!(reached(unused(), 240).await, (true, true));
+    server.shutdown().await;
+    assert_eq!(reached(unused(), 241).await, (true, true), "what a new Pod wants cannot be pulled");
+    assert_eq!(reached(unused(), 264).await, (true, true));
+    assert_eq!(reached(used(), 265).await, (true, false), "one is used again");
+    assert_eq!(reached(unused(), 266).await, (true, true), "the day begins anew");
+    assert_eq!(reached(unused(), 289).await, (true, true));
+    assert_eq!(reached(unused(), 290).await, (false, true), "it is given up");
+    assert_eq!(reached(used(), 291).await, (false, false), "from then on it has to be reached again first");
 }
 
 #[tokio::test]
 async fn one_that_was_never_reached() {
     let port = free().await.port();
     let (_dir, mut source) = node(&format!("http://127.0.0.1:{port}"));
-    let seen = source.look(&[NAME.to_owned()]).await.expect("read");
+    let seen = source.look(&[used()], NOW).await.expect("read");
     assert!(!seen[0].reached && !Registry::leads(&seen[0].ways[0]), "{seen:?}");
     assert_eq!(RegistrySource::wait(&seen), AGAIN[1]);
 }
@@ -65,14 +95,14 @@ async fn one_that_an_earlier_process_reached_is_missed() {
     let port = free().await.port();
     let (_dir, source) = node(&format!("http://127.0.0.1:{port}"));
     let mut source = source.knowing([NAME.to_owned()].into());
-    let seen = source.look(&[NAME.to_owned()]).await.expect("read");
+    let seen = source.look(&[used()], NOW).await.expect("read");
     assert!(seen[0].reached && !Registry::leads(&seen[0].ways[0]), "{seen:?}");
     assert_eq!(RegistrySource::wait(&seen), AGAIN[0]);
 }
 
 /// How the only way to the only registry ends.
 async fn end(source: &mut RegistrySource) -> PathEnd {
-    let seen = source.look(&[NAME.to_owned()]).await.expect("read");
+    let seen = source.look(&[used()], NOW).await.expect("read");
     seen[0].ways[0].end.clone()
 }
 
@@ -99,7 +129,7 @@ async fn a_clock_that_is_off_is_no_matter_of_registries() {
     let head: &'static str = String::leak(format!("200 OK\r\nDate: {date}"));
     let registry = api_server(server_of(&authority(), "127.0.0.1", GOOD), head).await;
     let (_dir, mut source) = node(&format!("https://{}", registry.address));
-    let seen = source.look(&[NAME.to_owned()]).await.expect("read");
+    let seen = source.look(&[used()], NOW).await.expect("read");
     assert_eq!((seen[0].reached, seen[0].ways[0].clock_ahead), (true, None));
 }
 

@@ -194,7 +194,7 @@ pub(super) async fn registries(out: Outlet, mut source: RegistrySource, shared: 
             }
             continue;
         }
-        let seen = within(&REGISTRIES, source.look(&now)).await;
+        let seen = within(&REGISTRIES, source.look(&now, since_boot())).await;
         let every = seen.as_ref().map_or(REGISTRIES.every, |seen| RegistrySource::wait(seen));
         out.tell(&REGISTRIES, began, seen.is_ok(), Update::Registries(seen.into())).await;
         let rhythm = Rhythm { every, ..REGISTRIES };

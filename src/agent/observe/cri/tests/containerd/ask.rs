@@ -104,19 +104,20 @@ impl Asking {
 
     /// Makes so many containers in a sandbox.
     pub(super) async fn containers(&self, sandbox: &str, round: u32, count: u32) -> Vec<String> {
-        let one = |number: u32| async move {
-            let named = |id: String| Some(Id { id });
-            let request = Container {
-                sandbox: sandbox.to_owned(),
-                config: Some(ContainerConfig {
-                    metadata: named(format!("c-{round}-{number}")),
-                    image: named("docker.io/library/pause:test".into()),
-                }),
-                sandbox_config: Some(config("web", round, true)),
-            };
-            self.0.call_within::<_, Id>(PATIENCE, CREATE, request).await.expect("made").id
-        };
+        let one =
+            |number: u32| self.container(sandbox, round, format!("c-{round}-{number}"), "docker.io/library/pause:test");
         futures::stream::iter(0..count).map(one).buffer_unordered(8).collect().await
+    }
+
+    /// Makes one of this image.
+    pub(super) async fn container(&self, sandbox: &str, round: u32, name: String, image: &str) -> String {
+        let named = |id: String| Some(Id { id });
+        let request = Container {
+            sandbox: sandbox.to_owned(),
+            config: Some(ContainerConfig { metadata: named(name), image: named(image.to_owned()) }),
+            sandbox_config: Some(config("web", round, true)),
+        };
+        self.0.call_within::<_, Id>(PATIENCE, CREATE, request).await.expect("made").id
     }
 
     /// Starts them.
