@@ -1,37 +1,50 @@
-//! When the kubelet and the container runtime of a worker were started anew (catalogue R116): an update of either starts it anew,
-//! also one that was made before this process ran, of which nothing else is left. A restart need not be an update. Pure.
+//! When the kubelet and the container runtime of a worker were started, and whether anew (catalogue R116): an update of either starts
+//! it anew, also one that was made before this process ran, of which nothing else is left. A restart need not be an update. Pure.
 
 use jiff::Timestamp;
 
 /// What starts so soon after the worker booted or joined, in seconds, starts with it.
 const WITH_IT: i64 = 600;
 
-/// When they were, in seconds since the epoch; 0 where they started with the worker, or nobody knows.
+/// When they were, in seconds since the epoch; 0 where nobody knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Restarts {
     kubelet: u32,
     runtime: u32,
+    /// What started before that started with the worker; the end of time where it is not known when that began.
+    anew: u32,
 }
 
 impl Restarts {
     /// Reads `started=KUBELET.RUNTIME`, as an agent says it of a worker that booted and joined then.
     pub(super) fn told(query: &str, booted: Option<Timestamp>, joined: Option<Timestamp>, now: Timestamp) -> Restarts {
         let told = query.split('&').find_map(|part| part.strip_prefix("started=")?.split_once('.'));
-        let (Some((kubelet, runtime)), Some(booted)) = (told, booted) else { return Restarts::default() };
-        let begun = joined.map_or(booted, |joined| joined.max(booted)).as_second();
-        let anew = |second: &u32| (begun + WITH_IT..=now.as_second()).contains(&i64::from(*second));
-        let read = |text: &str| text.parse().ok().filter(anew).unwrap_or(0);
-        Restarts { kubelet: read(kubelet), runtime: read(runtime) }
+        let Some((kubelet, runtime)) = told else { return Restarts::default() };
+        let begun = booted.map(|booted| joined.map_or(booted, |joined| joined.max(booted)).as_second());
+        let anew = begun.and_then(|begun| u32::try_from(begun + WITH_IT).ok()).unwrap_or(u32::MAX);
+        let read =
+            |text: &str| text.parse().ok().filter(|second: &u32| i64::from(*second) <= now.as_second()).unwrap_or(0);
+        Restarts { kubelet: read(kubelet), runtime: read(runtime), anew }
     }
 
-    /// When the kubelet was.
-    pub(crate) fn kubelet(self) -> Option<Timestamp> {
+    /// When the kubelet was started.
+    pub(crate) fn kubelet_started(self) -> Option<Timestamp> {
         time(self.kubelet)
     }
 
-    /// When the runtime was.
-    pub(crate) fn runtime(self) -> Option<Timestamp> {
+    /// When the runtime was started.
+    pub(crate) fn runtime_started(self) -> Option<Timestamp> {
         time(self.runtime)
+    }
+
+    /// When the kubelet was started anew, if it did not start with the worker.
+    pub(crate) fn kubelet(self) -> Option<Timestamp> {
+        time(self.kubelet).filter(|_| self.kubelet >= self.anew)
+    }
+
+    /// The same of the runtime.
+    pub(crate) fn runtime(self) -> Option<Timestamp> {
+        time(self.runtime).filter(|_| self.runtime >= self.anew)
     }
 }
 
@@ -73,6 +86,20 @@ mod tests {
         for bad in bad {
             assert_eq!(told(bad, Some(-7_200), -86_400), [None, None], "{bad}");
         }
+    }
+
+    #[test]
+    fn what_started_with_the_worker_started_all_the_same() {
+        let started = |query: &str, booted: Option<i64>| {
+            let restarts = Restarts::told(query, booted.map(at), Some(at(-86_400)), at(0));
+            [restarts.kubelet_started(), restarts.runtime_started()]
+        };
+        for booted in [Some(-7_200), None] {
+            assert_eq!(started(&says(-60, -7_100), booted), [Some(at(-60)), Some(at(-7_100))]);
+        }
+        assert_eq!(started(&says(10, -60), None), [None, Some(at(-60))], "a clock that is ahead");
+        assert_eq!(started("started=0.5", None), [None, Timestamp::from_second(5).ok()], "the kubelet does not run");
+        assert_eq!(started("node=a", None), [None, None]);
     }
 
     proptest::proptest! {

@@ -70,6 +70,7 @@ fn the_page_in_a_browser() -> Result<()> {
     browser.go(&format!("http://127.0.0.1:{}/", aggregator.port))?;
     it_shows_every_worker(&browser, &aggregator)?;
     what_others_wrote_is_text(&browser)?;
+    what_was_started_is_told_with_when(&browser, &aggregator)?;
     it_is_live(&bench, &browser)?;
     the_keyboard_is_enough(&browser)?;
     it_can_be_read_by_everyone(&browser)?;
@@ -112,6 +113,32 @@ fn what_others_wrote_is_text(browser: &Browser<'_>) -> Result<()> {
     });
     let planted = "return [typeof window.planted, document.querySelectorAll('main script, main img').length]";
     assert_eq!(browser.run(planted)?, json!(["undefined", 0]));
+    Ok(())
+}
+
+/// An agent says with its question when its kubelet and runtime were started.
+fn what_was_started_is_told_with_when(browser: &Browser<'_>, aggregator: &Running<'_>) -> Result<()> {
+    let now = jiff::Timestamp::now().as_second();
+    let (kubelet, runtime) = (now - 3 * 3_600 - 60, now - 2 * 86_400 - 60);
+    let question = format!("/api/v1/map?node={}&started={kubelet}.{runtime}&boot={}", name(BROKEN), runtime - 30);
+    soon("its question is answered", || aggregator.page(&question));
+    let one: Value = serde_json::from_str(&aggregator.page(&format!("/api/v1/report?node={}", name(BROKEN)))?)?;
+    let at = |second| jiff::Timestamp::from_second(second).map(|at| json!(at.to_string()));
+    assert_eq!(
+        (&one["nodes"][0]["kubeletStarted"], &one["nodes"][0]["runtimeStarted"]),
+        (&at(kubelet)?, &at(runtime)?)
+    );
+    browser.run(&format!("location.hash = ''; location.hash = 'node={}'", name(BROKEN)))?;
+    soon("both are on the page", || {
+        let line = browser.text("return $('worker-line').textContent")?;
+        ensure!(line.contains("kubelet since ") && line.contains("(3 h)") && line.contains("(2 d)"), "{line}");
+        let timeline = browser.text("return $('timeline').innerText")?;
+        ensure!(
+            timeline.contains("kubelet started") && timeline.contains("containerd") && timeline.contains("booted"),
+            "{timeline}"
+        );
+        Ok(())
+    });
     Ok(())
 }
 

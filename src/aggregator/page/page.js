@@ -321,7 +321,9 @@ async function showWorker() {
   const node = one.nodes?.[0] ?? { name, state: 'Unknown', detail: one.message };
   $('worker-title').textContent = `${node.name}: ${node.state}`;
   const line = [since(node.since), node.zone && `zone ${node.zone}`, node.pool && `pool ${node.pool}`,
-    node.cordoned && 'cordoned', node.settling && 'settling', node.agent && `agent ${node.agent.state}`];
+    node.cordoned && 'cordoned', node.settling && 'settling', node.agent && `agent ${node.agent.state}`,
+    node.kubeletStarted && `kubelet ${since(node.kubeletStarted)}`,
+    node.runtime && `${node.runtime} ${since(node.runtimeStarted)}`.trimEnd()];
   $('worker-line').textContent = line.filter(Boolean).join(' · ');
   $('worker-problem').textContent = [node.reason, node.detail].filter(Boolean).join(': ');
   $('worker-next').textContent = node.next ? `Next: ${node.next}` : '';
@@ -351,6 +353,8 @@ function timeline(node) {
   add(node.ready?.since, `kubelet: Ready is ${node.ready?.status} (${node.ready?.reason})`);
   add(node.agent?.since, `agent ${node.agent?.state}`);
   add(node.rebooted, 'booted');
+  add(node.kubeletStarted, 'kubelet started');
+  add(node.runtimeStarted, `${node.runtime ?? 'container runtime'} started`);
   add(node.updated, 'got other software');
   for (const one of node.findings ?? []) add(one.since, `${one.code} ${one.subject ?? ''} first seen`);
   for (const { code, since, cleared, cure } of node.episodes ?? []) {

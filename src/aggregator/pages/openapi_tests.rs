@@ -244,6 +244,7 @@ fn rich() -> ClusterReport {
     });
     let worker = &mut report.nodes[0];
     (worker.more, worker.rebooted, worker.updated) = (NonZeroU32::new(3), Some(at(0)), Some(at(0)));
+    (worker.kubelet_started, worker.runtime_started, worker.runtime) = (Some(at(0)), Some(at(0)), Some("r".into()));
     worker.episodes =
         vec![Ended { code: "DiskFull".into(), since: at(0), cleared: at(9), cure: Some(crate::verdict::Cure::Reboot) }];
     report.view.since = Some(at(0));

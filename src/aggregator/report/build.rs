@@ -10,7 +10,7 @@ use super::count::{groups, summary};
 use super::judge::Judged;
 use super::judgement::LastJudgement;
 use super::scope::{choose_remedies, findings};
-use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, Source, View};
+use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, NodeReport, Source, View};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::stale::{Watchdog, agent_at_once};
 use crate::verdict::{Now, WorkerState};
@@ -45,7 +45,12 @@ pub(crate) fn build(
     let Overview { report, workers } =
         overview_for(cluster, agents, source, |duplicates| around::findings(cluster, duplicates, only, now.wall), now);
     let wanted = workers.iter().filter(|worker| only.is_none_or(|only| only == worker.name));
-    ClusterReport { nodes: wanted.map(|worker| worker.report(only.is_some())).collect(), ..report }
+    let told = |worker: &Judged<'_>| {
+        let whole = only.is_some() && report.view.complete;
+        let runtime = cluster.values.of(&worker.row.traits, "runtime").filter(|_| whole);
+        NodeReport { runtime: runtime.map(|name| name.replacen("://", " ", 1)), ..worker.report(only.is_some()) }
+    };
+    ClusterReport { nodes: wanted.map(told).collect(), ..report }
 }
 
 /// Looks at all workers; what is wrong with the cluster may be as it was judged a moment ago.

@@ -133,6 +133,9 @@ impl<'a> Judged<'a> {
             reason: ready.reason().to_owned(),
             since: ready.since(),
         });
+        // Of an agent that is gone it is not known whether they were started anew since.
+        let started = row.restarts;
+        let current = self.seen && whole && matches!(self.agent, Agent::Fresh | Agent::Late);
         let conditions = row.conditions.iter().filter(|_| self.seen && whole).map(Condition::to_node_condition);
         NodeReport {
             name: self.name.to_owned(),
@@ -151,6 +154,9 @@ impl<'a> Judged<'a> {
             episodes: row.episodes.iter().filter(|_| self.seen && whole).map(ended).collect(),
             rebooted: row.rebooted.get().filter(|_| whole),
             updated: row.updated.get().filter(|_| whole),
+            kubelet_started: started.kubelet_started().filter(|_| current),
+            runtime: None,
+            runtime_started: started.runtime_started().filter(|_| current),
             ready,
             agent: agent_report(&self.agent),
             created: row.created.get(),

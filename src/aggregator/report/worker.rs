@@ -57,6 +57,15 @@ pub struct NodeReport {
     /// When it got another kubelet, kernel, system or runtime, as far as that was seen; only in the report of one worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated: Option<Timestamp>,
+    /// When its kubelet was started, as its agent says; only in the report of one worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet_started: Option<Timestamp>,
+    /// Its container runtime, as its kubelet names it: `containerd 1.7.22`; only in the report of one worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// When that was started, as its agent says; only in the report of one worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_started: Option<Timestamp>,
     /// The kubelet's own condition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<Ready>,

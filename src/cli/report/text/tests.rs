@@ -25,9 +25,11 @@ fn sample(only: Option<&str>) -> ClusterReport {
         &[("DiskFull\u{1b}[2J", "warning", "capacity", "line one\nline two \u{202e}reversed")],
     );
     evil["metadata"]["labels"]["topology.kubernetes.io/zone"] = "eu\u{7}".into();
+    let mut broken = node("worker-02", "eu-de-1", "blue", "Critical", &[CHAINS, DISK]);
+    broken["status"]["nodeInfo"]["containerRuntimeVersion"] = "containerd://1.7.22".into();
     let nodes = [
         node("worker-01", "eu-de-1", "blue", "Normal", &[]),
-        node("worker-02", "eu-de-1", "blue", "Critical", &[CHAINS, DISK]),
+        broken,
         node("worker-03", "eu-de-2", "blue", "Warning", &[DISK]),
         cordoned,
         marked(node("worker-05", "eu-de-2", "green", "Normal", &[])),
@@ -40,7 +42,12 @@ fn sample(only: Option<&str>) -> ClusterReport {
         .filter(|number| *number != 5)
         .map(|number| agent(&format!("nodevitals-agent-{number}"), &format!("worker-0{number}"), true))
         .collect();
-    report_once(&cluster(&nodes, &agents), only, moment(0))
+    let mut cluster = cluster(&nodes, &agents);
+    // Its kubelet was started anew, three hours ago.
+    let started = |second| at(second).as_second();
+    let query = format!("started={}.{}&boot={}", started(-10_800), started(-863_900), started(-864_060));
+    cluster.agent_said("worker-02", &query, at(0));
+    report_once(&cluster, only, moment(0))
 }
 
 fn compare(file: &str, text: &str) {

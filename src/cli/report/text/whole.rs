@@ -78,6 +78,8 @@ fn facts(node: &NodeReport, now: Timestamp) -> Vec<(&'static str, String)> {
     let ago = |since: Option<Timestamp>| {
         since.map_or(String::new(), |since| format!(" since {} ({})", time(since), age(since, now)))
     };
+    let started =
+        |at: Option<Timestamp>| at.map_or(String::new(), |at| format!(", runs since {} ({})", time(at), age(at, now)));
     facts.extend(node.zone.as_deref().map(|zone| ("Zone", escaped(zone).into_owned())));
     facts.extend(node.pool.as_deref().map(|pool| ("Pool", escaped(pool).into_owned())));
     facts.extend(node.created.map(|created| ("Joined", format!("{} ({} ago)", time(created), age(created, now)))));
@@ -87,7 +89,10 @@ fn facts(node: &NodeReport, now: Timestamp) -> Vec<(&'static str, String)> {
             Status::False => format!("NotReady ({})", escaped(&ready.reason)),
             Status::Unknown => format!("silent ({})", escaped(&ready.reason)),
         };
-        facts.push(("Kubelet", status + &ago(ready.since)));
+        facts.push(("Kubelet", status + &ago(ready.since) + &started(node.kubelet_started)));
+    }
+    if let Some(runtime) = &node.runtime {
+        facts.push(("Runtime", escaped(runtime).into_owned() + &started(node.runtime_started)));
     }
     let agent = match node.agent.state {
         AgentState::Fresh => "there",
