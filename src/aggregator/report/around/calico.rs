@@ -256,6 +256,12 @@ impl<'a> Calico<'a> {
         (broken, scope, total)
     }
 
+    /// Whether these are the only worker that there is.
+    fn is_only_worker(&self, broken: &[(usize, Timestamp, String)]) -> bool {
+        let mut others = self.workers.iter().enumerate().filter(|(_, (_, row))| !row.control_plane).map(|(at, _)| at);
+        matches!((broken, others.next(), others.next()), ([(at, ..)], Some(only), None) if *at == only)
+    }
+
     /// Few, many or nearly all: the remedies are opposites (R095, R175, R176).
     fn failing(&self) -> Option<Draft> {
         let (broken, scope, total) = self.counted();
@@ -266,6 +272,9 @@ impl<'a> Calico<'a> {
             utc(*first)
         );
         let (code, detail, next) = match scope {
+            Scope::None | Scope::Few if self.is_only_worker(&broken) => {
+                ("CalicoNodeFailingOnNode", detail, ONLY.to_owned())
+            }
             Scope::None | Scope::Few => ("CalicoNodeFailingOnNode", detail, LADDER.to_owned()),
             Scope::Subset => {
                 let versions = self.cluster.calico_versions();
@@ -337,6 +346,8 @@ pub(super) fn state(pod: &CalicoPod, limits: &ClusterLimits, now: Timestamp) -> 
 }
 
 const REFRESH: &str = "let its owner make it again: the Tigera operator, or on IBM Cloud `ibmcloud ks cluster master refresh --cluster CLUSTER`, which takes up to 45 minutes; if it does not come, look for webhooks that keep Pods from being made";
+/// The only worker is neither drained nor taken away (R070).
+const ONLY: &str = "it is the only worker, so do not cordon, drain, reload or replace it before there is another: gather (describe and logs of the Pod, also --previous) before anything is deleted, then delete the calico-node Pod; if that does not help add a worker, and go on with this one as on any other";
 pub(super) const UNBLOCK: &str = "fix that webhook first (scope it away from system namespaces, or remove it), and the Pods come by themselves; a master refresh does not help while it blocks";
 const LADDER: &str = "one worker at a time: `kubectl cordon` it, gather (describe and logs of the Pod, also --previous) before anything is deleted, delete the calico-node Pod; if that does not help drain and reboot, then reload or replace it; `kubectl uncordon` at the first success";
 const WIDESPREAD: &str = "do not cordon, delete, reboot or reload: look at Calico's configuration, its datastore (ClusterInformation datastoreReady) and the control plane, and at what changed before then; gather on two or three workers";

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::super::super::Scope;
 use super::super::{Draft, lasts};
 use super::Calico;
 use crate::aggregator::pods::CalicoPod;
@@ -13,6 +14,9 @@ use crate::verdict::Status;
 
 /// Condition and taint belong together; one without the other may last so long (R093).
 const TAINT_AFTER: i64 = 300;
+
+const FEW: &str = "look at calico-node on these workers, as with CalicoNodeFailingOnNode; within a rolling update, at why its Pod does not become Ready";
+const MANY: &str = "change nothing on single workers (no cordon, reboot or reload): look at what these have in common, as with CalicoNodeFailingSubset and CalicoNodeFailingWidespread, and within a rolling update at why its Pods do not become Ready";
 
 impl Calico<'_> {
     /// `NetworkUnavailable` is True: for seconds in each update, and then it is no problem (R091).
@@ -37,6 +41,12 @@ impl Calico<'_> {
             };
             list.push((*name, since));
         }
+        let all = self.workers.len();
+        // What helps one worker makes an outage of forty (R115).
+        let look = match Scope::of(long.len() + warned.len(), all, self.limits()) {
+            Scope::None | Scope::Few => FEW,
+            Scope::Subset | Scope::Most | Scope::All => MANY,
+        };
         let draft = |code, severity, list: Vec<(&str, Option<Timestamp>)>, what: &str, next: String| {
             let since = list.iter().filter_map(|(_, since)| *since).min();
             let detail = format!("NetworkUnavailable is True on {} workers, {what}", list.len());
@@ -44,7 +54,6 @@ impl Calico<'_> {
                 .then(|| Draft::new(code, severity, detail, next).since(since).on(list.iter().map(|(name, _)| *name)))
         };
         let prolonged = "so that no new Pods are scheduled there; those that run keep their network as long as routes and chains stay";
-        let look = "look at calico-node on these workers, as with CalicoNodeFailingOnNode; within a rolling update, at why its Pod does not become Ready";
         [
             draft("NetworkUnavailableProlonged", Severity::Critical, long, prolonged, look.to_owned()),
             draft("NetworkUnavailableProlonged", Severity::Warning, warned, prolonged, look.to_owned()),

@@ -224,6 +224,43 @@ fn network_unavailable_is_judged_by_time_and_by_restarts() {
 }
 
 #[test]
+fn network_unavailable_of_many_workers_never_has_the_remedy_of_a_few() {
+    for (size, down, few) in [(40, 2, true), (40, 20, false), (40, 40, false)] {
+        let mut cluster = planted(size, &[], 0);
+        for number in 0..down {
+            apply(&mut cluster, &worker(number, Some(("True", 0))));
+            let failing = looping(pod("calico-node", "kube-system", number, &name(number), false, 0, 3));
+            let failing = serde_json::from_value(failing).expect("a pod");
+            cluster.surroundings.take(What::CalicoPods, Change::Here(failing), at(0));
+        }
+        let all = findings(&cluster, at(700));
+        let prolonged = all.iter().find(|draft| draft.code == "NetworkUnavailableProlonged").expect("told");
+        assert_eq!(prolonged.on.len(), down);
+        assert_eq!(prolonged.next.contains("CalicoNodeFailingOnNode"), few, "{down} of {size}: {}", prolonged.next);
+        assert_eq!(prolonged.next.starts_with("change nothing on single workers"), !few, "{down} of {size}");
+    }
+}
+
+#[test]
+fn the_only_worker_is_not_taken_away() {
+    let next = |cluster: &Cluster| {
+        let all = findings(cluster, at(120));
+        all.into_iter().find(|draft| draft.code == "CalicoNodeFailingOnNode").expect("told").next
+    };
+    let mut cluster = planted(1, &[0], 0);
+    assert!(next(&cluster).starts_with("it is the only worker, so do not cordon, drain, reload or replace it"));
+    // A node of the control plane takes none of its Pods.
+    let mut control = worker(1, None);
+    control["metadata"]["labels"]["node-role.kubernetes.io/control-plane"] = "".into();
+    control["spec"]["taints"] =
+        serde_json::json!([{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]);
+    apply(&mut cluster, &control);
+    assert!(next(&cluster).starts_with("it is the only worker"));
+    apply(&mut cluster, &worker(2, None));
+    assert!(next(&cluster).starts_with("one worker at a time"));
+}
+
+#[test]
 fn calicos_time_is_not_that_of_the_change() {
     let mut cluster = planted(10, &[4], 0);
     apply(&mut cluster, &worker(4, Some(("True", 0))));
