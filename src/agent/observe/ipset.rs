@@ -10,7 +10,7 @@ use netlink_packet_core::NLM_F_DUMP;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
-use super::netlink::{Attributes, Failure, Malformed, Netlink, find, refused, text};
+use super::netlink::{Attributes, Failure, Malformed, Netlink, find, put, refused, text};
 use crate::facts::{IpSet, LookError, Reason};
 
 /// `NFNL_SUBSYS_IPSET` in the upper byte, and `IPSET_CMD_LIST`.
@@ -97,16 +97,6 @@ fn request(name: &str) -> Vec<u8> {
     put(&mut body, NAME, &[name.as_bytes(), &[0]].concat());
     put(&mut body, FLAGS, &HEADERS_ONLY.to_be_bytes());
     body
-}
-
-/// Appends an attribute with its padding.
-fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    // The longest of the names has 22 bytes.
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    body.extend_from_slice(&length.to_ne_bytes());
-    body.extend_from_slice(&kind.to_ne_bytes());
-    body.extend_from_slice(value);
-    body.resize(body.len().next_multiple_of(4), 0);
 }
 
 /// One set; none for messages that name none.

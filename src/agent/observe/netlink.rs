@@ -194,6 +194,16 @@ fn request(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Appends an attribute (`struct nlattr`) to what is asked, with its padding.
+pub(super) fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    // Names are at most 256 bytes long; a longer one would be refused by the kernel.
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    body.extend_from_slice(&length.to_ne_bytes());
+    body.extend_from_slice(&kind.to_ne_bytes());
+    body.extend_from_slice(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+}
+
 /// An answer as far as it has come.
 struct Answer {
     sequence: u32,
@@ -337,9 +347,8 @@ pub(crate) fn fuzz(data: &[u8]) {
 /// An attribute, padded as the kernel pads it.
 #[cfg(test)]
 pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + value.len()).expect("short");
-    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let mut bytes = Vec::new();
+    put(&mut bytes, kind, value);
     bytes
 }
 

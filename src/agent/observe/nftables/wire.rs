@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::agent::observe::netlink::{Attributes, Malformed, find, text};
+use crate::agent::observe::netlink::{Attributes, Malformed, find, put, text};
 use crate::facts::{BaseChain, Family, Hook, Policy};
 
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of every message type.
@@ -81,24 +81,24 @@ fn head(family: Option<Family>) -> Vec<u8> {
 /// A request for the rules of one chain. No family stands for `inet`.
 pub(super) fn rules_of(family: Option<Family>, table: &str, chain: &str) -> Vec<u8> {
     let mut body = head(family);
-    put(&mut body, RULE_TABLE, table);
-    put(&mut body, RULE_CHAIN, chain);
+    put_text(&mut body, RULE_TABLE, table);
+    put_text(&mut body, RULE_CHAIN, chain);
     body
 }
 
 /// A request for one chain; no family stands for `inet`.
 pub(super) fn chain_named(family: Option<Family>, table: &str, chain: &str) -> Vec<u8> {
     let mut body = head(family);
-    put(&mut body, CHAIN_TABLE, table);
-    put(&mut body, CHAIN_NAME, chain);
+    put_text(&mut body, CHAIN_TABLE, table);
+    put_text(&mut body, CHAIN_NAME, chain);
     body
 }
 
 /// A request for the elements of one set.
 pub(super) fn elements_of(family: Family, table: &str, set: &str) -> Vec<u8> {
     let mut body = head(Some(family));
-    put(&mut body, ELEMENTS_TABLE, table);
-    put(&mut body, ELEMENTS_SET, set);
+    put_text(&mut body, ELEMENTS_TABLE, table);
+    put_text(&mut body, ELEMENTS_SET, set);
     body
 }
 
@@ -116,15 +116,9 @@ pub(super) fn has_element(body: &[u8]) -> Result<bool, Malformed> {
     Ok(false)
 }
 
-/// Appends a string attribute, with its NUL and its padding.
-fn put(body: &mut Vec<u8>, kind: u16, text: &str) {
-    // The kernel's names are at most 256 bytes long.
-    let length = u16::try_from(4 + text.len() + 1).unwrap_or(u16::MAX);
-    body.extend_from_slice(&length.to_ne_bytes());
-    body.extend_from_slice(&kind.to_ne_bytes());
-    body.extend_from_slice(text.as_bytes());
-    body.push(0);
-    body.resize(body.len().next_multiple_of(4), 0);
+/// Appends a string attribute, with its NUL.
+fn put_text(body: &mut Vec<u8>, kind: u16, text: &str) {
+    put(body, kind, &[text.as_bytes(), &[0]].concat());
 }
 
 /// The protocol and the attributes of a message.

@@ -10,7 +10,7 @@ use netlink_packet_route::link::LinkFlags;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState as Nud};
 use netlink_packet_route::route::{RouteFlags, RouteMessage, RouteType};
 
-use crate::agent::observe::netlink::{Attributes, Malformed, find, text};
+use crate::agent::observe::netlink::{Attributes, Malformed, find, put, text};
 use crate::facts::{
     BlockSums, Family, IpsecPolicy, Link, Neighbour, NeighbourState, Route, RouteKind, RouteList, TableRoute, is_block,
 };
@@ -73,9 +73,7 @@ fn family(family: AddressFamily) -> Option<Family> {
 /// are most of a link's message, and nobody looks at them.
 pub(super) fn all_links() -> Vec<u8> {
     let mut body = vec![0; 16];
-    body.extend_from_slice(&8_u16.to_ne_bytes());
-    body.extend_from_slice(&29_u16.to_ne_bytes());
-    body.extend_from_slice(&(1_u32 << 3).to_ne_bytes());
+    put(&mut body, 29, &(1_u32 << 3).to_ne_bytes());
     body
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
 
-use super::super::netlink::{Attributes, Failure, Malformed, Netlink, find};
+use super::super::netlink::{Attributes, Failure, Malformed, Netlink, find, put};
 use crate::facts::{Link, LookError, Reason, Seen, WIREGUARD};
 
 /// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY`, `CTRL_ATTR_FAMILY_ID` and `CTRL_ATTR_FAMILY_NAME` of `linux/genetlink.h`.
@@ -86,12 +86,7 @@ async fn family(socket: &mut Netlink, name: &[u8]) -> Result<u16, Failure> {
 /// A command of generic netlink with one attribute.
 fn question(command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
     let mut body = vec![command, VERSION, 0, 0];
-    // Names and numbers are a few bytes; a longer one would be refused by the kernel.
-    let length = u16::try_from(GENLMSG + value.len()).unwrap_or(u16::MAX);
-    body.extend_from_slice(&length.to_ne_bytes());
-    body.extend_from_slice(&kind.to_ne_bytes());
-    body.extend_from_slice(value);
-    body.resize(body.len().next_multiple_of(4), 0);
+    put(&mut body, kind, value);
     body
 }
 
