@@ -59,9 +59,10 @@ impl DnsSource {
             futures::join!(tries("UDP", asks("UDP"), to, &question), tries("TCP", asks("TCP"), to, &question));
         let mut ways = Vec::new();
         for (protocol, tried) in [("UDP", udp), ("TCP", tcp)].into_iter().filter(|(protocol, _)| asks(protocol)) {
-            let (way, (fault, failed)) = (ClusterDns::way(protocol, service.address), tried?);
+            let (way, tried) = (ClusterDns::way(protocol, service.address), tried?);
             // Of what it may call itself otherwise others are asked, who may fail.
-            let failed = failed && domain.is_some();
+            let failed = matches!(tried, Ok(Answer::Failed)) && domain.is_some();
+            let fault = tried.err();
             if fault.is_none() && own_pod == Some(false) {
                 self.reached.insert(way.clone());
             }
@@ -74,31 +75,26 @@ impl DnsSource {
     }
 }
 
-/// Asks until an answer comes; else the last try tells why none did. Also whether nobody answered but that the server has failed.
-async fn tries(
-    protocol: &str,
-    wanted: bool,
-    to: SocketAddr,
-    question: &[u8],
-) -> Result<(Option<PathFault>, bool), LookError> {
-    let (mut fault, mut failed) = (None, false);
+/// Asks until somebody answers well. Else the answer is that the server has failed, if anybody said so, or why the last try had none.
+async fn tries(protocol: &str, wanted: bool, to: SocketAddr, question: &[u8]) -> Tried {
+    let mut last = Ok(Answer::Well);
     for _ in (0..TRIES).filter(|_| wanted) {
         if let Err(why) = route(to.ip()) {
-            return Ok((Some(why), false));
+            return Ok(Err(why));
         }
         // No other answer on its way can be taken for this one's.
         let id = RandomState::new().hash_one(0).to_be_bytes();
         let id = [id[0], id[1]];
         let tried = if protocol == "UDP" { by_udp(to, id, question).await } else { by_tcp(to, id, question).await };
         match tried? {
-            Ok(Answer::Well) => return Ok((None, false)),
+            Ok(Answer::Well) => return Ok(Ok(Answer::Well)),
+            // Who has answered at all is there.
+            Err(_) if matches!(last, Ok(Answer::Failed)) => {}
             // Another Pod may know more.
-            Ok(Answer::Failed) => failed = true,
-            Err(why) => fault = Some(why),
+            other => last = other,
         }
     }
-    // Who has answered at all is there.
-    Ok((fault.filter(|_| !failed), failed))
+    Ok(last)
 }
 
 /// What was answered.
