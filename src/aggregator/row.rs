@@ -169,7 +169,7 @@ impl Row {
     }
 
     /// Its roll-up. Asked of all workers again and again.
-    fn roll_up(&self) -> Option<&Condition> {
+    pub(crate) fn roll_up(&self) -> Option<&Condition> {
         self.conditions.iter().find(|condition| condition.kind == ROLL_UP)
     }
 

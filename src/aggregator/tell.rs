@@ -12,9 +12,10 @@ use super::cluster::{Cluster, Shown};
 use super::lease;
 use super::looked::Rounds;
 use super::report::{CannotLook, ClusterFinding, LastJudgement};
+use super::row::Row;
 use super::store::Store;
 use crate::api::Api;
-use crate::checks::{Severity, WORKER_PROBLEM};
+use crate::checks::Severity;
 use crate::events::{Budget, Object, Occurrence, Reporter};
 use crate::verdict::{AGENT_STALE, Now, clip, ended};
 
@@ -116,7 +117,7 @@ impl Known {
     fn agents(&mut self, cluster: &Cluster, now: Timestamp, happened: &mut Vec<Occurrence>) {
         let stale = stale(cluster);
         for name in stale.difference(&self.stale) {
-            let Some(mark) = cluster.node(name).and_then(|row| row.condition(WORKER_PROBLEM)) else { continue };
+            let Some(mark) = cluster.node(name).and_then(Row::roll_up) else { continue };
             let since = mark.since().unwrap_or(now);
             happened.push(occurrence(Object::node(name), AGENT_STALE, true, mark.message().to_owned(), since, now));
         }
@@ -200,7 +201,7 @@ fn occurrence(
 mod tests {
     use super::*;
     use crate::aggregator::testing::{apply, at, cluster, node};
-    use crate::checks::Area;
+    use crate::checks::{Area, WORKER_PROBLEM};
 
     fn short(happened: &[Occurrence]) -> Vec<(&str, &str, bool)> {
         happened.iter().map(|it| (&*it.object.name, &*it.reason, it.warning)).collect()

@@ -84,10 +84,14 @@ impl Debris {
     /// So many objects are named.
     pub const EXAMPLES: usize = 3;
 
+    /// Snapshots without an owner, as far as they were asked for.
+    pub(crate) fn snapshot_count(&self) -> u64 {
+        self.snapshots.get().map_or(0, |snapshots| snapshots.count)
+    }
+
     /// Objects without an owner, of all kinds but containers.
     pub fn ownerless(&self) -> u64 {
-        let snapshots = self.snapshots.get().map_or(0, |snapshots| snapshots.count);
-        self.shim_count + self.sandboxes + self.namespaces + self.cgroups + snapshots
+        self.shim_count + self.sandboxes + self.namespaces + self.cgroups + self.snapshot_count()
     }
 }
 

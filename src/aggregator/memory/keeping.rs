@@ -54,15 +54,16 @@ impl Failure {
 
     /// For people.
     fn words(&self) -> String {
-        let why = match self {
+        match self {
             Failure::Refused(404, _) => {
-                "there is none, and the aggregator may not make it (deploy/aggregator.yaml does)"
+                format!("there is none, and the aggregator may not make it (deploy/aggregator.yaml does); {LOST}")
             }
-            Failure::Refused(403, _) => "no permission to get and patch it (deploy/rbac-aggregator.yaml gives it)",
-            Failure::Refused(code, says) => return format!("the API server says {code}: {says}; {LOST}"),
-            Failure::Unanswered(why) => return format!("{why}; {LOST}"),
-        };
-        format!("{why}; {LOST}")
+            Failure::Refused(403, _) => {
+                format!("no permission to get and patch it (deploy/rbac-aggregator.yaml gives it); {LOST}")
+            }
+            Failure::Refused(code, says) => format!("the API server says {code}: {says}; {LOST}"),
+            Failure::Unanswered(why) => format!("{why}; {LOST}"),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{AgentReport, AgentState, CANNOT_SEE, Ended, NEVER_REPORTED, NodeReport, Ready, View};
 use crate::aggregator::row::{Condition, Episode, Row};
 use crate::aggregator::stale::{Agent, Missing};
-use crate::checks::{Severity, WORKER_PROBLEM};
+use crate::checks::Severity;
 use crate::verdict::{AGENT_STALE, Raised, SETTLING, Status, WorkerState};
 
 /// A worker, as it counts.
@@ -92,7 +92,7 @@ impl<'a> Judged<'a> {
     /// What the agent says.
     fn reported(self) -> Self {
         let row = self.row;
-        let roll_up = row.condition(WORKER_PROBLEM);
+        let roll_up = row.roll_up();
         let worst = row.findings.iter().map(|finding| finding.severity).max();
         // The annotation is the agent's word; without it (somebody removed it) the findings and the roll-up say the same.
         let state = row.state.unwrap_or_else(|| match (worst, roll_up.map(|it| it.status)) {
@@ -183,7 +183,7 @@ fn ended(episode: &Episode) -> Ended {
 }
 
 fn marked_since(row: &Row) -> Option<Timestamp> {
-    row.condition(WORKER_PROBLEM).filter(|roll_up| roll_up.is_stale()).and_then(Condition::since)
+    row.roll_up().filter(|roll_up| roll_up.is_stale()).and_then(Condition::since)
 }
 
 fn gone_text(what: Missing) -> (&'static str, &'static str) {

@@ -47,7 +47,7 @@ fn run(look: &Look<'_>) -> Outcome {
             (debris.namespaces, "network namespaces"),
             (links, "links"),
             (debris.cgroups, "control groups of pods"),
-            (debris.snapshots.get().map_or(0, |snapshots| snapshots.count), "snapshots"),
+            (debris.snapshot_count(), "snapshots"),
         ];
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();

@@ -15,6 +15,7 @@ use crate::verdict::Status;
 /// Condition and taint belong together; one without the other may last so long (R093).
 const TAINT_AFTER: i64 = 300;
 
+/// What helps one worker makes an outage of forty (R115).
 const FEW: &str = "look at calico-node on these workers, as with CalicoNodeFailingOnNode; within a rolling update, at why its Pod does not become Ready";
 const MANY: &str = "change nothing on single workers (no cordon, reboot or reload): look at what these have in common, as with CalicoNodeFailingSubset and CalicoNodeFailingWidespread, and within a rolling update at why its Pods do not become Ready";
 
@@ -41,9 +42,7 @@ impl Calico<'_> {
             };
             list.push((*name, since));
         }
-        let all = self.workers.len();
-        // What helps one worker makes an outage of forty (R115).
-        let look = match Scope::of(long.len() + warned.len(), all, self.limits()) {
+        let look = match Scope::of(long.len() + warned.len(), self.workers.len(), self.limits()) {
             Scope::None | Scope::Few => FEW,
             Scope::Subset | Scope::Most | Scope::All => MANY,
         };
