@@ -37,13 +37,8 @@ pub(crate) struct Facts {
 impl Facts {
     /// Where nothing could be looked at.
     pub(crate) fn none(manifest: &super::Manifest) -> Self {
-        let identity = Identity {
-            hostname: manifest.node.clone(),
-            boot_id: manifest.boot_id.clone(),
-            machine_id: String::new(),
-            kernel: String::new(),
-            node_name: None,
-        };
+        let (hostname, boot_id) = (manifest.node.clone(), manifest.boot_id.clone());
+        let identity = Identity { hostname, boot_id, ..Identity::default() };
         Facts { snapshot: Snapshot::blank(manifest.begun_at, identity), findings: Vec::new() }
     }
 }

@@ -362,13 +362,8 @@ mod tests {
     }
 
     fn snapshot() -> Snapshot {
-        let identity = super::super::Identity {
-            hostname: "n1".into(),
-            boot_id: "b".into(),
-            machine_id: "m".into(),
-            kernel: String::new(),
-            node_name: None,
-        };
+        let [hostname, boot_id, machine_id] = ["n1", "b", "m"].map(str::to_owned);
+        let identity = super::super::Identity { hostname, boot_id, machine_id, ..Default::default() };
         Snapshot::blank(Timestamp::UNIX_EPOCH, identity)
     }
 

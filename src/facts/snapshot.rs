@@ -87,7 +87,7 @@ pub struct Snapshot {
 }
 
 /// Who a node is and since when it runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Identity {
     /// `kernel.hostname`.

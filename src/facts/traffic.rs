@@ -144,9 +144,7 @@ mod tests {
 
     #[test]
     fn a_load_is_both_or_nothing() {
-        let (hostname, boot_id, machine_id, kernel) = Default::default();
-        let identity = Identity { hostname, boot_id, machine_id, kernel, node_name: None };
-        let mut now = Snapshot::blank(Timestamp::UNIX_EPOCH, identity);
+        let mut now = Snapshot::blank(Timestamp::UNIX_EPOCH, Identity::default());
         assert_eq!(now.load(), None);
         now.traffic.sockets = Seen::Yes(Sockets { syn_retransmits_since: 120, ..Sockets::default() });
         assert_eq!(now.load(), None);

@@ -367,8 +367,8 @@ pub(crate) fn fuzz(data: &[u8]) {
             }
         }
         3 => drop(messages::ImageFsInfoResponse::decode(bytes)),
-        5 => drop(snapshots::ListSnapshotsResponse::decode(bytes).map(snapshots::fuzz)),
         4 => drop(messages::ListAllContainersResponse::decode(bytes).map(static_pods::fuzz)),
+        5 => drop(snapshots::ListSnapshotsResponse::decode(bytes).map(snapshots::fuzz)),
         _ => {
             if let Ok(answer) = messages::PodSandboxStatusResponse::decode(bytes) {
                 let (host, addresses) = answer.status.map(networks::read_network).unwrap_or_default();

@@ -113,13 +113,27 @@ impl Containerd {
         kill(Pid::from_raw(pid), signal).expect("it runs");
     }
 
+    /// Where it listens.
+    fn socket(&self) -> PathBuf {
+        self.root.path().join("run/containerd/containerd.sock")
+    }
+
+    /// What its own client says to this, in the namespace of Kubernetes and the directory of this test. It must succeed.
+    fn ctr(&self, args: &[&str]) -> String {
+        let mut command = Command::new("ctr");
+        command.current_dir(self.root.path()).arg("--address").arg(self.socket()).args(["--namespace", "k8s.io"]);
+        let output = command.args(args).output().expect("containerd comes with ctr");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     fn log(&self) -> String {
         std::fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
     }
 
     /// The shims of this containerd, of all on this machine.
     fn shims(&self) -> Vec<i32> {
-        let socket = self.root.path().join("run/containerd/containerd.sock").display().to_string();
+        let socket = self.socket().display().to_string();
         let processes = std::fs::read_dir("/proc").expect("readable").flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let line = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -146,17 +160,25 @@ impl Drop for Containerd {
     }
 }
 
-/// Looks until it sees what is expected. Each step of containerd's life takes a while on a busy machine.
-async fn eventually(containerd: &Containerd, source: &mut CriSource, what: &str, is: fn(&Runtime) -> bool) -> Runtime {
+/// Looks again and again until it is so. Each step of containerd's life takes a while on a busy machine.
+async fn until<T>(containerd: &Containerd, what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
     let started = Instant::now();
     loop {
-        let runtime = source.look(None, true).await;
-        if is(&runtime) {
-            return runtime;
+        match look().await {
+            Ok(seen) => return seen,
+            Err(seen) => assert!(started.elapsed() < PATIENCE, "it is not {what}: {seen}\n{}", containerd.log()),
         }
-        assert!(started.elapsed() < PATIENCE, "containerd is not {what}: {runtime:?}\n{}", containerd.log());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Looks until the runtime is as expected.
+async fn eventually(containerd: &Containerd, source: &mut CriSource, what: &str, is: fn(&Runtime) -> bool) -> Runtime {
+    until(containerd, what, async || {
+        let runtime = source.look(None, true).await;
+        if is(&runtime) { Ok(runtime) } else { Err(format!("{runtime:?}")) }
+    })
+    .await
 }
 
 fn answers(runtime: &Runtime) -> bool {
@@ -202,39 +224,6 @@ async fn through_its_life(program: PathBuf, version: &str) {
     containerd.process.kill().expect("it runs");
     containerd.process.wait().expect("it ends");
     eventually(&containerd, &mut source, "gone", refuses).await;
-}
-
-#[tokio::test]
-async fn the_registries_of_the_images_that_it_keeps() {
-    let containerd = Containerd::start(one());
-    let mut first = CriSource::new(HostRoot::new(containerd.root.path()));
-    eventually(&containerd, &mut first, "ready", answers).await;
-    assert!(first.image_hosts().is_empty());
-    let write = |name: &str, text: &str| std::fs::write(containerd.root.path().join(name), text).expect("write");
-    let config =
-        r#"{"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}"#;
-    write("config.json", config);
-    write("manifest.json", r#"[{"Config": "config.json", "RepoTags": ["registry.example/x:1"], "Layers": []}]"#);
-    let run = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).current_dir(containerd.root.path()).output();
-        let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
-        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    run("tar", &["-cf", "image.tar", "manifest.json", "config.json"]);
-    let import = ["-n", "k8s.io", "images", "import", "--no-unpack", "image.tar"];
-    run("ctr", &[&["-a", "run/containerd/containerd.sock"][..], &import[..]].concat());
-    // The list is asked for seldom: somebody who has not asked yet asks at once.
-    let started = Instant::now();
-    loop {
-        let mut source = CriSource::new(HostRoot::new(containerd.root.path()));
-        source.look(None, true).await;
-        // Nobody has made a container of it.
-        if source.image_hosts() == [ImageHost { name: "registry.example".into(), used: false }] {
-            return;
-        }
-        assert!(started.elapsed() < PATIENCE, "{:?}\n{}", source.image_hosts(), containerd.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 #[tokio::test]

@@ -94,13 +94,7 @@ impl Node {
     /// What every check says now; what was seen is remembered.
     fn say(&mut self) -> BTreeMap<&'static str, Vec<String>> {
         let now = Timestamp::from_second(1_700_000_000).expect("valid");
-        let identity = Identity {
-            hostname: "n1".into(),
-            boot_id: String::new(),
-            machine_id: String::new(),
-            kernel: String::new(),
-            node_name: None,
-        };
+        let identity = Identity { hostname: "n1".into(), ..Identity::default() };
         let mut snapshot = Snapshot::blank(now, identity);
         snapshot.routing = Seen::Yes(look(&self.net, &[("web", &[POD, POD6])]));
         snapshot.cluster = self.cluster.clone();

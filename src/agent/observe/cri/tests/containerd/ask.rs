@@ -82,17 +82,9 @@ pub(super) struct Asking(Connection);
 impl Asking {
     /// Connects, and gives the runtime the image of sandboxes.
     pub(super) async fn of(containerd: &Containerd) -> Self {
-        let socket = containerd.root.path().join("run/containerd/containerd.sock");
         let images = cache().join("pause.tar");
-        let import = Command::new("ctr")
-            .arg("--address")
-            .arg(&socket)
-            .args(["--namespace", "k8s.io", "images", "import"])
-            .arg(&images)
-            .output()
-            .expect("containerd comes with ctr");
-        assert!(import.status.success(), "{}: {import:?}", images.display());
-        Asking(Connection::open(SOCKET, &socket, Arc::default()).await.expect("it listens"))
+        containerd.ctr(&["images", "import", images.to_str().expect("a path of text")]);
+        Asking(Connection::open(SOCKET, &containerd.socket(), Arc::default()).await.expect("it listens"))
     }
 
     /// Makes a pod with the node's network, or with one of its own; answers its id, or what the runtime says.

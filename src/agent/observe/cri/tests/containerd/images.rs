@@ -3,19 +3,38 @@
 use super::ask::Asking;
 use super::*;
 
-/// Looks anew, since the list is asked for seldom, until the registries are just this one, used or not.
-async fn until(containerd: &Containerd, used: bool) {
+/// Looks until the registries are just this one, used or not. The list is asked for seldom: somebody who has not asked yet asks at
+/// once.
+async fn registry_is_used(containerd: &Containerd, used: bool) {
     let expected = [ImageHost { name: "registry.example".into(), used }];
-    let started = Instant::now();
-    loop {
+    until(containerd, &format!("from a registry with used {used}"), async || {
         let mut source = containerd.source();
         source.look(None, true).await;
-        if source.image_hosts() == expected {
-            return;
-        }
-        assert!(started.elapsed() < PATIENCE, "{used}: {:?}\n{}", source.image_hosts(), containerd.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        let hosts = source.image_hosts();
+        if hosts == expected { Ok(()) } else { Err(format!("{hosts:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_registries_of_the_images_that_it_keeps() {
+    let containerd = Containerd::start(one());
+    let mut first = containerd.source();
+    eventually(&containerd, &mut first, "ready", answers).await;
+    assert!(first.image_hosts().is_empty());
+    let write = |name: &str, text: &str| std::fs::write(containerd.root.path().join(name), text).expect("write");
+    let config =
+        r#"{"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}"#;
+    write("config.json", config);
+    write("manifest.json", r#"[{"Config": "config.json", "RepoTags": ["registry.example/x:1"], "Layers": []}]"#);
+    let mut tar = Command::new("tar");
+    let output =
+        tar.args(["-cf", "image.tar", "manifest.json", "config.json"]).current_dir(containerd.root.path()).output();
+    let output = output.expect("tar");
+    assert!(output.status.success(), "tar: {}", String::from_utf8_lossy(&output.stderr));
+    containerd.ctr(&["images", "import", "--no-unpack", "image.tar"]);
+    // Nobody has made a container of it.
+    registry_is_used(&containerd, false).await;
 }
 
 async fn a_container_uses_the_registry_of_its_image(program: PathBuf) {
@@ -25,25 +44,18 @@ async fn a_container_uses_the_registry_of_its_image(program: PathBuf) {
     let asking = Asking::of(&containerd).await;
     let sandbox = asking.sandbox("web", 0, true).await.expect("made");
     // The same image by another name, which the runtime does not keep for itself.
-    let ctr = |args: &[&str]| {
-        let socket = containerd.root.path().join("run/containerd/containerd.sock");
-        let mut command = Command::new("ctr");
-        let output = command.arg("-a").arg(socket).args(["-n", "k8s.io", "images"]).args(args).output();
-        let output = output.expect("containerd comes with ctr");
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
+    let ctr = |args: &[&str]| containerd.ctr(&[&["images"], args].concat());
     ctr(&["tag", "docker.io/library/pause:test", IMAGE]);
     // It has its id for a name, too.
     for name in ctr(&["ls", "-q"]).lines() {
         ctr(&["label", name, "io.cri-containerd.pinned="]);
     }
     ctr(&["rm", "docker.io/library/pause:test"]);
-    until(&containerd, false).await;
+    registry_is_used(&containerd, false).await;
     let container = asking.container(&sandbox, 0, "c".to_owned(), IMAGE).await;
-    until(&containerd, true).await;
+    registry_is_used(&containerd, true).await;
     asking.remove(vec![container]).await;
-    until(&containerd, false).await;
+    registry_is_used(&containerd, false).await;
 }
 
 #[tokio::test]

@@ -28,9 +28,7 @@ fn attendants(containerd: &Containerd) -> Attendants {
 
 /// What is told of debris; one object that nobody owns is one too many.
 pub(super) fn said(debris: Option<crate::facts::Debris>) -> BTreeMap<&'static str, String> {
-    let text = String::new;
-    let identity = Identity { hostname: text(), boot_id: text(), machine_id: text(), kernel: text(), node_name: None };
-    let mut now = Snapshot::blank(jiff::Timestamp::now(), identity);
+    let mut now = Snapshot::blank(jiff::Timestamp::now(), Identity::default());
     now.debris = debris.map_or(Seen::Absent, Seen::Yes);
     let before = Remembered::default();
     let expected = Expected::of(&now, &before);
@@ -78,11 +76,11 @@ async fn a_shim_that_outlives_the_store(program: PathBuf) {
     assert_eq!(told.get("ShimLeak"), Some(&shim), "{told:?}");
     assert_eq!(told["RuntimeObjectLeak"], "1 objects have no pod any more: 1 shims");
     containerd.end_shims();
-    let started = Instant::now();
-    while !containerd.shims().is_empty() {
-        assert!(started.elapsed() < PATIENCE, "{:?}", containerd.shims());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until(&containerd, "without shims", async || {
+        let shims = containerd.shims();
+        if shims.is_empty() { Ok(()) } else { Err(format!("{shims:?}")) }
+    })
+    .await;
     assert_eq!(look(OLD * 2, &source, &containerd), (0, BTreeMap::new()), "it has ended");
 }
 

@@ -6,18 +6,6 @@ use super::*;
 use crate::agent::observe::debris::DebrisSource;
 use crate::agent::observe::processes::Attendants;
 
-const SOCKET_OF_TEST: &str = "run/containerd/containerd.sock";
-
-fn ctr(containerd: &Containerd, args: &[&str]) {
-    let output = Command::new("ctr")
-        .current_dir(containerd.root.path())
-        .args(["-a", SOCKET_OF_TEST, "-n", "k8s.io", "snapshots"])
-        .args(args)
-        .output()
-        .expect("containerd comes with ctr");
-    assert!(output.status.success(), "{args:?}: {output:?}");
-}
-
 async fn one_without_a_container(program: PathBuf) {
     let containerd = Containerd::start(program);
     let mut source = containerd.source();
@@ -28,7 +16,7 @@ async fn one_without_a_container(program: PathBuf) {
     asking.containers(&sandbox, 0, 3).await;
     let (lost, unpacking) = ("5e".repeat(32), "extract-1 sha256:2d");
     for key in [&lost, unpacking, "of-somebody-else"] {
-        ctr(&containerd, &["prepare", key]);
+        containerd.ctr(&["snapshots", "prepare", key]);
     }
     source.inventory = None;
     source.look(None, true).await;
@@ -41,8 +29,7 @@ async fn one_without_a_container(program: PathBuf) {
         "all are young"
     );
 
-    let socket = containerd.root.path().join(SOCKET_OF_TEST);
-    let connection = Connection::open(SOCKET, &socket, Arc::default()).await.expect("it listens");
+    let connection = Connection::open(SOCKET, &containerd.socket(), Arc::default()).await.expect("it listens");
     let in_minutes = |minutes| jiff::Timestamp::now() + jiff::SignedDuration::from_mins(minutes);
     let later = source.ownerless(&connection, &inventory, in_minutes(11)).await.expect("told");
     assert_eq!((later.count, later.oldest.as_ref().map(|(key, _)| key)), (1, Some(&lost)));
@@ -62,7 +49,7 @@ async fn one_without_a_container(program: PathBuf) {
         leak.starts_with(&format!("1 objects have no pod any more: 1 snapshots (the oldest is {lost} of 20")),
         "{leak}"
     );
-    ctr(&containerd, &["rm", &lost]);
+    containerd.ctr(&["snapshots", "rm", &lost]);
     let inventory = source.inventory().expect("counted");
     let now = source.ownerless(&connection, &inventory, in_minutes(11)).await.expect("told");
     assert_eq!(now, Snapshots::default());

@@ -30,13 +30,7 @@ fn net() -> NetNs {
 
 /// What is told of n2, with a tunnel of this kind.
 fn told(net: &NetNs, kind: &str) -> String {
-    let identity = Identity {
-        hostname: "n1".into(),
-        boot_id: String::new(),
-        machine_id: String::new(),
-        kernel: String::new(),
-        node_name: None,
-    };
+    let identity = Identity { hostname: "n1".into(), ..Identity::default() };
     let mut now = Snapshot::blank(Timestamp::UNIX_EPOCH, identity);
     let mut routing = look(net, &[]);
     routing.links.iter_mut().filter(|link| link.name == "tunnel").for_each(|link| link.kind = Some(kind.into()));
