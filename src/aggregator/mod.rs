@@ -62,6 +62,7 @@ use crate::clock::{now, since_boot};
 use crate::config::Config;
 use lease::{Elector, Failure};
 use surroundings::What;
+use warned::{News, Warned};
 use watch::Kind;
 
 #[cfg(any(test, fuzzing))]
@@ -193,17 +194,26 @@ async fn elect(api: &Api, store: &Store, elector: &mut Elector, read_only: bool)
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut next = Duration::ZERO;
+    let mut warned = Warned::default();
     loop {
         ticks.tick().await;
         if since_boot() >= next {
             next = since_boot() + lease::EVERY;
-            match elector.round(&api.unary, since_boot).await {
-                Ok(()) => store.api_answered(None, Timestamp::now()),
-                Err(Failure::Unreachable(why)) => store.api_answered(Some(why), Timestamp::now()),
-                Err(Failure::Refused(why)) => {
-                    store.api_answered(None, Timestamp::now());
-                    tracing::warn!(why, "cannot use the Lease {}: this process will not lead", lease::NAME);
+            let (unanswered, refused) = match elector.round(&api.unary, since_boot).await {
+                Ok(()) => (None, None),
+                Err(Failure::Unreachable(why)) => (Some(why), None),
+                Err(Failure::Refused(why)) => (None, Some(why)),
+            };
+            let answered = unanswered.is_none();
+            store.api_answered(unanswered, Timestamp::now());
+            // Who gets no answer does not know whether it would be refused.
+            let news = if answered { warned.step(refused.clone(), since_boot()) } else { None };
+            match news {
+                Some(News::Fails) => {
+                    tracing::warn!(why = refused, "cannot use the Lease {}: this process will not lead", lease::NAME);
                 }
+                Some(News::Over) => tracing::info!("can use the Lease {} again", lease::NAME),
+                None => {}
             }
         }
         store.lock().leads = elector.leads(since_boot());

@@ -5,10 +5,10 @@ use std::time::Duration;
 /// While it lasts for the same reason it is warned of again after this time.
 const AGAIN: Duration = Duration::from_secs(3600);
 
-/// What has been warned of: the reason, by a number, and when, on the boot clock.
-#[derive(Debug, Default)]
-pub(super) struct Warned {
-    last: Option<(u16, Duration)>,
+/// What has been warned of: the reason, and when, on the boot clock.
+#[derive(Debug)]
+pub(super) struct Warned<Why> {
+    last: Option<(Why, Duration)>,
 }
 
 /// What is to be said.
@@ -20,12 +20,17 @@ pub(super) enum News {
     Over,
 }
 
-impl Warned {
+impl<Why> Default for Warned<Why> {
+    fn default() -> Self {
+        Warned { last: None }
+    }
+}
+
+impl<Why: PartialEq> Warned<Why> {
     /// It failed for this reason, or did not; answers with what is to be said of that now.
-    pub(super) fn step(&mut self, failed: Option<u16>, now: Duration) -> Option<News> {
+    pub(super) fn step(&mut self, failed: Option<Why>, now: Duration) -> Option<News> {
         let Some(reason) = failed else { return self.last.take().map(|_| News::Over) };
-        let same = |(known, at): (u16, Duration)| known == reason && now.saturating_sub(at) < AGAIN;
-        if self.last.is_some_and(same) {
+        if self.last.as_ref().is_some_and(|(known, at)| *known == reason && now.saturating_sub(*at) < AGAIN) {
             return None;
         }
         self.last = Some((reason, now));

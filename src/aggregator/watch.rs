@@ -16,7 +16,9 @@ use serde::de::DeserializeOwned;
 
 use super::lenient::Shape;
 use super::model::{ListPage, Versioned};
+use super::warned::Warned;
 use crate::backoff::{Backoff, jitter};
+use crate::clock::since_boot;
 
 /// Objects in a page. A page is held in memory as a whole, twice while it is read, and a loaded Node has more than 20 KB.
 const PAGE: usize = 50;
@@ -112,6 +114,7 @@ struct Follower<'a, T> {
     /// The version from which to go on; none while everything has to be listed.
     version: Option<String>,
     streaming: bool,
+    warned: Warned<String>,
 }
 
 /// Follows all objects of a kind, for ever.
@@ -125,7 +128,17 @@ async fn follow_while<T: Object>(
     idle: Duration,
     sink: &mut dyn FnMut(Change<T>),
 ) -> Infallible {
-    let mut follower = Follower { client, kind, at: 0, missed: None, sink, idle, version: None, streaming: true };
+    let mut follower = Follower {
+        client,
+        kind,
+        at: 0,
+        missed: None,
+        sink,
+        idle,
+        version: None,
+        streaming: true,
+        warned: Warned::default(),
+    };
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
     let mut refused: Option<tokio::time::Instant> = None;
     loop {
@@ -166,7 +179,9 @@ async fn follow_while<T: Object>(
 impl<T: Object> Follower<'_, T> {
     async fn lost(&mut self, why: String, backoff: &mut Backoff) {
         let wait = backoff.wait();
-        tracing::warn!(kind = self.kind.name, why, ?wait, "the watch is lost");
+        if self.warned.step(Some(why.clone()), since_boot()).is_some() {
+            tracing::warn!(kind = self.kind.name, why, ?wait, "the watch is lost");
+        }
         (self.sink)(Change::Lost(why));
         tokio::time::sleep(wait).await;
     }
@@ -211,6 +226,9 @@ impl<T: Object> Follower<'_, T> {
             Ok(Ok(stream)) => stream,
         };
         let mut stream = std::pin::pin!(stream);
+        if self.warned.step(None, since_boot()).is_some() {
+            tracing::info!(kind = self.kind.name, "the watch goes on");
+        }
         (self.sink)(Change::Found);
         if listing {
             (self.sink)(Change::ListBegins);

@@ -81,7 +81,8 @@ pub(super) struct Keeping {
     /// Why it was not read last, or not written.
     unread: Option<Failure>,
     unwritten: Option<Failure>,
-    warned: Warned,
+    /// By what the API server answered.
+    warned: Warned<u16>,
 }
 
 impl Keeping {
