@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use self::attempts::Attempts;
@@ -63,6 +64,8 @@ pub(crate) struct CriSource {
     host: HostRoot,
     /// Kept only between looks that went well: one that is cancelled or times out leaves none.
     connection: Option<Connection>,
+    /// Is told when the runtime ends the connection: one that dies does not wait for the next look.
+    closed: Arc<Notify>,
     verbose: Option<Verbose>,
     /// By sandbox id. The network of a sandbox does not change during its life.
     networks: HashMap<String, Network>,
@@ -100,6 +103,7 @@ impl CriSource {
         CriSource {
             host,
             connection: None,
+            closed: Arc::default(),
             verbose: None,
             networks: HashMap::new(),
             images: None,
@@ -120,6 +124,12 @@ impl CriSource {
     /// With what earlier processes found usual here.
     pub(crate) fn knowing(mut self, latency: Memo) -> Self {
         self.kept = Some(latency);
+        self
+    }
+
+    /// Tells `closed` when the runtime ends its connection.
+    pub(crate) fn waking(mut self, closed: Arc<Notify>) -> Self {
+        self.closed = closed;
         self
     }
 
@@ -200,7 +210,8 @@ impl CriSource {
             // It keeps them on disk, whichever process that is.
             *due = Instant::now() + INVENTORY;
         }
-        let connection = Connection::open(socket, &self.host.path(socket), Arc::clone(&self.meter)).await?;
+        let (meter, closed) = (Arc::clone(&self.meter), Arc::clone(&self.closed));
+        let connection = Connection::open(socket, &self.host.path(socket), meter, closed).await?;
         let before = std::mem::replace(&mut self.pid, connection.pid());
         let now = Instant::now();
         match (self.kept.take(), before) {

@@ -29,8 +29,8 @@ use crate::facts::{DnsService, Kubelet, Learned};
 pub(crate) use control_plane::kubelet_server;
 use rhythm::{Outlet, Rhythm, rest, rhythm, through, within};
 
-/// A runtime that did not answer is asked again after this time.
-const HUNG_AGAIN: Duration = Duration::from_millis(500);
+/// Who did not answer is asked again after this time.
+const SILENT_AGAIN: Duration = Duration::from_millis(500);
 
 /// The running sources.
 pub(crate) struct Observer {

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::body::Body;
@@ -48,8 +49,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the socket that this process sees at `path` and the node at `socket`.
-    pub(super) async fn open(socket: &str, path: &Path, meter: Arc<Meter>) -> Result<Self, LookError> {
+    /// Connects to the socket that this process sees at `path` and the node at `socket`. That the other side ends it is told to
+    /// `closed`.
+    pub(super) async fn open(
+        socket: &str,
+        path: &Path,
+        meter: Arc<Meter>,
+        closed: Arc<Notify>,
+    ) -> Result<Self, LookError> {
         let stream = match timeout(CONNECT, connect(path)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(refused(socket, &error)),
@@ -63,6 +70,7 @@ impl Connection {
         driver.spawn(async move {
             // Its errors reach the calls that they break.
             connection.await.ok();
+            closed.notify_one();
         });
         Ok(Connection { socket: socket.to_owned(), pid, meter, sender, _driver: driver })
     }

@@ -1,10 +1,11 @@
 //! The runtime, what it keeps and leaves behind, and where its images come from.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::{HUNG_AGAIN, Outlet, Rhythm, Shared, Wake, rest, rhythm, root_dir, set, within};
+use super::{Outlet, Rhythm, SILENT_AGAIN, Shared, Wake, rest, rhythm, root_dir, set, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::cri::CriSource;
 use crate::agent::observe::debris::DebrisSource;
@@ -17,6 +18,8 @@ use crate::facts::{Debris, LookError, Memo, Reason, Runtime, Seen};
 
 // A runtime that hangs has to be told within 10 s.
 const RUNTIME: Rhythm = rhythm("runtime", 3, 10);
+/// One that is started anew, as for an update, answers again within this time.
+const RESTARTS_WITHIN: Duration = Duration::from_secs(30);
 // The process table is walked, and the runtime's objects are counted, as seldom.
 const DEBRIS: Rhythm = rhythm("debris", 60, 10);
 // Two pages of a database and the times of a directory.
@@ -29,7 +32,8 @@ const STORE_AGAIN: Duration = Duration::from_secs(20);
 const REGISTRIES: Rhythm = rhythm("registries", 60, 30);
 
 pub(super) async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: Wake, usual: Memo) {
-    let mut source = CriSource::new(host).knowing(usual);
+    let mut source = CriSource::new(host).knowing(usual).waking(Arc::clone(&wake.runtime));
+    let mut answered = None;
     loop {
         let began = Instant::now();
         let kubelet = shared.kubelet.borrow().clone();
@@ -52,10 +56,12 @@ pub(super) async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: W
             .flatten()
             .any(|error| error.reason == Reason::TimedOut);
         let success = seen.status.error().is_none() && seen.socket.error().is_none();
+        answered = if success { Some(began) } else { answered };
+        let just_lost = !success && answered.is_some_and(|at| at.elapsed() < RESTARTS_WITHIN);
         out.tell(&RUNTIME, began, success, Update::Runtime(seen)).await;
-        if hangs {
-            // Whether it was only slow shows soon: three looks in a row have to agree.
-            tokio::time::sleep(HUNG_AGAIN).await;
+        if hangs || just_lost {
+            // Whether it was only slow, or is started anew, shows soon: looks in a row have to agree.
+            tokio::time::sleep(SILENT_AGAIN).await;
         } else {
             rest(&RUNTIME, began, Some(&wake.runtime)).await;
         }

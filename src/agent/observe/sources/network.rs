@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{HUNG_AGAIN, Outlet, Rhythm, Shared, Wake, rest, rhythm, set, through, within};
+use super::{Outlet, Rhythm, SILENT_AGAIN, Shared, Wake, rest, rhythm, set, through, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::cluster_dns::DnsSource;
 use crate::agent::observe::tunnels::{Targets, TunnelSource};
@@ -94,7 +94,7 @@ pub(super) async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared:
         let every = if seen == Seen::Absent { NO_BGP } else { BGP.every };
         out.tell(&BGP, began, seen.error().is_none() && !hangs, Update::Bgp(seen)).await;
         if hangs {
-            tokio::time::sleep(HUNG_AGAIN).await;
+            tokio::time::sleep(SILENT_AGAIN).await;
         } else {
             rest(&Rhythm { every, ..BGP }, began, Some(&wake.bgp)).await;
         }

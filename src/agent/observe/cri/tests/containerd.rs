@@ -5,8 +5,10 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use futures::FutureExt as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::sync::Notify;
 
 use self::ask::Asking;
 use super::*;
@@ -195,7 +197,8 @@ fn refuses(runtime: &Runtime) -> bool {
 
 async fn through_its_life(program: PathBuf, version: &str) {
     let mut containerd = Containerd::start(program);
-    let mut source = containerd.source();
+    let closed = Arc::<Notify>::default();
+    let mut source = containerd.source().waking(Arc::clone(&closed));
     let ready = eventually(&containerd, &mut source, "ready", answers).await;
     assert_eq!(ready.sandboxes, Seen::Yes(Vec::new()));
     let status = ready.status.get().cloned().expect("it answers");
@@ -221,8 +224,11 @@ async fn through_its_life(program: PathBuf, version: &str) {
     let going = eventually(&containerd, &mut source, "going on", answers).await;
     assert_eq!(going.hung, None);
 
+    // What was told of connections before is no news.
+    closed.notified().now_or_never();
     containerd.process.kill().expect("it runs");
     containerd.process.wait().expect("it ends");
+    tokio::time::timeout(PATIENCE, closed.notified()).await.expect("its end is told, without a look");
     eventually(&containerd, &mut source, "gone", refuses).await;
 }
 

@@ -84,7 +84,9 @@ impl Asking {
     pub(super) async fn of(containerd: &Containerd) -> Self {
         let images = cache().join("pause.tar");
         containerd.ctr(&["images", "import", images.to_str().expect("a path of text")]);
-        Asking(Connection::open(SOCKET, &containerd.socket(), Arc::default()).await.expect("it listens"))
+        Asking(
+            Connection::open(SOCKET, &containerd.socket(), Arc::default(), Arc::default()).await.expect("it listens"),
+        )
     }
 
     /// Makes a pod with the node's network, or with one of its own; answers its id, or what the runtime says.

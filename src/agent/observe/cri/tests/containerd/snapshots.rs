@@ -29,7 +29,8 @@ async fn one_without_a_container(program: PathBuf) {
         "all are young"
     );
 
-    let connection = Connection::open(SOCKET, &containerd.socket(), Arc::default()).await.expect("it listens");
+    let connection =
+        Connection::open(SOCKET, &containerd.socket(), Arc::default(), Arc::default()).await.expect("it listens");
     let in_minutes = |minutes| jiff::Timestamp::now() + jiff::SignedDuration::from_mins(minutes);
     let later = source.ownerless(&connection, &inventory, in_minutes(11)).await.expect("told");
     assert_eq!((later.count, later.oldest.as_ref().map(|(key, _)| key)), (1, Some(&lost)));
