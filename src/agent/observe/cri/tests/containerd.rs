@@ -1,5 +1,5 @@
-//! Real containerds through their lives, of both major versions: ready, stopped, going on, gone; pods that cannot start; a
-//! thousand containers; shims that outlive what is known of them. Needs root, containerd of the distribution, and the other
+//! Real containerds through their lives, of both major versions: ready, stopped, going on, gone; pods that cannot start;
+//! thousands of containers; shims that outlive what is known of them. Needs root, containerd of the distribution, and the other
 //! parts of `scripts/setup.sh test`; without them the tests fail.
 
 use std::path::PathBuf;
