@@ -112,7 +112,7 @@ impl CriSource {
             inventory: None,
             snapshots: None,
             meter: Arc::default(),
-            latencies: Latencies::new(Instant::now()),
+            latencies: Latencies::new(crate::clock::instant()),
             kept: None,
             attempts: Attempts::default(),
             watched: static_pods::Watched::default(),
@@ -164,7 +164,7 @@ impl CriSource {
         };
         let timed_out = |error: &LookError| error.reason == Reason::TimedOut;
         let hangs = runtime.status.error().is_some_and(timed_out) || runtime.sandboxes.error().is_some_and(timed_out);
-        self.latencies.look(Instant::now(), &self.meter.take(), !hangs);
+        self.latencies.look(crate::clock::instant(), &self.meter.take(), !hangs);
         runtime.latency = self.latencies.told();
         runtime.hung = self.pid.filter(|_| hangs).and_then(|pid| processes::threads(&self.host, pid));
         runtime
@@ -213,7 +213,7 @@ impl CriSource {
         let (meter, closed) = (Arc::clone(&self.meter), Arc::clone(&self.closed));
         let connection = Connection::open(socket, &self.host.path(socket), meter, closed).await?;
         let before = std::mem::replace(&mut self.pid, connection.pid());
-        let now = Instant::now();
+        let now = crate::clock::instant();
         match (self.kept.take(), before) {
             // The first that answers: what an earlier process of the agent saw of it holds until there is something newer.
             (Some(kept), _) => {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use crate::facts::{CallLatency, Memo};
 
 /// Long enough for a hundred looks: a single slow answer, or half a minute of image collection, is not the 95th percentile.
-const WINDOW: Duration = Duration::from_secs(300);
+pub(super) const WINDOW: Duration = Duration::from_secs(300);
 /// A runtime that has just been started, or has just come back, restores its containers and has cold caches.
-const SETTLING: Duration = Duration::from_secs(120);
+pub(super) const SETTLING: Duration = Duration::from_secs(120);
 /// Fewer answers than this say nothing about the slowest twentieth of them.
 const LEAST: usize = 20;
 /// A window holds so many answers: events can wake more looks than the rhythm has.

@@ -1,7 +1,8 @@
-//! Real containerds through their lives, of both major versions: ready, stopped, going on, gone; pods that cannot start;
+//! Real containerds through their lives, of both major versions: ready, stopped, going on, gone; late; pods that cannot start;
 //! thousands of containers; shims that outlive what is known of them. Needs root, containerd of the distribution, and the other
 //! parts of `scripts/setup.sh test`; without them the tests fail.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -12,16 +13,23 @@ use tokio::sync::Notify;
 
 use self::ask::Asking;
 use super::*;
+use crate::checks::{self, Limits, Look, Outcome};
+use crate::facts::{Expected, Identity, Remembered, Snapshot};
 
 mod ask;
 mod damage;
+mod failing;
 mod images;
 mod left;
 mod many;
+mod slow;
 mod snapshots;
 
 /// How long one step may take; starting loads all plugins.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Its log, below the node's root: where a node keeps it as text.
+const LOG: &str = "var/log/containerd.log";
 
 const GO_MOD: &str = include_str!("../../../../../tests/containerd/go.mod");
 
@@ -57,7 +65,7 @@ impl Containerd {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root, to run containerd");
         let root = tempfile::tempdir().expect("a temporary directory");
         let at = |name: &str| root.path().join(name);
-        for directory in ["run/containerd", "net.d", "bin", "var/lib/kubelet/pods"] {
+        for directory in ["run/containerd", "net.d", "bin", "var/lib/kubelet/pods", "var/log"] {
             std::fs::create_dir_all(at(directory)).expect("mkdir");
         }
         std::os::unix::fs::symlink("/proc", at("proc")).expect("link");
@@ -79,7 +87,7 @@ impl Containerd {
 
     fn spawn(program: &Path, root: &Path) -> Child {
         let at = |name: &str| root.join(name).display().to_string();
-        let log = std::fs::File::options().create(true).append(true).open(at("log")).expect("create");
+        let log = std::fs::File::options().create(true).append(true).open(at(LOG)).expect("create");
         // The shim is looked for beside the program first.
         let directories = program.parent().into_iter().map(|it| it.display().to_string()).filter(|it| !it.is_empty());
         let path = directories.chain([std::env::var("PATH").unwrap_or_default()]).collect::<Vec<_>>().join(":");
@@ -130,7 +138,7 @@ impl Containerd {
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.root.path().join(LOG)).unwrap_or_default()
     }
 
     /// The shims of this containerd, of all on this machine.
@@ -195,6 +203,35 @@ fn refuses(runtime: &Runtime) -> bool {
     reason(&runtime.status) == Some(Reason::Refused)
 }
 
+/// What each check makes of this; one object that nobody owns is one too many.
+fn judged(seen: impl FnOnce(&mut Snapshot)) -> BTreeMap<&'static str, Outcome> {
+    let mut now = Snapshot::blank(jiff::Timestamp::now(), Identity::default());
+    seen(&mut now);
+    let before = Remembered::default();
+    let expected = Expected::of(&now, &before);
+    let limits = Limits { abandoned_objects: 0, ..Limits::default() };
+    let look = Look { now: &now, before: &before, expected: &expected, limits: &limits };
+    checks::run_all(&look).into_iter().map(|(check, outcome)| (check.code, outcome)).collect()
+}
+
+/// What one check makes of this runtime.
+fn outcome(runtime: &Runtime, code: &str) -> Outcome {
+    judged(|now| now.runtime = runtime.clone()).remove(code).expect("a check")
+}
+
+/// What one check finds there.
+fn details(runtime: &Runtime, code: &str) -> Vec<String> {
+    let Outcome::Findings(findings) = outcome(runtime, code) else { return Vec::new() };
+    findings.into_iter().map(|finding| finding.detail).collect()
+}
+
+/// What only an answer of the runtime can tell is unknown.
+fn only_it_could_tell(runtime: &Runtime) {
+    for code in ["RuntimeNotReady", "ContainerdSlow", "ImageFsStatsMissing", "PodSandboxFailing", "CniNotInitialized"] {
+        assert!(matches!(outcome(runtime, code), Outcome::Unknown(_)), "{code}: {:?}", outcome(runtime, code));
+    }
+}
+
 async fn through_its_life(program: PathBuf, version: &str) {
     let mut containerd = Containerd::start(program);
     let closed = Arc::<Notify>::default();
@@ -212,6 +249,15 @@ async fn through_its_life(program: PathBuf, version: &str) {
     let images = ready.image_filesystems.get().expect("told");
     assert!(images.len() == 1 && images[0].starts_with(&containerd.root.path().display().to_string()), "{images:?}");
     assert!(status.cni_load.as_ref().is_some_and(|load| load.contains("cni")), "{:?}", status.cni_load);
+    let well = |runtime: &Runtime, codes: &[&str]| {
+        for code in codes {
+            assert_eq!(outcome(runtime, code), Outcome::Healthy, "{code}");
+        }
+    };
+    // Its network is no fault of its own.
+    well(&ready, &["RuntimeNotReady", "ImageFsStatsMissing", "ContainerdDown", "ContainerdUnresponsive"]);
+    let told = details(&ready, "CniNotInitialized");
+    assert!(told[0].contains("NetworkReady=false, NetworkPluginNotReady: Network plugin returns error: "), "{told:?}");
 
     containerd.signal(Signal::SIGSTOP);
     eventually(&containerd, &mut source, "stopped", hangs).await;
@@ -220,16 +266,28 @@ async fn through_its_life(program: PathBuf, version: &str) {
     let process = hung.hung.expect("it listens");
     assert_eq!(u32::try_from(process.pid), Ok(containerd.process.id()));
     assert!(process.threads > 3 && process.stopped == process.threads && process.stuck == 0, "{process:?}");
+    let told = details(&hung, "ContainerdUnresponsive");
+    assert!(told[0].contains("does not answer") && told[0].contains(" is stopped by a signal ("), "{told:?}");
+    only_it_could_tell(&hung);
+    well(&hung, &["ContainerdDown"]);
     containerd.signal(Signal::SIGCONT);
     let going = eventually(&containerd, &mut source, "going on", answers).await;
     assert_eq!(going.hung, None);
+    well(&going, &["ContainerdUnresponsive", "RuntimeNotReady"]);
 
     // What was told of connections before is no news.
     closed.notified().now_or_never();
     containerd.process.kill().expect("it runs");
     containerd.process.wait().expect("it ends");
     tokio::time::timeout(PATIENCE, closed.notified()).await.expect("its end is told, without a look");
-    eventually(&containerd, &mut source, "gone", refuses).await;
+    let gone = eventually(&containerd, &mut source, "gone", refuses).await;
+    let told = details(&gone, "ContainerdDown");
+    assert!(told[0].contains("is down: nobody listens on /run/containerd/containerd.sock"), "{told:?}");
+    only_it_could_tell(&gone);
+    well(&gone, &["ContainerdUnresponsive"]);
+    containerd.restart();
+    let again = eventually(&containerd, &mut source, "ready again", answers).await;
+    well(&again, &["ContainerdDown", "RuntimeNotReady"]);
 }
 
 #[tokio::test]
@@ -240,46 +298,4 @@ async fn containerd_1_that_is_ready_stopped_and_killed() {
 #[tokio::test]
 async fn containerd_2_that_is_ready_stopped_and_killed() {
     through_its_life(two(), "2.").await;
-}
-
-/// A CNI plugin that refuses each pod in Calico's words.
-const REFUSES: &str = "#!/bin/sh\ncat >/dev/null\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\n\
-    echo '{\"cniVersion\":\"0.4.0\",\"code\":11,\"msg\":\"cannot allocate new block due to per host block limit\"}'\nexit 1\n";
-
-async fn pods_that_cannot_start(program: PathBuf) {
-    use std::os::unix::fs::PermissionsExt;
-    let containerd = Containerd::start(program);
-    let at = |name: &str| containerd.root.path().join(name);
-    std::fs::write(at("bin/refuses"), REFUSES).expect("write");
-    std::fs::set_permissions(at("bin/refuses"), std::fs::Permissions::from_mode(0o755)).expect("chmod");
-    std::fs::copy("/usr/lib/cni/loopback", at("bin/loopback")).expect("a plugin of the distribution");
-    let conflist = r#"{"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "refuses"}]}"#;
-    std::fs::write(at("net.d/10-pods.conflist"), conflist).expect("write");
-    let mut source = containerd.source();
-    eventually(&containerd, &mut source, "ready", |runtime| {
-        let network = runtime.status.get().and_then(|status| status.condition("NetworkReady"));
-        answers(runtime) && network.is_some_and(|network| network.status)
-    })
-    .await;
-    let asking = Asking::of(&containerd).await;
-    for attempt in 0..6 {
-        let said = asking.sandbox("web", attempt, false).await.expect_err("the plugin refuses");
-        let why = crate::checks::sandbox_failure::classify(&said).expect("known words");
-        assert_eq!(why.what, "this worker may have no further block of addresses", "{said}");
-        source.look(None, true).await;
-    }
-    // Whether it keeps what it could not set up differs; that something came and went shows in any case.
-    source.inventory = None;
-    let failures = source.look(None, true).await.failures;
-    assert!(failures.attempts >= 5 && failures.goes_on, "{failures:?}\n{}", containerd.log());
-}
-
-#[tokio::test]
-async fn containerd_1_pods_that_cannot_start() {
-    pods_that_cannot_start(one()).await;
-}
-
-#[tokio::test]
-async fn containerd_2_pods_that_cannot_start() {
-    pods_that_cannot_start(two()).await;
 }

@@ -1,12 +1,10 @@
 //! Shims that outlive what is known of them: what is told of them once they have had no owner for long, and until they end.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use super::*;
 use crate::agent::observe::debris::DebrisSource;
 use crate::agent::observe::processes::{Attendants, ProcessSource};
-use crate::checks::{self, Limits, Look, Outcome};
-use crate::facts::{Expected, Identity, Remembered, Snapshot};
 
 /// From when on something without an owner counts.
 const OLD: Duration = Duration::from_secs(600);
@@ -26,17 +24,12 @@ fn attendants(containerd: &Containerd) -> Attendants {
     }
 }
 
-/// What is told of debris; one object that nobody owns is one too many.
+/// What is told of debris.
 pub(super) fn said(debris: Option<crate::facts::Debris>) -> BTreeMap<&'static str, String> {
-    let mut now = Snapshot::blank(jiff::Timestamp::now(), Identity::default());
-    now.debris = debris.map_or(Seen::Absent, Seen::Yes);
-    let before = Remembered::default();
-    let expected = Expected::of(&now, &before);
-    let limits = Limits { abandoned_objects: 0, ..Limits::default() };
-    let look = Look { now: &now, before: &before, expected: &expected, limits: &limits };
-    let told = checks::run_all(&look).into_iter().filter_map(|(check, outcome)| match outcome {
-        Outcome::Findings(findings) if ["ShimLeak", "RuntimeObjectLeak"].contains(&check.code) => {
-            Some((check.code, findings.into_iter().map(|finding| finding.detail).collect::<Vec<_>>().join("; ")))
+    let told = judged(|now| now.debris = debris.map_or(Seen::Absent, Seen::Yes));
+    let told = told.into_iter().filter_map(|(code, outcome)| match outcome {
+        Outcome::Findings(findings) if ["ShimLeak", "RuntimeObjectLeak"].contains(&code) => {
+            Some((code, findings.into_iter().map(|finding| finding.detail).collect::<Vec<_>>().join("; ")))
         }
         _ => None,
     });
