@@ -234,6 +234,19 @@ fn what_follows_from_another_and_what_is_routine_comes_last() {
 }
 
 #[test]
+fn a_dns_that_says_it_has_failed_is_found_unless_a_registry_was_asked_for() {
+    let book = Book::open();
+    let lookup = "dial tcp: lookup api.shop.svc on 172.21.0.10:53: server misbehaving";
+    is(&book, &format!("Get \"https://api.shop.svc/\": {lookup}"), "ClusterDnsUnreachable", "Go");
+    is(&book, ";; ->>HEADER<<- opcode: QUERY, status: SERVFAIL, id: 9", "ClusterDnsUnreachable", "dig");
+    let steps = book.entries.iter().find(|entry| entry.record.name == "ClusterDnsUnreachable").expect("a record");
+    assert!(format!("{:?}", steps.record).contains("block `kubernetes` of its Corefile"), "{:?}", steps.record);
+    let pull =
+        format!("Failed to pull image \"icr.io/x:1\": failed to do request: Head \"https://icr.io/v2/x\": {lookup}");
+    is(&book, &pull, "RegistryUnreachable", "a pull");
+}
+
+#[test]
 fn lists_of_workers_and_conditions_of_nodes_are_read() {
     let book = Book::open();
     let list = "ID                                                 Public IP       Private IP       Machine Type   State              Status                              Zone    Version
