@@ -1,6 +1,7 @@
 //! The runtime says of itself that it is not ready.
 //!
-//! *Looks at* the condition `RuntimeReady` of CRI `Status`. *Trap*: condition types that are not known, like
+//! *Looks at* the condition `RuntimeReady` of CRI `Status`: containerd says that it is as long as it answers, cri-dockerd whether
+//! the Docker behind it answers. *Trap*: condition types that are not known, like
 //! `ContainerdHasNoDeprecationWarnings`, are information (catalogue R057).
 
 use std::time::Duration;
@@ -12,7 +13,7 @@ pub(super) const CHECK: Check = Check {
     area: Area::Runtime,
     severity: Severity::Critical,
     why: "the kubelet does not start pods while the runtime says so",
-    next_step: "read the runtime's log (`journalctl -u containerd`) for the reason that it gives",
+    next_step: "read the log of the runtime, and of Docker where that is behind it (`journalctl -u containerd -u crio -u cri-docker -u docker`), for the reason that it gives",
     raise_after: Duration::from_secs(5),
     clear_after: Duration::from_secs(2),
     run,

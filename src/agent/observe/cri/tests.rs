@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use super::*;
 
 mod containerd;
+mod others;
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
