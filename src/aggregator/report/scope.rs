@@ -14,6 +14,9 @@ use crate::aggregator::row::Row;
 use crate::checks::{Area, Severity};
 use crate::verdict::{AGENT_STALE, WorkerState};
 
+/// What a worker says whose clock is not the API server's.
+const CLOCK: &str = "ClockSkewed";
+
 /// One code, while it is counted.
 struct Count {
     severity: Severity,
@@ -92,7 +95,7 @@ fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, cluster: &Cluster) -> F
     let scope = Scope::of(count.counted.len(), eligible, cluster.limits());
     let suspects = named(cluster, crowd.suspects(&count.counted));
     let shared = suspects.first().map(|suspect| format!("{} {}", suspect.attribute, suspect.value));
-    let next = remedy(scope, shared.as_deref(), count.first);
+    let next = remedy(code, scope, shared.as_deref(), count.first);
     FindingCount {
         code: code.to_owned(),
         severity: count.severity,
@@ -111,7 +114,7 @@ fn counted(code: &str, count: &Count, crowd: &Crowd<'_>, cluster: &Cluster) -> F
 
 /// What to do about something that is on more than a few workers. The remedies are opposites: what helps one worker makes
 /// an outage of forty.
-fn remedy(scope: Scope, shared: Option<&str>, first: Timestamp) -> Option<String> {
+fn remedy(code: &str, scope: Scope, shared: Option<&str>, first: Timestamp) -> Option<String> {
     let first = crate::facts::utc(first);
     match (scope, shared) {
         (Scope::None | Scope::Few, _) => None,
@@ -120,6 +123,10 @@ fn remedy(scope: Scope, shared: Option<&str>, first: Timestamp) -> Option<String
         )),
         (Scope::Subset, None) => Some(format!(
             "do not repair these workers one by one: find out what they share (recent updates, zone, subnet, pool, a component) and what changed before {first}; gather the evidence of two or three of them first"
+        )),
+        // Each of them compares its clock with the API server's: one clock that is wrong is likelier than all of theirs (R038).
+        (Scope::Most | Scope::All, _) if code == CLOCK => Some(format!(
+            "do not cordon, drain, reboot or reload workers for this: it is the API server's clock that is wrong, or that of a time server that all of them use; look at `chronyc tracking` or `timedatectl` on the control plane's machines, or hand the provider a support case, and find out what changed before {first}"
         )),
         (Scope::Most | Scope::All, _) => Some(format!(
             "do not cordon, drain, reboot or reload workers for this: the cause is in what all of them use (configuration, datastore, control plane); find out what changed before {first}, and gather the evidence of two or three of them"

@@ -60,6 +60,21 @@ fn a_few_workers_keep_their_own_remedy_and_many_never_do() {
 }
 
 #[test]
+fn clocks_of_all_workers_that_differ_from_the_api_servers_are_the_api_servers_fault() {
+    let skewed = ("ClockSkewed", "warning", "integrity", "This node's clock is 12 s ahead of the control plane's");
+    let next = |wrong: usize| {
+        let of = |number| if number < wrong { [skewed].to_vec() } else { Vec::new() };
+        let worker = |number: usize| node(&format!("n{number}"), "a", "p", "Warning", &of(number));
+        let nodes: Vec<Value> = (0..10).map(worker).collect();
+        report(&nodes).nodes.into_iter().find_map(|node| node.next).expect("a next step").to_string()
+    };
+    let all = next(10);
+    assert!(all.starts_with("10 of 10 workers have this: do not cordon, drain, reboot or reload"), "{all}");
+    assert!(all.contains("it is the API server's clock that is wrong") && all.contains("chronyc tracking"), "{all}");
+    assert_eq!(next(1), "do what helps against ClockSkewed", "one clock alone is the worker's own");
+}
+
+#[test]
 fn the_first_failure_is_told_and_what_the_workers_share() {
     let report = report(&workers(30, 10));
     let finding = &report.findings[0];
