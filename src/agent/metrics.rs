@@ -156,7 +156,8 @@ fn snapshot_metrics(registry: &mut Registry, snapshot: &Snapshot) {
         );
     }
     if let Some(log) = snapshot.kernel_log.get() {
-        let help = "Lines of the kernel's log that were overwritten before they were read, to two digits";
+        let help =
+            "Lines of the kernel's log that were overwritten before they were read, rounded down to a power of ten";
         registry.register("kernel_log_lines_lost", help, ConstCounter::new(log.lost));
     }
     socket_metrics(registry, snapshot);
@@ -233,12 +234,15 @@ fn source_metrics(registry: &mut Registry, watched: &Watched) {
     registry_unit(registry, "source_last_success_timestamp", "When the last look succeeded", successes);
     let looks = Family::<Labels, prometheus_client::metrics::counter::Counter>::default();
     let errors = Family::<Labels, prometheus_client::metrics::counter::Counter>::default();
+    let wakes = Family::<Labels, prometheus_client::metrics::counter::Counter>::default();
     for (source, stats) in &stats {
         looks.get_or_create(&label(source)).inc_by(stats.looks);
         errors.get_or_create(&label(source)).inc_by(stats.errors);
+        wakes.get_or_create(&label(source)).inc_by(stats.wakes);
     }
     registry.register("source_looks", "Looks", looks);
     registry.register("source_errors", "Looks that failed", errors);
+    registry.register("source_wakes", "Looks before their time, because an event asked for them", wakes);
 }
 
 fn registry_unit(registry: &mut Registry, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {

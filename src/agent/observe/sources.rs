@@ -27,7 +27,7 @@ use super::tunnels::{Targets, targets};
 use super::{HostRoot, Stats, Update};
 use crate::facts::{DnsService, Kubelet, Learned};
 pub(crate) use control_plane::kubelet_server;
-use rhythm::{Outlet, Rhythm, rest, rhythm, through, within};
+use rhythm::{Outlet, Rhythm, rhythm, through, within};
 
 /// Who did not answer is asked again after this time.
 const SILENT_AGAIN: Duration = Duration::from_millis(500);

@@ -21,6 +21,8 @@ pub(crate) struct Stats {
 pub(crate) struct SourceStats {
     /// Looks so far.
     pub(crate) looks: u64,
+    /// Rests that an event ended before their time.
+    pub(crate) wakes: u64,
     /// Looks that failed.
     pub(crate) errors: u64,
     /// How long the last look took.
@@ -41,6 +43,11 @@ impl Stats {
         } else {
             stats.errors += 1;
         }
+    }
+
+    /// Counts a rest that an event ended.
+    pub(crate) fn count_wake(&self, source: &'static str) {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).entry(source).or_default().wakes += 1;
     }
 
     /// All counters, by source.

@@ -286,6 +286,16 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_were_overwritten_are_news_only_at_powers_of_ten_and_end_nothing() {
+        let mut book = taken(&[(100, ERROR)], 100);
+        let mut lose = |lines| {
+            book.lose(lines);
+            (book.log().lost, faults(&book).len())
+        };
+        assert_eq!([1, 8, 1, 89, 1, 4_000].map(&mut lose), [(1, 1), (1, 1), (10, 1), (10, 1), (100, 1), (1_000, 1)]);
+    }
+
+    #[test]
     fn records_of_the_device() {
         let record = "6,1234,98765432,-;EXT4-fs (sda1): recovery complete\n SUBSYSTEM=block\n DEVICE=b8:1\n";
         let at = Duration::from_micros(98_765_432);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::{Outlet, Rhythm, SILENT_AGAIN, Shared, Wake, rest, rhythm, root_dir, set, within};
+use super::{Outlet, Rhythm, SILENT_AGAIN, Shared, Wake, rhythm, root_dir, set, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::cri::CriSource;
 use crate::agent::observe::debris::DebrisSource;
@@ -63,7 +63,7 @@ pub(super) async fn runtime(out: Outlet, host: HostRoot, shared: Shared, wake: W
             // Whether it was only slow, or is started anew, shows soon: looks in a row have to agree.
             tokio::time::sleep(SILENT_AGAIN).await;
         } else {
-            rest(&RUNTIME, began, Some(&wake.runtime)).await;
+            out.rest(&RUNTIME, began, Some(&wake.runtime)).await;
         }
     }
 }
@@ -133,7 +133,7 @@ pub(super) async fn debris(out: Outlet, host: HostRoot, blocking: Blocking, shar
     let first = if some { Seen::not_yet("debris of containers") } else { Seen::Absent };
     out.updates.send(Update::Debris(first)).await.ok();
     loop {
-        rest(&DEBRIS, Instant::now(), None).await;
+        out.rest(&DEBRIS, Instant::now(), None).await;
         let began = Instant::now();
         let known = shared.remains.borrow().clone();
         let Some(inventory) = known.inventory else {
@@ -183,7 +183,7 @@ pub(super) async fn store(out: Outlet, host: HostRoot, blocking: Blocking, share
         again |= damaged(&seen) || seen.error().is_some();
         out.tell(&STORE, began, seen.error().is_none(), Update::Files(seen)).await;
         let every = if again { STORE_AGAIN } else { STORE.every };
-        rest(&Rhythm { every, ..STORE }, began, Some(&wake.store)).await;
+        out.rest(&Rhythm { every, ..STORE }, began, Some(&wake.store)).await;
     }
 }
 
@@ -205,7 +205,7 @@ pub(super) async fn registries(out: Outlet, mut source: RegistrySource, shared: 
         out.tell(&REGISTRIES, began, seen.is_ok(), Update::Registries(seen.into())).await;
         let rhythm = Rhythm { every, ..REGISTRIES };
         tokio::select! {
-            _ = rest(&rhythm, began, None) => {}
+            _ = out.rest(&rhythm, began, None) => {}
             Ok(()) = names.changed() => {}
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{Outlet, Rhythm, Shared, Wake, rest, rhythm, set, within};
+use super::{Outlet, Rhythm, Shared, Wake, rhythm, set, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::cluster::{Answer, Asked, ClusterSource, Failed};
 use crate::agent::observe::control_plane::{ControlPlaneSource, Ways};
@@ -41,7 +41,7 @@ pub(super) async fn kubelet(out: Outlet, host: HostRoot, blocking: Blocking, sha
             wake.store.notify_one();
         }
         out.tell(&KUBELET, began, seen.error().is_none(), Update::Kubelet(seen)).await;
-        rest(&KUBELET, began, Some(&wake.kubelet)).await;
+        out.rest(&KUBELET, began, Some(&wake.kubelet)).await;
     }
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn health(out: Outlet, shared: Shared, wake: Wake) {
         let port = shared.kubelet.borrow().as_ref().map_or(10248, |kubelet| kubelet.healthz_port);
         let seen = source.look(port).await;
         out.tell(&HEALTH, began, true, Update::Health(seen)).await;
-        rest(&HEALTH, began, Some(&wake.health)).await;
+        out.rest(&HEALTH, began, Some(&wake.health)).await;
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) async fn control_plane(
         let seen: Seen<_> = within(&CONTROL_PLANE, source.look(kubelet.as_ref(), &now)).await.into();
         out.tell(&CONTROL_PLANE, began, seen.error().is_none(), Update::ControlPlane(seen)).await;
         tokio::select! {
-            _ = rest(&CONTROL_PLANE, began, Some(&wake.control_plane)) => {}
+            _ = out.rest(&CONTROL_PLANE, began, Some(&wake.control_plane)) => {}
             Ok(()) = ways.changed() => {}
         }
     }

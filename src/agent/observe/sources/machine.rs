@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use super::{Outlet, Rhythm, Shared, Wake, rest, rhythm, root_dir, set, within};
+use super::{Outlet, Rhythm, Shared, Wake, rhythm, root_dir, set, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::filesystems::FilesystemSource;
 use crate::agent::observe::kernel_log::KernelLogSource;
@@ -67,7 +67,7 @@ pub(super) async fn memory(out: Outlet, host: HostRoot, blocking: Blocking, shar
         strain.pods = pods.as_ref().map_or(Seen::Absent, |(_, scan)| scan.clone());
         let success = strain.tasks.error().is_none() && strain.files.error().is_none();
         out.tell(&STRAIN, began, success, Update::Strain(strain)).await;
-        rest(&MEMORY, began, Some(&wake.memory)).await;
+        out.rest(&MEMORY, began, Some(&wake.memory)).await;
     }
 }
 
@@ -162,7 +162,7 @@ pub(super) async fn filesystems(out: Outlet, host: HostRoot, blocking: Blocking,
         let roles = roles(shared.kubelet.borrow().as_ref(), shared.arguments.borrow().as_deref(), images);
         let seen = within(&FILESYSTEMS, source.look(Timestamp::now(), &roles)).await;
         out.tell(&FILESYSTEMS, began, seen.is_ok(), Update::Filesystems(seen.into())).await;
-        if rest(&FILESYSTEMS, began, Some(&wake.filesystems)).await {
+        if out.rest(&FILESYSTEMS, began, Some(&wake.filesystems)).await {
             source.changed();
         }
     }
@@ -211,7 +211,7 @@ pub(super) async fn processes(out: Outlet, host: HostRoot, blocking: Blocking, s
             }
         }
         out.tell(&PROCESSES, began, seen.is_ok(), Update::Processes(seen.into())).await;
-        rest(&PROCESSES, began, None).await;
+        out.rest(&PROCESSES, began, None).await;
     }
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{Outlet, Rhythm, SILENT_AGAIN, Shared, Wake, rest, rhythm, set, through, within};
+use super::{Outlet, Rhythm, SILENT_AGAIN, Shared, Wake, rhythm, set, through, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::cluster_dns::DnsSource;
 use crate::agent::observe::tunnels::{Targets, TunnelSource};
@@ -60,7 +60,7 @@ pub(super) async fn routing(out: Outlet, host: HostRoot, shared: Shared, wake: W
         out.tell(&ROUTING, began, seen.is_ok(), Update::Routing(seen.into())).await;
         // The backstop costs a ten-thousandth of the time at most, also with tens of thousands of routes.
         let every = (began.elapsed() * 10_000).clamp(ROUTING.every, ROUTING_SELDOM);
-        rest(&Rhythm { every, ..ROUTING }, began, Some(&wake.routing)).await;
+        out.rest(&Rhythm { every, ..ROUTING }, began, Some(&wake.routing)).await;
     }
 }
 
@@ -96,7 +96,7 @@ pub(super) async fn bgp(out: Outlet, host: HostRoot, blocking: Blocking, shared:
         if hangs {
             tokio::time::sleep(SILENT_AGAIN).await;
         } else {
-            rest(&Rhythm { every, ..BGP }, began, Some(&wake.bgp)).await;
+            out.rest(&Rhythm { every, ..BGP }, began, Some(&wake.bgp)).await;
         }
     }
 }
@@ -125,7 +125,7 @@ pub(super) async fn tunnels_between_nodes(out: Outlet, mut targets: watch::Recei
         let began = Instant::now();
         let seen = within(&TUNNELS, async { Ok(source.look(&now, Timestamp::now()).await) }).await;
         out.tell(&TUNNELS, began, seen.is_ok(), Update::Tunnels(seen.into())).await;
-        rest(&TUNNELS, began, None).await;
+        out.rest(&TUNNELS, began, None).await;
     }
 }
 
@@ -149,7 +149,7 @@ pub(super) async fn cluster_dns(
         out.tell(&DNS, began, seen.is_ok(), Update::ClusterDns(seen.into())).await;
         let rhythm = Rhythm { every: if missed { DNS_AGAIN } else { DNS.every }, ..DNS };
         tokio::select! {
-            _ = rest(&rhythm, began, None) => {}
+            _ = out.rest(&rhythm, began, None) => {}
             Ok(()) = service.changed() => {}
         }
     }
@@ -172,7 +172,7 @@ pub(super) async fn forwarding(out: Outlet, host: HostRoot) {
         let seen = net_sysctl::forwarding(&host);
         let success = seen.ipv4.error().is_none() && seen.ipv6.error().is_none();
         out.tell(&FORWARDING, began, success, Update::Forwarding(seen)).await;
-        rest(&FORWARDING, began, None).await;
+        out.rest(&FORWARDING, began, None).await;
     }
 }
 
@@ -183,7 +183,7 @@ pub(super) async fn cni(out: Outlet, host: HostRoot, blocking: Blocking, shared:
         let looked = blocking.run("CNI files", CNI.deadline, move || Ok(files::look(&host, told.as_ref()))).await;
         let seen = looked.unwrap_or_else(|error| blind_cni(&shared, error));
         out.tell(&CNI, began, seen.files.error().is_none(), Update::Cni(seen)).await;
-        rest(&CNI, began, Some(&wake.cni)).await;
+        out.rest(&CNI, began, Some(&wake.cni)).await;
     }
 }
 
@@ -206,6 +206,6 @@ pub(super) async fn traffic(out: Outlet, host: HostRoot, shared: Shared, wake: W
             Traffic::not_yet()
         });
         out.tell(&TRAFFIC, began, success, Update::Traffic(seen)).await;
-        rest(&TRAFFIC, began, Some(&wake.traffic)).await;
+        out.rest(&TRAFFIC, began, Some(&wake.traffic)).await;
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::{Outlet, Rhythm, Wake, rest, rhythm, through, within};
+use super::{Outlet, Rhythm, Wake, rhythm, through, within};
 use crate::agent::observe::blocking::Blocking;
 use crate::agent::observe::changes::History;
 use crate::agent::observe::ipset::IpSetSource;
@@ -35,7 +35,7 @@ pub(super) async fn nftables(out: Outlet, wake: Wake, mut history: History) {
             history.take(ruleset, Timestamp::now());
         }
         out.tell(&NFTABLES, began, seen.is_ok(), Update::Nftables(seen.into(), history.changes())).await;
-        rest(&NFTABLES, began, Some(&wake.nftables)).await;
+        out.rest(&NFTABLES, began, Some(&wake.nftables)).await;
     }
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn ip_sets(out: Outlet, host: HostRoot, blocking: Blocking) {
         let servers: Seen<_> = servers.await.into();
         let success = seen.error().is_none() && servers.error().is_none();
         out.tell(&IP_SETS, began, success, Update::IpSets(seen, servers)).await;
-        rest(&IP_SETS, began, None).await;
+        out.rest(&IP_SETS, began, None).await;
     }
 }
 
@@ -83,7 +83,7 @@ pub(super) async fn xtables_lock(out: Outlet, host: HostRoot, blocking: Blocking
             .lend("file locks", XTABLES_LOCK.deadline, &mut source, new, |source| source.look(Timestamp::now()));
         let seen: Seen<_> = looked.await.into();
         out.tell(&XTABLES_LOCK, began, seen.error().is_none(), Update::XtablesLock(seen)).await;
-        rest(&XTABLES_LOCK, began, None).await;
+        out.rest(&XTABLES_LOCK, began, None).await;
     }
 }
 
@@ -94,6 +94,6 @@ pub(super) async fn files(out: Outlet, host: HostRoot) {
         let began = Instant::now();
         let seen: Seen<_> = source.look().into();
         out.tell(&CONNTRACK, began, seen.error().is_none(), Update::Conntrack(seen)).await;
-        rest(&CONNTRACK, began, None).await;
+        out.rest(&CONNTRACK, began, None).await;
     }
 }

@@ -38,11 +38,20 @@ impl Outlet {
         // Nobody listens any more only while the process ends.
         self.updates.send(update).await.ok();
     }
+
+    /// [`rest`], which is counted where an event ends it.
+    pub(super) async fn rest(&self, rhythm: &Rhythm, began: Instant, wake: Option<&Notify>) -> bool {
+        let woken = rest(rhythm, began, wake).await;
+        if woken {
+            self.stats.count_wake(rhythm.name);
+        }
+        woken
+    }
 }
 
 /// Waits for the next look: the next beat, or an event. An event waits for a breath first, longer after a look that took long,
 /// so that a storm of events does not become one of looks. Answers whether it was an event.
-pub(super) async fn rest(rhythm: &Rhythm, began: Instant, wake: Option<&Notify>) -> bool {
+async fn rest(rhythm: &Rhythm, began: Instant, wake: Option<&Notify>) -> bool {
     let beat = next_beat(rhythm.every);
     let Some(wake) = wake else {
         sleep(beat).await;
