@@ -1,5 +1,5 @@
 //! What the kernel itself says of its troubles: a task that hangs, a file system with an error. The agent reads it
-//! from `/dev/kmsg`, tells each once, and not again after a restart of its own.
+//! from `/dev/kmsg`, tells each once, and not again after a restart of its own. What was overwritten before it was read is said.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -72,4 +72,47 @@ fn the_kernels_own_words_are_told_once_and_not_again_after_a_restart() -> Result
     machine.run("umount /tmp && mke2fs /dev/ram0 && mount -t ext4 /dev/ram0 /tmp")?;
     exactly(&mut machine, &[]).context("a new file system is mounted")?;
     Ok(())
+}
+
+/// Thousands of long lines, many times what the kernel's log holds (128 KiB).
+const FLOOD: &str = "echo on > /proc/sys/kernel/printk_devkmsg; line=$(head -c 900 /dev/zero | tr '\\0' x); i=0; \
+                     while [ $i -lt 3000 ]; do echo \"<6>$line\"; i=$((i+1)); done > /dev/kmsg";
+const GAP: &str = "the kernel's log was overwritten before it was read: faults that it told may be missed";
+
+fn lost(machine: &mut Machine) -> Result<u64> {
+    let metrics = machine.run("wget -qO- http://127.0.0.1:10580/metrics")?;
+    let lost = metrics.lines().find_map(|line| line.strip_prefix("nodevitals_kernel_log_lines_lost_total "));
+    Ok(lost.context("no such metric")?.parse()?)
+}
+
+#[test]
+fn lines_that_were_overwritten_before_they_were_read_are_said_and_those_after_them_are_read() -> Result<()> {
+    let mut machine = Machine::boot()?;
+    machine.run("modprobe brd rd_nr=2 rd_size=16384; mke2fs /dev/ram0; mke2fs /dev/ram1")?;
+    machine.run("mount -t ext4 /dev/ram0 /tmp && mount -t ext4 /dev/ram1 /www")?;
+    machine.run(AGENT)?;
+    exactly(&mut machine, &[])?;
+    let said = machine.run(&format!("grep -c \"{GAP}\" /log || true"))?;
+    ensure!(said.trim() == "0" && lost(&mut machine)? == 0, "{said} times");
+
+    // Nobody reads while it comes.
+    machine.run("kill -STOP $(cat /agent.pid)")?;
+    machine.run("echo before-the-flood > /sys/fs/ext4/ram0/trigger_fs_error")?;
+    machine.run(FLOOD)?;
+    machine.run("echo after-the-flood > /sys/fs/ext4/ram1/trigger_fs_error; kill -CONT $(cat /agent.pid)")?;
+    let told = exactly(&mut machine, &["FilesystemErrors"])?;
+    ensure!(told[0][2].contains("after-the-flood"), "{told:?}");
+    ensure!(lost(&mut machine)? == 1000, "it is said to the power of ten");
+    let said = machine.run(&format!("grep \"{GAP}\" /log"))?;
+    let line: Value = serde_json::from_str(said.trim()).context(said.clone())?;
+    let lines = line["lines"].as_u64().with_context(|| said.clone())?;
+    ensure!(line["level"] == "WARN" && (2000..3100).contains(&lines), "{said}");
+
+    // It is read to its end again, and what was lost is not lost twice.
+    machine.run("echo much-later > /sys/fs/ext4/ram0/trigger_fs_error")?;
+    exactly(&mut machine, &["FilesystemErrors", "FilesystemErrors"])?;
+    ensure!(machine.run(&format!("grep -c \"{GAP}\" /log"))?.trim() == "1" && lost(&mut machine)? == 1000, "{said}");
+    machine.run("umount /tmp /www; mke2fs /dev/ram0; mke2fs /dev/ram1")?;
+    machine.run("mount -t ext4 /dev/ram0 /tmp && mount -t ext4 /dev/ram1 /www")?;
+    exactly(&mut machine, &[]).map(drop)
 }

@@ -15,5 +15,6 @@ mod disk;
 mod ipvs;
 mod kernel;
 mod memory;
+mod shortage;
 mod suspend;
 mod wireguard;

@@ -7,7 +7,7 @@ use crate::machine::{Machine, SOON};
 use crate::support::wait::within;
 
 /// Pods as the kubelet makes them with the driver systemd: `a`, `job` and `big` have a limit, `b` has none.
-const PODS: &str = r#"
+pub(super) const PODS: &str = r#"
 cd /sys/fs/cgroup
 slice() { mkdir -p "$1" && echo "+memory +pids" > "$1/cgroup.subtree_control"; }
 echo "+memory +pids" > cgroup.subtree_control
@@ -35,7 +35,8 @@ fn hog(machine: &mut Machine, pod: &str, mebibytes: u32) -> Result<()> {
     machine.run(&script).map(drop).context("the kernel should have killed it")
 }
 
-fn cgroup(pod: &str) -> String {
+/// The directory of a pod's cgroup.
+pub(super) fn cgroup(pod: &str) -> String {
     format!("/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{pod}_1.slice")
 }
 
