@@ -332,10 +332,12 @@ impl<'a> Calico<'a> {
     }
 }
 
-/// Whether the agent has found something below Calico that explains it.
+/// Whether the agent has found something below Calico that explains it. A kubelet that is started again and again is none of
+/// Calico's either, no more than one that comes and goes (catalogue H4).
 fn has_deeper_cause(row: &Row) -> bool {
     let deeper = |finding: &crate::verdict::Raised| {
-        finding.severity == Severity::Critical && finding.caused_by.is_none() && finding.area < Area::Cni
+        let critical = finding.severity == Severity::Critical && finding.caused_by.is_none();
+        (critical && finding.area < Area::Cni) || finding.code == "KubeletRestarting"
     };
     row.findings.iter().any(deeper) && !row.marked_stale()
 }

@@ -171,6 +171,13 @@ fn workers_with_another_cause_are_left_to_it() {
     let full = ("DiskFull", "critical", "capacity", "/var is full");
     apply(&mut cluster, &node(&name(1), "a", "p", "Critical", &[full]));
     assert!(codes(&cluster, 0).is_empty());
+    // One whose kubelet is started again and again, too, until it is not.
+    let restarts = ("KubeletRestarting", "warning", "controlPlanePath", "it was restarted 3 times");
+    apply(&mut cluster, &node(&name(1), "a", "p", "Warning", &[restarts]));
+    assert!(codes(&cluster, 0).is_empty());
+    let slow = ("ContainerdSlow", "warning", "runtime", "it takes long");
+    apply(&mut cluster, &node(&name(1), "a", "p", "Warning", &[slow]));
+    assert_eq!(codes(&cluster, 0), [("CalicoNodeFailingOnNode", Critical, 1)], "that explains nothing");
 }
 
 #[test]
