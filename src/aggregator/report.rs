@@ -6,6 +6,7 @@ mod contrast;
 mod count;
 mod judge;
 mod judgement;
+mod sandboxes;
 mod scope;
 mod typha;
 mod whole;

@@ -35,6 +35,8 @@ const SETTING_UP: i64 = 60;
 const MOST: usize = 32;
 /// Workers that are named.
 const NAMED: usize = 20;
+/// By these, and those that begin with its name, it is told where calico-node does not run.
+const OF_CALICO: [&str; 3] = ["CalicoInitFailed", "CalicoDataForDeletedNodes", "WebhookDeadlock"];
 
 /// Something that is wrong with the cluster, before it is known for whom it is told.
 #[derive(Debug)]
@@ -118,6 +120,17 @@ pub(super) fn findings(
     (dated(all, cluster), more)
 }
 
+/// The workers on which calico-node does not run, each with the code by which that is told.
+pub(super) fn without_calico(
+    cluster: &Cluster,
+    duplicates: &HashMap<&str, &str>,
+    now: Timestamp,
+) -> BTreeMap<String, &'static str> {
+    let of_calico = |draft: &Draft| draft.code.starts_with("CalicoNode") || OF_CALICO.contains(&draft.code);
+    let all = drafts(cluster, duplicates, now).into_iter().filter(of_calico);
+    all.flat_map(|draft| draft.on.into_iter().map(move |name| (name, draft.code))).collect()
+}
+
 /// The same, before it is known when they were noticed.
 pub(super) fn judged(
     cluster: &Cluster,
@@ -125,6 +138,18 @@ pub(super) fn judged(
     only: Option<&str>,
     now: Timestamp,
 ) -> (Vec<ClusterFinding>, usize) {
+    let drafts = drafts(cluster, duplicates, now);
+    let mut all: Vec<ClusterFinding> = drafts.into_iter().map(|draft| draft.told(only)).collect();
+    all.retain(|finding| only.is_none() || !finding.workers.is_empty());
+    // The sort is stable: what is alike stays as it was found.
+    all.sort_by(|a, b| (b.severity, b.nodes).cmp(&(a.severity, a.nodes)).then_with(|| a.subject.cmp(&b.subject)));
+    let more = all.len().saturating_sub(MOST);
+    all.truncate(MOST);
+    (all, more)
+}
+
+/// All that is wrong.
+fn drafts(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Vec<Draft> {
     let pods: Vec<&CalicoPod> = cluster.surroundings.calico_pods().collect();
     let mut drafts = not_started(&pods, now);
     let passwords = cluster.password.iter().filter(|found| found.is_wrong() && lasts(found.since, SETTING_UP, now));
@@ -149,13 +174,7 @@ pub(super) fn judged(
     if drafts.iter().any(|draft| draft.code == "CalicoDataForDeletedNodes") {
         drafts.retain(|draft| !draft.code.starts_with("CalicoNodeFailing"));
     }
-    let mut all: Vec<ClusterFinding> = drafts.into_iter().map(|draft| draft.told(only)).collect();
-    all.retain(|finding| only.is_none() || !finding.workers.is_empty());
-    // The sort is stable: what is alike stays as it was found.
-    all.sort_by(|a, b| (b.severity, b.nodes).cmp(&(a.severity, a.nodes)).then_with(|| a.subject.cmp(&b.subject)));
-    let more = all.len().saturating_sub(MOST);
-    all.truncate(MOST);
-    (all, more)
+    drafts
 }
 
 /// Says since when they are there, and what changed before. What tells no time itself is there at least since it was noticed.

@@ -9,6 +9,7 @@ use super::around;
 use super::count::{groups, summary};
 use super::judge::Judged;
 use super::judgement::LastJudgement;
+use super::sandboxes::explain;
 use super::scope::{choose_remedies, findings};
 use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, NodeReport, Source, View};
 use crate::aggregator::cluster::Cluster;
@@ -81,6 +82,7 @@ fn overview_for<'a>(
     };
     let mut nodes: Vec<Judged<'a>> = cluster.nodes().map(judged).collect();
     let duplicates = cluster.duplicates();
+    explain(&mut nodes, || around::without_calico(cluster, &duplicates, now.wall));
     let counted = findings(cluster, &duplicates, &nodes);
     choose_remedies(&counted, &mut nodes);
     nodes.sort_by(|a, b| rank(a).cmp(&rank(b)));

@@ -22,8 +22,10 @@ pub(in crate::aggregator) struct Judged<'a> {
     pub(super) reason: Option<&'a str>,
     detail: Option<&'a str>,
     next: Option<&'a str>,
-    /// What is to be done where many workers have the same.
+    /// What is to be done where many workers have the same, or where something else comes first.
     pub(super) remedy: Option<Rc<str>>,
+    /// Pods do not start because calico-node does not run there, which is told by this code.
+    pub(super) without_calico: Option<&'static str>,
     agent: Agent,
     /// The cluster is seen. If not, nothing is said about it but that.
     seen: bool,
@@ -41,6 +43,7 @@ impl<'a> Judged<'a> {
             detail: None,
             next: None,
             remedy: None,
+            without_calico: None,
             agent: Agent::NotSeen,
             seen: view.complete,
         };

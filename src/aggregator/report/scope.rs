@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::contrast::{Crowd, Failing, Member};
 use super::judge::Judged;
+use super::sandboxes::{calico_first, is_root};
 use super::typha::named;
 use super::{FindingCount, Scope};
 use crate::aggregator::cluster::Cluster;
@@ -78,9 +79,7 @@ fn told<'a>(node: &Judged<'a>) -> impl Iterator<Item = Told<'a>> {
     let findings = node.row.findings.iter().filter(move |_| known);
     let gone = node.reason.filter(|reason| *reason == AGENT_STALE).and(node.since);
     findings
-        .map(|finding| {
-            (finding.code.as_str(), finding.severity, finding.area, finding.since, finding.caused_by.is_none())
-        })
+        .map(|finding| (finding.code.as_str(), finding.severity, finding.area, finding.since, is_root(node, finding)))
         .chain(gone.map(|since| (AGENT_STALE, Severity::Warning, Area::ControlPlanePath, since, true)))
 }
 
@@ -141,7 +140,7 @@ pub(super) fn choose_remedies(findings: &[FindingCount], nodes: &mut [Judged<'_>
     });
     let wide: BTreeMap<&str, Rc<str>> = wide.collect();
     for node in nodes {
-        node.remedy = node.reason.and_then(|reason| wide.get(reason)).map(Rc::clone);
+        node.remedy = node.reason.and_then(|reason| wide.get(reason)).map(Rc::clone).or_else(|| calico_first(node));
     }
 }
 
