@@ -47,10 +47,11 @@ pub(crate) struct Object {
 }
 
 /// What Events are about besides Nodes: with its group and version, and as paths name it.
-const KINDS: [(&str, &str, &str); 8] = [
+const KINDS: [(&str, &str, &str); 9] = [
     ("Lease", "coordination.k8s.io/v1", "leases"),
     ("DaemonSet", "apps/v1", "daemonsets"),
     ("Deployment", "apps/v1", "deployments"),
+    ("Service", "v1", "services"),
     ("ValidatingWebhookConfiguration", "admissionregistration.k8s.io/v1", "validatingwebhookconfigurations"),
     ("MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"),
     ("IPPool", "crd.projectcalico.org/v1", "ippools"),
@@ -98,6 +99,7 @@ impl Object {
         let below = if namespace.is_empty() { String::new() } else { format!("namespaces/{namespace}/") };
         match *kind {
             "Node" => format!("/api/v1/nodes/{name}"),
+            "Service" => format!("/api/v1/{below}{plural}/{name}"),
             "Lease" => format!("/apis/{api_version}/{below}{plural}/{name}"),
             // These may be listed, and not asked for one by one.
             _ => format!("/apis/{api_version}/{below}{plural}?fieldSelector=metadata.name%3D{name}"),
