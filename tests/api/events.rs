@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 use crate::agent::{jump, packet_filter, worker_with_chains};
 use crate::bench::{AGENT, Bench, SOON, soon};
+use crate::inventory::{GROUP, Planted, WEBHOOKS, webhooks};
+use crate::map::object;
 use crate::support::wait;
 
 const CODE: &str = "KubeProxyChainsUnhooked";
@@ -101,29 +103,127 @@ fn they_can_be_turned_off() -> Result<()> {
     jump(&bench, "-A")
 }
 
-/// An Event about a finding of the cluster is on the object that it names, in that one's namespace, by its UID.
+/// What is wrong with each of these, and the kind and name of what its Event is about.
+const ABOUT: [(&str, &str, &str); 8] = [
+    ("CalicoKubeControllersMissing", "Deployment", "calico-kube-controllers"),
+    ("CalicoNodeFailingOnNode", "DaemonSet", "calico-node"),
+    ("CalicoNodeFailingOnNode", "Node", "e3"),
+    ("ClusterIpPoolExhausted", "IPPool", "default-ipv4-ippool"),
+    ("CalicoConfigDrift", "FelixConfiguration", "default"),
+    ("WebhookRisk", "ValidatingWebhookConfiguration", "guard"),
+    ("ClusterDnsUnreachable", "Service", "dns-e3"),
+    ("ControlTunnelDown", "Lease", "nodevitals-aggregator"),
+];
+const SYSTEM: &str = "namespaces/kube-system";
+
+/// What is planted in kube-system, until this is dropped.
+struct System<'a>(&'a Bench);
+
+impl Drop for System<'_> {
+    fn drop(&mut self) {
+        let apps = format!("/apis/apps/v1/{SYSTEM}");
+        for path in [
+            format!("{apps}/deployments/calico-kube-controllers"),
+            format!("{apps}/daemonsets/calico-node"),
+            format!("/api/v1/{SYSTEM}/services/dns-e3"),
+            format!("/apis/discovery.k8s.io/v1/{SYSTEM}/endpointslices/dns-e3"),
+        ] {
+            // It may not have been made.
+            let _ = self.0.admin(&format!("DELETE {path}"), &Value::Null);
+        }
+    }
+}
+
+/// All of it is wrong, for a short time.
+fn plant_what_events_are_about(bench: &Bench) -> Result<()> {
+    let long_ago =
+        (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(5)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let workload = |kind: &str, name: &str, more: Value| {
+        let labels = json!({"k8s-app": name});
+        let mut object = json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": {
+            "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
+        object["spec"].as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        bench.admin(&format!("POST /apis/apps/v1/{SYSTEM}/{}s", kind.to_lowercase()), &object)
+    };
+    workload("Deployment", "calico-kube-controllers", json!({"replicas": 0}))?;
+    workload("DaemonSet", "calico-node", json!({}))?;
+    bench.add_calico_node("calico-node-e3", "kube-system", "e3", true)?;
+    let tunnel = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "vpn-e4", "labels": {"app": "vpn"}},
+        "spec": {"nodeName": "e4", "serviceAccountName": "calico-node", "containers": [{"name": "c", "image": "x"}]}});
+    bench.admin(&format!("POST /api/v1/{SYSTEM}/pods"), &tunnel)?;
+    for pod in ["calico-node-e3", "vpn-e4"] {
+        let ready = json!({"type": "Ready", "status": "False", "lastTransitionTime": long_ago});
+        let status = json!({"status": {"phase": "Running", "conditions": [ready]}});
+        bench.admin(&format!("PATCH strategic /api/v1/{SYSTEM}/pods/{pod}/status"), &status)?;
+    }
+    let ports = json!([{"name": "dns", "port": 53, "protocol": "UDP"}]);
+    let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/service-name": "dns-e3"});
+    let meta = json!({"name": "dns-e3", "namespace": "kube-system", "labels": labels});
+    let pool = object("IPPool", "default-ipv4-ippool", &json!({"cidr": "172.30.0.0/30", "blockSize": 30}));
+    let items = json!([
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": ports}},
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "metadata": meta, "ports": ports,
+            "endpoints": [{"addresses": ["172.30.1.9"], "conditions": {"ready": false}}]},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "guard"}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "hook", "namespace": "guard"}, "spec": {"ports": [{"port": 443}]}},
+        pool,
+    ]);
+    bench.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+    let mut felix = object("FelixConfiguration", "default", &json!({"bpfEnabled": true}));
+    felix["metadata"]["annotations"] = json!({"created-by": "IBMCloudKubernetesService"});
+    bench.admin(&format!("POST {GROUP}/felixconfigurations?fieldManager=kubectl-edit"), &felix)?;
+    // From now on no Pod of the system can be made.
+    bench.admin(&format!("POST {WEBHOOKS}"), &webhooks()).map(drop)
+}
+
+/// An Event about a finding of the cluster is on the object that it names, in that one's namespace, by its UID; and on a worker;
+/// where there is neither, on the Lease of who tells it.
 #[test]
-fn what_is_wrong_with_a_deployment_of_calico_is_told_on_it() -> Result<()> {
-    const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/kube-system/deployments";
-    const NAME: &str = "calico-kube-controllers";
+fn what_is_wrong_with_the_cluster_is_told_on_what_it_is_about() -> Result<()> {
     let bench = Bench::take()?;
+    let planted = Planted::kinds(&bench)?;
     bench.add_worker("e3", &json!({}))?;
-    let labels = json!({"k8s-app": NAME});
-    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": NAME}, "spec": {
-        "replicas": 0, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels},
-            "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
-    let made = bench.admin(&format!("POST {DEPLOYMENTS}"), &deployment)?;
-    bench.add_pod("aggregator-e3", "aggregator", "e3")?;
-    let aggregator = bench.aggregator("aggregator-e3")?;
+    bench.add_worker("e4", &json!({}))?;
+    planted.block(0, "e3", 4)?;
+    bench.add_pod("aggregator-e3", "aggregator", "e4")?;
+    let _system = System(&bench);
+    plant_what_events_are_about(&bench)?;
+    let limits = bench.config("events", "cluster: {routineSeconds: 10}\n")?;
+    let aggregator = bench.aggregator_with("aggregator-e3", &["--config", &limits])?;
     soon("it is ready", || aggregator.page("/readyz"));
-    let told = wait::eventually("an Event about the Deployment", 3 * SOON, || {
-        let all = bench.list("/api/v1/namespaces/kube-system/events")?;
-        let of_it = all.iter().find(|event| event["involvedObject"]["uid"] == made["metadata"]["uid"]);
-        of_it.cloned().with_context(|| format!("{all:#?}"))
+    let of_it = |all: &[Value], (code, kind, name): (&str, &str, &str)| {
+        let about = |event: &&Value| {
+            let object = &event["involvedObject"];
+            event["reason"] == code && object["kind"] == kind && object["name"] == name
+        };
+        all.iter().find(about).cloned()
+    };
+    let all = wait::eventually("an Event about each", 6 * SOON, || {
+        let all = bench.list("/api/v1/events")?;
+        let missing: Vec<_> = ABOUT.into_iter().filter(|about| of_it(&all, *about).is_none()).collect();
+        ensure!(missing.is_empty(), "none of {missing:?} in {all:#?}");
+        Ok(all)
     });
-    bench.admin(&format!("DELETE {DEPLOYMENTS}/{NAME}"), &Value::Null)?;
-    assert_eq!((&told["reason"], &told["type"]), (&json!("CalicoKubeControllersMissing"), &json!("Warning")));
-    assert_eq!(told["involvedObject"]["kind"], "Deployment");
+    for about in ABOUT {
+        let event = of_it(&all, about).context("just found")?;
+        let object = &event["involvedObject"];
+        let namespace = object["namespace"].as_str().unwrap_or_default();
+        let expected = if namespace.is_empty() { "default" } else { namespace };
+        assert_eq!(
+            (&event["type"], &event["metadata"]["namespace"]),
+            (&json!("Warning"), &json!(expected)),
+            "{event:#}"
+        );
+        let version = object["apiVersion"].as_str().context("a version")?;
+        let plural =
+            if about.1 == "FelixConfiguration" { "felixconfigurations".into() } else { about.1.to_lowercase() + "s" };
+        let api = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+        let below = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
+        let there = bench.admin(&format!("GET {api}{below}/{plural}/{}", about.2), &Value::Null)?;
+        assert_eq!(object["uid"], there["metadata"]["uid"], "{event:#}");
+    }
+    let told = of_it(&all, ABOUT[0]).context("just found")?;
     let message = told["message"].as_str().context("a message")?;
     assert!(message.contains("is scaled to 0") && message.contains("Next: scale it to 1"), "{message}");
     Ok(())
