@@ -30,6 +30,7 @@ mod policy;
 mod reliability;
 mod repair;
 mod scope;
+mod shared;
 mod trees;
 mod uninstall;
 mod unseen;
