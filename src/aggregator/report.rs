@@ -20,7 +20,7 @@ use crate::config::ClusterLimits;
 use crate::verdict::WorkerState;
 
 pub use super::journal::ChangeBefore;
-pub(super) use around::{failing_calico, place};
+pub(super) use around::{failing_calico, failing_calico_of, place};
 pub(crate) use build::{Agents, build};
 pub(super) use build::{Overview, overview};
 pub(super) use judge::Judged;

@@ -95,8 +95,14 @@ impl Store {
 
     /// All workers as of now.
     pub(super) fn overview<T>(&self, now: Now, read: impl FnOnce(Overview<'_>) -> T) -> T {
+        self.beside(now, |_, overview| read(overview))
+    }
+
+    /// The same, with what else is known.
+    pub(super) fn beside<T>(&self, now: Now, read: impl FnOnce(&Cluster, Overview<'_>) -> T) -> T {
         let inner = &mut *self.lock();
-        read(overview(&inner.cluster, Agents::Watched(&inner.watchdog), self.source, &mut inner.judged, now))
+        let agents = Agents::Watched(&inner.watchdog);
+        read(&inner.cluster, overview(&inner.cluster, agents, self.source, &mut inner.judged, now))
     }
 
     /// The map of the cluster, or why there is none.

@@ -23,7 +23,7 @@ use crate::aggregator::password::Found;
 use crate::aggregator::pods::CalicoPod;
 use crate::checks::{Area, Severity};
 
-pub(in crate::aggregator) use calico::{failing as failing_calico, place};
+pub(in crate::aggregator) use calico::{failing as failing_calico, failing_of as failing_calico_of, place};
 pub(super) use unseen::unseen;
 
 /// A Pod younger than this, in seconds, may still be waiting for what starts beside it; a failed init container is

@@ -76,16 +76,19 @@ pub(super) fn findings(
 
 /// The workers on which calico-node fails, if that can be seen; none where it fails nearly everywhere, which is no worker's.
 pub(in crate::aggregator) fn failing(cluster: &Cluster, now: Timestamp) -> Option<Vec<String>> {
+    let (names, scope) = failing_of(cluster, now)?;
+    Some(if scope >= Scope::Most { Vec::new() } else { names })
+}
+
+/// All of them, and how much of the cluster that is, if that can be seen.
+pub(in crate::aggregator) fn failing_of(cluster: &Cluster, now: Timestamp) -> Option<(Vec<String>, Scope)> {
     let nobody = BTreeSet::new();
     let seen = cluster.nodes_sight.is_clear()
         && cluster.api_sight.is_lost().is_none()
         && cluster.surroundings.is_clear(What::CalicoPods);
     let calico = Calico::of(cluster, &cluster.duplicates(), &nobody, now).filter(|_| seen)?;
     let (broken, scope, _) = calico.counted();
-    if matches!(scope, Scope::Most | Scope::All) {
-        return Some(Vec::new());
-    }
-    Some(broken.iter().map(|(at, ..)| calico.workers[*at].0.to_owned()).collect())
+    Some((broken.iter().map(|(at, ..)| calico.workers[*at].0.to_owned()).collect(), scope))
 }
 
 /// Whether calico-node might fail there by itself: not where somebody works on the worker, or something deeper is wrong.

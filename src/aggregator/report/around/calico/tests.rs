@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::aggregator::hosted::Hosted;
 use crate::aggregator::testing::{apply, at, cluster, node};
 use crate::aggregator::watch::Change;
 
@@ -133,6 +134,27 @@ fn few_many_and_all_have_opposite_remedies() {
     }
     let draft = findings(&planted(30, &all(10), -300), at(0)).remove(0);
     assert!(draft.detail.ends_with("; 10 of 10 in zone a fail, 0 of 20 elsewhere"), "{}", draft.detail);
+}
+
+#[test]
+fn what_runs_where_calico_node_fails_is_suspected_though_agents_say_nothing() {
+    let mut cluster = planted(30, &[1, 5, 9, 12, 16, 20, 24, 28], -300);
+    let told = |cluster: &Cluster| findings(cluster, at(0)).remove(0);
+    assert!(told(&cluster).next.contains("find out what these workers share"), "{}", told(&cluster).next);
+    let on = |number: usize| {
+        let failing = number % 4 == 1 && number < 10 || number % 4 == 0 && number > 10;
+        (name(number).into(), if failing { vec![(0, None), (1, None)] } else { vec![(1, None)] })
+    };
+    let owners = vec!["DaemonSet guard/scanner".into(), "DaemonSet kube-system/kube-proxy".into()];
+    cluster.hosted = Some(Hosted { owners, on: (0..30).map(on).collect() });
+    let draft = told(&cluster);
+    assert_eq!(draft.code, "CalicoNodeFailingSubset");
+    assert!(draft.next.contains("suspect Pods of DaemonSet guard/scanner"), "{}", draft.next);
+    assert!(
+        draft.detail.contains("8 of 8 with Pods of DaemonSet guard/scanner fail, 0 of 22 elsewhere"),
+        "{}",
+        draft.detail
+    );
 }
 
 #[test]
