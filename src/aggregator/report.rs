@@ -152,13 +152,13 @@ pub struct Group {
 pub enum Scope {
     /// No worker that counts: it follows from something else there, or the workers are in maintenance.
     None,
-    /// At most two, or at most a tenth.
+    /// At most two, or at most a tenth: also one of two, and the only one.
     Few,
     /// In between.
     Subset,
     /// At least four fifths.
     Most,
-    /// Every worker.
+    /// Every worker, of two or more.
     All,
 }
 
@@ -307,13 +307,13 @@ impl Scope {
     /// How much `nodes` of `total` is.
     pub fn of(nodes: usize, total: usize, limits: &ClusterLimits) -> Scope {
         let percent = |percent: u32| total * percent as usize;
-        // Two of two are a few as well: so small a cluster says nothing about a common cause.
+        // All is all, also of two: what is drained from one would go to one that fails as well. One alone is compared with none.
         if nodes == 0 {
             Scope::None
+        } else if nodes >= total && total > 1 {
+            Scope::All
         } else if nodes <= limits.few_workers as usize || nodes * 100 <= percent(limits.few_percent) {
             Scope::Few
-        } else if nodes >= total {
-            Scope::All
         } else if nodes * 100 >= percent(limits.most_percent) {
             Scope::Most
         } else {

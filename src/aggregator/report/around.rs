@@ -18,9 +18,11 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 
 use super::ClusterFinding;
+use super::scope::{ANOTHER_FIRST, takes_pods};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::password::Found;
 use crate::aggregator::pods::CalicoPod;
+use crate::aggregator::row::Row;
 use crate::checks::{Area, Severity};
 
 pub(in crate::aggregator) use calico::{failing as failing_calico, failing_of as failing_calico_of, place};
@@ -50,12 +52,15 @@ struct Draft {
     next: String,
     since: Option<Timestamp>,
     on: Vec<String>,
+    /// Workers that the next step takes away, at least for a while.
+    taken: Vec<String>,
 }
 
 impl Draft {
     fn new(code: &'static str, severity: Severity, detail: String, next: impl Into<String>) -> Draft {
         let (subject, object, area) = (String::new(), String::new(), Area::PodRouting);
-        Draft { code, severity, area, subject, object, detail, next: next.into(), since: None, on: Vec::new() }
+        let (next, on, taken) = (next.into(), Vec::new(), Vec::new());
+        Draft { code, severity, area, subject, object, detail, next, since: None, on, taken }
     }
 
     /// What its Events are about, besides workers.
@@ -73,6 +78,22 @@ impl Draft {
     fn on<'a>(mut self, workers: impl IntoIterator<Item = &'a str>) -> Draft {
         self.on = workers.into_iter().map(str::to_owned).collect();
         self
+    }
+
+    /// The next step drains, reboots or replaces these.
+    fn takes_away<'a>(mut self, workers: impl IntoIterator<Item = &'a str>) -> Draft {
+        self.taken = workers.into_iter().map(str::to_owned).collect();
+        self
+    }
+
+    /// The last worker that takes Pods stays until there is another (R070).
+    fn keep_the_last(&mut self, cluster: &Cluster, duplicates: &HashMap<&str, &str>) {
+        let stays = |(name, row): &(&str, &Row)| {
+            takes_pods(row) && !duplicates.contains_key(name) && !self.taken.iter().any(|taken| taken == name)
+        };
+        if !self.taken.is_empty() && !cluster.nodes().any(|node| stays(&node)) {
+            self.next.insert_str(0, ANOTHER_FIRST);
+        }
     }
 
     /// On these, since the first of them has it.
@@ -170,6 +191,7 @@ fn drafts(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -
     drafts.extend(dns::unanswered(cluster, now));
     drafts.extend(connections::suspected(cluster, duplicates, now));
     drafts.retain(|draft| !outdated.contains(&draft.code));
+    drafts.iter_mut().for_each(|draft| draft.keep_the_last(cluster, duplicates));
     // That is why calico-node fails there, and what helps one worker does not help against it.
     if drafts.iter().any(|draft| draft.code == "CalicoDataForDeletedNodes") {
         drafts.retain(|draft| !draft.code.starts_with("CalicoNodeFailing"));

@@ -10,7 +10,7 @@ use super::count::{groups, summary};
 use super::judge::Judged;
 use super::judgement::LastJudgement;
 use super::sandboxes::explain;
-use super::scope::{choose_remedies, findings};
+use super::scope::{choose_remedies, findings, keep_the_last};
 use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, NodeReport, Source, View};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::stale::{Watchdog, agent_at_once};
@@ -85,6 +85,7 @@ fn overview_for<'a>(
     explain(&mut nodes, || around::without_calico(cluster, &duplicates, now.wall));
     let counted = findings(cluster, &duplicates, &nodes);
     choose_remedies(&counted, &mut nodes);
+    keep_the_last(&duplicates, &mut nodes);
     nodes.sort_by(|a, b| rank(a).cmp(&rank(b)));
     let mut workers = Counts::default();
     for node in &nodes {

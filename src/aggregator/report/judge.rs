@@ -21,8 +21,8 @@ pub(in crate::aggregator) struct Judged<'a> {
     pub(super) since: Option<Timestamp>,
     pub(super) reason: Option<&'a str>,
     detail: Option<&'a str>,
-    next: Option<&'a str>,
-    /// What is to be done where many workers have the same, or where something else comes first.
+    pub(super) next: Option<&'a str>,
+    /// What is to be done where many workers have the same, where something else comes first, or where it is the last one.
     pub(super) remedy: Option<Rc<str>>,
     /// Pods do not start because calico-node does not run there, which is told by this code.
     pub(super) without_calico: Option<&'static str>,

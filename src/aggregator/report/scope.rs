@@ -144,5 +144,30 @@ pub(super) fn choose_remedies(findings: &[FindingCount], nodes: &mut [Judged<'_>
     }
 }
 
+/// What is said before a step that takes away the last worker on which Pods can be put (R070).
+pub(super) const ANOTHER_FIRST: &str =
+    "add or uncordon a worker before this one is drained, rebooted or taken away, since no other takes Pods: ";
+/// The agents' words for such a step.
+const TAKEN_AWAY: [&str; 3] = ["drain", "reboot", "reload"];
+
+/// Whether Pods can be put on it.
+pub(super) fn takes_pods(row: &Row) -> bool {
+    row.is_ready() && !row.unschedulable && !row.deleting && !row.control_plane
+}
+
+/// An agent does not know whether its worker is the last that takes Pods.
+pub(super) fn keep_the_last(duplicates: &HashMap<&str, &str>, nodes: &mut [Judged<'_>]) {
+    let takes = |node: &&Judged<'_>| takes_pods(node.row) && !duplicates.contains_key(node.name);
+    // Where nobody says who is Ready, as without an API server, this is not known.
+    if nodes.iter().filter(takes).nth(1).is_some() || nodes.iter().any(|node| node.row.ready.is_none()) {
+        return;
+    }
+    let last = nodes.iter().find(takes).map(|node| node.name);
+    for node in nodes.iter_mut().filter(|node| node.remedy.is_none() && last.is_none_or(|last| last == node.name)) {
+        let next = node.next.filter(|next| TAKEN_AWAY.iter().any(|word| next.contains(word)));
+        node.remedy = next.map(|next| format!("{ANOTHER_FIRST}{next}").into());
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -163,9 +163,9 @@ fn summaries_of_clusters_in_which_all_is_well() {
 #[test]
 fn scope_follows_the_catalogue() {
     use Scope::{All, Few, Most, None, Subset};
-    let cases = [(0, 9), (1, 1), (2, 2), (3, 3), (2, 3), (5, 50), (6, 50), (39, 50), (40, 50), (50, 50)];
+    let cases = [(0, 9), (1, 1), (1, 2), (2, 2), (3, 3), (2, 3), (5, 50), (6, 50), (39, 50), (40, 50), (50, 50)];
     let scopes = cases.map(|(nodes, total)| Scope::of(nodes, total, &ClusterLimits::default()));
-    assert_eq!(scopes, [None, Few, Few, All, Few, Few, Subset, Subset, Most, All]);
+    assert_eq!(scopes, [None, Few, Few, All, All, Few, Few, Subset, Subset, Most, All]);
     let other = ClusterLimits { few_workers: 1, few_percent: 20, most_percent: 60, ..ClusterLimits::default() };
     let cases = [(1, 3), (2, 3), (10, 50), (11, 50), (30, 50)];
     assert_eq!(cases.map(|(nodes, total)| Scope::of(nodes, total, &other)), [Few, Most, Few, Subset, Most]);

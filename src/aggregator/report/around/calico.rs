@@ -306,8 +306,9 @@ impl<'a> Calico<'a> {
             }
             Scope::Most | Scope::All => ("CalicoNodeFailingWidespread", detail, WIDESPREAD.to_owned()),
         };
-        let on = broken.iter().map(|(at, ..)| self.workers[*at].0);
-        Some(Draft::new(code, Severity::Critical, detail, next).since(Some(*first)).on(on))
+        let on = || broken.iter().map(|(at, ..)| self.workers[*at].0);
+        let draft = Draft::new(code, Severity::Critical, detail, next).since(Some(*first)).on(on());
+        Some(if draft.next == LADDER { draft.takes_away(on()) } else { draft })
     }
 
     /// It was cured on these workers and failed again: what they are connected to is to blame, not they (R177).

@@ -82,7 +82,8 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         let next = format!(
             "cordon {node} and delete the Pod, so that it starts elsewhere; uncordon {node} once it is well again"
         );
-        return vec![Draft::new("CalicoKubeControllersOnBadNode", Warning, detail, next).since(pod.since.get())];
+        let draft = Draft::new("CalicoKubeControllersOnBadNode", Warning, detail, next).since(pod.since.get());
+        return vec![draft.takes_away([node])];
     }
     if let Some(at) = pod.out_of_memory.get().filter(|at| !lasts(Some(*at), MEMORY, now)) {
         let detail = format!("the memory of calico-kube-controllers hit its limit: {name}");
@@ -96,7 +97,8 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
             "the nodes are not to blame: uncordon those that were tried, gather, and look at Calico's configuration, the datastore, and what changed before then"
         };
         let detail = format!("calico-kube-controllers does not stay up: {name}");
-        return vec![Draft::new("CalicoKubeControllersCrashLooping", Warning, detail, next).since(pod.since.get())];
+        let draft = Draft::new("CalicoKubeControllersCrashLooping", Warning, detail, next).since(pod.since.get());
+        return vec![draft.takes_away(on.filter(|_| tried.is_empty()))];
     }
     vec![down(cluster, &name, pod.since.get(), now)]
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::scope::in_maintenance;
+use super::super::scope::{in_maintenance, takes_pods};
 use super::calico::TRIED_WITHIN;
 use super::master::{self, Silence};
 use super::{Draft, firewall, lasts, webhooks};
@@ -83,6 +83,7 @@ fn one_address(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
         // Since the last of them came.
         draft
             .since(nodes.iter().filter_map(|(_, row)| row.created.get()).max())
+            .takes_away(nodes.iter().map(|(name, _)| *name))
             .on(nodes.into_iter().map(|(name, _)| name))
     };
     shared.map(draft).collect()
@@ -101,10 +102,6 @@ fn none_left(cluster: &Cluster, now: Timestamp) -> Option<Draft> {
     let mut draft = Draft::new("ClusterWithoutWorkers", Critical, detail, next).since(Some(since));
     draft.area = Area::Capacity;
     Some(draft)
-}
-
-fn takes_pods(row: &Row) -> bool {
-    row.is_ready() && !row.unschedulable
 }
 
 /// Since when one takes no Pods, as far as that is known.

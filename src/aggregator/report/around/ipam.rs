@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::calico::failing;
+use super::super::Scope;
+use super::calico::failing_of;
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::ipam::{Ipam, Leaked, Left, family};
@@ -129,6 +130,7 @@ fn left(cluster: &Cluster, ipam: &Ipam, now: Timestamp) -> Vec<Draft> {
             draft("NodeIpReused", Critical, Area::PodRouting, detail, &next)
                 .about(address.to_string())
                 .since(cluster.node(heir).and_then(|row| row.created.get()))
+                .takes_away([*heir])
                 .on([*heir]),
         );
     }
@@ -188,7 +190,11 @@ fn without_workers(cluster: &Cluster, old: &[(&str, &Left)], now: Timestamp) -> 
         |at: i64| cluster.nodes().all(|(_, row)| row.created.get().is_none_or(|created| created.as_second() >= at));
     let alone = |node: &str| cluster.memory.gone(node).is_none_or(|gone| after(gone.at));
     let none = old.iter().any(|(node, _)| alone(node));
-    failing(cluster, now).filter(|failing| newer && none && !failing.is_empty())
+    // Of a large cluster in which it fails nearly everywhere the cause is elsewhere.
+    let few = cluster.limits().few_workers as usize;
+    let own = |(failing, scope): &(Vec<String>, Scope)| *scope < Scope::Most || failing.len() <= few;
+    let (failing, _) = failing_of(cluster, now).filter(own)?;
+    (newer && none && !failing.is_empty()).then_some(failing)
 }
 
 /// Two nodes have the same block, or one in the other: each throws away what is for the other's Pods.

@@ -122,7 +122,8 @@ pub(super) fn unheard(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestam
         }),
         said.unwrap_or_default()
     );
-    let (severity, next) = if cluster.memory.master.explains(since(row), limits.master_update(), now) {
+    let waits = cluster.memory.master.explains(since(row), limits.master_update(), now);
+    let (severity, next) = if waits {
         (
             Warning,
             format!("wait for the update of the control plane; reload or replace {name} if it stays silent afterwards"),
@@ -137,6 +138,7 @@ pub(super) fn unheard(cluster: &Cluster, workers: &[(&str, &Row)], now: Timestam
     };
     let mut draft = Draft::new("KubeletHeartbeatLost", severity, detail, next).since(since(row));
     draft.area = Area::ControlPlanePath;
+    let draft = draft.takes_away(waits.then_some(*name));
     Some(draft.on(all.into_iter().map(|(name, _)| *name)))
 }
 

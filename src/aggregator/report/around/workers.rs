@@ -167,7 +167,7 @@ fn outdated(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp)
     draft.area = Area::Integrity;
     on.sort_unstable();
     on.dedup();
-    Some(draft.on(on))
+    Some(draft.takes_away(on.first().copied()).on(on))
 }
 
 /// Those with less than the newest version, and how far they are behind; none while an update may go on.

@@ -131,10 +131,49 @@ fn what_follows_from_something_else_does_not_count() {
 }
 
 #[test]
-fn one_of_two_and_two_of_two_are_a_few() {
-    assert_eq!(counts(&workers(2, 1)).3, Scope::Few);
-    assert_eq!(counts(&workers(2, 2)).3, Scope::Few);
+fn one_of_two_and_the_only_one_are_a_few_and_two_of_two_are_all() {
+    for (all, failing, scope) in [(1, 1, Scope::Few), (2, 1, Scope::Few), (3, 2, Scope::Few), (2, 2, Scope::All)] {
+        let nodes = workers(all, failing);
+        assert_eq!(counts(&nodes).3, scope, "{failing} of {all}");
+        let next = report(&nodes).nodes[0].next.clone().expect("a next step");
+        let starts = if scope == Scope::All { "2 of 2 workers have this: do not cordon" } else { "do what helps" };
+        assert!(next.starts_with(starts), "{failing} of {all}: {next}");
+    }
     assert_eq!(counts(&workers(3, 3)).3, Scope::All);
+}
+
+#[test]
+fn the_last_worker_that_takes_pods_is_not_taken_away_before_there_is_another() {
+    let draining = |name: &str| {
+        let mut node = node(name, "a", "p", "Critical", &[("KernelOops", "critical", "integrity", "it happened")]);
+        let findings = node["metadata"]["annotations"]["nodevitals.dev/findings"].as_str().expect("findings");
+        let findings = findings.replace("do what helps against KernelOops", "drain the node and reboot it");
+        node["metadata"]["annotations"]["nodevitals.dev/findings"] = findings.into();
+        node
+    };
+    let next = |others: &[Value]| {
+        let nodes: Vec<Value> = [draining("n0")].into_iter().chain(others.iter().cloned()).collect();
+        let report = report(&nodes);
+        assert_eq!(report.nodes[0].findings[0].next, "drain the node and reboot it", "its agent's own words");
+        report.nodes[0].next.clone().expect("a next step")
+    };
+    let well = |name: &str| node(name, "a", "p", "Normal", &[]);
+    let warned = "add or uncordon a worker before this one is drained, rebooted or taken away, since no other takes Pods: \
+        drain the node and reboot it";
+    assert_eq!(next(&[]), warned);
+    assert_eq!(next(&[well("n1")]), "drain the node and reboot it");
+    let mut closed = well("n1");
+    cordoned(&mut closed, Some(-600));
+    assert_eq!(next(&[closed]), warned);
+    assert_eq!(next(&[silent(well("n1"))]), warned);
+    let mut control = well("n1");
+    control["spec"] = json!({"taints": [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]});
+    assert_eq!(next(&[control]), warned);
+    // What takes no worker away needs no other; and of a Node that does not say whether it is Ready nothing is known.
+    assert_eq!(report(&workers(1, 1)).nodes[0].next.as_deref(), Some("do what helps against KubeProxyChainsMissing"));
+    let mut unsaid = well("n1");
+    unsaid["status"]["conditions"].as_array_mut().expect("conditions").remove(0);
+    assert_eq!(next(&[unsaid]), "drain the node and reboot it");
 }
 
 #[test]

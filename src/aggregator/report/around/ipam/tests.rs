@@ -163,6 +163,18 @@ fn an_address_that_another_node_has_by_now_is_reused_while_something_is_left() {
             .next
             .contains("delete what Calico holds of n9, and nothing else; then drain and reboot n2")
     );
+    // The only worker is not taken away before there is another.
+    let next = |cluster: &Cluster| {
+        let (all, _) = super::super::judged(cluster, &cluster.duplicates(), None, at(600));
+        all.into_iter().find(|finding| finding.code == "NodeIpReused").expect("told").next
+    };
+    assert!(next(&cluster).starts_with("delete what Calico holds of n9"), "{}", next(&cluster));
+    for node in ["n0", "n1", "n3"] {
+        cluster.remove_node(node, at(0));
+    }
+    assert!(next(&cluster).starts_with("add or uncordon a worker before this one is drained"), "{}", next(&cluster));
+    apply(&mut cluster, &worker(4));
+    assert!(next(&cluster).starts_with("delete what Calico holds of n9"), "{}", next(&cluster));
 }
 
 #[test]
