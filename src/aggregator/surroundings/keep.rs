@@ -69,6 +69,11 @@ impl AddressPool {
         let bits = self.block.saturating_sub(self.pool.cidr.prefix_len()).min(40);
         1 << bits
     }
+
+    /// How many addresses each of them has.
+    pub(crate) fn addresses_of_a_block(&self) -> u64 {
+        1 << self.pool.cidr.max_prefix_len().saturating_sub(self.block).min(16)
+    }
 }
 
 /// A host endpoint.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::calico::{UNBLOCK, refused, state};
-use super::{Draft, lasts};
+use super::{Draft, ipam, lasts};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::pods::{App, CalicoPod};
 use crate::aggregator::surroundings::What;
@@ -127,21 +127,22 @@ fn tried(cluster: &Cluster, on: Option<&str>, now: Timestamp) -> String {
     }
 }
 
-/// No worker suffers from it at once, and a short absence harms nobody, unless nodes go meanwhile.
+/// No worker suffers from it at once, and a short absence harms nobody, unless nodes go meanwhile or addresses run out.
 fn down(cluster: &Cluster, what: &str, since: Option<Timestamp>, now: Timestamp) -> Draft {
     let gone = cluster.gone_since(since);
     // Catalogue H10.
     let minutes = cluster.limits().controllers_absent_minutes;
-    let severity = if gone > 0 || lasts(since, 60 * i64::from(minutes), now) { Warning } else { Info };
-    let meanwhile = if gone > 0 {
-        format!("; {gone} nodes were deleted meanwhile, whose addresses and data stay")
-    } else {
-        String::new()
-    };
+    // Addresses that leak are not freed meanwhile either, and there are none to spare.
+    let near_full = ipam::near_full(cluster, now);
+    let harms = gone > 0 || near_full.is_some();
+    let severity = if harms || lasts(since, 60 * i64::from(minutes), now) { Warning } else { Info };
+    let mut meanwhile = near_full.map_or_else(String::new, |free| format!("; {free}, and nobody frees what leaks"));
+    if gone > 0 {
+        meanwhile.push_str(&format!("; {gone} nodes were deleted meanwhile, whose addresses and data stay"));
+    }
     let detail = format!("calico-kube-controllers is not there: {what}{meanwhile}");
-    let next = format!(
-        "wait {minutes} minutes; then look at its Pod and its node, and for webhooks that keep Pods from being made"
-    );
+    let wait = if harms { "do not wait:".to_owned() } else { format!("wait {minutes} minutes; then") };
+    let next = format!("{wait} look at its Pod and its node, and for webhooks that keep Pods from being made");
     Draft::new("CalicoKubeControllersDown", severity, detail, next).since(since)
 }
 

@@ -11,6 +11,7 @@ use super::calico::failing_of;
 use super::{Draft, lasts};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::ipam::{Ipam, Leaked, Left, family};
+use crate::aggregator::looked::Look;
 use crate::aggregator::row::Row;
 use crate::aggregator::surroundings::{HostEndpoint, What};
 use crate::checks::Area;
@@ -18,6 +19,8 @@ use crate::checks::Severity::{Critical, Warning};
 
 /// What is named.
 const NAMED: usize = 5;
+/// Addresses are about to run out where less than the so manyth part of them is free.
+const NEAR_FULL: u64 = 10;
 
 /// What is wrong.
 pub(super) fn findings(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
@@ -96,6 +99,24 @@ fn exhausted(cluster: &Cluster, ipam: &Ipam) -> Vec<Draft> {
         all.push(draft.since(felt(cluster, &limited)).on(limited));
     }
     all
+}
+
+/// Pod addresses that run out, in words, where less than a tenth of all is free in pools of IPv4 or of IPv6. Nothing while the
+/// blocks cannot be read.
+pub(super) fn near_full(cluster: &Cluster, now: Timestamp) -> Option<String> {
+    let blind = cluster.looks.get(&Look::Blocks).is_some_and(|sight| sight.is_blind(now).is_some());
+    let seen = !blind && cluster.surroundings.is_seen(What::Pools);
+    let ipam = cluster.ipam.as_ref().filter(|_| seen)?;
+    [(0, "IPv4"), (1, "IPv6")].into_iter().find_map(|(which, name)| {
+        let pools = cluster.surroundings.address_pools().filter(|it| it.for_pods && family(&it.pool.cidr) == which);
+        let (mut free, mut all) = (0, 0);
+        for pool in pools {
+            let given = ipam.pools.get(&pool.pool.cidr).copied().unwrap_or_default();
+            free += given.free + pool.blocks().saturating_sub(given.blocks.into()) * pool.addresses_of_a_block();
+            all += pool.blocks() * pool.addresses_of_a_block();
+        }
+        (free * NEAR_FULL < all).then(|| format!("{free} of {all} {name} Pod addresses are free"))
+    })
 }
 
 /// Since when Pods do not start on these for want of a network, as their agents say.

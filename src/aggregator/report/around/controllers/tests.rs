@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use super::super::calico::tests::{list, looping, pod, set};
 use super::*;
+use crate::aggregator::ipam::{Given, Ipam};
+use crate::aggregator::looked::Look;
 use crate::aggregator::testing::{at, cluster, node};
 use crate::aggregator::watch::Change;
 use crate::checks::Severity;
@@ -53,6 +55,36 @@ fn a_short_absence_harms_nobody_unless_nodes_go_meanwhile() {
     assert!(findings(&cluster, at(61))[0].detail.contains("1 nodes were deleted meanwhile"));
     let none = planted(&[]);
     assert_eq!(codes(&none, 0), [("CalicoKubeControllersDown", Warning)], "no Pod since the Pods are seen");
+}
+
+#[test]
+fn it_is_missed_at_once_where_addresses_run_out() {
+    // Four blocks of 64 addresses, of which two are given out.
+    let mut cluster = planted(&[pod(KC, "kube-system", 1, "n1", false, 0, 0)]);
+    let pool: ipnet::IpNet = "172.30.0.0/24".parse().expect("a pool");
+    let object = json!({"metadata": {"name": "default"}, "spec": {"cidr": pool, "blockSize": 26}});
+    list(&mut cluster, What::Pools, &[object], -86_400);
+    let mut given = |blocks, free| {
+        let mut read = Ipam::default();
+        read.pools.insert(pool, Given { blocks, used: u64::from(blocks) * 64 - free, free });
+        cluster.ipam = Some(read);
+        let draft = findings(&cluster, at(10)).remove(0);
+        (draft.code, draft.severity, draft.detail, draft.next)
+    };
+    assert_eq!(given(2, 0).1, Info, "half of the blocks is left");
+    assert_eq!(given(4, 26).1, Info, "a tenth is left");
+    let (code, severity, detail, next) = given(4, 25);
+    assert_eq!((code, severity), ("CalicoKubeControllersDown", Warning));
+    assert!(detail.ends_with("; 25 of 256 IPv4 Pod addresses are free, and nobody frees what leaks"), "{detail}");
+    assert!(next.starts_with("do not wait: look at its Pod"), "{next}");
+    assert_eq!(given(4, 60).1, Info, "some were freed");
+    // What was read before the blocks were lost is no longer known; it is down all the same.
+    given(4, 0);
+    cluster.looked(Look::Blocks, Some("refused".to_owned()), at(-60));
+    assert_eq!(codes(&cluster, 10), [("CalicoKubeControllersDown", Info)]);
+    cluster.ipam = None;
+    cluster.looked(Look::Blocks, None, at(0));
+    assert_eq!(codes(&cluster, 10), [("CalicoKubeControllersDown", Info)]);
 }
 
 #[test]
