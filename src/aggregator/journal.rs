@@ -55,6 +55,8 @@ enum Change {
     Removed,
     /// So many workers, the last of them.
     Workers(u32, Box<str>),
+    /// So many objects of a kind of which there may be one for each worker, the last of them, and when that was.
+    Alike(u32, Box<str>, Timestamp),
 }
 
 /// What changed.
@@ -83,6 +85,41 @@ impl Journal {
     /// An object is gone.
     pub(super) fn gone(&mut self, kind: &str, object: &ObjectView, now: Timestamp) {
         self.push(Entry { at: now, about: about(kind, object), change: Change::Removed, by: Box::default() });
+    }
+
+    /// One of many objects of this kind was made or changed: what the same writer did to others of them about then is one change
+    /// with it.
+    pub(super) fn one_of_many_seen(&mut self, kind: &str, object: &ObjectView) {
+        let Some(edit) = &object.edit else { return };
+        let made = object.metadata.creation_timestamp.is_some_and(|made| made == edit.at);
+        self.alike(kind, object, if made { "made" } else { "changed" }, &edit.by, edit.at);
+    }
+
+    /// One of many objects of this kind is gone.
+    pub(super) fn one_of_many_gone(&mut self, kind: &str, object: &ObjectView, now: Timestamp) {
+        self.alike(kind, object, "removed", "", now);
+    }
+
+    fn alike(&mut self, kind: &str, object: &ObjectView, done: &str, by: &str, when: Timestamp) {
+        let about = format!("{kind} {done}");
+        let same = |entry: &&mut Entry| {
+            *entry.about == *about && *entry.by == *by && when.as_second().abs_diff(entry.at.as_second()) <= TOGETHER
+        };
+        let name = object.metadata.name.as_str();
+        if let Some(Entry { at, change: Change::Alike(count, last, ended), .. }) = self.entries.iter_mut().find(same) {
+            (*count, *at) = (*count + 1, when.min(*at));
+            if when >= *ended {
+                (*last, *ended) = (name.into(), when);
+            }
+            return;
+        }
+        let change = Change::Alike(1, name.into(), when);
+        self.push(Entry { at: when, about: about.into(), change, by: by.into() });
+    }
+
+    /// Those of which there are many will be seen again.
+    pub(super) fn many_forgotten(&mut self) {
+        self.entries.retain(|entry| !matches!(entry.change, Change::Alike(..)));
     }
 
     /// A worker is not as it was before.
@@ -155,6 +192,14 @@ impl Entry {
             Change::Removed => format!("{} removed", self.about),
             Change::Workers(1, last) => format!("worker {last} {}", self.about.replacen("their", "its", 1)),
             Change::Workers(count, last) => format!("{count} workers {}, the last of them {last}", self.about),
+            Change::Alike(count, last, _) => {
+                let (kind, done) = self.about.split_once(' ').unwrap_or((&self.about, "changed"));
+                if *count == 1 {
+                    format!("{kind} {last} {done}")
+                } else {
+                    format!("{count} {kind}s {done}, the last of them {last}")
+                }
+            }
         };
         ChangeBefore { at: self.at, what, by: self.by.to_string() }
     }

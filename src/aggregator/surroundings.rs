@@ -17,7 +17,7 @@ use super::journal::Journal;
 use super::object::ObjectView;
 use super::pods::{App, CalicoPod};
 use super::sight::Lost;
-use super::small::{Name, Texts};
+use super::small::{Name, Texts, Time};
 use super::watch::{Change, NotThere};
 use super::webhooks::{Namespace, Webhooks};
 use super::workloads::{FailedCreate, Workload, is_system};
@@ -102,7 +102,10 @@ impl Surroundings {
                     self.journal.seen(kind, &object);
                 }
                 match keep(what, &object, &mut self.texts) {
-                    Some(kept) => self.put(what, &object, (list, kept), now),
+                    Some(kept) => {
+                        self.note(what, &object, &kept);
+                        self.put(what, &object, (list, kept), now);
+                    }
                     None => self.remove(what, &object, now),
                 }
             }
@@ -111,6 +114,9 @@ impl Surroundings {
                     && (what != What::DaemonSets || is_system(&object.metadata.namespace))
                 {
                     self.journal.gone(kind, &object, now);
+                }
+                if let Some(kind) = what.journaled_together() {
+                    self.journal.one_of_many_gone(kind, &object, now);
                 }
                 self.remove(what, &object, now);
             }
@@ -136,12 +142,26 @@ impl Surroundings {
                 seen.denied = (how == NotThere::Denied).then(|| before.unwrap_or_else(denied));
                 self.complete_since.remove(&what);
                 self.retain(what, None, now);
+                if what.journaled_together().is_some() {
+                    self.journal.many_forgotten();
+                }
                 self.changed();
                 self.revision += 1;
             }
         }
         if matches!(what, What::DnsServices | What::DnsSlices) {
             self.dns_changed(now);
+        }
+    }
+
+    /// Writes down that one of many is another one than is known.
+    fn note(&mut self, what: What, object: &ObjectView, kept: &Kept) {
+        let edited = |kept: &Kept| if let Kept::HostEndpoint(it) = kept { it.edited } else { Time::default() };
+        let known = self.objects.get(&what).and_then(|all| all.get(&key(object)));
+        if let Some(kind) =
+            what.journaled_together().filter(|_| known.is_none_or(|(_, known)| edited(known) != edited(kept)))
+        {
+            self.journal.one_of_many_seen(kind, object);
         }
     }
 

@@ -111,3 +111,28 @@ fn objects_that_do_not_say_when_they_changed_are_left_out() {
     }
     assert!(journal.entries.is_empty());
 }
+
+#[test]
+fn host_endpoints_that_one_writer_makes_for_all_workers_are_one_change() {
+    let mut journal = Journal::default();
+    // A list is in the order of names.
+    for (name, when) in [("n1-hep", -900), ("n2-hep", -1000), ("n3-hep", -800)] {
+        journal.one_of_many_seen("HostEndpoint", &object(name, 1, when, "kube-controllers", when));
+    }
+    journal.one_of_many_seen("HostEndpoint", &object("n1-hep", 2, -60, "calicoctl", -900));
+    journal.one_of_many_gone("HostEndpoint", &object("n2-hep", 1, -1000, "x", -1000), at(-30));
+    let by = |by: &str| by.to_owned();
+    let expected = [
+        (-30, "HostEndpoint n2-hep removed".to_owned(), by("")),
+        (-60, "HostEndpoint n1-hep changed".to_owned(), by("calicoctl")),
+        (-1000, "3 HostEndpoints made, the last of them n3-hep".to_owned(), by("kube-controllers")),
+    ];
+    assert_eq!(told(&journal, 0), expected);
+    for number in 0..10_000 {
+        let when = number * 30;
+        journal.one_of_many_seen("HostEndpoint", &object(&format!("n{number}"), 1, when, "autoscaler", when));
+    }
+    assert!(journal.entries.len() <= 3 * MOST_OF_ONE, "{}", journal.entries.len());
+    journal.many_forgotten();
+    assert!(journal.entries.is_empty());
+}

@@ -85,6 +85,8 @@ pub(crate) struct HostEndpoint {
     pub(crate) node: Arc<str>,
     /// What it expects the node's addresses to be; nothing where it goes by an interface.
     pub(crate) addresses: Box<[IpAddr]>,
+    /// When somebody wrote it last.
+    pub(super) edited: Time,
 }
 
 /// The BGPConfiguration `default`.
@@ -162,7 +164,7 @@ pub(super) fn keep(what: What, object: &ObjectView, texts: &mut Texts) -> Option
         What::Validating | What::Mutating => Webhooks::read(object).map(|webhooks| Kept::Webhooks(Box::new(webhooks))),
         What::Namespaces => Namespace::read(object).map(|namespace| Kept::Namespace(Box::new(namespace))),
         What::Felix | What::Peers | What::Installations => object.drift.clone().map(Kept::Drift),
-        What::GlobalPolicies | What::CalicoPolicies | What::Policies => None,
+        What::IpamConfigs | What::GlobalPolicies | What::CalicoPolicies | What::Policies => None,
     }
 }
 
@@ -190,6 +192,7 @@ fn host_endpoint(object: &ObjectView, texts: &mut Texts) -> Option<Kept> {
             name: Name::new(&meta.namespace, &meta.name),
             node: texts.get(&spec.node),
             addresses: addresses.take(MOST_ADDRESSES).collect(),
+            edited: object.edit.as_ref().map(|edit| edit.at).into(),
         }))
     })
 }

@@ -199,3 +199,41 @@ fn it_is_complete_once_every_kind_is_known_to_be_there_or_not() {
     around.take(What::Bgp, Change::Lost("reset".into()), at(9));
     assert!(around.is_complete(), "what was seen before counts");
 }
+
+#[test]
+fn changes_of_host_endpoints_ipam_and_the_cluster_information_are_written_down_once() {
+    let mut around = Surroundings::default();
+    let written = |name: &str, generation: u64, at_: i64, spec: &Value| {
+        json!({"metadata": {"name": name, "generation": generation, "creationTimestamp": at(-900),
+            "managedFields": [{"manager": "calicoctl", "operation": "Update", "time": at(at_)}]}, "spec": spec})
+    };
+    let told = |around: &Surroundings| {
+        let all = around.journal.before(at(0));
+        all.into_iter().map(|change| change.what).collect::<Vec<_>>()
+    };
+    let endpoint = |name: &str, when: i64| written(name, 1, when, &json!({"node": name, "expectedIPs": ["10.0.0.1"]}));
+    let both = [endpoint("n1", -900), endpoint("n2", -900)];
+    let made = "2 HostEndpoints made, the last of them n2".to_owned();
+    for _ in 0..3 {
+        listed(&mut around, What::HostEndpoints, &both);
+        assert_eq!(told(&around), [made.as_str()], "a new list tells nothing new");
+    }
+    around.take(What::HostEndpoints, Change::Here(view(&endpoint("n1", -60))), at(-60));
+    let changed = "HostEndpoint n1 changed".to_owned();
+    assert_eq!(told(&around), [changed.clone(), made.clone()]);
+    let ready = |generation, when, ready: bool| written("default", generation, when, &json!({"datastoreReady": ready}));
+    listed(&mut around, What::ClusterInformation, &[ready(4, -50, true)]);
+    // Who writes it without another spec changes nothing.
+    around.take(What::ClusterInformation, Change::Here(view(&ready(4, -40, true))), at(-40));
+    let first = "ClusterInformation default changed".to_owned();
+    assert_eq!(told(&around), [first.clone(), changed.clone(), made.clone()]);
+    around.take(What::ClusterInformation, Change::Here(view(&ready(5, -30, false))), at(-30));
+    listed(&mut around, What::IpamConfigs, &[written("default", 2, -20, &json!({}))]);
+    let ipam = "IPAMConfig default changed".to_owned();
+    assert_eq!(told(&around), [ipam.clone(), first.clone(), first.clone(), changed, made]);
+    // Where they may no longer be looked at, those that are there are seen anew afterwards.
+    around.take(What::HostEndpoints, Change::NotThere(NotThere::Denied), at(0));
+    assert_eq!(told(&around), [ipam, first.clone(), first]);
+    listed(&mut around, What::HostEndpoints, &both);
+    assert_eq!(told(&around).last().map(String::as_str), Some("2 HostEndpoints made, the last of them n2"));
+}

@@ -49,6 +49,8 @@ pub(crate) enum What {
     Felix,
     /// Peers of BGP.
     Peers,
+    /// How Calico gives out addresses.
+    IpamConfigs,
     /// Calico's policies.
     GlobalPolicies,
     /// And those of namespaces.
@@ -63,7 +65,7 @@ pub(crate) enum What {
 
 impl What {
     /// All of it.
-    pub(crate) const ALL: [What; 24] = [
+    pub(crate) const ALL: [What; 25] = [
         What::Affinities,
         What::Pools,
         What::Bgp,
@@ -83,6 +85,7 @@ impl What {
         What::Mutating,
         What::Felix,
         What::Peers,
+        What::IpamConfigs,
         What::GlobalPolicies,
         What::CalicoPolicies,
         What::Policies,
@@ -103,6 +106,9 @@ impl What {
             What::DaemonSets => "DaemonSet",
             What::Felix => "FelixConfiguration",
             What::Peers => "BGPPeer",
+            What::IpamConfigs => "IPAMConfig",
+            // Its generation grows with its spec only: the datastore's readiness, Calico's version and the kind of cluster.
+            What::ClusterInformation => "ClusterInformation",
             What::GlobalPolicies => "GlobalNetworkPolicy",
             What::CalicoPolicies => "NetworkPolicy (Calico)",
             What::Policies => "NetworkPolicy",
@@ -111,6 +117,11 @@ impl What {
             What::Mutating => "MutatingWebhookConfiguration",
             _ => return None,
         })
+    }
+
+    /// The same, of those of which there may be one for each worker.
+    pub(super) fn journaled_together(self) -> Option<&'static str> {
+        (self == What::HostEndpoints).then_some("HostEndpoint")
     }
 
     /// How it is asked for.
@@ -146,6 +157,7 @@ impl What {
             What::ClusterInformation => ("clusterinformations", "", "fieldSelector=metadata.name%3Ddefault"),
             What::Felix => ("felixconfigurations", "", ""),
             What::Peers => ("bgppeers", "", ""),
+            What::IpamConfigs => ("ipamconfigs", "", ""),
             What::GlobalPolicies => ("globalnetworkpolicies", "", ""),
             What::CalicoPolicies => ("networkpolicies", "", ""),
             What::Policies => ("networkpolicies", "/apis/networking.k8s.io/v1/networkpolicies", ""),
