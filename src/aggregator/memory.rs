@@ -6,6 +6,7 @@
 //! was written, at most once a minute: in a quiet cluster never. The others see the same by their own watches.
 
 mod keeping;
+mod spells;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,6 +25,7 @@ use super::row::Row;
 use super::store::Store;
 use crate::clock::since_boot;
 use keeping::Keeping;
+use spells::{Spell, find_cures};
 
 /// How things are is noted this often.
 const NOTE: Duration = Duration::from_secs(20);
@@ -55,8 +57,8 @@ const SAME: i64 = 600;
 pub(crate) struct Memory {
     /// Nodes that are gone.
     gone: BTreeMap<Box<str>, Gone>,
-    /// When calico-node failed, by pool and address of the worker: from, and to unless it still does. In seconds since the epoch.
-    calico: BTreeMap<Box<str>, Vec<(i64, Option<i64>)>>,
+    /// When calico-node failed, by pool and address of the worker.
+    calico: BTreeMap<Box<str>, Vec<Spell>>,
     /// When kubelets turned Ready or not.
     turns: BTreeMap<Box<str>, Vec<i64>>,
     /// Of which version the API servers are.
@@ -151,10 +153,10 @@ impl Memory {
     pub(crate) fn note(&mut self, failing: &[&str], now: Timestamp) {
         let now = now.as_second();
         for (node, episodes) in &mut self.calico {
-            if let Some(last @ (_, None)) = episodes.last_mut()
+            if let Some(Spell { to: to @ None, .. }) = episodes.last_mut()
                 && !failing.contains(&&**node)
             {
-                last.1 = Some(now);
+                *to = Some(now);
             }
         }
         for node in failing {
@@ -163,9 +165,9 @@ impl Memory {
             }
             let episodes = self.calico.entry((*node).into()).or_default();
             match episodes.last_mut() {
-                Some((_, None)) => {}
-                Some((_, end @ Some(_))) if end.is_some_and(|end| now - end < SAME) => *end = None,
-                _ => episodes.push((now, None)),
+                Some(Spell { to: None, .. }) => {}
+                Some(last) if last.to.is_some_and(|to| now - to < SAME) => (last.to, last.cure) = (None, None),
+                _ => episodes.push(Spell::new(now)),
             }
             if episodes.len() > MOST_OF_ONE {
                 episodes.remove(0);
@@ -177,7 +179,7 @@ impl Memory {
     fn forget(&mut self, now: i64) {
         self.gone.retain(|_, gone| now - gone.at <= LONGEST);
         self.calico.retain(|_, episodes| {
-            episodes.retain(|(_, end)| end.is_none_or(|end| now - end <= LONGEST));
+            episodes.retain(|spell| spell.to.is_none_or(|to| now - to <= LONGEST));
             !episodes.is_empty()
         });
         self.turns.retain(|_, turns| {
@@ -189,13 +191,16 @@ impl Memory {
     /// When calico-node began to fail there, at or after that time; the last at the end.
     pub(crate) fn episodes(&self, since: i64) -> impl Iterator<Item = (&str, Vec<i64>)> {
         self.calico.iter().map(move |(node, episodes)| {
-            (&**node, episodes.iter().map(|(begun, _)| *begun).filter(|begun| *begun >= since).collect())
+            (&**node, episodes.iter().map(|spell| spell.from).filter(|begun| *begun >= since).collect())
         })
     }
 
     fn write(&self) -> Value {
         let gone = self.gone.iter().map(|(name, gone)| json!([name, gone.at, gone.addresses, gone.pool]));
-        json!({ "gone": gone.collect::<Vec<_>>(), "calico": self.calico, "turns": self.turns, "master": self.master.write(), "worker": self.worker_gone })
+        let spells = |all: &Vec<Spell>| all.iter().map(Spell::write).collect::<Vec<_>>();
+        let calico: BTreeMap<&str, Vec<Value>> =
+            self.calico.iter().map(|(place, all)| (&**place, spells(all))).collect();
+        json!({ "gone": gone.collect::<Vec<_>>(), "calico": calico, "turns": self.turns, "master": self.master.write(), "worker": self.worker_gone })
     }
 
     /// Takes in what was written, beside what has been seen since. What is damaged costs itself.
@@ -212,14 +217,13 @@ impl Memory {
         }
         for (node, episodes) in written["calico"].as_object().into_iter().flatten().take(MOST_WORKERS) {
             let known = episodes.as_array().into_iter().flatten().take(MOST_OF_ONE);
-            let known = known.filter_map(|it| Some((it[0].as_i64()?, it[1].as_i64())));
             let own = self.calico.entry(node.as_str().into()).or_default();
-            let mut all: Vec<(i64, Option<i64>)> = known.collect();
+            let mut all: Vec<Spell> = known.filter_map(Spell::read).collect();
             // What went on when it was written and is seen now is one.
-            if let (Some((_, None)), Some(first)) = (all.last(), own.first_mut()) {
-                first.0 = all.pop().map_or(first.0, |(begun, _)| begun.min(first.0));
+            if let (Some(Spell { to: None, .. }), Some(first)) = (all.last(), own.first_mut()) {
+                first.from = all.pop().map_or(first.from, |last| last.from.min(first.from));
             }
-            all.retain(|(begun, _)| own.iter().all(|(other, _)| other.abs_diff(*begun) > APART));
+            all.retain(|spell| own.iter().all(|other| other.from.abs_diff(spell.from) > APART));
             own.splice(0..0, all);
             own.sort_unstable();
         }
@@ -300,6 +304,7 @@ fn note(store: &Store, rounds: &mut Rounds) -> bool {
             let failing: Vec<&str> = places.iter().map(String::as_str).collect();
             let before = cluster.memory.calico.clone();
             cluster.memory.note(&failing, now);
+            find_cures(cluster, now);
             cluster.revision += u64::from(before != cluster.memory.calico);
         }
     });

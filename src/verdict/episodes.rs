@@ -59,7 +59,7 @@ impl Episode {
 }
 
 /// What cured an episode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Cure {
     /// The machine was installed anew: what was wrong was in its image or data.

@@ -49,7 +49,7 @@ fn what_went_on_over_the_restart_is_one() {
     let mut after = Memory::default();
     after.note(&["n1"], at(30));
     after.read(&written);
-    assert_eq!(after.calico["n1"], [(at(0).as_second(), None)]);
+    assert_eq!(after.calico["n1"], [Spell::new(at(0).as_second())]);
 }
 
 #[test]

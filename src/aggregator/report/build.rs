@@ -11,7 +11,7 @@ use super::judge::Judged;
 use super::judgement::LastJudgement;
 use super::sandboxes::explain;
 use super::scope::{choose_remedies, findings, keep_the_last};
-use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, NodeReport, Source, View};
+use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, Ended, Source, View};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::stale::{Watchdog, agent_at_once};
 use crate::verdict::{Now, WorkerState};
@@ -49,9 +49,26 @@ pub(crate) fn build(
     let told = |worker: &Judged<'_>| {
         let whole = only.is_some() && report.view.complete;
         let runtime = cluster.values.of(&worker.row.traits, "runtime").filter(|_| whole);
-        NodeReport { runtime: runtime.map(|name| name.replacen("://", " ", 1)), ..worker.report(only.is_some()) }
+        let mut told = worker.report(only.is_some());
+        told.runtime = runtime.map(|name| name.replacen("://", " ", 1));
+        if whole {
+            told.episodes.extend(calico_failed(cluster, worker));
+            told.episodes.sort_by_key(|ended| Reverse(ended.cleared));
+        }
+        told
     };
     ClusterReport { nodes: wanted.map(told).collect(), ..report }
+}
+
+/// When calico-node failed there, as the aggregator remembers it.
+fn calico_failed(cluster: &Cluster, worker: &Judged<'_>) -> impl Iterator<Item = Ended> {
+    let spells = cluster.memory.spells(&around::place(worker.name, worker.row));
+    spells.iter().filter_map(|spell| spell.ended()).map(|(since, cleared, cure)| Ended {
+        code: "CalicoNodeFailingOnNode".to_owned(),
+        since,
+        cleared,
+        cure,
+    })
 }
 
 /// Looks at all workers; what is wrong with the cluster may be as it was judged a moment ago.

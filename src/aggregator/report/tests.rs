@@ -336,3 +336,21 @@ fn an_update_that_nobody_saw_is_told_by_what_agents_say_of_restarts() {
     assert_eq!(told(-60).0, None, "somebody tried to repair them so");
     assert_eq!(told(-500_000).0, None, "nothing sets them apart");
 }
+
+#[test]
+fn when_calico_node_failed_is_among_what_is_over_on_a_worker_with_what_cured_it() {
+    let mut cluster = cluster(&[node("a", "z", "p", "Normal", &[])], &[agent("agent-a", "a", true)]);
+    let episodes = |cluster: &Cluster, only| {
+        let mut report = build(cluster, Agents::Once, Source::Aggregator, only, moment(0));
+        report.nodes.remove(0).episodes
+    };
+    cluster.memory.note(&["a"], at(-900));
+    assert!(episodes(&cluster, Some("a")).is_empty(), "it is not over");
+    cluster.memory.note(&[], at(-300));
+    let ended =
+        |cure| super::Ended { code: "CalicoNodeFailingOnNode".to_owned(), since: at(-900), cleared: at(-300), cure };
+    assert_eq!(episodes(&cluster, Some("a")), [ended(None)], "nobody saw it well");
+    cluster.memory.cured("a", crate::verdict::Cure::Reboot);
+    assert_eq!(episodes(&cluster, Some("a")), [ended(Some(crate::verdict::Cure::Reboot))]);
+    assert!(episodes(&cluster, None).is_empty(), "only in the report of one worker");
+}

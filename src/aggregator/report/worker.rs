@@ -48,7 +48,8 @@ pub struct NodeReport {
     /// How many more its agent has that did not fit on the Node; the roots come first, and the worst of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub more: Option<NonZeroU32>,
-    /// What was there and is over, the last first; only in the report of one worker.
+    /// What was there and is over, as its agent says, and when calico-node failed there, as the aggregator remembers; the last
+    /// first; only in the report of one worker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub episodes: Vec<Ended>,
     /// When it booted, as far as that is known; only in the report of one worker.

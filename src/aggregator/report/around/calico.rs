@@ -22,6 +22,7 @@ use crate::aggregator::workloads::{FailedCreate, Workload};
 use crate::checks::{Area, Severity};
 use crate::config::ClusterLimits;
 use crate::facts::utc;
+use crate::verdict::Cure;
 use condition::by_calico;
 
 /// That there is no Pod anywhere has to last so long: who restores them is quick.
@@ -325,14 +326,30 @@ impl<'a> Calico<'a> {
         let (name, begun) = all.iter().max_by_key(|(_, begun)| begun.len())?;
         let times: Vec<String> = begun.iter().filter_map(|at| Timestamp::from_second(*at).ok()).map(utc).collect();
         let detail = format!(
-            "calico-node failed again and again within {days} days on {} workers, after it had been well; on {name} from {}",
+            "calico-node failed again and again within {days} days on {} workers, after it had been well; on {name} from {}{}",
             all.len(),
-            times.join(", ")
+            times.join(", "),
+            self.cured(name).map_or_else(String::new, |how| format!("; the last time it was over {how}"))
         );
         let next = "do not reload them once more: look at Typha, then at what these workers are connected to (VLAN spanning, gateway or firewall, security groups, routes) and what was changed there before the first time, and for workloads that came then";
         let first = begun.first().and_then(|at| Timestamp::from_second(*at).ok());
         let draft = Draft::new("CalicoFailureRecurring", Severity::Warning, detail, next).since(first);
         Some(draft.on(all.iter().map(|(name, _)| *name)))
+    }
+}
+
+impl Calico<'_> {
+    /// What cured it there the last time, and what that speaks for (R118).
+    fn cured(&self, name: &str) -> Option<&'static str> {
+        let place = place(name, self.cluster.node(name)?);
+        Some(match self.cluster.memory.last_cure(&place)? {
+            Cure::ProcessRestart => "after its Pod was made anew, which speaks for a process that went wrong",
+            Cure::Reboot => "after the worker was booted, which speaks for the state of its kernel or runtime",
+            Cure::Reload => "after the worker was installed anew or replaced, which speaks for its image or data",
+            Cure::Nothing => {
+                "without a new Pod, a boot or a new installation, which speaks for configuration, datastore, Typha or network"
+            }
+        })
     }
 }
 

@@ -415,7 +415,18 @@ fn what_was_cured_and_fails_again_is_told_for_a_week() {
     let twice = cluster(&[0, 3 * 86_400]);
     let all = told(&twice, 3 * 86_400 + 400);
     assert_eq!((all.len(), all[0].severity, all[0].on.clone()), (1, Warning, vec!["n03".to_owned()]));
-    assert!(all[0].detail.contains("on n03 from 2026-11-21T10:00:00Z, 2026-11-24T10:00:00Z"), "{}", all[0].detail);
+    assert!(all[0].detail.ends_with("on n03 from 2026-11-21T10:00:00Z, 2026-11-24T10:00:00Z"), "{}", all[0].detail);
+    for (cure, speaks_for) in [
+        (Cure::ProcessRestart, "after its Pod was made anew, which speaks for a process that went wrong"),
+        (Cure::Reboot, "after the worker was booted, which speaks for the state of its kernel or runtime"),
+        (Cure::Reload, "after the worker was installed anew or replaced, which speaks for its image or data"),
+        (Cure::Nothing, "without a new Pod, a boot or a new installation, which speaks for configuration"),
+    ] {
+        let mut cured = cluster(&[0, 3 * 86_400]);
+        cured.memory.cured("n03", cure);
+        let detail = told(&cured, 3 * 86_400 + 400).remove(0).detail;
+        assert!(detail.contains(&format!("T10:00:00Z; the last time it was over {speaks_for}")), "{detail}");
+    }
     assert_eq!(told(&twice, WEEK).len(), 1);
     assert!(told(&twice, WEEK + 1).is_empty(), "it clears");
     let mut gone = cluster(&[0, 3 * 86_400]);
