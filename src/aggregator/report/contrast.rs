@@ -195,11 +195,13 @@ impl<'a> Crowd<'a> {
 
     /// What happened to workers shortly before.
     fn recent(&self, failing: &[Failing], total: usize, first: Timestamp) -> Vec<Tried<'_>> {
-        let happened: [Happened; 6] = [
+        let happened: [Happened; 7] = [
             ("created", |row| row.created.get(), false),
             ("rebooted", |row| row.rebooted.get(), false),
             ("reloaded", |row| row.reloaded.get(), false),
             ("updated", |row| row.updated.get(), false),
+            // One that is cordoned still counts only if it was cordoned because it fails.
+            ("cordoned", |row| row.cordoned_since.get(), true),
             ("kubelet restarted", |row| row.restarts.kubelet(), true),
             ("runtime restarted", |row| row.restarts.runtime(), true),
         ];
@@ -312,7 +314,7 @@ fn suspect(tried: &Tried<'_>, likely: f64, first: Timestamp) -> Suspect {
     let value = if text.is_empty() { format!("since {}", crate::facts::utc(since(first))) } else { text.into() };
     let joint = match kind {
         "pool" | "zone" | "subnet" => "in ",
-        "created" | "rebooted" | "reloaded" | "updated" => "",
+        "created" | "rebooted" | "reloaded" | "updated" | "cordoned" => "",
         _ => "with ",
     };
     let (elsewhere, others) = (failing - hit, total - with);

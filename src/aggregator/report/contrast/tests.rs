@@ -210,6 +210,23 @@ fn a_cni_configuration_and_an_installation_are_found_at_every_size() {
 }
 
 #[test]
+fn that_somebody_worked_on_workers_is_suspected_and_a_cordon_because_they_fail_is_not() {
+    let (mut values, mut chance) = (Values::default(), Chance(23));
+    let mut rows = workers(50, &mut chance, &mut values);
+    let failing: Vec<usize> = (0..50).filter(|number| number % 5 == 0).collect();
+    let mut found = |second: i64| {
+        for (number, row) in rows.iter_mut().enumerate() {
+            row.cordoned_since = (number % 5 == 0).then(|| at(second)).into();
+        }
+        crowd(&values, &rows).found(&failing, at(0)).first().map(|suspect| suspect.sentence.clone())
+    };
+    let expected = "10 of 10 cordoned since 2026-11-20T10:00:00Z fail, 0 of 40 elsewhere";
+    assert_eq!(found(-1800).as_deref(), Some(expected));
+    assert_eq!(found(600), None, "to repair them");
+    assert_eq!(found(-90_000), None, "a day before is too long ago");
+}
+
+#[test]
 fn a_version_of_calico_is_a_value_like_the_others() {
     let (mut values, mut chance) = (Values::default(), Chance(5));
     let rows = workers(40, &mut chance, &mut values);
