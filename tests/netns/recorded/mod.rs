@@ -13,6 +13,7 @@ mod over_time;
 mod ports;
 mod replayed;
 mod runtime;
+mod unready;
 mod untouched;
 mod words;
 mod writes;
@@ -23,7 +24,7 @@ pub use self::api::Api;
 pub use self::files::{Recording, cluster};
 pub use self::node::{Node, codes, headline, kubeconfig};
 pub use self::ports::Ports;
-pub use self::runtime::{Pod, pods};
+pub use self::runtime::{Images, Pod, pods};
 use crate::machine::Checked;
 
 /// A finding: its code, and what its subject or detail has to say.

@@ -30,6 +30,16 @@ pub struct Pod {
     pub seconds: i64,
 }
 
+/// What the runtime says of where it keeps images. None of it was recorded.
+#[derive(Debug, Default)]
+pub enum Images {
+    #[default]
+    Here,
+    Nowhere,
+    /// The call fails, for this reason.
+    Fails(&'static str),
+}
+
 /// What the runtime tells.
 #[derive(Debug, Default)]
 struct Told {
@@ -37,6 +47,7 @@ struct Told {
     hung: bool,
     version: Vec<u8>,
     status: Vec<u8>,
+    images: Images,
     /// Sandboxes that are ready: id, entry of the list, and status.
     sandboxes: Vec<(String, Vec<u8>, Vec<u8>)>,
 }
@@ -108,6 +119,25 @@ impl ContainerRuntime {
         Ok(())
     }
 
+    /// It is this runtime from now on, of that version, and says this of itself: why it is not ready, as reason and message, or that
+    /// it is.
+    pub fn says(&self, [name, version]: [&str; 2], why_not: Option<[&str; 2]>) -> Result<()> {
+        let [reason, message] = why_not.unwrap_or_default();
+        let ready = u8::from(why_not.is_none());
+        let conditions = format!(
+            "1 {{\n1 {{\n1: 'RuntimeReady'\n2: {ready}\n3: '{reason}'\n4: '{message}'\n}}\n1 {{\n1: 'NetworkReady'\n2: 1\n}}\n}}"
+        );
+        let mut told = self.told.lock().expect("not poisoned");
+        told.version = encode(&format!("1: '0.1.0'\n2: '{name}'\n3: '{version}'\n4: 'v1'"))?;
+        told.status = encode(&conditions)?;
+        Ok(())
+    }
+
+    /// It says this of where it keeps images, when it is asked the next time.
+    pub fn keeps_images(&self, images: Images) {
+        self.told.lock().expect("not poisoned").images = images;
+    }
+
     /// Pods that are not among these have ended: a runtime says so before their network is taken away.
     pub fn end_others(&self, pods: &[Pod]) {
         let stays = |uid: &String| pods.iter().any(|pod| pod.uid == *uid);
@@ -152,11 +182,21 @@ async fn answer(
         std::future::pending::<()>().await;
     }
     let told = told.lock().expect("not poisoned");
+    // 5: NOT_FOUND.
+    let (mut code, mut words) = ("5", "");
     let bytes = match method.as_str() {
         "Version" => Some(told.version.clone()),
         "Status" => Some(told.status.clone()),
-        // Not recorded: 1 image_filesystems, 2 fs_id, 1 mountpoint.
-        "ImageFsInfo" => encode("1 {\n2 {\n1: '/var/lib/containerd'\n}\n}").ok(),
+        "ImageFsInfo" => match told.images {
+            // 1 image_filesystems, 2 fs_id, 1 mountpoint.
+            Images::Here => encode("1 {\n2 {\n1: '/var/lib/containerd'\n}\n}").ok(),
+            Images::Nowhere => Some(Vec::new()),
+            Images::Fails(why) => {
+                // 2: UNKNOWN, which is what containerd makes of its errors.
+                (code, words) = ("2", why);
+                None
+            }
+        },
         // None that have ended.
         "ListContainers" => Some(Vec::new()),
         "ListPodSandbox" => Some(told.sandboxes.iter().flat_map(|(_, item, _)| item.clone()).collect()),
@@ -168,8 +208,8 @@ async fn answer(
         _ => None,
     };
     let mut trailers = http::HeaderMap::new();
-    // 5: NOT_FOUND.
-    trailers.insert("grpc-status", http::HeaderValue::from_static(if bytes.is_some() { "0" } else { "5" }));
+    trailers.insert("grpc-status", http::HeaderValue::from_static(if bytes.is_some() { "0" } else { code }));
+    trailers.insert("grpc-message", http::HeaderValue::from_static(words));
     let data = bytes.map(|bytes| {
         let length = u32::try_from(bytes.len()).expect("short").to_be_bytes();
         Frame::data([&[0], length.as_slice(), &bytes].concat().into())
