@@ -1,4 +1,5 @@
-//! Shims that outlive what is known of them: what is told of them once they have had no owner for long, and until they end.
+//! Shims that outlive what is known of them, or do not reap what ended below them: what is told of them once that has lasted, and
+//! until it is over.
 
 use std::collections::HashSet;
 
@@ -9,17 +10,19 @@ use crate::agent::observe::processes::{Attendants, ProcessSource};
 /// From when on something without an owner counts.
 const OLD: Duration = Duration::from_secs(600);
 
-/// The shims of this containerd in the process table.
-fn attendants(containerd: &Containerd) -> Attendants {
+/// The shims of this containerd in the process table, and those of these processes that have ended below them.
+fn attendants(containerd: &Containerd, below: &[i32]) -> Attendants {
     let own: HashSet<i32> = containerd.shims().into_iter().collect();
     let mut processes = ProcessSource::new(HostRoot::new("/"));
-    // The second look asks the shims that the first one found, some at a time.
-    for _ in 0..50 {
-        processes.look(jiff::Timestamp::now(), crate::clock::since_boot()).expect("readable");
+    // The second look asks the shims that the first one found, some at a time; a second walk sees who has ended.
+    for minutes in 0..50 {
+        let since_boot = crate::clock::since_boot() + Duration::from_secs(60) * minutes;
+        processes.look(jiff::Timestamp::now(), since_boot).expect("readable");
     }
     let all = processes.attendants();
     Attendants {
         shims: all.shims.iter().filter(|shim| own.contains(&shim.pid)).cloned().collect(),
+        zombies: all.zombies.iter().filter(|(pid, _)| below.contains(pid)).copied().collect(),
         ..Attendants::default()
     }
 }
@@ -46,7 +49,7 @@ async fn a_shim_that_outlives_the_store(program: PathBuf) {
     std::fs::create_dir(containerd.root.path().join("var/lib/kubelet/pods/uid-web-0")).expect("mkdir");
     let mut debris = DebrisSource::new(HostRoot::new(containerd.root.path()));
     let mut look = |now, source: &CriSource, containerd: &Containerd| {
-        let (known, shims) = (source.inventory().expect("counted"), attendants(containerd));
+        let (known, shims) = (source.inventory().expect("counted"), attendants(containerd, &[]));
         let pods = ("/var/lib/kubelet/pods", "/");
         (shims.shims.len(), said(debris.look(now, &known, &shims, pods).expect("readable")))
     };
@@ -85,4 +88,61 @@ async fn containerd_1_a_shim_that_outlives_the_store() {
 #[tokio::test]
 async fn containerd_2_a_shim_that_outlives_the_store() {
     a_shim_that_outlives_the_store(two()).await;
+}
+
+/// The state of a process; none when it is gone.
+fn state(pid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// The shim is stopped when its pod ends: nobody asks what became of it.
+async fn a_shim_that_does_not_reap(program: PathBuf) {
+    let containerd = Containerd::start(program);
+    let mut source = containerd.source();
+    eventually(&containerd, &mut source, "ready", answers).await;
+    Asking::of(&containerd).await.sandbox("web", 0, true).await.expect("it starts");
+    std::fs::create_dir(containerd.root.path().join("var/lib/kubelet/pods/uid-web-0")).expect("mkdir");
+    source.inventory = None;
+    source.look(None, true).await;
+    let known = source.inventory().expect("counted");
+    let shim = containerd.shims()[0];
+    let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).expect("readable");
+    let below: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().expect("a process id")).collect();
+    assert_eq!(below.len(), 1, "the pod's first process: {children}");
+    let mut debris = DebrisSource::new(HostRoot::new(containerd.root.path()));
+    let mut look = |now| {
+        let attendants = attendants(&containerd, &below);
+        let pods = ("/var/lib/kubelet/pods", "/");
+        (attendants.zombies.len(), said(debris.look(now, &known, &attendants, pods).expect("readable")))
+    };
+    assert_eq!(look(Duration::ZERO), (0, BTreeMap::new()), "it runs");
+    for (pid, signal) in [(shim, Signal::SIGSTOP), (below[0], Signal::SIGKILL)] {
+        kill(Pid::from_raw(pid), signal).expect("it runs");
+    }
+    let ended = async |expected: Option<char>| {
+        until(&containerd, "ended", async || {
+            let state = state(below[0]);
+            if state == expected { Ok(()) } else { Err(format!("{state:?}")) }
+        })
+        .await;
+    };
+    ended(Some('Z')).await;
+    assert_eq!(look(OLD), (1, BTreeMap::new()), "it may just be reaped");
+    let (_, told) = look(OLD * 2);
+    let zombie = "1 ended child of the runtime, its shims or the kubelet were not reaped for ten minutes".to_owned();
+    assert_eq!(told, BTreeMap::from([("ShimLeak", zombie)]));
+    kill(Pid::from_raw(shim), Signal::SIGCONT).expect("it is there");
+    ended(None).await;
+    assert_eq!(look(OLD * 3), (0, BTreeMap::new()), "it is reaped");
+}
+
+#[tokio::test]
+async fn containerd_1_a_shim_that_does_not_reap() {
+    a_shim_that_does_not_reap(one()).await;
+}
+
+#[tokio::test]
+async fn containerd_2_a_shim_that_does_not_reap() {
+    a_shim_that_does_not_reap(two()).await;
 }
