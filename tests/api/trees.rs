@@ -2,6 +2,7 @@
 //! with which next step, and that nothing else is. What is routine, or another one's fault, is silent.
 
 mod branches;
+mod moving;
 mod old;
 mod plants;
 mod rolling;
@@ -13,8 +14,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use self::branches::BRANCHES;
+use self::moving::MOVING;
 use self::plants::name;
-use self::states::STATES;
+use self::states::{LEFT_OVER, STATES};
 use crate::bench::{Bench, Running, soon};
 use crate::support::wait::eventually;
 
@@ -49,6 +51,8 @@ struct Branch {
     on: &'static [usize],
     /// And words of its detail and of its next step; of what agents tell, of the first worker's.
     says: [&'static str; 2],
+    /// Words of the worst worker's own next step, where the first of these is about the cluster.
+    worst: &'static str,
 }
 
 impl<'a> Trees<'a> {
@@ -56,6 +60,11 @@ impl<'a> Trees<'a> {
     fn aggregator(&self, limits: &str) -> Result<Running<'a>> {
         let limits = self.0.config("limits", limits)?;
         self.0.aggregator_with("aggregator-t", &["--config", &limits])
+    }
+
+    /// An aggregator that begins remembers this.
+    fn remembers(&self, memory: &Value) -> Result<()> {
+        self.0.admin(&format!("PATCH merge {MEMORY}"), &json!({"data": {"memory": memory.to_string()}})).map(drop)
     }
 
     /// Plants one after the other. What one leaves behind would be told beside the next.
@@ -69,8 +78,16 @@ impl<'a> Trees<'a> {
     }
 }
 
-const QUIET: Branch =
-    Branch { of: "all is well", plant: |_, _| Ok(()), cluster: &[], told: &[], share: "", on: &[], says: ["", ""] };
+const QUIET: Branch = Branch {
+    of: "all is well",
+    plant: |_, _| Ok(()),
+    cluster: &[],
+    told: &[],
+    share: "",
+    on: &[],
+    says: ["", ""],
+    worst: "",
+};
 
 fn report(aggregator: &Running) -> Result<Value> {
     Ok(serde_json::from_str(&aggregator.page("/api/v1/report")?)?)
@@ -108,6 +125,9 @@ fn told(branch: &Branch, report: &Value) -> Result<()> {
     for (key, words) in ["detail", "next"].into_iter().zip(branch.says) {
         ensure!(finding[key].as_str().is_some_and(|text| text.contains(words)), "no {words:?} in {finding:#}");
     }
+    let worst = &report["nodes"][0];
+    let says = branch.worst.is_empty() || worst["next"].as_str().is_some_and(|next| next.contains(branch.worst));
+    ensure!(says, "no {:?} in {worst:#}", branch.worst);
     Ok(())
 }
 
@@ -117,16 +137,23 @@ fn every_branch_of_the_trees_is_told_for_what_it_is() -> Result<()> {
     let trees = Trees(&bench);
     trees.no_workloads();
     trees.set_up()?;
+    bench.add_calico_kind("bgpconfigurations", "BGPConfiguration")?;
     bench.add_pod("aggregator-t", "aggregator", &name(11))?;
     let aggregator = trees.aggregator(LIMITS)?;
     trees.walk(BRANCHES, &aggregator)?;
     trees.walk(STATES, &aggregator)?;
+    trees.walk(MOVING, &aggregator)?;
     drop(aggregator);
 
-    // What failed twice within a week, as another aggregator had seen it.
+    // A control plane that was updated just now, as another aggregator had seen it.
     let day = |days: i64| jiff::Timestamp::now().as_second() - days * 86_400;
-    let memory = json!({"calico": {"red/10.0.1.4": [[day(5), day(5) + 3_600], [day(2), day(2) + 3_600]]}, "gone": [], "turns": {}});
-    bench.admin(&format!("PATCH merge {MEMORY}"), &json!({"data": {"memory": memory.to_string()}}))?;
+    trees.remembers(&json!({"master": [day(0), "v1.34.2", "v1.35.4"]}))?;
+    let aggregator = trees.aggregator(LIMITS)?;
+    trees.walk(&[LEFT_OVER], &aggregator)?;
+    drop(aggregator);
+
+    // What failed twice within a week.
+    trees.remembers(&json!({"calico": {"red/10.0.1.4": [[day(5), day(5) + 3_600], [day(2), day(2) + 3_600]]}}))?;
     // And what takes two minutes otherwise takes seconds.
     let aggregator = trees.aggregator("cluster: {routineSeconds: 10}\n")?;
     let recurring = Branch {

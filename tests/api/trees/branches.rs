@@ -17,6 +17,33 @@ pub(super) const BRANCHES: &[Branch] = &[
         says: ["kube-system/konnectivity-0, on t07", "look at these Pods and at the way from their nodes"],
         ..QUIET
     },
+    Branch {
+        of: "4.0 the tunnel from the control plane is a VPN",
+        plant: |trees, bad| {
+            if !bad {
+                return trees.ready("vpn-0", true, &now());
+            }
+            trees.vpn(6)?;
+            trees.gone("konnectivity-0")
+        },
+        cluster: &[("ControlTunnelDown", "warning")],
+        says: [
+            "so that it reaches no Pod and no kubelet: logs, exec, port-forward, and webhooks and aggregated APIs in the cluster fail; for example kube-system/vpn-0, on t06",
+            "look at these Pods and at the way from their nodes to the control plane; webhooks that fail meanwhile are a consequence",
+        ],
+        ..QUIET
+    },
+    Branch {
+        of: "4.0 it is up again",
+        plant: |trees, bad| {
+            if bad {
+                return Ok(());
+            }
+            trees.pod("konnectivity-0", "konnectivity-agent", 7)?;
+            trees.gone("vpn-0")
+        },
+        ..QUIET
+    },
     // 4.1, calico-node by its scope.
     Branch {
         of: "4.1 few",
@@ -69,7 +96,37 @@ pub(super) const BRANCHES: &[Branch] = &[
             trees.calico(1..2, !bad, LONG_AGO)
         },
         told: &[("ContainerdDown", "few")],
-        says: ["something is wrong", "do something"],
+        says: [
+            "something is wrong",
+            "and start it (`systemctl start containerd`); if it does not stay up, cordon, gather, drain and reload the worker",
+        ],
+        ..QUIET
+    },
+    Branch {
+        of: "4.1 its kubelet is started again and again: Calico there is left alone",
+        plant: |trees, bad| {
+            let restarts = ("KubeletRestarting", "warning", "controlPlanePath", "ControlPlanePathProblem");
+            trees.tell(1..2, bad.then_some(restarts))?;
+            trees.calico(1..2, !bad, LONG_AGO)
+        },
+        told: &[("KubeletRestarting", "few")],
+        says: [
+            "something is wrong",
+            "read why it ended (`journalctl -u kubelet`, the lines before each start; `systemctl status kubelet`): its configuration, its memory, or the container runtime",
+        ],
+        ..QUIET
+    },
+    Branch {
+        of: "4.1 typha, all of it",
+        plant: |trees, bad| {
+            trees.ready("typha-0", !bad, LONG_AGO)?;
+            trees.ready("typha-1", !bad, LONG_AGO)
+        },
+        cluster: &[("TyphaUnhealthy", "critical")],
+        says: [
+            "2 of 2 Pods of Typha are not Ready, so that calico-node on the nodes that they serve gets no changes and restarts",
+            "if all are, gather their logs and look at memory limits, configuration and certificates",
+        ],
         ..QUIET
     },
     Branch {
@@ -187,7 +244,26 @@ pub(super) const BRANCHES: &[Branch] = &[
         of: "4.3 another error, on one worker",
         plant: |trees, bad| trees.tell(6..7, bad.then_some(("PodSandboxFailing", "warning", "cni", "CNIProblem"))),
         told: &[("PodSandboxFailing", "few")],
-        says: ["something is wrong", "do something"],
+        says: [
+            "something is wrong",
+            "see whether calico-node is healthy here, and restart one of the pods; if only this worker is affected, gather and reload it",
+        ],
+        ..QUIET
+    },
+    Branch {
+        of: "4.3 on one worker where calico-node fails, which is why",
+        plant: |trees, bad| {
+            trees.tell(6..7, bad.then_some(("PodSandboxFailing", "warning", "cni", "CNIProblem")))?;
+            trees.calico(6..7, !bad, LONG_AGO)
+        },
+        cluster: &[("CalicoNodeFailingOnNode", "critical")],
+        told: &[("PodSandboxFailing", "none")],
+        on: &[6],
+        says: [
+            "on 1 of 12 workers",
+            "`kubectl cordon` it, gather (describe and logs of the Pod, also --previous) before",
+        ],
+        worst: "calico-node does not run as it should here, and no Pod gets a network without it: go on with CalicoNodeFailingOnNode",
         ..QUIET
     },
     // 4.4, calico-kube-controllers, which runs on t10.

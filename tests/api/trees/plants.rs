@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nodevitals::checks::node::ALL;
 use serde_json::{Value, json};
 
 use super::{DEPLOYMENT, LONG_AGO, MEMORY, RED, SETS, Trees, WORKERS};
-use crate::bench::{Finding, condition, now};
+use crate::bench::{Finding, condition, now, told};
 use crate::objects::node;
 
 pub(super) fn name(number: usize) -> String {
@@ -71,10 +72,19 @@ impl Trees<'_> {
         self.0.admin(&format!("POST {deployments}"), &workload("Deployment", "calico-kube-controllers")).map(drop)
     }
 
-    /// What its agent says on each of these.
+    /// What its agent says on each of these, with the next step that it has for it.
     pub(super) fn tell(&self, workers: Range<usize>, finding: Option<Finding>) -> Result<()> {
-        let since = now();
-        workers.map(name).try_for_each(|name| self.0.tell(&name, finding, &since))
+        let mut patch = told(finding, &now());
+        if let Some((code, ..)) = finding {
+            let check = ALL.iter().find(|check| check.code == code).context("a check")?;
+            let findings = &mut patch["metadata"]["annotations"]["nodevitals.dev/findings"];
+            let mut all: Value = serde_json::from_str(findings.as_str().context("findings")?)?;
+            all[0]["next"] = check.next_step.into();
+            *findings = all.to_string().into();
+        }
+        workers.map(name).try_for_each(|name| {
+            self.0.admin(&format!("PATCH strategic /api/v1/nodes/{name}/status"), &patch).map(drop)
+        })
     }
 
     /// A Pod of this app in kube-system, Ready for long.
@@ -93,6 +103,14 @@ impl Trees<'_> {
             "spec": {"nodeName": name(on), "serviceAccountName": "calico-node", "terminationGracePeriodSeconds": 0,
                 "containers": [{"name": "c", "image": "quay.io/calico/part:v3.28.1"}]}});
         self.0.admin(&format!("POST /api/v1/namespaces/{namespace}/pods"), &body).map(drop)
+    }
+
+    /// The client of a VPN, which is not Ready for long.
+    pub(super) fn vpn(&self, on: usize) -> Result<()> {
+        self.made("kube-system", "vpn-0", "", on)?;
+        let labels = json!({"metadata": {"labels": {"k8s-app": null, "app": "vpn"}}});
+        self.ready("vpn-0", false, LONG_AGO)?;
+        self.0.admin("PATCH merge /api/v1/namespaces/kube-system/pods/vpn-0", &labels).map(drop)
     }
 
     pub(super) fn gone(&self, pod: &str) -> Result<()> {
@@ -223,6 +241,7 @@ impl Trees<'_> {
         let _ = self.0.admin(&format!("DELETE {DEPLOYMENT}"), &Value::Null);
         let _ = self.0.admin("DELETE /api/v1/namespaces/kube-system/events/no-calico", &Value::Null);
         let _ = self.0.admin(&format!("PATCH merge {MEMORY}"), &json!({"data": {"memory": ""}}));
+        self.no_password();
     }
 }
 

@@ -14,7 +14,10 @@ pub(super) const STATES: &[Branch] = &[
         of: "4.5 Critical on one",
         plant: |trees, bad| trees.tell(4..5, bad.then_some(DISK)),
         told: &[("DiskFull", "few")],
-        says: ["something is wrong", "do something"],
+        says: [
+            "something is wrong",
+            "see what holds the space (`du -xh --max-depth=2 MOUNT | sort -h`), free it, or add a worker",
+        ],
         ..QUIET
     },
     Branch {
@@ -34,7 +37,10 @@ pub(super) const STATES: &[Branch] = &[
             trees.tell(4..5, bad.then_some(DISK))
         },
         told: &[("DiskFull", "none")],
-        says: ["something is wrong", "do something"],
+        says: [
+            "something is wrong",
+            "see what holds the space (`du -xh --max-depth=2 MOUNT | sort -h`), free it, or add a worker",
+        ],
         ..QUIET
     },
     Branch {
@@ -44,7 +50,10 @@ pub(super) const STATES: &[Branch] = &[
             trees.tell(8..9, bad.then_some(vpe))
         },
         told: &[("VpeGatewaySuspected", "few")],
-        says: ["something is wrong", "do something"],
+        says: [
+            "something is wrong",
+            "iks-CLUSTER_ID): none means refresh the master and wait, one that is not Stable is a case for support, a Stable one means the security groups; then replace workers that do not come back",
+        ],
         ..QUIET
     },
     Branch {
@@ -94,6 +103,7 @@ pub(super) const STATES: &[Branch] = &[
         share: "6 of 6 in subnet 17 fail, 0 of 6 elsewhere",
         on: &[4, 5, 6, 7, 8, 9],
         says: ["of 6 workers, of t04 since", "look at the way to the control plane, which does not use Calico"],
+        ..QUIET
     },
     Branch {
         of: "4.2 the taint does not go with the condition",
@@ -150,17 +160,6 @@ pub(super) const STATES: &[Branch] = &[
         ..QUIET
     },
     Branch {
-        of: "4.1 the move to calico-system stands still",
-        plant: |trees, bad| trees.moves(bad),
-        cluster: &[("CalicoMigrationStalled", "critical"), ("NodeReadyFlapping", "warning")],
-        on: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
-        says: [
-            "1 of 13 nodes are done, 0 of these are not Ready, and none was added for more than 1 minutes",
-            "read the log of tigera-operator",
-        ],
-        ..QUIET
-    },
-    Branch {
         of: "4.5 the master is back: who turned with all others does not flap, not even t10, which turned twice before",
         plant: |_, _| Ok(()),
         cluster: &[("NodeReadyFlapping", "warning")],
@@ -169,3 +168,17 @@ pub(super) const STATES: &[Branch] = &[
         ..QUIET
     },
 ];
+
+/// While the control plane may still be put together anew.
+pub(super) const LEFT_OVER: Branch = Branch {
+    of: "4.5 Unknown, one: the control plane is being updated",
+    plant: |trees, bad| trees.silent(3..4, bad),
+    cluster: &[("KubeletHeartbeatLost", "warning"), ("MasterUpdateInProgress", "info")],
+    told: &[("AgentStale", "few")],
+    on: &[3],
+    says: [
+        "of the kubelet of t03 since",
+        "wait for the update of the control plane; reload or replace t03 if it stays silent afterwards",
+    ],
+    ..QUIET
+};
