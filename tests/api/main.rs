@@ -12,6 +12,7 @@ mod objects;
 mod agent;
 mod aggregator;
 mod agreement;
+mod changes;
 mod denied;
 mod events;
 mod fit;
