@@ -29,6 +29,7 @@ mod page;
 mod plant;
 mod policy;
 mod reliability;
+mod remembered;
 mod repair;
 mod scope;
 mod shared;
