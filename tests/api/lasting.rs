@@ -1,5 +1,5 @@
-//! What counts over a long time (who collects the metrics, kubelets that come and go, what comes back) is told on a real API
-//! server, and is over.
+//! What counts over a long time (who collects the metrics, kubelets that come and go, what comes back, a zone whose connections
+//! are not answered) is told on a real API server, and is over.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::bench::{AGGREGATOR, Bench, Running, condition, rendered, soon};
-use crate::inventory::{over, told};
+use crate::inventory::{over, says, told};
 use crate::support::wait::eventually;
 
 const MEMORY: &str = "/api/v1/namespaces/nodevitals/configmaps/nodevitals-aggregator";
@@ -17,6 +17,8 @@ const LIMITS: &str = "cluster: {readyTurnMinutes: 2, scrapeSilenceSeconds: 30}\n
 const COLLECTED: Duration = Duration::from_secs(60);
 /// Longer than each of these, with what the aggregator takes to notice.
 const LONG: Duration = Duration::from_secs(240);
+/// A zone is told after five minutes, most of which go by before it is waited for.
+const STRAINED: Duration = Duration::from_secs(360);
 /// What began a week ago, but for this many seconds, counts for so long.
 const STILL_COUNTS: i64 = 100;
 
@@ -44,9 +46,41 @@ fn turns(bench: &Bench, aggregator: &Running) -> Result<()> {
     Ok(())
 }
 
+/// Workers of a VPC, three in each of two zones.
+fn zones(bench: &Bench) -> Result<()> {
+    for number in 0..6 {
+        let zone = if number < 3 { "za" } else { "zb" };
+        let labels = json!({"agentpool": "green", "topology.kubernetes.io/zone": zone, "ibm-cloud.kubernetes.io/subnet-id": zone});
+        bench.add_worker(&format!("z{number}"), &labels)?;
+    }
+    Ok(())
+}
+
+/// What these agents say with their question for the map: SYNs that were sent again, and connections.
+fn load(aggregator: &Running, mut workers: std::ops::Range<usize>, load: &str) -> Result<()> {
+    workers.try_for_each(|number| aggregator.page(&format!("/api/v1/map?node=z{number}&load={load}")).map(drop))
+}
+
+/// The first zone has been under load for five minutes; then one of its three workers is well.
+fn full_zone(aggregator: &Running) -> Result<()> {
+    let full = eventually("a zone is full", STRAINED, || told(aggregator, "ZoneConnectionLimitSuspected"));
+    let expected = (&json!("info"), &json!("packetFilter"), &json!(["z0", "z1", "z2"]));
+    assert_eq!((&full["severity"], &full["area"], &full["workers"]), expected);
+    says(
+        &full,
+        "detail",
+        "zone za: 3 of 3 workers, 90000 connections, 30000 a worker; elsewhere 0 of 3 workers, 2000 connections a worker",
+    );
+    says(&full, "next", "then ask the provider's VPC operations in a support case what the limit of zone za is");
+    load(aggregator, 0..1, "3.2000")?;
+    soon("one is well", || over(aggregator, "ZoneConnectionLimitSuspected"));
+    Ok(())
+}
+
 #[test]
 fn what_counts_over_a_long_time_is_told_and_is_over() -> Result<()> {
     let bench = Bench::take()?;
+    zones(&bench)?;
     for number in 0..3 {
         let pool = if number == 0 { "red" } else { "blue" };
         bench.add_worker(&format!("l{number}"), &json!({"agentpool": pool}))?;
@@ -56,6 +90,8 @@ fn what_counts_over_a_long_time_is_told_and_is_over() -> Result<()> {
     bench.add_pod("aggregator-l", "aggregator", "l1")?;
     let limits = bench.config("lasting", LIMITS)?;
     let aggregator = bench.aggregator_with("aggregator-l", &["--config", &limits])?;
+    soon("it has a map", || load(&aggregator, 0..3, "400.30000"));
+    load(&aggregator, 3..6, "3.2000")?;
     let recurring = soon("it came back", || told(&aggregator, "CalicoFailureRecurring"));
     assert_eq!(recurring["workers"], json!(["l0"]));
     turns(&bench, &aggregator)?;
@@ -81,7 +117,7 @@ fn what_counts_over_a_long_time_is_told_and_is_over() -> Result<()> {
 
     eventually("it has been Ready for long", LONG, || over(&aggregator, "NodeReadyFlapping"));
     eventually("it has been well for long", LONG, || over(&aggregator, "CalicoFailureRecurring"));
-    Ok(())
+    full_zone(&aggregator)
 }
 
 /// The aggregators' ConfigMap is gone until this is dropped.
