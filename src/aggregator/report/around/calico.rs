@@ -305,7 +305,10 @@ impl<'a> Calico<'a> {
                 );
                 ("CalicoNodeFailingSubset", detail + &also, next)
             }
-            Scope::Most | Scope::All => ("CalicoNodeFailingWidespread", detail, WIDESPREAD.to_owned()),
+            Scope::Most | Scope::All => {
+                let (datastore, first) = self.datastore();
+                ("CalicoNodeFailingWidespread", detail + &datastore, format!("{first}{WIDESPREAD}"))
+            }
         };
         let on = || broken.iter().map(|(at, ..)| self.workers[*at].0);
         let draft = Draft::new(code, Severity::Critical, detail, next).since(Some(*first)).on(on());
@@ -339,6 +342,26 @@ impl<'a> Calico<'a> {
 }
 
 impl Calico<'_> {
+    /// Whether Calico's datastore is locked, which stops calico-node everywhere, as far as that can be seen; and what to do first (R175).
+    fn datastore(&self) -> (String, &'static str) {
+        let around = &self.cluster.surroundings;
+        if !around.is_seen(What::ClusterInformation) || around.is_blind(What::ClusterInformation, self.now) {
+            return (String::new(), "");
+        }
+        around.locked().map_or_else(
+            || ("; its datastore is not locked".to_owned(), ""),
+            |since| {
+                let since = utc(since);
+                (
+                    format!(
+                        "; its datastore is locked (ClusterInformation default, datastoreReady false) since {since}"
+                    ),
+                    UNLOCK,
+                )
+            },
+        )
+    }
+
     /// What cured it there the last time, and what that speaks for (R118).
     fn cured(&self, name: &str) -> Option<&'static str> {
         let place = place(name, self.cluster.node(name)?);
@@ -373,6 +396,8 @@ const REFRESH: &str = "let its owner make it again: the Tigera operator, or on I
 const ONLY: &str = "it is the only worker, so do not cordon, drain, reload or replace it before there is another: gather (describe and logs of the Pod, also --previous) before anything is deleted, then delete the calico-node Pod; if that does not help add a worker, and go on with this one as on any other";
 pub(super) const UNBLOCK: &str = "fix that webhook first (scope it away from system namespaces, or remove it), and the Pods come by themselves; a master refresh does not help while it blocks";
 const LADDER: &str = "one worker at a time: `kubectl cordon` it, gather (describe and logs of the Pod, also --previous) before anything is deleted, delete the calico-node Pod; if that does not help drain and reboot, then reload or replace it; `kubectl uncordon` at the first success";
+const UNLOCK: &str =
+    "if nobody migrates the datastore or cleans up addresses just now, `calicoctl datastore migrate unlock`; else ";
 const WIDESPREAD: &str = "do not cordon, delete, reboot or reload: look at Calico's configuration, its datastore (ClusterInformation datastoreReady) and the control plane, and at what changed before then; gather on two or three workers";
 
 #[cfg(test)]

@@ -137,6 +137,33 @@ fn few_many_and_all_have_opposite_remedies() {
 }
 
 #[test]
+fn where_it_fails_nearly_everywhere_it_is_said_whether_the_datastore_is_locked() {
+    let mut cluster = planted(30, &(0..28).collect::<Vec<_>>(), -300);
+    let told = |cluster: &Cluster, now| {
+        let draft = findings(cluster, at(now)).remove(0);
+        assert_eq!(draft.code, "CalicoNodeFailingWidespread");
+        (draft.detail, draft.next)
+    };
+    let information = |ready: bool| {
+        json!({"metadata": {"name": "default", "managedFields": [{"manager": "calicoctl", "time": at(-400)}]},
+            "spec": {"datastoreReady": ready}})
+    };
+    let (detail, next) = told(&cluster, 0);
+    assert!(!detail.contains("datastore") && next.starts_with("do not cordon"), "not looked at: {detail}: {next}");
+    list(&mut cluster, What::ClusterInformation, &[information(true)], -900);
+    let (detail, next) = told(&cluster, 0);
+    assert!(detail.ends_with("; its datastore is not locked") && next.starts_with("do not cordon"), "{detail}: {next}");
+    list(&mut cluster, What::ClusterInformation, &[information(false)], -400);
+    let (detail, next) = told(&cluster, 0);
+    let locked =
+        "; its datastore is locked (ClusterInformation default, datastoreReady false) since 2026-11-21T09:53:20Z";
+    assert!(detail.ends_with(locked), "{detail}");
+    assert!(next.starts_with("if nobody migrates the datastore") && next.contains("; else do not cordon"), "{next}");
+    cluster.surroundings.take(What::ClusterInformation, Change::Lost("refused".to_owned()), at(-60));
+    assert!(!told(&cluster, 0).0.contains("datastore"), "it is not seen");
+}
+
+#[test]
 fn what_runs_where_calico_node_fails_is_suspected_though_agents_say_nothing() {
     let mut cluster = planted(30, &[1, 5, 9, 12, 16, 20, 24, 28], -300);
     let told = |cluster: &Cluster| findings(cluster, at(0)).remove(0);
