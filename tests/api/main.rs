@@ -13,6 +13,7 @@ mod agent;
 mod aggregator;
 mod agreement;
 mod changes;
+mod causes;
 mod denied;
 mod events;
 mod fit;
