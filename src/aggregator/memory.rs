@@ -25,7 +25,7 @@ use super::row::Row;
 use super::store::Store;
 use crate::clock::since_boot;
 use keeping::Keeping;
-use spells::{Spell, find_cures};
+use spells::{ControllersCured, Spell, find_controllers_cure, find_cures};
 
 /// How things are is noted this often.
 const NOTE: Duration = Duration::from_secs(20);
@@ -59,6 +59,8 @@ pub(crate) struct Memory {
     gone: BTreeMap<Box<str>, Gone>,
     /// When calico-node failed, by pool and address of the worker.
     calico: BTreeMap<Box<str>, Vec<Spell>>,
+    /// How calico-kube-controllers was cured last.
+    pub(crate) controllers: Option<ControllersCured>,
     /// When kubelets turned Ready or not.
     turns: BTreeMap<Box<str>, Vec<i64>>,
     /// Of which version the API servers are.
@@ -182,6 +184,7 @@ impl Memory {
             episodes.retain(|spell| spell.to.is_none_or(|to| now - to <= LONGEST));
             !episodes.is_empty()
         });
+        self.controllers = self.controllers.take().filter(|cured| now - cured.at <= LONGEST);
         self.turns.retain(|_, turns| {
             turns.retain(|at| now - at <= TURNS);
             !turns.is_empty()
@@ -200,13 +203,16 @@ impl Memory {
         let spells = |all: &Vec<Spell>| all.iter().map(Spell::write).collect::<Vec<_>>();
         let calico: BTreeMap<&str, Vec<Value>> =
             self.calico.iter().map(|(place, all)| (&**place, spells(all))).collect();
-        json!({ "gone": gone.collect::<Vec<_>>(), "calico": calico, "turns": self.turns, "master": self.master.write(), "worker": self.worker_gone })
+        json!({ "gone": gone.collect::<Vec<_>>(), "calico": calico, "turns": self.turns, "master": self.master.write(), "worker": self.worker_gone,
+            "controllers": self.controllers.as_ref().map(ControllersCured::write) })
     }
 
     /// Takes in what was written, beside what has been seen since. What is damaged costs itself.
-    fn read(&mut self, written: &Value) {
+    pub(super) fn read(&mut self, written: &Value) {
         self.master.read(&written["master"]);
         self.worker_gone = self.worker_gone.max(written["worker"].as_i64());
+        let controllers = ControllersCured::read(&written["controllers"]);
+        self.controllers = [self.controllers.take(), controllers].into_iter().flatten().max_by_key(|cured| cured.at);
         for entry in written["gone"].as_array().into_iter().flatten().take(MOST_GONE) {
             if let (Some(name), Some(at)) = (entry[0].as_str(), entry[1].as_i64()) {
                 let addresses = entry[2].as_array().into_iter().flatten();
@@ -298,6 +304,7 @@ fn note(store: &Store, rounds: &mut Rounds) -> bool {
             return;
         }
         notice(cluster, judged, now);
+        find_controllers_cure(cluster, now);
         if let Some(failing) = failing_calico(cluster, now) {
             let places = failing.iter().filter_map(|name| Some(place(name, cluster.node(name)?)));
             let places: Vec<String> = places.collect();

@@ -96,28 +96,14 @@ impl Surroundings {
             Change::ListBegins => seen.sight.list_begins(),
             Change::Here(object) => {
                 let list = seen.sight.list();
-                if let Some(kind) = what.journaled()
-                    && (what != What::DaemonSets || is_system(&object.metadata.namespace))
-                {
-                    self.journal.seen(kind, &object);
-                }
+                self.note_seen(what, &object);
                 match keep(what, &object, &mut self.texts) {
-                    Some(kept) => {
-                        self.note(what, &object, &kept);
-                        self.put(what, &object, (list, kept), now);
-                    }
+                    Some(kept) => self.put(what, &object, (list, kept), now),
                     None => self.remove(what, &object, now),
                 }
             }
             Change::Gone(object) => {
-                if let Some(kind) = what.journaled()
-                    && (what != What::DaemonSets || is_system(&object.metadata.namespace))
-                {
-                    self.journal.gone(kind, &object, now);
-                }
-                if let Some(kind) = what.journaled_together() {
-                    self.journal.one_of_many_gone(kind, &object, now);
-                }
+                self.note_gone(what, &object, now);
                 self.remove(what, &object, now);
             }
             Change::ListEnds => {
@@ -154,14 +140,28 @@ impl Surroundings {
         }
     }
 
-    /// Writes down that one of many is another one than is known.
-    fn note(&mut self, what: What, object: &ObjectView, kept: &Kept) {
-        let edited = |kept: &Kept| if let Kept::HostEndpoint(it) = kept { it.edited } else { Time::default() };
-        let known = self.objects.get(&what).and_then(|all| all.get(&key(object)));
-        if let Some(kind) =
-            what.journaled_together().filter(|_| known.is_none_or(|(_, known)| edited(known) != edited(kept)))
-        {
-            self.journal.one_of_many_seen(kind, object);
+    /// Writes down that an object was made or changed.
+    fn note_seen(&mut self, what: What, object: &ObjectView) {
+        if let Some(kind) = journaled(what, object) {
+            self.journal.seen(kind, object);
+        }
+        if let Some(kind) = what.journaled_together().filter(|_| !object.spec.node.is_empty()) {
+            let edited = Time::from(object.edit.as_ref().map(|edit| edit.at));
+            let known = self.objects.get(&what).and_then(|all| all.get(&key(object)));
+            let same = known.is_some_and(|(_, kept)| matches!(kept, Kept::HostEndpoint(it) if it.edited == edited));
+            if !same {
+                self.journal.one_of_many_seen(kind, object);
+            }
+        }
+    }
+
+    /// Writes down that an object is gone.
+    fn note_gone(&mut self, what: What, object: &ObjectView, now: Timestamp) {
+        if let Some(kind) = journaled(what, object) {
+            self.journal.gone(kind, object, now);
+        }
+        if let Some(kind) = what.journaled_together() {
+            self.journal.one_of_many_gone(kind, object, now);
         }
     }
 
@@ -387,6 +387,11 @@ impl Surroundings {
         let all = self.all(What::FailedCreates);
         all.filter_map(|kept| if let Kept::FailedCreate(failed) = kept { Some(&**failed) } else { None })
     }
+}
+
+/// What changes of this object are written down as, if they are. Of DaemonSets those of the system.
+fn journaled(what: What, object: &ObjectView) -> Option<&'static str> {
+    what.journaled().filter(|_| what != What::DaemonSets || is_system(&object.metadata.namespace))
 }
 
 fn key(object: &ObjectView) -> Name {

@@ -9,14 +9,17 @@ use serde_json::{Value, json};
 
 use super::{Memory, SAME};
 use crate::aggregator::cluster::Cluster;
-use crate::aggregator::pods::CalicoPod;
+use crate::aggregator::pods::{App, CalicoPod};
 use crate::aggregator::report::place;
 use crate::aggregator::row::Row;
 use crate::aggregator::small::Time;
+use crate::aggregator::surroundings::What;
 use crate::verdict::Cure;
 
 /// What comes so soon after another step, in seconds, follows from it: who is installed anew boots, and gets new Pods.
 const WITH_IT: i64 = 600;
+/// Names of Nodes are DNS subdomains (RFC 1123).
+const LONGEST_NAME: usize = 253;
 
 /// A time in which calico-node failed, in seconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +51,7 @@ impl Spell {
     }
 
     /// From when to when it was, if it is over, and what cured it.
-    pub(crate) fn ended(&self) -> Option<(Timestamp, Timestamp, Option<Cure>)> {
+    fn ended(&self) -> Option<(Timestamp, Timestamp, Option<Cure>)> {
         let time = |second| Timestamp::from_second(second).ok();
         Some((time(self.from)?, time(self.to?)?, self.cure))
     }
@@ -56,8 +59,16 @@ impl Spell {
 
 impl Memory {
     /// The times in which calico-node failed in this place (pool and address of a worker), the last at the end.
-    pub(crate) fn spells(&self, place: &str) -> &[Spell] {
+    fn spells(&self, place: &str) -> &[Spell] {
         self.calico.get(place).map_or(&[], Vec::as_slice)
+    }
+
+    /// The same that are over: from when to when, and what cured it.
+    pub(crate) fn ended<'a>(
+        &'a self,
+        place: &str,
+    ) -> impl Iterator<Item = (Timestamp, Timestamp, Option<Cure>)> + use<'a> {
+        self.spells(place).iter().filter_map(Spell::ended)
     }
 
     /// What cured it there the last time that is known.
@@ -91,14 +102,14 @@ pub(super) fn find_cures(cluster: &mut Cluster, now: Timestamp) {
     }
     let pods = cluster.surroundings.calico_pods().filter(|pod| pod.ready);
     let pods: BTreeMap<&str, &CalicoPod> = pods.map(|pod| (&*pod.node, pod)).collect();
-    let cured = |(name, row): (&str, &Row)| {
+    let over = |(name, row): (&str, &Row)| {
         let place = place(name, row);
-        let cure = cure(*open.get(&place)?, row, pods.get(name)?);
-        Some((place, cure))
+        let by = cure(*open.get(&place)?, row, pods.get(name)?);
+        Some((place, by))
     };
-    let cures: Vec<(String, Cure)> = cluster.nodes().filter_map(cured).collect();
-    for (place, cure) in cures {
-        cluster.memory.cured(&place, cure);
+    let all: Vec<(String, Cure)> = cluster.nodes().filter_map(over).collect();
+    for (place, by) in all {
+        cluster.memory.cured(&place, by);
     }
 }
 
@@ -115,24 +126,60 @@ fn cure(from: i64, row: &Row, pod: &CalicoPod) -> Cure {
     last.map_or(Cure::Nothing, |(cure, _)| *cure)
 }
 
+/// How calico-kube-controllers was cured, after its Pods on one or several workers had not come up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ControllersCured {
+    /// When it had been Ready for long enough, in seconds since the epoch.
+    pub(super) at: i64,
+    /// Where it did not come up last.
+    pub(crate) from: Box<str>,
+    /// Where it did: on the same worker a new Pod was enough.
+    pub(crate) to: Box<str>,
+}
+
+impl ControllersCured {
+    /// When.
+    pub(crate) fn at(&self) -> Option<Timestamp> {
+        Timestamp::from_second(self.at).ok()
+    }
+
+    pub(super) fn write(&self) -> Value {
+        json!([self.at, self.from, self.to])
+    }
+
+    pub(super) fn read(written: &Value) -> Option<ControllersCured> {
+        let name = |at: usize| Some(Box::from(written[at].as_str().filter(|name| name.len() <= LONGEST_NAME)?));
+        Some(ControllersCured { at: written[0].as_i64()?, from: name(1)?, to: name(2)? })
+    }
+}
+
+/// Finds out whether calico-kube-controllers is well again after it was tried in vain elsewhere, or before.
+pub(super) fn find_controllers_cure(cluster: &mut Cluster, now: Timestamp) {
+    let around = &cluster.surroundings;
+    let Some((from, tried)) = around.tried.last().filter(|_| around.is_clear(What::CalicoPods)) else { return };
+    let known = cluster.memory.controllers.as_ref().is_some_and(|known| known.at >= tried.as_second());
+    let well = around.pods(App::Controllers).find(|pod| pod.well_until(cluster.limits(), now));
+    if let Some(pod) = well.filter(|_| !known) {
+        let cured = ControllersCured { at: now.as_second(), from: from.clone(), to: Box::from(&*pod.node) };
+        cluster.memory.controllers = Some(cured);
+        cluster.revision += 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aggregator::object::ObjectView;
     use crate::aggregator::report::failing_calico;
-    use crate::aggregator::surroundings::What;
     use crate::aggregator::testing::{apply, at, cluster, node};
     use crate::aggregator::watch::Change;
 
     const LONG_AGO: i64 = -86_400;
 
-    fn calico(
-        cluster: &mut Cluster,
-        change: fn(crate::aggregator::object::ObjectView) -> Change<crate::aggregator::object::ObjectView>,
-        name: &str,
-        made: i64,
-        ready: bool,
-        since: i64,
-    ) {
+    /// What has happened to a Pod.
+    type Comes = fn(ObjectView) -> Change<ObjectView>;
+
+    fn calico(cluster: &mut Cluster, change: Comes, name: &str, made: i64, ready: bool, since: i64) {
         let pod = json!({
             "metadata": {"name": name, "namespace": "kube-system", "creationTimestamp": at(made), "labels": {"k8s-app": "calico-node"}},
             "spec": {"nodeName": "n1"},
@@ -259,5 +306,55 @@ mod tests {
         }
         assert_eq!(Spell::read(&json!([5, null, "reboot"])), Some(Spell::new(5)), "what goes on was not cured");
         assert_eq!(Spell::read(&json!(["x"])), None);
+    }
+
+    /// A Pod of calico-kube-controllers came, or went.
+    fn controllers(cluster: &mut Cluster, name: &str, node: &str, ready: bool, since: i64, gone: bool) {
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "kube-system", "creationTimestamp": at(since), "labels": {"k8s-app": "calico-kube-controllers"}},
+            "spec": {"nodeName": node},
+            "status": {"conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }, "lastTransitionTime": at(since)}]}});
+        let pod = serde_json::from_value(pod).expect("a Pod");
+        cluster.surroundings.take(
+            What::CalicoPods,
+            if gone { Change::Gone(pod) } else { Change::Here(pod) },
+            at(since),
+        );
+    }
+
+    #[test]
+    fn a_move_and_a_new_pod_of_the_controllers_are_remembered_once_it_is_well() {
+        for to in ["n2", "n1"] {
+            let mut cluster = failing();
+            controllers(&mut cluster, "kc-1", "n1", false, 0, false);
+            controllers(&mut cluster, "kc-1", "n1", false, 10, true);
+            controllers(&mut cluster, "kc-2", to, true, 20, false);
+            find_controllers_cure(&mut cluster, at(100));
+            assert_eq!(cluster.memory.controllers, None, "it has just come up");
+            for second in [200, 300] {
+                find_controllers_cure(&mut cluster, at(second));
+            }
+            let cured = ControllersCured { at: at(200).as_second(), from: "n1".into(), to: to.into() };
+            assert_eq!(cluster.memory.controllers.as_ref(), Some(&cured), "since it was well first");
+            let mut after = Memory::default();
+            after.read(&cluster.memory.write());
+            assert_eq!(after.controllers, Some(cured.clone()));
+            after.read(&json!({"controllers": [cured.at + 9, "n1"]}));
+            assert_eq!(after.controllers, Some(cured), "damage costs itself");
+            after.forget(at(200).as_second() + super::super::LONGEST + 1);
+            assert_eq!(after.controllers, None);
+        }
+        // One that was always well, and one that is not seen.
+        let mut cluster = failing();
+        controllers(&mut cluster, "kc-1", "n1", true, 0, false);
+        find_controllers_cure(&mut cluster, at(200));
+        assert_eq!(cluster.memory.controllers, None);
+        let mut lost = failing();
+        controllers(&mut lost, "kc-1", "n1", false, 0, false);
+        controllers(&mut lost, "kc-1", "n1", false, 10, true);
+        controllers(&mut lost, "kc-2", "n2", true, 20, false);
+        lost.surroundings.take(What::CalicoPods, Change::Lost("refused".to_owned()), at(30));
+        find_controllers_cure(&mut lost, at(200));
+        assert_eq!(lost.memory.controllers, None);
     }
 }

@@ -191,7 +191,9 @@ fn drafts(cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -
     drafts.extend(dns::unanswered(cluster, now));
     drafts.extend(connections::suspected(cluster, duplicates, now));
     drafts.retain(|draft| !outdated.contains(&draft.code));
-    drafts.iter_mut().for_each(|draft| draft.keep_the_last(cluster, duplicates));
+    for draft in &mut drafts {
+        draft.keep_the_last(cluster, duplicates);
+    }
     // That is why calico-node fails there, and what helps one worker does not help against it.
     if drafts.iter().any(|draft| draft.code == "CalicoDataForDeletedNodes") {
         drafts.retain(|draft| !draft.code.starts_with("CalicoNodeFailing"));

@@ -62,13 +62,8 @@ pub(crate) fn build(
 
 /// When calico-node failed there, as the aggregator remembers it.
 fn calico_failed(cluster: &Cluster, worker: &Judged<'_>) -> impl Iterator<Item = Ended> {
-    let spells = cluster.memory.spells(&around::place(worker.name, worker.row));
-    spells.iter().filter_map(|spell| spell.ended()).map(|(since, cleared, cure)| Ended {
-        code: "CalicoNodeFailingOnNode".to_owned(),
-        since,
-        cleared,
-        cure,
-    })
+    let all = cluster.memory.ended(&around::place(worker.name, worker.row));
+    all.map(|(since, cleared, cure)| Ended { code: "CalicoNodeFailingOnNode".to_owned(), since, cleared, cure })
 }
 
 /// Looks at all workers; what is wrong with the cluster may be as it was judged a moment ago.

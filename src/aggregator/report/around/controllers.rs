@@ -12,6 +12,7 @@ use crate::aggregator::pods::{App, CalicoPod};
 use crate::aggregator::surroundings::What;
 use crate::aggregator::workloads::Workload;
 use crate::checks::Severity::{Critical, Info, Warning};
+use crate::facts::utc;
 
 const CONTROLLERS: &str = "calico-kube-controllers";
 /// Two may run for so long while one takes over.
@@ -74,7 +75,8 @@ fn controllers(cluster: &Cluster, now: Timestamp) -> Vec<Draft> {
     };
     let on = (!pod.node.is_empty()).then_some(&*pod.node);
     let tried = tried(cluster, on, now);
-    let name = format!("{} {}{tried}", pod.name, state(pod, cluster.limits(), now));
+    let cured = cured(cluster).unwrap_or_default();
+    let name = format!("{} {}{tried}{cured}", pod.name, state(pod, cluster.limits(), now));
     if let Some(node) = on
         && cluster.node(node).is_none_or(|row| !row.is_ready())
     {
@@ -127,6 +129,17 @@ fn tried(cluster: &Cluster, on: Option<&str>, now: Timestamp) -> String {
     }
 }
 
+/// What cured it the last time, and what that speaks for (R118).
+fn cured(cluster: &Cluster) -> Option<String> {
+    let cured = cluster.memory.controllers.as_ref()?;
+    let (at, from, to) = (utc(cured.at()?), &cured.from, &cured.to);
+    Some(if from == to {
+        format!("; before {at} a new Pod on {to} cured it, which speaks for a process that went wrong")
+    } else {
+        format!("; before {at} a move from {from} to {to} cured it, which speaks for {from}")
+    })
+}
+
 /// No worker suffers from it at once, and a short absence harms nobody, unless nodes go meanwhile or addresses run out.
 fn down(cluster: &Cluster, what: &str, since: Option<Timestamp>, now: Timestamp) -> Draft {
     let gone = cluster.gone_since(since);
@@ -136,10 +149,12 @@ fn down(cluster: &Cluster, what: &str, since: Option<Timestamp>, now: Timestamp)
     let near_full = ipam::near_full(cluster, now);
     let harms = gone > 0 || near_full.is_some();
     let severity = if harms || lasts(since, 60 * i64::from(minutes), now) { Warning } else { Info };
-    let mut meanwhile = near_full.map_or_else(String::new, |free| format!("; {free}, and nobody frees what leaks"));
-    if gone > 0 {
-        meanwhile.push_str(&format!("; {gone} nodes were deleted meanwhile, whose addresses and data stay"));
-    }
+    let near_full = near_full.map_or_else(String::new, |free| format!("; {free}, and nobody frees what leaks"));
+    let meanwhile = if gone > 0 {
+        format!("{near_full}; {gone} nodes were deleted meanwhile, whose addresses and data stay")
+    } else {
+        near_full
+    };
     let detail = format!("calico-kube-controllers is not there: {what}{meanwhile}");
     let wait = if harms { "do not wait:".to_owned() } else { format!("wait {minutes} minutes; then") };
     let next = format!("{wait} look at its Pod and its node, and for webhooks that keep Pods from being made");

@@ -71,8 +71,12 @@ pub(super) fn codes(what: What) -> &'static [Codes] {
         What::Namespaces => &[&["WebhookRisk"]],
         What::DnsServices | What::DnsSlices => &[&["ClusterDnsUnreachable"]],
         // The map of the agents and the changes before a failure are made of these, and no finding.
-        What::ApiService | What::ApiSlices => &[],
-        What::IpamConfigs | What::GlobalPolicies | What::CalicoPolicies | What::Policies => &[],
+        What::ApiService
+        | What::ApiSlices
+        | What::IpamConfigs
+        | What::GlobalPolicies
+        | What::CalicoPolicies
+        | What::Policies => &[],
     }
 }
 

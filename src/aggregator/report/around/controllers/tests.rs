@@ -135,6 +135,22 @@ fn where_it_was_tried_in_vain_is_remembered_until_it_is_well() {
 }
 
 #[test]
+fn what_cured_it_the_last_time_is_told_when_it_fails_again() {
+    let mut cluster = planted(&[looping(pod(KC, "kube-system", 1, "n1", false, 0, 4))]);
+    let told = |cluster: &Cluster| findings(cluster, at(10)).remove(0).detail;
+    assert!(!told(&cluster).contains("cured"), "{}", told(&cluster));
+    for (to, says) in [
+        ("n3", "; before 2026-11-21T09:00:00Z a move from n2 to n3 cured it, which speaks for n2"),
+        ("n2", "; before 2026-11-21T09:00:00Z a new Pod on n2 cured it, which speaks for a process that went wrong"),
+    ] {
+        let memory = json!({"controllers": [at(-3_600).as_second(), "n2", to]});
+        cluster.memory.controllers = None;
+        cluster.memory.read(&memory);
+        assert!(told(&cluster).ends_with(says), "{}", told(&cluster));
+    }
+}
+
+#[test]
 fn exactly_one_has_to_run() {
     let two = [pod(KC, "kube-system", 1, "n1", true, -86_400, 0), pod(KC, "kube-system", 2, "n2", true, 0, 0)];
     assert!(codes(&planted(&two), 299).is_empty(), "one takes over");
