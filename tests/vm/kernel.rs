@@ -115,7 +115,7 @@ fn overrun(machine: &mut Machine, agent: &str) -> Result<u64> {
     let said = said(machine)?;
     let [line] = &said[..] else { bail!("{said:?}") };
     ensure!(line["level"] == "WARN", "{line}");
-    line["lines"].as_u64().with_context(|| line.to_string())
+    line["at_least"].as_u64().with_context(|| line.to_string())
 }
 
 #[test]

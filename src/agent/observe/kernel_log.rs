@@ -232,7 +232,7 @@ async fn ask(last: &mut Duration, book: &mut Book) -> Result<(), LookError> {
         let (reason, advice) = if denied { (Reason::Denied, advice) } else { (Reason::Failed, "") };
         return Err(LookError::new(WHAT, reason, format!("{}{advice}", said.trim())));
     }
-    // The oldest line is younger than the last one that was read: those in between are gone.
+    // The oldest line is younger than the last one that was read: those in between are gone, nobody knows how many.
     if before > Duration::ZERO && oldest.is_some_and(|oldest| oldest > before) {
         book.lose(1);
     }

@@ -95,14 +95,13 @@ impl Book {
         }
     }
 
-    /// Lines were overwritten before they were read.
+    /// At least so many lines were overwritten before they were read.
     pub(super) fn lose(&mut self, lines: u64) {
         let before = self.lost;
         self.lost = before.saturating_add(lines);
         if rounded(self.lost) != rounded(before) || before == 0 {
-            let lines = self.lost;
             tracing::warn!(
-                lines,
+                at_least = self.lost,
                 "the kernel's log was overwritten before it was read: faults that it told may be missed"
             );
         }
