@@ -147,8 +147,8 @@ fn down(cluster: &Cluster, what: &str, since: Option<Timestamp>, now: Timestamp)
     let minutes = cluster.limits().controllers_absent_minutes;
     // Addresses that leak are not freed meanwhile either, and there are none to spare.
     let near_full = ipam::near_full(cluster, now);
-    let harms = gone > 0 || near_full.is_some();
-    let severity = if harms || lasts(since, 60 * i64::from(minutes), now) { Warning } else { Info };
+    let runs_out = near_full.is_some();
+    let severity = if gone > 0 || runs_out || lasts(since, 60 * i64::from(minutes), now) { Warning } else { Info };
     let near_full = near_full.map_or_else(String::new, |free| format!("; {free}, and nobody frees what leaks"));
     let meanwhile = if gone > 0 {
         format!("{near_full}; {gone} nodes were deleted meanwhile, whose addresses and data stay")
@@ -156,7 +156,7 @@ fn down(cluster: &Cluster, what: &str, since: Option<Timestamp>, now: Timestamp)
         near_full
     };
     let detail = format!("calico-kube-controllers is not there: {what}{meanwhile}");
-    let wait = if harms { "do not wait:".to_owned() } else { format!("wait {minutes} minutes; then") };
+    let wait = if runs_out { "do not wait:".to_owned() } else { format!("wait {minutes} minutes; then") };
     let next = format!("{wait} look at its Pod and its node, and for webhooks that keep Pods from being made");
     Draft::new("CalicoKubeControllersDown", severity, detail, next).since(since)
 }
