@@ -14,10 +14,12 @@ mod webhooks;
 mod workers;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::ClusterFinding;
+use super::sandboxes::SANDBOX;
 use super::scope::{ANOTHER_FIRST, takes_pods};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::password::Found;
@@ -39,6 +41,9 @@ const MOST: usize = 32;
 const NAMED: usize = 20;
 /// By these, and those that begin with its name, it is told where calico-node does not run.
 const OF_CALICO: [&str; 3] = ["CalicoInitFailed", "CalicoDataForDeletedNodes", "WebhookDeadlock"];
+
+/// What is wrong, how many more findings there are, and where calico-node does not run, if Pods wait for it somewhere.
+pub(super) type Judgement = (Vec<ClusterFinding>, usize, Arc<BTreeMap<String, &'static str>>);
 
 /// Something that is wrong with the cluster, before it is known for whom it is told.
 #[derive(Debug)]
@@ -130,26 +135,25 @@ impl Draft {
     }
 }
 
-/// All of it, or what concerns one worker, the worst first, and of that what concerns most workers; and how many more.
+/// All of it, or what concerns one worker, the worst first, and of that what concerns most workers.
 pub(super) fn findings(
     cluster: &Cluster,
     duplicates: &HashMap<&str, &str>,
     only: Option<&str>,
     now: Timestamp,
-) -> (Vec<ClusterFinding>, usize) {
-    let (all, more) = judged(cluster, duplicates, only, now);
-    (dated(all, cluster), more)
+) -> Judgement {
+    let (all, more, without_calico) = judged(cluster, duplicates, only, now);
+    (dated(all, cluster), more, without_calico)
 }
 
-/// The workers on which calico-node does not run, each with the code by which that is told.
-pub(super) fn without_calico(
-    cluster: &Cluster,
-    duplicates: &HashMap<&str, &str>,
-    now: Timestamp,
-) -> BTreeMap<String, &'static str> {
-    let of_calico = |draft: &Draft| draft.code.starts_with("CalicoNode") || OF_CALICO.contains(&draft.code);
-    let all = drafts(cluster, duplicates, now).into_iter().filter(of_calico);
-    all.flat_map(|draft| draft.on.into_iter().map(move |name| (name, draft.code))).collect()
+/// The workers on which calico-node does not run, each with the code by which that is told; none if nobody waits for it.
+fn without_calico(cluster: &Cluster, drafts: &[Draft]) -> BTreeMap<String, &'static str> {
+    if !cluster.nodes().any(|(_, row)| row.has(SANDBOX)) {
+        return BTreeMap::new();
+    }
+    let of_calico = |draft: &&Draft| draft.code.starts_with("CalicoNode") || OF_CALICO.contains(&draft.code);
+    let on = drafts.iter().filter(of_calico).flat_map(|draft| draft.on.iter().map(|name| (name.clone(), draft.code)));
+    on.collect()
 }
 
 /// The same, before it is known when they were noticed.
@@ -158,15 +162,16 @@ pub(super) fn judged(
     duplicates: &HashMap<&str, &str>,
     only: Option<&str>,
     now: Timestamp,
-) -> (Vec<ClusterFinding>, usize) {
+) -> Judgement {
     let drafts = drafts(cluster, duplicates, now);
+    let without_calico = Arc::new(without_calico(cluster, &drafts));
     let mut all: Vec<ClusterFinding> = drafts.into_iter().map(|draft| draft.told(only)).collect();
     all.retain(|finding| only.is_none() || !finding.workers.is_empty());
     // The sort is stable: what is alike stays as it was found.
     all.sort_by(|a, b| (b.severity, b.nodes).cmp(&(a.severity, a.nodes)).then_with(|| a.subject.cmp(&b.subject)));
     let more = all.len().saturating_sub(MOST);
     all.truncate(MOST);
-    (all, more)
+    (all, more, without_calico)
 }
 
 /// All that is wrong.

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
-use super::around;
+use super::around::{self, Judgement};
 use super::count::{groups, summary};
 use super::judge::Judged;
 use super::judgement::LastJudgement;
 use super::sandboxes::explain;
 use super::scope::{choose_remedies, findings, keep_the_last};
-use super::{API_VERSION, ClusterFinding, ClusterReport, Counts, Ended, Source, View};
+use super::{API_VERSION, ClusterReport, Counts, Ended, Source, View};
 use crate::aggregator::cluster::Cluster;
 use crate::aggregator::stale::{Watchdog, agent_at_once};
 use crate::verdict::{Now, WorkerState};
@@ -81,7 +81,7 @@ fn overview_for<'a>(
     cluster: &'a Cluster,
     agents: Agents<'_>,
     source: Source,
-    around: impl FnOnce(&HashMap<&str, &str>) -> (Vec<ClusterFinding>, usize),
+    around: impl FnOnce(&HashMap<&str, &str>) -> Judgement,
     now: Now,
 ) -> Overview<'a> {
     let view = view(cluster, now.wall);
@@ -94,7 +94,9 @@ fn overview_for<'a>(
     };
     let mut nodes: Vec<Judged<'a>> = cluster.nodes().map(judged).collect();
     let duplicates = cluster.duplicates();
-    explain(&mut nodes, || around::without_calico(cluster, &duplicates, now.wall));
+    // What was known of the cluster is no longer known either while it cannot be seen.
+    let (around, cluster_more, without_calico) = if view.complete { around(&duplicates) } else { Default::default() };
+    explain(&mut nodes, &without_calico);
     let counted = findings(cluster, &duplicates, &nodes);
     choose_remedies(&counted, &mut nodes);
     keep_the_last(&duplicates, &mut nodes);
@@ -103,8 +105,6 @@ fn overview_for<'a>(
     for node in &nodes {
         workers.add(node);
     }
-    // What was known of the cluster is no longer known either while it cannot be seen.
-    let (around, cluster_more) = if view.complete { around(&duplicates) } else { Default::default() };
     let report = ClusterReport {
         api_version: API_VERSION.to_owned(),
         kind: "ClusterReport".to_owned(),

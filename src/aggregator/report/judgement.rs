@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::around::{self, dated};
+use super::around::{self, Judgement, dated};
 use super::build::view;
 use super::{CannotLook, ClusterFinding};
 use crate::aggregator::cluster::{Cluster, Shown};
@@ -22,8 +22,7 @@ pub(in crate::aggregator) struct LastJudgement {
     /// Of what, and when.
     made: Option<(Shown, Timestamp)>,
     /// Before it is known when they were noticed.
-    findings: Vec<ClusterFinding>,
-    more: usize,
+    judgement: Judgement,
 }
 
 impl LastJudgement {
@@ -38,13 +37,8 @@ impl LastJudgement {
         view.complete.then(|| (self.get(cluster, &cluster.duplicates(), now, UNASKED).0, view.cannot_look))
     }
 
-    /// What is wrong, for who waits for an answer, the worst first; and how many more findings there are.
-    pub(super) fn asked(
-        &mut self,
-        cluster: &Cluster,
-        duplicates: &HashMap<&str, &str>,
-        now: Timestamp,
-    ) -> (Vec<ClusterFinding>, usize) {
+    /// What is wrong, for who waits for an answer, the worst first.
+    pub(super) fn asked(&mut self, cluster: &Cluster, duplicates: &HashMap<&str, &str>, now: Timestamp) -> Judgement {
         self.get(cluster, duplicates, now, ASKED)
     }
 
@@ -54,14 +48,15 @@ impl LastJudgement {
         duplicates: &HashMap<&str, &str>,
         now: Timestamp,
         unchanged: SignedDuration,
-    ) -> (Vec<ClusterFinding>, usize) {
+    ) -> Judgement {
         let shown = cluster.shown();
         // A clock that was set back must not make it good for longer.
         let good = |(of, at): &(Shown, Timestamp)| *of == shown && now.duration_since(*at).abs() < unchanged;
         if !self.made.as_ref().is_some_and(good) {
-            (self.findings, self.more) = around::judged(cluster, duplicates, None, now);
+            self.judgement = around::judged(cluster, duplicates, None, now);
             self.made = Some((shown, now));
         }
-        (dated(self.findings.clone(), cluster), self.more)
+        let (findings, more, without_calico) = self.judgement.clone();
+        (dated(findings, cluster), more, without_calico)
     }
 }

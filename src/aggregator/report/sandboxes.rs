@@ -8,17 +8,14 @@ use super::judge::Judged;
 use crate::verdict::Raised;
 
 /// What agents say of it.
-const SANDBOX: &str = "PodSandboxFailing";
+pub(super) const SANDBOX: &str = "PodSandboxFailing";
 
-/// Says it of these workers. Where calico-node does not run is asked for only if there is such a one.
-pub(super) fn explain(nodes: &mut [Judged<'_>], without_calico: impl FnOnce() -> BTreeMap<String, &'static str>) {
+/// Says it of these workers, if calico-node does not run there: by name, the code by which that is told.
+pub(super) fn explain(nodes: &mut [Judged<'_>], without_calico: &BTreeMap<String, &'static str>) {
     let starts_none = |node: &Judged<'_>| node.findings().iter().any(|it| it.code == SANDBOX && it.caused_by.is_none());
-    let mut waiting = nodes.iter_mut().filter(|node| starts_none(node)).peekable();
-    if waiting.peek().is_none() {
-        return;
+    for node in nodes.iter_mut().filter(|node| !without_calico.is_empty() && starts_none(node)) {
+        node.without_calico = without_calico.get(node.name).copied();
     }
-    let without = without_calico();
-    waiting.for_each(|node| node.without_calico = without.get(node.name).copied());
 }
 
 /// Whether nothing explains this finding of the worker.

@@ -70,7 +70,7 @@ fn what_is_left_out_is_counted_and_is_the_least_bad() {
     let pods: Vec<_> = (0..MOST + 3).map(|number| pod(number, 0, &format!("init-{number}"), "no")).collect();
     let mut cluster = with(&pods);
     cluster.nodes_sight.list_ends();
-    let (all, more) = super::findings(&cluster, &cluster.duplicates(), None, at(600));
+    let (all, more, _) = super::findings(&cluster, &cluster.duplicates(), None, at(600));
     assert_eq!((all.len(), more), (MOST, 3));
     cluster.surroundings.take(What::Pools, Change::Lost("no".into()), at(0));
     let report = super::super::build(

@@ -165,7 +165,7 @@ fn an_address_that_another_node_has_by_now_is_reused_while_something_is_left() {
     );
     // The only worker is not taken away before there is another.
     let next = |cluster: &Cluster| {
-        let (all, _) = super::super::judged(cluster, &cluster.duplicates(), None, at(600));
+        let (all, ..) = super::super::judged(cluster, &cluster.duplicates(), None, at(600));
         all.into_iter().find(|finding| finding.code == "NodeIpReused").expect("told").next
     };
     assert!(next(&cluster).starts_with("delete what Calico holds of n9"), "{}", next(&cluster));
