@@ -45,8 +45,26 @@ const SCHEMES: [&str; 3] = ["bearer", "basic", "negotiate"];
 /// The value of a variable that is named by `name: DB_PASSWORD` stands at most so many bytes further on.
 const NAMED_WITHIN: usize = 512;
 
-/// A copy without secrets, and how many were taken out.
+/// More passes than two find nothing in any text that is known.
+const PASSES: usize = 4;
+
+/// A copy without secrets, and how many were taken out. What is left where something was taken out can be part of a secret itself, as
+/// of a password in which a key begins: it is looked at again.
 pub(crate) fn redact(text: &[u8]) -> (Vec<u8>, u32) {
+    let (mut left, mut count) = pass(text);
+    let mut found = count;
+    for _ in 1..PASSES {
+        if found == 0 {
+            break;
+        }
+        (left, found) = pass(&left);
+        count += found;
+    }
+    (left, count)
+}
+
+/// From the beginning to the end.
+fn pass(text: &[u8]) -> (Vec<u8>, u32) {
     let json = is_json(text);
     let out = Vec::with_capacity(text.len());
     let mut scan =
@@ -141,6 +159,9 @@ impl Scan<'_> {
             return self.keep(1);
         }
         let word = while_(rest, 0, is_word);
+        // A key may begin in the middle of a line, right behind a word.
+        let key = rest.windows(11).take(word).position(|it| it == b"-----BEGIN ").filter(|at| *at > 0);
+        let word = key.unwrap_or(word);
         let core = rest[..word].strip_suffix(b".").unwrap_or(&rest[..word]);
         if is_token(core) {
             return self.take(0, core.len());
@@ -180,8 +201,9 @@ impl Scan<'_> {
     fn take(&mut self, from: usize, end: usize) {
         self.keep(from);
         self.out.extend_from_slice(MARK.as_bytes());
-        self.at += end - from;
-        self.count += 1;
+        let taken = &self.text[self.at..self.at + end - from];
+        self.count += u32::from(taken != MARK.as_bytes());
+        self.at += taken.len();
         // The mark ends a word, and so what was there does.
         self.fresh = self.at;
         self.cut = self.json && self.at > self.inside || has_title(self.text, self.at - (end - from), self.at);

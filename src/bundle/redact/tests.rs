@@ -85,6 +85,11 @@ fn private_keys_go_and_certificates_stay() {
     check_redacted(b"-----BEGIN \"auth\":\"\xff\"-----END PRIVATE KEY");
     check_redacted(b"{\"tokens\":[\"a\n-----BEGIN RSA PRIVATE KEY----\n\"h\":-\n\"d\"]");
     check_redacted(b"tokens: [-----BEGIN PRIVATE KEY-----\nMIIE, b, -----BEGIN PRIVATE KEY-----, c]\n");
+    assert_eq!(redacted("it is:x-----BEGIN PRIVATE KEY-----\nMIIE"), "it is:x[redacted]", "right behind a word");
+    // A password in which a key begins, whose blanks hid that it goes on.
+    assert_eq!(redacted("tp://u:p-----BEGIN RSA PRIVATE KEY)@h/"), "tp://u:[redacted]@h/");
+    check_redacted(b"tp://u\xff:p\0\xdc-----BEGIN RSA PRIVATE KEY)@h/\"y.p}w\n");
+    check_redacted(b"tp://u:p-----BEGIN PRIVATE KEY) x -----END PRIVATE KEY-----@h/");
 }
 
 #[test]
